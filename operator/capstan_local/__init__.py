@@ -1,0 +1,1 @@
+"""A Kubernetes API server and a node in one Python process, for development. Knows nothing of Capstan."""

@@ -1,0 +1,1 @@
+"""The Capstan operator: observes TrainingJobs, decides purely, applies once."""

@@ -1,0 +1,1 @@
+"""The custom resources as pydantic models: the only definition. `crds/*.yaml` is generated from here."""

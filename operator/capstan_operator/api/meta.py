@@ -1,0 +1,64 @@
+"""Names of the API group and its labels, and the condition shape all kinds share."""
+
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from capstan_runtime.contract.base import Record
+
+GROUP = "capstan.dev"
+VERSION = "v1alpha1"
+API_VERSION = f"{GROUP}/{VERSION}"
+FIELD_MANAGER = "capstan-operator"
+CATEGORY = "capstan"
+
+LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
+MANAGED_BY = "capstan"
+LABEL_JOB = f"{GROUP}/job"
+"""Name of the TrainingJob a child belongs to."""
+LABEL_WORKER = f"{GROUP}/worker"
+"""Index of the worker, 0 to world - 1; its rank in every membership."""
+LABEL_INCARNATION = f"{GROUP}/incarnation"
+"""How many pods this worker had before this one."""
+
+
+class Condition(Record):
+    """One `metav1.Condition`. `reason` is a documented enum member; `message` never holds a clock."""
+
+    type: Annotated[str, Field(description="What is asked, in CamelCase.")]
+    status: Annotated[Literal["True", "False", "Unknown"], Field(description="True, False or Unknown.")]
+    reason: Annotated[str, Field(description="Why, in one CamelCase word.")]
+    message: Annotated[str, Field(description="Why, in one sentence for people.")] = ""
+    last_transition_time: Annotated[str, Field(description="When status last changed (RFC 3339).")]
+    observed_generation: Annotated[int | None, Field(description="Generation of the spec this was computed from.")] = None
+
+
+class TrainingJobCondition(StrEnum):
+    """Condition types of a TrainingJob."""
+
+    ACCEPTED = "Accepted"
+    """The spec is valid and the operator acts on it."""
+    RUNNING = "Running"
+    """All workers of the current attempt are up and in the world."""
+    PROGRESSING = "Progressing"
+    """Optimizer steps are being made, or the next thing needed for that is under way."""
+    CHECKPOINT_VERIFIED = "CheckpointVerified"
+    """The newest committed checkpoint's bytes match its digests."""
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+
+
+class Phase(StrEnum):
+    """The one word of the PHASE column: a projection of the conditions for people, never an input."""
+
+    INVALID = "Invalid"
+    PENDING = "Pending"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUSPENDING = "Suspending"
+    SUSPENDED = "Suspended"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"

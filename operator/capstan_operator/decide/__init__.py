@@ -1,0 +1,1 @@
+"""Pure decisions: a snapshot and a time in, what to do out."""

@@ -1,0 +1,87 @@
+"""One frozen snapshot of one TrainingJob: everything `decide` may know."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_runtime.contract.state import State
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedJob:
+    """The TrainingJob as the API server last showed it."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    created_at: float
+    """Seconds since 1970."""
+    is_deleting: bool
+    spec: Mapping[str, Any]
+    """As the user wrote it: not validated yet."""
+    status: TrainingJobStatus
+    """The newer of what was last written and what was last seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedPod:
+    """One pod of the job, owned by it."""
+
+    name: str
+    uid: str
+    worker: int
+    incarnation: int
+    phase: str
+    """Pending, Running, Succeeded, Failed or Unknown."""
+    is_deleting: bool
+    created_at: float
+    """Seconds since 1970."""
+    ip: str | None = None
+    """None until the node has given one."""
+    node: str | None = None
+    """None until scheduled."""
+    waiting: str | None = None
+    """Why it does not run yet, `Reason: message`; None when nothing is wrong."""
+    exit_code: int | None = None
+    """Of the trainer container; None while it runs."""
+    exit_reason: str | None = None
+    """OOMKilled, Error, Completed, or the pod's own reason such as Evicted or NodeLost."""
+    final: State | None = None
+    """The supervisor's last words, from the termination message; None when there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedSupervisor:
+    """The newest answer of one pod's supervisor."""
+
+    state: State
+    fetched_at: float
+    """Seconds since 1970."""
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """All of it."""
+
+    job: ObservedJob
+    pods: tuple[ObservedPod, ...]
+    """Every pod owned by this job (by uid), sorted by worker, then incarnation."""
+    supervisors: Mapping[str, ObservedSupervisor]
+    """By pod uid; a pod that never answered is missing."""
+    token: str
+    """Bearer token that this job's supervisors accept; the same at every look."""
+    settings: "OperatorSettings" = field(default_factory=lambda: OperatorSettings())
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSettings:
+    """What the installation decides for all jobs."""
+
+    flax_image: str = "capstan/flax-trainer:latest"
+    deepspeed_image: str = "capstan/deepspeed-trainer:latest"
+    operator_url: str | None = None
+    """Base URL under which pods reach the operator's hint endpoint; None: pods are polled only."""
+    progress_seconds: float = 5.0
+    """Least time between two status writes that only carry progress."""

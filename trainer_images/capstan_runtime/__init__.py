@@ -1,0 +1,1 @@
+"""What runs inside a pod: supervisor, training loop, checkpoints, and the two trainers."""

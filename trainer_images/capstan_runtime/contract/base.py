@@ -1,0 +1,59 @@
+"""The two model shapes of everything that crosses a process or is stored: a record, and a choice of one."""
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic.alias_generators import to_camel
+
+
+class Record(BaseModel):
+    """An immutable record. JSON is camelCase, Python is snake_case, unknown fields are errors."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        alias_generator=to_camel,
+        validate_by_alias=True,
+        validate_by_name=True,
+    )
+
+    @classmethod
+    def parse(cls, document: Any) -> Self:
+        """The record a JSON document describes; only the camelCase names count. Raises ValidationError."""
+        return cls.model_validate(document, by_alias=True, by_name=False)
+
+    def document(self) -> dict[str, Any]:
+        """The JSON document of this record, camelCase, without fields that are None."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+class OneOf(Record):
+    """A union in the Kubernetes way: an object of which exactly one key is set.
+
+    `optimizer: {adamw: {learningRate: 0.001}}`. Every field of a subclass is optional and defaults to None.
+    """
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(given) != 1:
+            names = ", ".join(field.alias or name for name, field in type(self).model_fields.items())
+            found = ", ".join(given) or "none"
+            raise ValueError(f"got {found}: set exactly one of {names}")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The camelCase name of the one key that is set."""
+        return next(
+            field.alias or name
+            for name, field in type(self).model_fields.items()
+            if getattr(self, name) is not None
+        )
+
+    @property
+    def value(self) -> Any:
+        """The record under the one key that is set."""
+        return next(
+            value for name in type(self).model_fields if (value := getattr(self, name)) is not None
+        )

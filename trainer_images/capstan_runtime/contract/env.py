@@ -1,0 +1,49 @@
+"""Names that a pod and the operator share: environment variables, paths, ports."""
+
+import json
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+RUN_CONFIG = "CAPSTAN_RUN_CONFIG"
+"""Path of `run.json` (RunConfig)."""
+TOKEN_FILE = "CAPSTAN_TOKEN_FILE"
+"""Path of the bearer token that `/state` and `/membership` ask for."""
+STORE = "CAPSTAN_STORE"
+"""Folder of this job's checkpoints, shared by all workers."""
+POD_NAME = "CAPSTAN_POD_NAME"
+POD_IP = "CAPSTAN_POD_IP"
+"""Address the supervisor and the trainer listen on."""
+TERMINATION_LOG = "CAPSTAN_TERMINATION_LOG"
+"""Path of the pod's termination message."""
+OPERATOR_URL = "CAPSTAN_OPERATOR_URL"
+"""Where to POST a wake-up hint; unset: the operator's next poll finds the news."""
+
+MEMBERSHIP = "CAPSTAN_MEMBERSHIP"
+"""JSON of the Membership; set by the supervisor for the trainer."""
+REPORT_FD = "CAPSTAN_REPORT_FD"
+"""Number of the inherited pipe on which the trainer writes Progress lines."""
+
+POD_MOUNTS = "POD_MOUNTS"
+"""JSON object {mount path: folder}, set by a node that runs containers as plain processes, where nothing can be
+mounted at `/data`. Such a node also rewrites paths in env and args; paths inside documents go through `host_path`."""
+
+SUPERVISOR_PORT = 8470
+"""`/state`, `/membership`, `/metrics`, `/healthz`."""
+COORDINATOR_PORT = 8471
+COORDINATOR_PORTS = 64
+
+
+def coordinator_port(fence: int) -> int:
+    """The port where attempt `fence` meets. Attempts rotate through 64 ports, so that a socket of the last attempt
+    that the kernel has not let go of cannot be in the way."""
+    return COORDINATOR_PORT + fence % COORDINATOR_PORTS
+
+
+def host_path(path: str, environ: Mapping[str, str]) -> str:
+    """Where `path` of the container really is: itself, or under the folder that stands in for its mount."""
+    mounts: dict[str, str] = json.loads(environ.get(POD_MOUNTS, "{}"))
+    wanted = PurePosixPath(path)
+    for mount in sorted(mounts, key=len, reverse=True):
+        if wanted.is_relative_to(mount):
+            return str(PurePosixPath(mounts[mount]) / wanted.relative_to(mount))
+    return path

@@ -1,0 +1,91 @@
+"""What a pod is told: `RunConfig` once for the whole job, `Membership` once for every attempt."""
+
+from typing import Annotated, Self
+
+from pydantic import Field, model_validator
+
+from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.config import (
+    Data,
+    Framework,
+    Interval,
+    Model,
+    Optimizer,
+    Retention,
+    Schedule,
+    Training,
+    Verify,
+)
+
+
+class CheckpointPlan(Record):
+    """When this run saves. Where is the environment's business: the pod's mounts decide (`env.STORE`)."""
+
+    interval: Interval
+    retention: Retention = Retention()
+    verify: Verify = "full"
+
+
+class Deadlines(Record):
+    """Seconds after which a wait is over and a failure is declared. None of them may be infinite."""
+
+    form: Annotated[float, Field(gt=0)] = 120.0
+    """From the first process of an attempt to the last having joined."""
+    first_step: Annotated[float, Field(gt=0)] = 600.0
+    """From having joined to the first step done: restore and compile."""
+    hang: Annotated[float, Field(gt=0)] = 60.0
+    """Least time without a step that counts as a hang; 5 x the slowest recent step if that is longer."""
+    save: Annotated[float, Field(gt=0)] = 120.0
+    """From the first shard written to COMMIT."""
+    stop: Annotated[float, Field(gt=0)] = 20.0
+    """From SIGTERM to SIGKILL of the trainer."""
+
+
+class RunConfig(Record):
+    """One training run, the same document for every pod and every attempt (file `run.json` of the job's Secret)."""
+
+    job: str
+    """`namespace/name`, for messages and the checkpoint's lineage."""
+    uid: str
+    """The TrainingJob's uid: tells a re-created job from its predecessor."""
+    framework: Framework
+    model: Model
+    data: Data
+    optimizer: Optimizer
+    schedule: Schedule
+    training: Training
+    """`virtual_ranks` is always set here; the operator resolves the default."""
+    checkpoint: CheckpointPlan
+    deadlines: Deadlines = Deadlines()
+
+    @model_validator(mode="after")
+    def _resolved(self) -> Self:
+        virtual_ranks = self.training.virtual_ranks
+        if virtual_ranks is None:
+            raise ValueError("training.virtualRanks is not set: the operator resolves it before a pod sees the run")
+        if self.training.global_batch_size % virtual_ranks:
+            raise ValueError(
+                f"training.globalBatchSize {self.training.global_batch_size} is not a multiple of "
+                f"training.virtualRanks {virtual_ranks}"
+            )
+        return self
+
+
+class Membership(Record):
+    """One pod's place in one attempt of the world; pushed by the operator with `PUT /membership`."""
+
+    fence: Annotated[int, Field(ge=1)]
+    """Grows by one with every attempt of the job, for ever. An older one is refused."""
+    rank: Annotated[int, Field(ge=0)]
+    world: Annotated[int, Field(ge=1)]
+    coordinator: str
+    """`address:port` on rank 0's pod where the processes meet."""
+    floor_step: Annotated[int, Field(ge=0)] = 0
+    """Step of the newest checkpoint the operator has seen committed. If it is above 0 and no committed checkpoint
+    verifies, the trainer stops with CORRUPT_CHECKPOINT: a run never starts silently from step 0."""
+
+    @model_validator(mode="after")
+    def _rank_in_world(self) -> Self:
+        if self.rank >= self.world:
+            raise ValueError(f"rank {self.rank} is outside world {self.world}")
+        return self

@@ -1,0 +1,97 @@
+"""The seam between the one training loop and the frameworks: what an engine must do, in numpy terms.
+
+Shapes: M micro-steps of this rank (V / W), b samples per micro-step (B / V), and the sample's own shape.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """This rank's samples of one optimizer step, or of one evaluation step."""
+
+    inputs: Array
+    """[M, b, *sample]; float32 for images and features, int32 for tokens."""
+    targets: Array
+    """[M, b] int32 class ids, or [M, b, T] int32 next tokens."""
+    weights: Array
+    """[M, b] float32: 1 for a sample that counts, 0 for padding (evaluation only; training batches are full)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LocalTensor:
+    """The part of one named tensor that this rank saves. Over all ranks every tensor is tiled exactly once."""
+
+    name: str
+    """Canonical, the same in every framework: `params/<parameter>`, `optimizer/<moment>/<parameter>`."""
+    shape: tuple[int, ...]
+    """Of the whole tensor; () for a scalar."""
+    start: int
+    """First element of `data` in the whole tensor, flattened in C order."""
+    data: Array
+    """One-dimensional, contiguous, in host memory; never changed after it was handed out."""
+
+
+class TensorSource(Protocol):
+    """Whole tensors by name, each byte checked against the checkpoint's digests as it is read."""
+
+    def names(self) -> Iterable[str]: ...
+
+    def read(self, name: str) -> Array:
+        """The whole tensor. Raises CorruptCheckpoint if a byte is wrong, KeyError if there is none."""
+        ...
+
+
+class StepResult(Protocol):
+    """The outcome of a step that the device may still be working on."""
+
+    def fetch(self) -> Mapping[str, float]:
+        """`loss` (mean over the global batch) and `gradient_norm` (before clipping). Waits for the device."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationSums:
+    """Sums over this rank's share of the validation samples; added up over ranks by the loop."""
+
+    loss: float
+    correct: float
+    """Right predictions: of samples, or of tokens."""
+    count: float
+    """Samples or tokens that counted."""
+
+
+class Engine(Protocol):
+    """One rank of one framework. Constructing it joins the world and places freshly initialised state."""
+
+    rank: int
+    world: int
+
+    def train_step(self, batch: Batch, learning_rate: float) -> StepResult:
+        """One optimizer step over M micro-steps; returns as soon as the work is queued."""
+        ...
+
+    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums: ...
+
+    def export_state(self) -> Iterator[LocalTensor]:
+        """Parameters and optimizer state of this rank. Collective: every rank must iterate to the end."""
+        ...
+
+    def import_state(self, source: TensorSource) -> None:
+        """Replaces parameters and optimizer state. Collective."""
+        ...
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        """Every rank's payload (at most 64 KiB), in rank order. Collective, over the host network."""
+        ...
+
+    def close(self) -> None:
+        """Leaves the world."""
+        ...
