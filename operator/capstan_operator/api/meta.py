@@ -31,7 +31,9 @@ class Condition(Record):
     reason: Annotated[str, Field(description="Why, in one CamelCase word.")]
     message: Annotated[str, Field(description="Why, in one sentence for people.")] = ""
     last_transition_time: Annotated[str, Field(description="When status last changed (RFC 3339).")]
-    observed_generation: Annotated[int | None, Field(description="Generation of the spec this was computed from.")] = None
+    observed_generation: Annotated[int | None, Field(description="Generation of the spec this was computed from.")] = (
+        None
+    )
 
 
 class TrainingJobCondition(StrEnum):

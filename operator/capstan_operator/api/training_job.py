@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from capstan_operator.api.meta import Condition
-from capstan_runtime.contract.base import OneOf, Record
+from capstan_runtime.contract.base import OneOf, Record, cel
 from capstan_runtime.contract.config import (
     Data,
     Framework,
@@ -47,7 +47,8 @@ class Workers(Record):
     ] = None
     gpus: Annotated[int, Field(ge=0, le=16, description="NVIDIA GPUs per worker; 0 trains on the CPU.")] = 0
     image: Annotated[
-        str | None, Field(min_length=1, description="Container image. Left out: the operator's image for the framework.")
+        str | None,
+        Field(min_length=1, description="Container image. Left out: the operator's image for the framework."),
     ] = None
     resources: Annotated[
         dict[str, Quantity],
@@ -119,9 +120,12 @@ class RecoveryDeadlines(Record):
     """Seconds after which a wait counts as a failure."""
 
     form: Annotated[Seconds, Field(description="From the first process of an attempt to the last having joined.")] = 120
-    first_step: Annotated[Seconds, Field(description="From having joined to the first step: restore and compile.")] = 600
+    first_step: Annotated[Seconds, Field(description="From having joined to the first step: restore and compile.")] = (
+        600
+    )
     hang: Annotated[
-        Seconds, Field(description="Least time without a step that counts as a hang; 5 x the slowest recent step if longer.")
+        Seconds,
+        Field(description="Least time without a step that counts as a hang; 5 x the slowest recent step if longer."),
     ] = 60
     save: Annotated[Seconds, Field(description="From the first shard written to the commit.")] = 120
     stop: Annotated[Seconds, Field(description="From asking a trainer to stop to killing it.")] = 20
@@ -136,8 +140,58 @@ class Recovery(Record):
     )
 
 
+# CEL spellings of the two properties of TrainingJobSpec that have a default made of another field.
+_CEL_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"
+_CEL_MIN = "(has(self.workers.min) ? self.workers.min : self.workers.max)"
+
+# What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
+_FROZEN = ("framework", "model", "data", "optimizer", "schedule", "training")
+
+
 class TrainingJobSpec(Record):
     """What to train and with what. The operator never writes here."""
+
+    model_config = cel(
+        (
+            f"{_CEL_MIN} <= self.workers.max",
+            f"'workers: min ' + string({_CEL_MIN}) + ' is above max ' + string(self.workers.max) + '; lower min'",
+        ),
+        (
+            f"self.training.globalBatchSize % {_CEL_RANKS} == 0",
+            "'training: globalBatchSize ' + string(self.training.globalBatchSize)"
+            f" + ' is not a multiple of virtualRanks ' + string({_CEL_RANKS}) + '; choose a multiple'",
+        ),
+        (
+            f"{_CEL_RANKS} % {_CEL_MIN} == 0",
+            f"'workers: min ' + string({_CEL_MIN}) + ' does not divide virtualRanks ' + string({_CEL_RANKS})"
+            " + '; choose a divisor'",
+        ),
+        (
+            f"{_CEL_RANKS} % self.workers.max == 0",
+            f"'workers: max ' + string(self.workers.max) + ' does not divide virtualRanks ' + string({_CEL_RANKS})"
+            " + '; choose a divisor'",
+        ),
+        (
+            "has(self.model.transformer) == (has(self.data.text) || has(self.data.tokens))",
+            "'model: transformer trains on data text or tokens, mlp and cnn on digits or arrays; change model or data'",
+        ),
+        (
+            "!(has(self.framework.deepspeed) && self.framework.deepspeed.zeroStage == 0"
+            " && self.training.precision == 'bf16')",
+            "'framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3'",
+        ),
+        *(
+            (
+                f"self.{field} == oldSelf.{field}",
+                f"'{field}: cannot change after the job was created; delete the job and create one with a new name'",
+            )
+            for field in _FROZEN
+        ),
+        (
+            "self.checkpoint.store == oldSelf.checkpoint.store",
+            "'checkpoint.store: cannot change after the job was created; its checkpoints are there'",
+        ),
+    )
 
     framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
     model: Annotated[Model, Field(description="The model's architecture.")]
@@ -162,6 +216,11 @@ class TrainingJobSpec(Record):
             "GitOps tools do not run it again. Left out: pods stay.",
         ),
     ] = None
+
+    @classmethod
+    def parse(cls, document: Any) -> Self:
+        """The spec a JSON document describes. Types are strict, as the API server's are: "3" is not 3."""
+        return cls.model_validate(document, strict=True, by_alias=True, by_name=False)
 
     @property
     def virtual_ranks(self) -> int:
@@ -202,7 +261,9 @@ def _some_world_fits(spec: TrainingJobSpec) -> None:
     """Both ends must be usable sizes, so that nobody reserves workers that can never take part."""
     for name, size in (("min", spec.min_workers), ("max", spec.workers.max)):
         if spec.virtual_ranks % size:
-            choices = ", ".join(str(n) for n in range(1, min(spec.virtual_ranks, 64) + 1) if spec.virtual_ranks % n == 0)
+            choices = ", ".join(
+                str(n) for n in range(1, min(spec.virtual_ranks, 64) + 1) if spec.virtual_ranks % n == 0
+            )
             raise ValueError(
                 f"workers: {name} {size} does not divide virtualRanks {spec.virtual_ranks}; choose one of {choices}"
             )
@@ -235,7 +296,9 @@ class CheckpointStatus(Record):
     step: Annotated[int, Field(description="Optimizer steps it holds.")]
     root: Annotated[str, Field(description="Digest of the canonical manifest: the checkpoint's name.")]
     committed_at: Annotated[str | None, Field(description="When it was committed (RFC 3339).")] = None
-    verified_at: Annotated[str | None, Field(description="When its bytes were last read and matched (RFC 3339).")] = None
+    verified_at: Annotated[str | None, Field(description="When its bytes were last read and matched (RFC 3339).")] = (
+        None
+    )
     summary: Annotated[str | None, Field(description="step@short digest, for the table.")] = None
 
 
@@ -288,7 +351,9 @@ class TrainingJobStatus(Record):
     percent: Annotated[int | None, Field(description="step / steps in percent, rounded down.")] = None
     metrics: Annotated[
         dict[str, float],
-        Field(description="Newest values: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds."),
+        Field(
+            description="Newest values: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds."
+        ),
     ] = {}
     workers: Annotated[WorkersStatus, Field(description="Pods of the job.")] = WorkersStatus()
     world: Annotated[int | None, Field(description="Processes in the current attempt.")] = None
@@ -302,7 +367,9 @@ class TrainingJobStatus(Record):
         list[QuarantineStatus], Field(description="Checkpoints passed over because they did not verify, newest last.")
     ] = []
     restarts: Annotated[Restarts, Field(description="Attempts after the first.")] = Restarts()
-    failure: Annotated[FailureStatus | None, Field(description="First failing rank of the newest failed attempt.")] = None
+    failure: Annotated[FailureStatus | None, Field(description="First failing rank of the newest failed attempt.")] = (
+        None
+    )
     started_at: Annotated[str | None, Field(description="When the first attempt began (RFC 3339).")] = None
     finished_at: Annotated[str | None, Field(description="When the job succeeded or failed (RFC 3339).")] = None
     active_seconds: Annotated[

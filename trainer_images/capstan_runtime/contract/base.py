@@ -27,11 +27,22 @@ class Record(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+def cel(*rules: tuple[str, str]) -> ConfigDict:
+    """Configuration that puts CEL rules on a model's schema: (rule, message expression) each.
+
+    They are the twins of the model's validators, which stand beside them: the same verdict at `kubectl apply`.
+    """
+    validations: list[Any] = [{"rule": rule, "messageExpression": message} for rule, message in rules]
+    return ConfigDict(json_schema_extra={"x-kubernetes-validations": validations})
+
+
 class OneOf(Record):
     """A union in the Kubernetes way: an object of which exactly one key is set.
 
     `optimizer: {adamw: {learningRate: 0.001}}`. Every field of a subclass is optional and defaults to None.
     """
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
@@ -46,14 +57,10 @@ class OneOf(Record):
     def kind(self) -> str:
         """The camelCase name of the one key that is set."""
         return next(
-            field.alias or name
-            for name, field in type(self).model_fields.items()
-            if getattr(self, name) is not None
+            field.alias or name for name, field in type(self).model_fields.items() if getattr(self, name) is not None
         )
 
     @property
     def value(self) -> Any:
         """The record under the one key that is set."""
-        return next(
-            value for name in type(self).model_fields if (value := getattr(self, name)) is not None
-        )
+        return next(value for name in type(self).model_fields if (value := getattr(self, name)) is not None)

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from capstan_runtime.contract.base import OneOf, Record
+from capstan_runtime.contract.base import OneOf, Record, cel
 
 Positive = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
@@ -54,6 +54,13 @@ class Cnn(Record):
     second entry on), global average pooling, and a linear classifier.
     """
 
+    model_config = cel(
+        (
+            "self.channels.all(c, c % self.groups == 0)",
+            "'groups ' + string(self.groups) + ' does not divide every entry of channels; choose a common divisor'",
+        )
+    )
+
     channels: Annotated[
         list[Positive],
         Field(min_length=1, max_length=32, description="Output channels of each residual block, first to last."),
@@ -67,13 +74,25 @@ class Cnn(Record):
         for channels in self.channels:
             if channels % self.groups:
                 raise ValueError(
-                    f"groups {self.groups} does not divide channels {channels}; choose a common divisor of channels"
+                    f"groups {self.groups} does not divide {channels} of channels; choose a common divisor"
                 )
         return self
 
 
 class Transformer(Record):
     """A Llama-style decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases."""
+
+    model_config = cel(
+        (
+            "self.dim % (2 * self.heads) == 0",
+            "'dim ' + string(self.dim) + ' is not an even multiple of heads ' + string(self.heads)"
+            " + '; rotary positions turn pairs: choose a multiple of ' + string(2 * self.heads)",
+        ),
+        (
+            "!has(self.kvHeads) || self.heads % self.kvHeads == 0",
+            "'kvHeads ' + string(self.kvHeads) + ' does not divide heads ' + string(self.heads)",
+        ),
+    )
 
     layers: Annotated[int, Field(ge=1, le=1024, description="Decoder blocks.")]
     dim: Annotated[int, Field(ge=8, description="Model width, in units; must be a multiple of heads.")]
@@ -92,7 +111,10 @@ class Transformer(Record):
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
         if self.dim % (2 * self.heads):
-            raise ValueError(f"dim {self.dim} is not an even multiple of heads {self.heads}; rotary positions need pairs")
+            raise ValueError(
+                f"dim {self.dim} is not an even multiple of heads {self.heads}; "
+                f"rotary positions turn pairs: choose a multiple of {2 * self.heads}"
+            )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kvHeads {self.kv_heads} does not divide heads {self.heads}")
         return self
@@ -225,6 +247,8 @@ class Evaluation(Record):
 class Training(Record):
     """Length, batch, precision and randomness of the run. None of it depends on the number of workers."""
 
+    model_config = cel(("has(self.steps) != has(self.epochs)", "'set exactly one of steps, epochs'"))
+
     steps: Annotated[Positive | None, Field(description="Optimizer steps. Set this or epochs.")] = None
     epochs: Annotated[Positive | None, Field(description="Passes over the training samples. Set this or steps.")] = None
     global_batch_size: Annotated[
@@ -251,8 +275,7 @@ class Training(Record):
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.steps is None) == (self.epochs is None):
-            given = "both" if self.steps is not None else "neither"
-            raise ValueError(f"got {given}: set exactly one of steps, epochs")
+            raise ValueError("set exactly one of steps, epochs")
         return self
 
 
