@@ -1,0 +1,36 @@
+"""What an engine is made from: the run, this rank's place in it, and the facts of the data."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from capstan_runtime.contract.run_config import Deadlines, Membership, RunConfig
+from capstan_runtime.data.spec import DataSpec
+
+
+@dataclass(frozen=True, slots=True)
+class TrainContext:
+    """All an engine may know before it joins the world."""
+
+    run: RunConfig
+    membership: Membership
+    data: DataSpec
+    """Decides the model's input and output sizes."""
+    steps: int
+    """Optimizer steps of the whole run, epochs already turned into steps."""
+    environ: Mapping[str, str]
+
+    @property
+    def deadlines(self) -> Deadlines:
+        return self.run.deadlines
+
+    @property
+    def micro_steps(self) -> int:
+        """M: virtual ranks of this rank, V / W."""
+        assert self.run.training.virtual_ranks is not None
+        return self.run.training.virtual_ranks // self.membership.world
+
+    @property
+    def samples_per_micro_step(self) -> int:
+        """b: samples of one virtual rank, B / V."""
+        assert self.run.training.virtual_ranks is not None
+        return self.run.training.global_batch_size // self.run.training.virtual_ranks
