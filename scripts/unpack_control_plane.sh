@@ -30,6 +30,7 @@ for archive in "$src"/*.xz; do
   partial=$(mktemp "$dest/.$name.XXXXXX")
   trap 'rm -f "$partial"' EXIT
   xz -dc "$archive" >"$partial"
+  python3 "$(dirname "$0")/mend_kubernetes_binary.py" "$partial"
   chmod 0755 "$partial"
   mv -f "$partial" "$dest/$name"
   trap - EXIT

@@ -5,6 +5,7 @@ exclusive bounds). Each is translated; anything else unknown is refused with its
 """
 
 import argparse
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,6 @@ _COPIED = {
     "minProperties",
     "maxProperties",
     "required",
-    "default",
     "x-kubernetes-validations",
     "x-kubernetes-list-type",
     "x-kubernetes-list-map-keys",
@@ -69,6 +69,8 @@ def structural(node: Schema, definitions: Schema, path: str = "") -> Schema:
                 # `false` is implied: a structural schema prunes or refuses what it does not name.
                 if isinstance(value, dict) and value:
                     result[key] = structural(value, definitions, f"{path}{{}}")
+            case "default":
+                result[key] = _without_none(value)
             case "const":
                 result["enum"] = [value]
             case "exclusiveMinimum":
@@ -133,6 +135,13 @@ def open_api_schema(spec: type[TrainingJobSpec], status: type[TrainingJobStatus]
             }
         ],
     }
+
+
+def _without_none(default: Any) -> Any:
+    """A default as it would be written: a field that is None is simply not there."""
+    if isinstance(default, dict):
+        return {key: _without_none(value) for key, value in default.items() if value is not None}
+    return default
 
 
 def _drop_defaults(schema: Schema) -> None:
@@ -208,9 +217,16 @@ def training_job_crd() -> dict[str, Any]:
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes `y` and `n` too: kubectl reads YAML 1.1, where they are booleans, and PyYAML does not know."""
+
+
+_Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), list("yYnN"))
+
+
 def render(crd: dict[str, Any]) -> str:
     """The YAML text of a CRD. Raises UntranslatableSchema when it would be too large to apply."""
-    text = HEADER + yaml.safe_dump(crd, sort_keys=False, width=110, allow_unicode=True)
+    text = HEADER + yaml.dump(crd, Dumper=_Dumper, sort_keys=False, width=110, allow_unicode=True)
     if len(text.encode()) > MAX_CRD_BYTES:
         raise UntranslatableSchema(f"{crd['metadata']['name']}: {len(text.encode())} bytes, at most {MAX_CRD_BYTES}")
     return text

@@ -1,0 +1,56 @@
+# Everything a person or CI does with this repository. `make help` lists it.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+CODE := operator trainer_images tests scripts benchmarks examples
+
+.PHONY: help setup demo demo-down test check generate verify format bench clean lock
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+setup: $(READY) ## Create .venv with every pinned dependency (the other targets do it for you)
+
+$(READY): requirements.lock pyproject.toml scripts/setup.sh scripts/build_deepspeed_ops.py
+	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)
+	@touch $@
+
+demo: $(READY) ## Start the embedded cluster and train the examples on it, with a live table
+	@$(BIN)/capstan demo
+
+demo-down: $(READY) ## Stop the embedded cluster
+	@$(BIN)/capstan local down
+
+test: $(READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
+	@$(BIN)/pytest
+
+check: $(READY) ## Format, lint, types and import rules
+	@$(BIN)/ruff format --check $(CODE)
+	@$(BIN)/ruff check $(CODE)
+	@$(BIN)/mypy operator/capstan_operator operator/capstan_local trainer_images/capstan_runtime
+	@$(BIN)/lint-imports
+
+generate: $(READY) ## Write the files that come from the models
+	@$(BIN)/python -m capstan_operator.crdgen crds
+
+verify: $(READY) ## Prove that generated files and the environment are what they should be
+	@$(BIN)/python -m capstan_operator.crdgen --check crds
+	@$(BIN)/python scripts/check_lock.py requirements.lock
+
+format: $(READY) ## Format and sort imports
+	@$(BIN)/ruff format $(CODE)
+	@$(BIN)/ruff check --fix $(CODE)
+
+bench: $(READY) ## Measure; prints a table with the command behind each figure
+	@$(BIN)/python -m benchmarks
+
+lock: ## Resolve the newest versions pyproject.toml allows into requirements.lock
+	@PYTHON=$(PYTHON) scripts/lock.sh
+
+clean: ## Remove the environment and caches (not ~/.capstan)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
