@@ -1,0 +1,141 @@
+"""Labelled arrays in .npz, HDF5 and Zarr files; the latter two are read sample by sample, never whole."""
+
+import threading
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from capstan_runtime.contract.config import Arrays
+from capstan_runtime.contract.env import host_path
+from capstan_runtime.data.fingerprint import fingerprint_of, fingerprint_of_file
+from capstan_runtime.data.spec import Array, DataSpec, Ids, Samples
+from capstan_runtime.errors import ConfigError
+
+_FIELD = "spec.data.arrays"
+_ENDINGS = ".npz, .h5, .hdf5, .zarr"
+
+
+class _Stored(Protocol):
+    """What numpy, h5py and zarr arrays have in common."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _ArraySamples:
+    inputs: Any
+    """A `_Stored` [N, …]."""
+    labels: Array
+    """[N] int32; labels are small and needed whole to check them."""
+    input_shape: tuple[int, ...]
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """HDF5 is not safe for two threads."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def fetch(self, ids: Ids) -> tuple[Array, Array]:
+        # HDF5 takes ascending distinct indices only, and every store likes them.
+        distinct, back = np.unique(ids, return_inverse=True)
+        with self.lock:
+            oindex = getattr(self.inputs, "oindex", None)
+            rows = np.asarray(self.inputs[distinct] if oindex is None else oindex[distinct])
+        inputs = rows[back].astype(np.float32)
+        if rows.dtype == np.uint8:
+            inputs /= np.float32(255.0)
+        elif not np.isfinite(inputs).all():
+            bad = int(ids[np.flatnonzero(~np.isfinite(inputs).reshape(len(ids), -1).all(axis=1))[0]])
+            raise ConfigError(f"{_FIELD}.inputs: sample {bad} holds a NaN or an infinity; every input must be finite")
+        return inputs.reshape(len(ids), *self.input_shape), self.labels[ids]
+
+
+def open_arrays(config: Arrays, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
+    """Inputs [N, H, W] or [N, H, W, C] are images, [N, F] are vectors; labels [N] are integers from 0.
+
+    uint8 is scaled to [0, 1]; every other type keeps its values, as float32. There are as many classes as the largest
+    label says. An .npz file is unpacked into memory, because it is compressed as a whole.
+    """
+    path = Path(host_path(config.path, environ))
+    if not path.exists():
+        raise ConfigError(f"{_FIELD}.path: {config.path} does not exist in the pod; mount it, or correct the path")
+    inputs, labels = (_member(path, config, name, what) for name, what in _names(config))
+    checked = _checked_labels(config, labels)
+    input_shape = _input_shape(config, inputs, len(checked))
+    spec = DataSpec(
+        kind="vector" if len(input_shape) == 1 else "image",
+        input_shape=input_shape,
+        outputs=int(checked.max()) + 1,
+        fingerprint=_fingerprint(path, inputs, checked),
+    )
+    return _ArraySamples(inputs, checked, input_shape), spec
+
+
+def _names(config: Arrays) -> tuple[tuple[str, str], tuple[str, str]]:
+    return (config.inputs, "inputs"), (config.labels, "labels")
+
+
+def _member(path: Path, config: Arrays, name: str, what: str) -> Any:
+    """The array `name` of the file, opened as lazily as its format allows."""
+    try:
+        container = _open_container(path, config)
+        names = sorted(str(each) for each in container)
+        found = container[name] if name in names else None
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(f"{_FIELD}.path: {config.path} cannot be read as {path.suffix}: {error}") from error
+    if found is None or not hasattr(found, "shape"):
+        raise ConfigError(f"{_FIELD}.{what}: {config.path} has no array {name!r}; it has {', '.join(names) or 'none'}")
+    return found
+
+
+def _open_container(path: Path, config: Arrays) -> Any:
+    match path.suffix:
+        case ".npz":
+            return np.load(path, allow_pickle=False)
+        case ".h5" | ".hdf5":
+            import h5py
+
+            return h5py.File(path, "r")
+        case ".zarr":
+            import zarr
+
+            return zarr.open_group(str(path), mode="r")
+        case _:
+            raise ConfigError(f"{_FIELD}.path: {config.path} must end in one of {_ENDINGS}")
+
+
+def _checked_labels(config: Arrays, labels: _Stored) -> Array:
+    where = f"{_FIELD}.labels: {config.labels!r}"
+    if len(labels.shape) != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise ConfigError(f"{where} is {labels.dtype} of shape {labels.shape}; it must be one integer per sample")
+    values = np.asarray(labels[:], np.int64)  # type: ignore[index]
+    if not values.size:
+        raise ConfigError(f"{where} is empty; give at least two samples")
+    if values.min() < 0 or values.max() >= np.iinfo(np.int32).max:
+        raise ConfigError(f"{where} holds {values.min()} … {values.max()}; class ids must count from 0")
+    return values.astype(np.int32)
+
+
+def _input_shape(config: Arrays, inputs: _Stored, num_labels: int) -> tuple[int, ...]:
+    where = f"{_FIELD}.inputs: {config.inputs!r}"
+    if len(inputs.shape) not in (2, 3, 4) or not all(inputs.shape):
+        raise ConfigError(f"{where} has shape {inputs.shape}; it must be [N, F], [N, H, W] or [N, H, W, C], none of 0")
+    if not (np.issubdtype(inputs.dtype, np.floating) or np.issubdtype(inputs.dtype, np.integer)):
+        raise ConfigError(f"{where} has type {inputs.dtype}; it must be floating-point or integer")
+    if inputs.shape[0] != num_labels:
+        raise ConfigError(
+            f"{where} has {inputs.shape[0]} samples but {config.labels!r} has {num_labels}; they must be as many"
+        )
+    return (*inputs.shape[1:], 1) if len(inputs.shape) == 3 else tuple(inputs.shape[1:])
+
+
+def _fingerprint(path: Path, inputs: _Stored, labels: Array) -> str:
+    facts = ("arrays", inputs.shape, str(inputs.dtype), labels.tobytes())
+    if path.is_file():
+        return fingerprint_of_file(path, *facts)
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return fingerprint_of(*facts, [(file.relative_to(path).as_posix(), file.stat().st_size) for file in files])

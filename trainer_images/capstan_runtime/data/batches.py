@@ -1,0 +1,38 @@
+"""From sample numbers to the arrays an engine takes."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from capstan_runtime.data.spec import Ids, Samples
+from capstan_runtime.engine import Batch
+
+
+def training_batch(samples: Samples, ids: Ids) -> Batch:
+    """The samples `ids` [M, b] as one rank's batch of one optimizer step; every weight is 1."""
+    return _batch(samples, ids, np.ones(ids.shape, np.float32))
+
+
+def validation_batches(
+    samples: Samples, rank: int, world: int, micro_steps: int, samples_per_micro_step: int
+) -> Iterator[Batch]:
+    """All of `samples` over all ranks, each exactly once with weight 1, in batches of [M, b].
+
+    Every rank gets equally many batches of the same shape, because evaluating may be collective and a new shape would
+    be compiled anew; what is missing at the end is filled with sample 0 of weight 0.
+    """
+    per_rank = micro_steps * samples_per_micro_step
+    for start in range(0, len(samples), per_rank * world):
+        first = start + rank * per_rank
+        ids = np.arange(first, first + per_rank, dtype=np.int64).reshape(micro_steps, samples_per_micro_step)
+        counts = ids < len(samples)
+        yield _batch(samples, np.where(counts, ids, 0), counts.astype(np.float32))
+
+
+def _batch(samples: Samples, ids: Ids, weights: np.ndarray) -> Batch:
+    inputs, targets = samples.fetch(ids.ravel())
+    return Batch(
+        inputs=inputs.reshape(*ids.shape, *inputs.shape[1:]),
+        targets=targets.reshape(*ids.shape, *targets.shape[1:]),
+        weights=weights,
+    )
