@@ -1,0 +1,234 @@
+"""The generated CRD: legal, complete, small, and of one mind with the models it comes from."""
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from capstan_local.structural import check_structural, compile_schema
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.crdgen import MAX_CRD_BYTES, UntranslatableSchema, render, structural, training_job_crd
+
+CRD = training_job_crd()
+SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+COMPILED = compile_schema(SCHEMA)
+
+
+def a_spec(**changes: Any) -> dict[str, Any]:
+    """A valid spec, with top-level sections replaced."""
+    return {
+        "framework": {"flax": {}},
+        "model": {"cnn": {"channels": [8]}},
+        "data": {"digits": {}},
+        "optimizer": {"adamw": {"learningRate": 0.001}},
+        "schedule": {"constant": {}},
+        "training": {"steps": 10, "globalBatchSize": 8},
+        "workers": {"max": 2},
+        "checkpoint": {"store": {"claim": {"name": "store"}}},
+        **changes,
+    }
+
+
+def a_job(spec: dict[str, Any]) -> dict[str, Any]:
+    return {"apiVersion": "capstan.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}, "spec": spec}
+
+
+def schema_refusals(spec: dict[str, Any], old: dict[str, Any] | None = None) -> list[str]:
+    """What the API server says to creating (or, with `old`, updating to) this spec; unknown fields included."""
+    job = COMPILED.default(copy.deepcopy(a_job(spec)))
+    before = COMPILED.default(copy.deepcopy(a_job(old))) if old is not None else None
+    pruned, unknown = COMPILED.prune(copy.deepcopy(job))
+    return unknown + [str(error) for error in COMPILED.validate(pruned, before)]
+
+
+def model_accepts(spec: dict[str, Any]) -> bool:
+    try:
+        TrainingJobSpec.parse(spec)
+    except ValidationError:
+        return False
+    return True
+
+
+def nodes(schema: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, child in schema.get("properties", {}).items():
+        yield f"{path}.{name}", child
+        yield from nodes(child, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from nodes(schema[key], f"{path}[]")
+
+
+def test_the_schema_is_structural() -> None:
+    assert check_structural(SCHEMA) == []
+
+
+def test_every_field_is_described() -> None:
+    undescribed = [path for path, node in nodes(SCHEMA) if not node.get("description") and path != ".metadata"]
+    assert undescribed == []
+
+
+def test_the_crd_is_small_enough_for_a_client_side_apply() -> None:
+    assert len(render(CRD).encode()) < MAX_CRD_BYTES
+
+
+def test_one_letter_words_survive_yaml_1_1() -> None:
+    crd = {"metadata": {"name": "y"}, "n": ["Y", "no"]}
+    assert "name: 'y'" in render(crd)
+    assert yaml.safe_load(render(crd)) == crd
+
+
+def test_what_a_crd_cannot_express_is_refused_by_name() -> None:
+    with pytest.raises(UntranslatableSchema, match=r"spec\.pair: a CRD cannot express 'prefixItems'"):
+        structural({"type": "object", "properties": {"pair": {"type": "array", "prefixItems": []}}}, {}, "spec")
+
+
+def test_the_api_server_fills_in_what_the_models_fill_in() -> None:
+    defaulted = COMPILED.default(a_job(a_spec()))["spec"]
+    assert defaulted == TrainingJobSpec.parse(a_spec()).document()
+
+
+@pytest.mark.parametrize("path", sorted(Path("examples").glob("*/*.yaml")), ids=str)
+def test_every_example_is_accepted(path: Path) -> None:
+    for document in yaml.safe_load_all(path.read_text()):
+        if document["kind"] == "TrainingJob":
+            assert schema_refusals(document["spec"]) == []
+            assert model_accepts(document["spec"])
+
+
+REFUSED = {
+    "an unknown field": (a_spec(traning={}), "traning"),
+    "a string for a number": (a_spec(training={"steps": "10", "globalBatchSize": 8}), "spec.training.steps"),
+    "two optimizers": (
+        a_spec(optimizer={"adamw": {"learningRate": 0.1}, "sgd": {"learningRate": 0.1}}),
+        "spec.optimizer",
+    ),
+    "no optimizer": (a_spec(optimizer={}), "spec.optimizer"),
+    "neither steps nor epochs": (a_spec(training={"globalBatchSize": 8}), "set exactly one of steps, epochs"),
+    "steps and epochs": (
+        a_spec(training={"globalBatchSize": 8, "steps": 1, "epochs": 1}),
+        "set exactly one of steps, epochs",
+    ),
+    "a world that does not divide the virtual ranks": (
+        a_spec(workers={"max": 3}, training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8}),
+        "workers: max 3 does not divide virtualRanks 8",
+    ),
+    "a batch the ranks do not divide": (a_spec(workers={"max": 3}), "globalBatchSize 8 is not a multiple"),
+    "min above max": (a_spec(workers={"max": 2, "min": 4}), "workers: min 4 is above max 2"),
+    "17 GPUs in one worker": (a_spec(workers={"max": 2, "gpus": 17}), "spec.workers.gpus"),
+    "a CNN on text": (
+        a_spec(data={"text": {"path": "/data", "sequenceLength": 8}}),
+        "model: transformer trains on data text or tokens",
+    ),
+    "bf16 without ZeRO": (
+        a_spec(
+            framework={"deepspeed": {"zeroStage": 0}},
+            training={"steps": 1, "globalBatchSize": 8, "precision": "bf16"},
+        ),
+        "zeroStage 0 cannot train in precision bf16",
+    ),
+    "groups that do not divide the channels": (a_spec(model={"cnn": {"channels": [12]}}), "groups 8 does not divide"),
+    "a quantity that is none": (a_spec(workers={"max": 2, "resources": {"cpu": "two"}}), "resources"),
+}
+
+
+@pytest.mark.parametrize(("spec", "expected"), REFUSED.values(), ids=REFUSED)
+def test_bad_input_is_refused_at_apply_time_and_by_the_models(spec: dict[str, Any], expected: str) -> None:
+    refusals = schema_refusals(spec)
+    assert any(expected in line for line in refusals), refusals
+    assert not model_accepts(spec)
+
+
+def test_what_the_run_is_cannot_change_but_its_size_and_suspension_can() -> None:
+    old = a_spec(workers={"max": 2}, training={"steps": 10, "globalBatchSize": 8, "virtualRanks": 4})
+    assert schema_refusals({**old, "suspend": True, "workers": {"max": 4}}, old) == []
+    changed = schema_refusals({**old, "model": {"cnn": {"channels": [16]}}}, old)
+    assert len(changed) == 1
+    assert "model: cannot change after the job was created" in changed[0]
+
+
+def specs() -> st.SearchStrategy[dict[str, Any]]:
+    """Specs that are mostly valid, with every kind of value at and around its limits."""
+    small = st.integers(-1, 9)
+    numbers = st.sampled_from([-1.0, 0, 0.0, 0.5, 1, 1.0, 2])
+    model = st.one_of(
+        st.fixed_dictionaries({"mlp": st.fixed_dictionaries({"hidden": st.lists(small, max_size=3)})}),
+        st.fixed_dictionaries(
+            {"cnn": st.fixed_dictionaries({"channels": st.lists(small, max_size=3)}, optional={"groups": small})}
+        ),
+        st.fixed_dictionaries(
+            {
+                "transformer": st.fixed_dictionaries(
+                    {"layers": small, "dim": st.sampled_from([8, 12, 16]), "heads": small},
+                    optional={"kvHeads": small, "tied": st.booleans(), "ropeTheta": numbers},
+                )
+            }
+        ),
+    )
+    data = st.one_of(
+        st.just({"digits": {}}),
+        st.fixed_dictionaries({"digits": st.fixed_dictionaries({"validationFraction": numbers})}),
+        st.fixed_dictionaries({"arrays": st.fixed_dictionaries({"path": st.sampled_from(["", "/a.npz"])})}),
+        st.fixed_dictionaries(
+            {"text": st.fixed_dictionaries({"path": st.just("/t"), "sequenceLength": st.integers(1, 4)})}
+        ),
+    )
+    training = st.fixed_dictionaries(
+        {"globalBatchSize": st.sampled_from([0, 1, 4, 6, 8])},
+        optional={
+            "steps": small,
+            "epochs": small,
+            "virtualRanks": small,
+            "precision": st.sampled_from(["fp32", "bf16", "fp8"]),
+            "gradientClip": numbers,
+            "seed": small,
+            "evaluation": st.fixed_dictionaries({}, optional={"everySteps": small}),
+        },
+    )
+    workers = st.fixed_dictionaries(
+        {"max": small},
+        optional={
+            "min": small,
+            "gpus": st.integers(-1, 17),
+            "resources": st.dictionaries(st.just("cpu"), st.sampled_from(["1", "500m", "1.5Gi", "", "-1"])),
+            "tolerations": st.lists(st.fixed_dictionaries({}, optional={"key": st.just("gpu"), "seconds": small})),
+            "podPatch": st.just({"spec": {"anything": [1]}}),
+        },
+    )
+    interval = st.fixed_dictionaries({}, optional={"steps": small, "seconds": small})
+    store = st.fixed_dictionaries(
+        {},
+        optional={
+            "claim": st.fixed_dictionaries({"name": st.sampled_from(["", "c"])}),
+            "hostPath": st.fixed_dictionaries({"path": st.sampled_from(["/p", "p"])}),
+        },
+    )
+    framework = st.one_of(
+        st.just({"flax": {}}),
+        st.fixed_dictionaries({"deepspeed": st.fixed_dictionaries({}, optional={"zeroStage": small})}),
+    )
+    return st.builds(
+        a_spec,
+        framework=framework,
+        model=model,
+        data=data,
+        training=training,
+        workers=workers,
+        checkpoint=st.fixed_dictionaries(
+            {"store": store},
+            optional={"interval": interval, "verify": st.sampled_from(["full", "manifest", "maybe"])},
+        ),
+        suspend=st.sampled_from([False, True, "true"]),
+    )
+
+
+@given(specs())
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_models_and_schema_give_the_same_verdict(spec: dict[str, Any]) -> None:
+    refusals = schema_refusals(spec)
+    assert model_accepts(spec) == (refusals == []), refusals
