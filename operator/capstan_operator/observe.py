@@ -72,6 +72,10 @@ class Observed:
     """By pod uid; a pod that never answered is missing."""
     token: str
     """Bearer token that this job's supervisors accept; the same at every look."""
+    silent_since: Mapping[str, float] = field(default_factory=dict)
+    """By pod uid: when the first of the newest unanswered requests to its supervisor was made (seconds since 1970). A
+    pod whose newest request was answered, or that was never asked, is missing: an operator that slept or has just
+    started must not take its own silence for a pod's."""
     settings: "OperatorSettings" = field(default_factory=lambda: OperatorSettings())
 
 

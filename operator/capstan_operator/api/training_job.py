@@ -356,9 +356,13 @@ class TrainingJobStatus(Record):
         ),
     ] = {}
     workers: Annotated[WorkersStatus, Field(description="Pods of the job.")] = WorkersStatus()
-    world: Annotated[int | None, Field(description="Processes in the current attempt.")] = None
+    world: Annotated[
+        int | None, Field(description="Processes in the current attempt, or in the one being prepared.")
+    ] = None
     fence: Annotated[int, Field(description="Number of the current attempt; grows for ever.")] = 0
-    members: Annotated[str | None, Field(description="Digest of the pods that make up the current attempt.")] = None
+    members: Annotated[
+        str | None, Field(description="Digest of the pods that make up the current attempt; absent: there is none.")
+    ] = None
     checkpoint: Annotated[CheckpointStatus | None, Field(description="Newest committed checkpoint.")] = None
     resumed_from: Annotated[
         CheckpointStatus | None, Field(description="Checkpoint the current attempt continued from; absent: step 0.")
@@ -378,4 +382,14 @@ class TrainingJobStatus(Record):
     active_since: Annotated[str | None, Field(description="When the current activation began (RFC 3339).")] = None
     estimated_finish_at: Annotated[
         str | None, Field(description="When the job will be done at the present speed (RFC 3339).")
+    ] = None
+    progress_at: Annotated[
+        str | None, Field(description="When step, metrics, checkpoint and workers were last refreshed here (RFC 3339).")
+    ] = None
+    run_digest: Annotated[
+        str | None,
+        Field(description="Digest of the run.json that the pods were first started with; it stays for good."),
+    ] = None
+    cleaned_up_at: Annotated[
+        str | None, Field(description="When the pods were removed after ttlSecondsAfterFinished (RFC 3339).")
     ] = None

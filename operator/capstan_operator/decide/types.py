@@ -47,15 +47,17 @@ class Decision:
     """
 
     status: TrainingJobStatus
-    """The whole desired status. Written only if it differs from the observed one, and see `is_progress_only`."""
+    """The whole desired status. Written only if it differs from the observed one."""
     apply: tuple[Manifest, ...] = ()
     """Children to be server-side applied (the job's Secret)."""
     create: tuple[Manifest, ...] = ()
     """Pods to create; 409 means it exists: ours is adopted, a stranger's is an error."""
     delete: tuple[PodDeletion, ...] = ()
+    delete_secrets: tuple[str, ...] = ()
+    """Names of Secrets in the job's namespace to delete, with `delete`; one that is gone already is no error."""
     pushes: tuple[MembershipPush, ...] = ()
     events: tuple[EventNote, ...] = ()
     requeue_after: float | None = None
-    """Seconds until the next look even if nothing wakes us; None: only a wake-up."""
+    """Seconds until the next look even if nothing wakes us; 0.0: at once; None: only a wake-up."""
     is_repair: bool = False
     """The decision mends a broken attempt: it takes the fast lane."""
