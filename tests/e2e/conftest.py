@@ -1,0 +1,88 @@
+"""One cluster of each kind for the whole folder: the embedded one as a user starts it, and a real kube-apiserver."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from kubernetes import client, config
+from tests.conftest import real_assets_or_skip
+from tests.e2e.cluster import Cluster
+from tests.support.control_planes import RealControlPlane, Server
+
+CAPSTAN = [sys.executable, "-m", "capstan_operator"]
+CRD = Path("crds/trainingjobs.yaml")
+
+
+@contextmanager
+def embedded_cluster(home: Path) -> Iterator[Cluster]:
+    """`capstan local up` in a home of its own."""
+    arguments = ["--home", str(home)]
+    subprocess.run([*CAPSTAN, "local", "up", *arguments], check=True, timeout=90)
+    try:
+        kubeconfig = home / "kubeconfig"
+        core = client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
+
+        def restart_operator() -> None:
+            pods = core.list_namespaced_pod("capstan-system").items
+            assert [pod.status.phase for pod in pods] == ["Running"]
+            core.delete_namespaced_pod(pods[0].metadata.name, "capstan-system", grace_period_seconds=0)
+
+        yield Cluster("embedded", kubeconfig, restart_operator)
+    finally:
+        subprocess.run([*CAPSTAN, "local", "down", *arguments], check=True, timeout=90)
+
+
+@contextmanager
+def real_cluster(home: Path, assets: Path) -> Iterator[Cluster]:
+    """etcd, kube-apiserver, controller manager and scheduler; our node; the operator as a process."""
+    with ExitStack() as stack:
+        plane = stack.enter_context(RealControlPlane(home / "plane", assets=assets, with_scheduler=True))
+        api = config.new_client_from_config(str(plane.kubeconfig))
+        client.CustomObjectsApi(api).create_cluster_custom_object(
+            "apiextensions.k8s.io", "v1", "customresourcedefinitions", yaml.safe_load(CRD.read_text())
+        )
+        common = ["--kubeconfig", str(plane.kubeconfig)]
+
+        def start(name: str, *arguments: str) -> Server:
+            server = Server(name, [*CAPSTAN, *arguments, *common], home, dict(os.environ))
+            stack.callback(lambda: server.stop(signal.SIGTERM))
+            return server
+
+        start("node", "local", "node", "--home", str(home / "node"))
+        operator = start("operator", "run", "--port", "0")
+
+        def restart_operator() -> None:
+            nonlocal operator
+            operator.process.kill()
+            operator.process.wait(10)
+            operator = start("operator", "run", "--port", "0")
+
+        yield Cluster("real", plane.kubeconfig, restart_operator)
+
+
+@pytest.fixture(scope="session", params=["embedded", "real"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="capstan-e2e-") as folder:
+        home = Path(folder)
+        manager = embedded_cluster(home) if request.param == "embedded" else real_cluster(home, real_assets_or_skip())
+        with manager as running:
+            yield running
+
+
+@pytest.fixture(scope="session")
+def kubectl() -> str:
+    """Path of kubectl; the test is skipped on a machine that has none."""
+    found = shutil.which("kubectl")
+    if found is None:
+        pytest.skip("kubectl is not on PATH")
+    return found

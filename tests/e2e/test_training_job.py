@@ -1,0 +1,177 @@
+"""Whole lives of TrainingJobs: to success, through failures, and out of the way again."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+from tests.e2e.cluster import NAMESPACE, Cluster, Status
+from tests.e2e.jobs import FRAMEWORKS, small_job
+
+pytestmark = pytest.mark.parametrize("framework", FRAMEWORKS)
+
+# Long enough to be interrupted on a fast machine, short enough not to bore on a slow one.
+LONG = {"flax": 3000, "deepspeed": 1200}
+
+
+def long_job(name: str, framework: str, **changes: Any) -> dict[str, Any]:
+    training = {"steps": LONG[framework], "globalBatchSize": 64, "seed": 3}
+    interval = {"interval": {"steps": LONG[framework] // 20}, "store": {"claim": {"name": name}}}
+    return small_job(name, framework, training=training, checkpoint=interval, **changes)
+
+
+def has_committed(status: Status) -> bool:
+    return status.get("checkpoint", {}).get("step", 0) > 0
+
+
+def condition(status: Status, kind: str) -> tuple[str, str]:
+    """(status, reason) of one condition."""
+    found = next(entry for entry in status["conditions"] if entry["type"] == kind)
+    return found["status"], found["reason"]
+
+
+def trainer_processes(uid: str, framework: str) -> list[psutil.Process]:
+    """The trainers of one job on this machine, by rank."""
+    found: dict[int, psutil.Process] = {}
+    for process in psutil.process_iter():
+        try:
+            command, environ = process.cmdline(), process.environ()
+        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
+            continue
+        if f"capstan_runtime.{framework}_trainer" in command and uid in environ.get("CAPSTAN_STORE", ""):
+            rank = int(environ["CAPSTAN_POD_NAME"].split("-worker-")[1].split("-")[0])
+            found[rank] = process
+    return [found[rank] for rank in sorted(found)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed_metrics() -> dict[str, dict[str, float]]:
+    """Final metrics of the long job nobody disturbed, by framework; filled by the first test."""
+    return {}
+
+
+@pytest.fixture
+def job_name(cluster: Cluster, framework: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A fresh name with a claim; whatever the test leaves is removed."""
+    name = f"{request.function.__name__.removeprefix('test_').replace('_', '-')[:30].strip('-')}-{framework}"
+    cluster.claim(name)
+    yield name
+    cluster.delete_job(name)
+    cluster.wait_gone(lambda: cluster.pods(name), f"pods of {name}")
+
+
+def test_runs_to_the_end_and_says_so(
+    cluster: Cluster, framework: str, job_name: str, undisturbed_metrics: dict[str, dict[str, float]]
+) -> None:
+    created = cluster.create_job(long_job(job_name, framework))
+    status = cluster.wait_phase(job_name, "Succeeded")
+
+    assert condition(status, "Succeeded")[0] == "True"
+    assert condition(status, "CheckpointVerified")[0] == "True"
+    assert status["observedGeneration"] == 1
+    assert (status["step"], status["steps"], status["percent"]) == (LONG[framework], LONG[framework], 100)
+    assert status["checkpoint"]["step"] == LONG[framework]
+    assert status["metrics"]["accuracy"] > 0.9
+    assert status["restarts"]["total"] == 0
+    assert (status["fence"], status["world"]) == (1, 2)
+    assert [pod.status.phase for pod in cluster.pods(job_name)] == ["Succeeded", "Succeeded"]
+    reasons = cluster.event_reasons(job_name)
+    assert reasons[0] == "Accepted"
+    assert reasons[-1] == "Succeeded"
+    log = cluster.core.read_namespaced_pod_log(f"{job_name}-worker-0", NAMESPACE)
+    assert f"step {LONG[framework]}/{LONG[framework]}" in log
+    assert cluster.job(job_name)["spec"]["training"] == created["spec"]["training"]
+    undisturbed_metrics[framework] = status["metrics"]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_killed_trainer_costs_a_restart_and_changes_no_number(
+    cluster: Cluster, framework: str, job_name: str, rank: int, undisturbed_metrics: dict[str, dict[str, float]]
+) -> None:
+    uid = cluster.create_job(long_job(job_name, framework))["metadata"]["uid"]
+    cluster.wait(job_name, "at a checkpoint", has_committed)
+    pods_before = {pod.metadata.uid for pod in cluster.pods(job_name)}
+    trainer_processes(uid, framework)[rank].send_signal(signal.SIGKILL)
+
+    status = cluster.wait_phase(job_name, "Succeeded")
+    assert status["restarts"] == {"total": 1, "byCause": {"Crash": 1}}
+    assert status["resumedFrom"]["step"] > 0
+    failure = status["failure"]
+    assert (failure["rank"], failure["class"], failure["signal"]) == (rank, "Crash", "SIGKILL")
+    assert failure["pod"] == f"{job_name}-worker-{rank}"
+    # In place: the pods are the same ones, only the processes in them are new.
+    assert {pod.metadata.uid for pod in cluster.pods(job_name)} == pods_before
+    assert "Restarting" in cluster.event_reasons(job_name)
+    final = undisturbed_metrics[framework]
+    assert {key: status["metrics"][key] for key in ("loss", "accuracy")} == {
+        key: final[key] for key in ("loss", "accuracy")
+    }
+
+
+def test_a_deleted_pod_is_replaced_and_changes_no_number(
+    cluster: Cluster, framework: str, job_name: str, undisturbed_metrics: dict[str, dict[str, float]]
+) -> None:
+    cluster.create_job(long_job(job_name, framework))
+    cluster.wait(job_name, "at a checkpoint", has_committed)
+    cluster.core.delete_namespaced_pod(f"{job_name}-worker-1", NAMESPACE, grace_period_seconds=0)
+
+    status = cluster.wait_phase(job_name, "Succeeded")
+    assert status["restarts"] == {"total": 1, "byCause": {"Lost": 1}}
+    assert status["resumedFrom"]["step"] > 0
+    assert status["metrics"]["loss"] == undisturbed_metrics[framework]["loss"]
+
+
+def test_suspend_frees_the_pods_and_resume_goes_on_from_the_checkpoint(
+    cluster: Cluster, framework: str, job_name: str, undisturbed_metrics: dict[str, dict[str, float]]
+) -> None:
+    cluster.create_job(long_job(job_name, framework))
+    cluster.wait(job_name, "at a checkpoint", has_committed)
+    cluster.patch_job(job_name, {"spec": {"suspend": True}})
+    suspended = cluster.wait_phase(job_name, "Suspended")
+    assert cluster.pods(job_name) == []
+    assert condition(suspended, "Suspended")[0] == "True"
+
+    cluster.patch_job(job_name, {"spec": {"suspend": False}})
+    status = cluster.wait_phase(job_name, "Succeeded")
+    assert status["resumedFrom"]["step"] >= suspended["checkpoint"]["step"] > 0
+    assert status["restarts"]["total"] == 0
+    assert status["metrics"]["loss"] == undisturbed_metrics[framework]["loss"]
+
+
+def test_a_killed_operator_is_not_noticed_by_the_job(cluster: Cluster, framework: str, job_name: str) -> None:
+    uid = cluster.create_job(long_job(job_name, framework))["metadata"]["uid"]
+    cluster.wait(job_name, "at a checkpoint", has_committed)
+    before = {process.pid for process in trainer_processes(uid, framework)}
+    cluster.restart_operator()
+    status = cluster.wait(job_name, "further on", lambda status: status["step"] > LONG[framework] * 0.7)
+    assert {process.pid for process in trainer_processes(uid, framework)} <= before
+    status = cluster.wait_phase(job_name, "Succeeded")
+    assert (status["restarts"]["total"], status["fence"]) == (0, 1)
+    assert len(cluster.pods(job_name)) == 2
+
+
+def test_a_missing_file_fails_the_job_with_the_reason_and_without_a_restart(
+    cluster: Cluster, framework: str, job_name: str
+) -> None:
+    cluster.create_job(small_job(job_name, framework, data={"arrays": {"path": "/data/absent.npz"}}))
+    status = cluster.wait_phase(job_name, "Failed")
+    assert status["failure"]["class"] == "Config"
+    assert "/data/absent.npz" in status["failure"]["message"]
+    assert status["restarts"]["total"] == 0
+    assert condition(status, "Failed")[0] == "True"
+
+
+def test_deleting_a_job_removes_all_it_made(cluster: Cluster, framework: str, job_name: str) -> None:
+    uid = cluster.create_job(long_job(job_name, framework))["metadata"]["uid"]
+    cluster.wait_phase(job_name, "Running")
+    processes = trainer_processes(uid, framework)
+    assert len(processes) == 2
+    cluster.delete_job(job_name)
+    cluster.wait_gone(lambda: cluster.pods(job_name), "the pods")
+    cluster.wait_gone(lambda: cluster.core.read_namespaced_secret(f"{job_name}-run", NAMESPACE), "the Secret")
+    assert not [process for process in processes if process.is_running()]
+    claim = cluster.core.read_namespaced_persistent_volume_claim(job_name, NAMESPACE)
+    assert claim.metadata.deletion_timestamp is None
