@@ -1,0 +1,58 @@
+"""The few things a writer does to a POSIX file system, one method each, so that tests can stop between any two."""
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+from capstan_runtime.checkpoint.digest import Buffer
+from capstan_runtime.checkpoint.layout import PART
+
+
+class Disk:
+    """A POSIX file system, local or network, on which `rename` within a folder is atomic."""
+
+    def create(self, path: Path) -> int:
+        """A descriptor of the new, empty file."""
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+
+    def append(self, descriptor: int, data: Buffer) -> None:
+        rest = memoryview(data)
+        while len(rest):
+            rest = rest[os.write(descriptor, rest) :]
+
+    def sync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def rename(self, source: Path, target: Path) -> None:
+        source.rename(target)
+
+    def make_folder(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+
+    def sync_folder(self, path: Path) -> None:
+        """Makes the names in `path` survive a power cut."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def remove_tree(self, path: Path) -> None:
+        shutil.rmtree(path)
+
+
+def write_file(disk: Disk, path: Path, pieces: Iterable[Buffer]) -> None:
+    """`path` holds exactly `pieces`, on disk: written beside, synced, renamed. The caller syncs the folder."""
+    part = path.with_name(path.name + PART)
+    descriptor = disk.create(part)
+    try:
+        for piece in pieces:
+            disk.append(descriptor, piece)
+        disk.sync(descriptor)
+    finally:
+        os.close(descriptor)
+    disk.rename(part, path)

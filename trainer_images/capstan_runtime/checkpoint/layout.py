@@ -1,0 +1,78 @@
+"""Names inside a checkpoint store.
+
+<store>/
+  000000000120.3.5f0c2ea91b77/     one save: <step>.<fence>.<attempt>, never written again once committed
+    shards/r0-0.safetensors        tensors of rank 0, readable by any safetensors reader
+    shards/r0.json                 what rank 0 wrote, and the digest of every 4 MiB of it
+    MANIFEST.json                  the whole checkpoint; its BLAKE3 digest is the root, the checkpoint's name
+    COMMIT                         written last: without it there is no checkpoint
+    QUARANTINED                    written by a reader that found wrong bytes; nobody resumes from here again
+  claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
+"""
+
+import re
+import secrets
+from dataclasses import dataclass
+from typing import Self
+
+from blake3 import blake3
+
+COMMIT = "COMMIT"
+MANIFEST = "MANIFEST.json"
+QUARANTINED = "QUARANTINED"
+SHARDS = "shards"
+CLAIMS = "claims"
+PART = ".part"
+"""Ending of a file that is still being written."""
+
+_FOLDER = re.compile(r"(\d{12})\.([1-9]\d*)\.([0-9a-f]{12})")
+_CLAIM = re.compile(r"(\d{12})\.([0-9a-f]{12})\.json")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SaveName:
+    """The name of one save's folder. Sorts by step, then fence."""
+
+    step: int
+    fence: int
+    attempt: str
+    """12 hex digits: 6 of the run's uid, so that a torn folder still tells whose it is, and 6 by chance."""
+
+    def __str__(self) -> str:
+        return f"{self.step:012d}.{self.fence}.{self.attempt}"
+
+    @classmethod
+    def parse(cls, name: str) -> Self | None:
+        """None when `name` is not the name of a save's folder."""
+        match = _FOLDER.fullmatch(name)
+        return cls(int(match[1]), int(match[2]), match[3]) if match else None
+
+    def is_of_run(self, uid: str) -> bool:
+        return self.attempt.startswith(_run_prefix(uid))
+
+
+def _run_prefix(uid: str) -> str:
+    return blake3(uid.encode()).hexdigest()[:6]
+
+
+def new_attempt(uid: str) -> str:
+    """A name for one life of the world that no other attempt of any run has."""
+    return _run_prefix(uid) + secrets.token_hex(3)
+
+
+def shard_name(rank: int, index: int) -> str:
+    return f"r{rank}-{index}.safetensors"
+
+
+def rank_manifest_name(rank: int) -> str:
+    return f"r{rank}.json"
+
+
+def claim_name(fence: int, attempt: str) -> str:
+    return f"{fence:012d}.{attempt}.json"
+
+
+def claim_of_run(name: str, uid: str) -> bool:
+    """Whether a file of this name is a claim by an attempt of run `uid`. Names of claims sort by fence."""
+    match = _CLAIM.fullmatch(name)
+    return match is not None and match[2].startswith(_run_prefix(uid))

@@ -1,0 +1,178 @@
+"""What a checkpoint says about itself: records, their canonical bytes, and the proof that no element is missing."""
+
+import json
+import math
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from capstan_runtime.checkpoint.digest import ALGORITHM, LEAF_BYTES
+from capstan_runtime.contract.base import Record
+
+Count = Annotated[int, Field(ge=0)]
+
+
+class Chunk(Record):
+    """A run of one tensor's elements in one file."""
+
+    tensor: str
+    dtype: str
+    """As safetensors spells it: F32, BF16, I64, …"""
+    shape: tuple[Count, ...]
+    """Of the whole tensor."""
+    start: Count
+    """First element in the whole tensor, flattened in C order."""
+    count: Count
+    file: Count
+    """Index into the rank manifest's `files`."""
+    offset: Count
+    """First byte in the file."""
+
+
+class ShardFile(Record):
+    """One safetensors file of a rank."""
+
+    name: str
+    bytes: Count
+    leaves: str
+    """Digests of the file's leaves in order, as `digest.pack_digests` writes them."""
+
+
+class RankManifest(Record):
+    """Everything one rank wrote for one save. Its presence says that the files it names are on disk."""
+
+    format: Literal["capstan-shards/1"] = "capstan-shards/1"
+    run: str
+    step: Count
+    fence: int
+    attempt: str
+    rank: Count
+    world: int
+    files: tuple[ShardFile, ...]
+    chunks: tuple[Chunk, ...]
+
+
+class RankEntry(Record):
+    """A rank manifest as the manifest knows it."""
+
+    name: str
+    digest: str
+
+
+class TensorEntry(Record):
+    """A whole tensor, however it is cut."""
+
+    name: str
+    dtype: str
+    shape: tuple[Count, ...]
+
+
+class DigestPlan(Record):
+    """How the bytes were hashed."""
+
+    algorithm: Literal["blake3"] = ALGORITHM  # type: ignore[assignment]
+    leaf_bytes: int = Field(default=LEAF_BYTES, ge=1)
+
+
+class TrainerState(Record):
+    """All of the run's state that is not a tensor. Data order and randomness follow from it."""
+
+    step: Count
+    """Optimizer steps done; also the position in the data."""
+    seed: int
+    global_batch_size: int
+    virtual_ranks: int
+    plan_version: int
+    """Of the function that orders the samples."""
+    data_fingerprint: str
+    learning_rate_step: Count
+    loss: float
+    """Of the last step."""
+
+
+class Manifest(Record):
+    """One checkpoint. The digest of its canonical bytes is the root."""
+
+    format: Literal["capstan-checkpoint/1"] = "capstan-checkpoint/1"
+    digest: DigestPlan = DigestPlan()
+    job: str
+    run: str
+    """The TrainingJob's uid: a re-created job does not resume from its predecessor."""
+    step: Count
+    fence: int
+    attempt: str
+    world: Annotated[int, Field(ge=1)]
+    parent: str | None
+    """Root of the checkpoint before this one in the run's history; None for the first. The chain shows any fork."""
+    created_at: float
+    """Seconds since 1970."""
+    ranks: tuple[RankEntry, ...]
+    tensors: tuple[TensorEntry, ...]
+    """Sorted by name."""
+    trainer: TrainerState
+    framework: str
+    """`flax` or `deepspeed`: which trainer wrote it."""
+
+
+class Commit(Record):
+    """The content of COMMIT: nothing that the manifest and the folder's name do not confirm."""
+
+    format: Literal["capstan-commit/1"] = "capstan-commit/1"
+    root: str
+    run: str
+    step: Count
+    fence: int
+    attempt: str
+
+
+class Claim(Record):
+    """Written by an attempt before it trains: which commits it found. A commit of an older fence that is not among
+    them was made by a process that should have been dead, and does not count."""
+
+    format: Literal["capstan-claim/1"] = "capstan-claim/1"
+    run: str
+    fence: int
+    attempt: str
+    resumed: str | None
+    """Root of what the attempt resumed from; None from step 0."""
+    committed: tuple[str, ...]
+    """Roots of the commits that counted, newest first."""
+
+
+def canonical_bytes(record: Record) -> bytes:
+    """The one spelling of `record` as UTF-8 JSON: sorted keys, no spaces, null where a field is None."""
+    document = record.model_dump(mode="json", by_alias=True)
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+class NotTiled(ValueError):
+    """Some element of a tensor is in no chunk, or in more than one."""
+
+
+def whole_tensors(ranks: Iterable[RankManifest]) -> tuple[TensorEntry, ...]:
+    """The tensors that the chunks of all `ranks` make up, sorted by name.
+
+    Raises NotTiled, naming tensor and element, unless every element of every tensor is in exactly one chunk.
+    """
+    chunks: dict[str, list[Chunk]] = {}
+    for rank in ranks:
+        for chunk in rank.chunks:
+            chunks.setdefault(chunk.tensor, []).append(chunk)
+    return tuple(_whole_tensor(name, chunks[name]) for name in sorted(chunks))
+
+
+def _whole_tensor(name: str, chunks: list[Chunk]) -> TensorEntry:
+    entries = {(chunk.dtype, chunk.shape) for chunk in chunks}
+    if len(entries) > 1:
+        raise NotTiled(f"{name}: ranks disagree about type and shape: {sorted(entries)}")
+    dtype, shape = entries.pop()
+    covered = 0
+    for chunk in sorted(chunks, key=lambda chunk: chunk.start):
+        if chunk.start != covered:
+            problem = "saved twice" if chunk.start < covered else "saved by nobody"
+            raise NotTiled(f"{name}: element {min(chunk.start, covered)} is {problem}")
+        covered += chunk.count
+    if covered != math.prod(shape):
+        raise NotTiled(f"{name}: {covered} elements were saved of {math.prod(shape)}")
+    return TensorEntry(name=name, dtype=dtype, shape=shape)
