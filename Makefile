@@ -20,7 +20,7 @@ $(READY): requirements.lock pyproject.toml scripts/setup.sh scripts/build_deepsp
 	@touch $@
 
 demo: $(READY) ## Start the embedded cluster and train the examples on it, with a live table
-	@$(BIN)/capstan demo
+	@$(BIN)/python examples/demo.py
 
 demo-down: $(READY) ## Stop the embedded cluster
 	@$(BIN)/capstan local down
