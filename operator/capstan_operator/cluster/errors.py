@@ -1,0 +1,80 @@
+"""What can go wrong between the operator and its peers.
+
+ApiError            the API server refused, or gave no usable answer
+  Stranger          a child's name is taken by an object that is not the job's
+SupervisorError     a pod's supervisor refused, or gave no usable answer
+"""
+
+import msgspec
+
+
+class ApiError(Exception):
+    """The API server's answer to a request that did not succeed."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        """HTTP status; 0: there was no answer, so the request may or may not have been carried out."""
+        self.reason = reason
+        """Kubernetes' own CamelCase reason, such as AlreadyExists; NoAnswer with status 0."""
+        self.message = message
+        self.retry_after = retry_after
+        """Seconds the server asks to wait; None: it does not say."""
+
+    def __str__(self) -> str:
+        return f"{self.reason} ({self.status}): {self.message}"
+
+    @property
+    def is_not_found(self) -> bool:
+        return self.status == 404
+
+    @property
+    def is_expired(self) -> bool:
+        """The resource version or continue token is too old."""
+        return self.status == 410
+
+    @property
+    def is_already_exists(self) -> bool:
+        return self.status == 409 and self.reason == "AlreadyExists"
+
+    @property
+    def is_conflict(self) -> bool:
+        """The object changed meanwhile, or a precondition does not hold."""
+        return self.status == 409 and self.reason != "AlreadyExists"
+
+
+class Stranger(ApiError):
+    """A child's computed name belongs to an object that this job does not own. It is never touched."""
+
+    def __init__(self, kind: str, namespace: str, name: str, owner: str) -> None:
+        super().__init__(
+            409,
+            "NameTaken",
+            f"{kind} {namespace}/{name} exists and is not this job's ({owner}); delete it or rename the job",
+        )
+
+
+class SupervisorError(Exception):
+    """A supervisor did not do as asked; the text is one line that says why."""
+
+
+class ErrorStatus(msgspec.Struct, gc=False):
+    """The parts of a Kubernetes `Status` object that matter."""
+
+    code: int = 0
+    reason: str = ""
+    message: str = ""
+
+
+_decode_status = msgspec.json.Decoder(ErrorStatus).decode
+
+
+def api_error(status: int, body: bytes, request: str, retry_after: float | None = None) -> ApiError:
+    """The ApiError for an answer with HTTP `status` >= 400; a body that is not a Status is quoted, cut short."""
+    try:
+        answer = _decode_status(body)
+    except msgspec.MsgspecError:
+        answer = ErrorStatus(message=body[:200].decode("utf-8", "replace").strip())
+    return ApiError(
+        status, answer.reason or f"Http{status}", f"{request}: {answer.message or 'no message'}", retry_after
+    )

@@ -1,0 +1,75 @@
+"""The resources the operator talks to, and every right it needs: the ClusterRole is generated from `RULES`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from capstan_operator.api.meta import GROUP, VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One namespaced resource of the Kubernetes API."""
+
+    group: str
+    """Empty for the core group."""
+    version: str
+    plural: str
+    kind: str
+
+    @property
+    def group_path(self) -> str:
+        """`/api/v1` or `/apis/<group>/<version>`."""
+        return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+
+    def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
+        """URL path of the collection, of one object, or of its subresource. `namespace` None: all namespaces."""
+        parts = [self.group_path]
+        if namespace is not None:
+            parts += ["namespaces", namespace]
+        parts.append(self.plural)
+        parts += [part for part in (name, subresource) if part is not None]
+        return "/".join(parts)
+
+
+TRAINING_JOBS = Resource(GROUP, VERSION, "trainingjobs", "TrainingJob")
+PODS = Resource("", "v1", "pods", "Pod")
+SECRETS = Resource("", "v1", "secrets", "Secret")
+EVENTS = Resource("", "v1", "events", "Event")
+LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
+
+APPLICABLE: dict[tuple[str, str], Resource] = {("v1", "Secret"): SECRETS}
+"""The kinds a decision may ask to be server-side applied, by (apiVersion, kind)."""
+
+LEASE_NAME = "capstan-operator"
+KEY_SECRET_NAME = "capstan-operator-key"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One right the operator uses."""
+
+    group: str
+    resource: str
+    """Plural, with `/subresource` where that alone is meant."""
+    verbs: tuple[str, ...]
+    scope: Literal["watched", "own"]
+    """`watched`: where TrainingJobs live; `own`: only the operator's own namespace."""
+    why: str
+    name: str | None = None
+    """The only object meant; None: all. Kubernetes cannot restrict `create` by name."""
+
+
+RULES: tuple[Rule, ...] = (
+    Rule(GROUP, "trainingjobs", ("get", "list", "watch"), "watched", "The jobs to run."),
+    Rule(GROUP, "trainingjobs/status", ("patch",), "watched", "The operator is the only writer of status."),
+    Rule(GROUP, "trainingjobs/finalizers", ("update",), "watched", "Owner references with blockOwnerDeletion need it."),
+    Rule("", "pods", ("get", "list", "watch", "create", "delete"), "watched", "The workers."),
+    Rule(
+        "", "secrets", ("create", "patch"), "watched", "Run configuration and token of each job, server-side applied."
+    ),
+    Rule("", "events", ("create", "patch"), "watched", "What happened to a job."),
+    Rule("coordination.k8s.io", "leases", ("create",), "own", "Leader election."),
+    Rule("coordination.k8s.io", "leases", ("get", "update"), "own", "Leader election.", LEASE_NAME),
+    Rule("", "secrets", ("create",), "own", "The operator's key, made at the first start."),
+    Rule("", "secrets", ("get",), "own", "The operator's key: the only Secret that is read.", KEY_SECRET_NAME),
+)
