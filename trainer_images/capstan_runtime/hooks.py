@@ -1,0 +1,233 @@
+"""What happens between two steps: logging, evaluating, saving. The loop knows when, the hooks know what."""
+
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from capstan_runtime.agreement import Verdict
+from capstan_runtime.checkpoint.retention import Retention
+from capstan_runtime.checkpoint.saver import Saver
+from capstan_runtime.checkpoint.writer import SaveFailed
+from capstan_runtime.context import TrainContext
+from capstan_runtime.contract.state import Phase
+from capstan_runtime.data.batches import validation_batches
+from capstan_runtime.data.spec import Samples
+from capstan_runtime.engine import Batch, Engine, StepResult
+from capstan_runtime.errors import NumericalFailure, StoreUnavailable
+from capstan_runtime.evaluation import add_up
+from capstan_runtime.metrics.lines import progress_line
+from capstan_runtime.metrics.meter import Clock, Meter
+from capstan_runtime.trainer_state import trainer_state
+from capstan_runtime.voice import Voice
+
+_MOST_FAILED_SAVES = 3
+_HEARTBEAT_SECONDS = 1.0
+
+
+class Outcome:
+    """A step's result, fetched at most once however many ask."""
+
+    def __init__(self, result: StepResult) -> None:
+        self._result = result
+        self._fetched: Mapping[str, float] | None = None
+
+    def fetch(self) -> Mapping[str, float]:
+        """`loss` and `gradient_norm`. Waits for the device the first time. Collective where the engine's is."""
+        if self._fetched is None:
+            self._fetched = self._result.fetch()
+        return self._fetched
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One optimizer step that was just queued."""
+
+    done: int
+    """Steps done, this one included."""
+    is_last: bool
+    learning_rate: float
+    outcome: Outcome
+    verdict: Verdict
+
+
+class Hook(Protocol):
+    """Something done after some steps, by all ranks after the same ones."""
+
+    def is_due(self, step: Step) -> bool: ...
+
+    def run(self, step: Step) -> None: ...
+
+
+def checked_loss(step: Step) -> float:
+    """The step's loss. Raises NumericalFailure when it is not finite: nothing after it can be worth keeping."""
+    loss = step.outcome.fetch()["loss"]
+    if not math.isfinite(loss):
+        raise NumericalFailure(
+            f"step {step.done}: the loss is {loss}; lower the learning rate, lengthen the warm-up or set gradientClip"
+        )
+    return loss
+
+
+class Log:
+    """Reports loss and throughput every `every` steps.
+
+    It fetches a step's result only after the next step was queued, so that the device never waits for the host; unless
+    something else needs the step finished anyway.
+    """
+
+    def __init__(self, voice: Voice, meter: Meter, context: TrainContext) -> None:
+        self._voice = voice
+        self._meter = meter
+        self._every = context.run.training.log_every_steps
+        self._samples = context.run.training.global_batch_size
+        self._tokens = self._samples * context.data.input_shape[0] if context.data.kind == "tokens" else None
+        self._pending: Step | None = None
+
+    def after(self, step: Step, settles: bool) -> None:
+        """`settles`: something else waits for this step now."""
+        if self._pending is not None:
+            self._write(self._pending)
+            self._pending = None
+        if step.done % self._every == 0 or step.is_last:
+            if settles:
+                self._write(step)
+            else:
+                self._pending = step
+
+    def _write(self, step: Step) -> None:
+        checked_loss(step)
+        metrics = {**step.outcome.fetch(), "learning_rate": step.learning_rate}
+        step_seconds = self._meter.read(step.done)
+        if step_seconds is not None:
+            metrics["step_seconds"] = step_seconds
+            metrics["samples_per_second"] = self._samples / step_seconds
+            if self._tokens is not None:
+                metrics["tokens_per_second"] = self._tokens / step_seconds
+        self._voice.report_metrics(step.done, metrics)
+        shown = {name: value for name, value in metrics.items() if self._tokens is None or name != "samples_per_second"}
+        known = {name: self._voice.metrics[name] for name in ("accuracy",) if name in self._voice.metrics}
+        self._voice.say(progress_line(step.done, self._voice.steps, {**known, **shown}))
+
+
+class Evaluate:
+    """Measures the model on all held-out samples, divided over the ranks."""
+
+    def __init__(self, voice: Voice, meter: Meter, context: TrainContext, engine: Engine, held_out: Samples) -> None:
+        self._voice = voice
+        self._meter = meter
+        self._context = context
+        self._engine = engine
+        self._held_out = held_out
+        evaluation = context.run.training.evaluation
+        self._every = evaluation.every_steps if evaluation else None
+
+    def is_due(self, step: Step) -> bool:
+        return step.is_last or (self._every is not None and step.done % self._every == 0)
+
+    def run(self, step: Step) -> None:
+        self.measure(step.done)
+
+    def measure(self, done: int) -> None:
+        """Reports `validation_loss` and `accuracy` of the state after `done` steps. Collective."""
+        self._voice.report(phase=Phase.EVALUATING, step=done)
+        with self._meter.paused():
+            total = add_up(self._engine.exchange, self._engine.evaluate(self._heard(self._batches())))
+        metrics = {"validation_loss": total.loss / total.count, "accuracy": total.correct / total.count}
+        self._voice.report_metrics(done, metrics)
+        self._voice.say(progress_line(done, self._voice.steps, metrics))
+        self._voice.report(phase=Phase.TRAINING)
+
+    def _batches(self) -> Iterator[Batch]:
+        return validation_batches(
+            self._held_out,
+            self._context.membership.rank,
+            self._context.membership.world,
+            self._context.micro_steps,
+            self._context.samples_per_micro_step,
+        )
+
+    def _heard(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; the supervisor hears that they are being consumed."""
+        spoke_at = time.monotonic()
+        for batch in batches:
+            if time.monotonic() - spoke_at > _HEARTBEAT_SECONDS:
+                self._voice.report(phase=Phase.EVALUATING)
+                spoke_at = time.monotonic()
+            yield batch
+
+
+class SaveClock:
+    """When the last save was, and whether the next one is due by time."""
+
+    def __init__(self, every_seconds: int | None, clock: Clock) -> None:
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._saved_at = clock()
+
+    def is_due(self) -> bool:
+        return self._every_seconds is not None and self._clock() - self._saved_at >= self._every_seconds
+
+    def reset(self) -> None:
+        self._saved_at = self._clock()
+
+
+class SaveState:
+    """Commits a checkpoint: by interval, at the last step, and before stopping."""
+
+    def __init__(
+        self,
+        voice: Voice,
+        meter: Meter,
+        context: TrainContext,
+        engine: Engine,
+        saver: Saver,
+        save_clock: SaveClock,
+        retention: Retention | None,
+    ) -> None:
+        """`retention` is rank 0's; None elsewhere."""
+        self._context = context
+        self._voice = voice
+        self._meter = meter
+        self._engine = engine
+        self._saver = saver
+        self._save_clock = save_clock
+        self._retention = retention
+        self._every = context.run.checkpoint.interval.steps
+        self._failures = 0
+
+    def is_due(self, step: Step) -> bool:
+        by_steps = self._every is not None and step.done % self._every == 0
+        return by_steps or step.is_last or step.verdict.stop or step.verdict.save
+
+    def run(self, step: Step) -> None:
+        """Raises StoreUnavailable when the last step, or three saves in a row, could not be saved."""
+        loss = checked_loss(step)
+        self._voice.report(phase=Phase.STOPPING if step.verdict.stop else Phase.SAVING, step=step.done)
+        try:
+            with self._meter.paused():
+                checkpoint = self._saver.save(
+                    trainer_state(self._context, step.done, loss), self._engine.export_state()
+                )
+        except SaveFailed as error:
+            self._tolerate(step, error)
+            checkpoint = None
+        self._save_clock.reset()
+        if checkpoint is not None:
+            self._failures = 0
+            self._voice.say(f"checkpoint at step {step.done} committed, {checkpoint.root[:23]}")
+        if checkpoint is not None and self._retention is not None:
+            self._voice.report(checkpoint=checkpoint)
+            self._retention.start_sweep()
+        if not step.verdict.stop:
+            self._voice.report(phase=Phase.TRAINING)
+
+    def _tolerate(self, step: Step, error: SaveFailed) -> None:
+        """A missed save is no reason to stop training, unless it is the last one or they keep failing."""
+        self._failures += 1
+        self._voice.say(f"checkpoint not saved: {error}")
+        if step.verdict.stop:
+            return
+        if step.is_last or self._failures >= _MOST_FAILED_SAVES:
+            raise StoreUnavailable(f"checkpoint not saved, {self._failures} times in a row: {error}") from error

@@ -1,0 +1,257 @@
+"""The training loop, the same for every framework: fetch, step, hooks. And the one way in and out of a trainer."""
+
+import faulthandler
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from capstan_runtime.agreement import CARRY_ON, Agreement
+from capstan_runtime.checkpoint.disk import Disk
+from capstan_runtime.checkpoint.retention import Retention
+from capstan_runtime.checkpoint.saver import Identity, Saver
+from capstan_runtime.context import TrainContext
+from capstan_runtime.contract import env
+from capstan_runtime.contract.exit_codes import ExitCode
+from capstan_runtime.contract.run_config import Membership, RunConfig
+from capstan_runtime.contract.state import Phase, Progress, Quarantine
+from capstan_runtime.data.batches import training_batch
+from capstan_runtime.data.open import open_dataset
+from capstan_runtime.data.plan import SamplePlan
+from capstan_runtime.data.spec import Dataset
+from capstan_runtime.engine import Batch, Engine
+from capstan_runtime.errors import ConfigError, Failure, exit_code_of, failure_class_of
+from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, SaveClock, SaveState, Step
+from capstan_runtime.metrics.meter import Meter
+from capstan_runtime.prefetch import Prefetch
+from capstan_runtime.report import Reporter
+from capstan_runtime.restore import Start, restore
+from capstan_runtime.schedules import learning_rate_at
+from capstan_runtime.voice import Voice
+
+MakeEngine = Callable[[TrainContext], Engine]
+_LONGEST_MESSAGE = 1000
+
+
+class StopSignal:
+    """SIGTERM, remembered until the ranks agree to stop; before there is anything to save it ends the process."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+        self._has_state = False
+        signal.signal(signal.SIGTERM, self._note)
+
+    def from_now_on_save_first(self) -> None:
+        self._has_state = True
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.wanted = True
+        if not self._has_state:
+            raise SystemExit(ExitCode.STOPPED)
+
+
+def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ) -> int:
+    """The exit code of one attempt: OK, or STOPPED. Does not return after a failure.
+
+    Reads the run and its membership from `environ`, opens the data, makes the engine, restores, trains, saves. Any
+    exception becomes one Progress with failure and message, and the exit code of its class.
+    """
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    stop = StopSignal()
+    reporter = Reporter.from_environ(environ)
+    try:
+        return run_attempt(make_engine, environ, reporter, stop)
+    except SystemExit:
+        code = ExitCode.STOPPED
+    except BaseException as error:
+        code = _explain(error, reporter)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not `return`: a framework's exit hooks wait for peers that may be gone, for minutes; the answer is known now.
+    os._exit(code)
+
+
+def _explain(error: BaseException, reporter: Reporter) -> ExitCode:
+    """Says why the trainer ends, to the log and the supervisor."""
+    first_line = next(iter(str(error).splitlines()), "")
+    if isinstance(error, Failure):
+        message = first_line
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+    else:
+        message = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+        traceback.print_exception(error)
+    try:
+        reporter.send(Progress(failure=failure_class_of(error), message=message[:_LONGEST_MESSAGE]))
+    except BrokenPipeError:
+        print("the supervisor is gone", file=sys.stderr)
+    return exit_code_of(error)
+
+
+def run_attempt(make_engine: MakeEngine, environ: Mapping[str, str], reporter: Reporter, stop: StopSignal) -> int:
+    """One attempt from start to end: OK when all steps are done and committed, STOPPED when asked to stop."""
+    reporter.send(Progress(phase=Phase.STARTING))
+    run, membership = _read_run(environ), _read_membership(environ)
+    dataset = open_dataset(run.data, run.training.seed, environ)
+    training = run.training
+    assert training.virtual_ranks is not None
+    plan = SamplePlan(training.seed, len(dataset.train), training.global_batch_size, training.virtual_ranks)
+    plan.micro_steps(membership.world)  # refuses a world that does not divide the virtual ranks
+    steps = training.steps or (training.epochs or 0) * plan.steps_per_epoch
+    context = TrainContext(run=run, membership=membership, data=dataset.spec, steps=steps, environ=environ)
+    engine = make_engine(context)
+    voice = Voice(reporter, membership.rank, steps)
+    voice.report(phase=Phase.RESTORING, steps=steps)
+    store, disk = Path(_required(environ, env.STORE)), Disk()
+    start = restore(context, engine, store, voice, disk)
+    stop.from_now_on_save_first()
+    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store, disk).train()
+    if finished:
+        voice.report(phase=Phase.SUCCEEDED, step=steps)
+    engine.close()
+    return ExitCode.OK if finished else ExitCode.STOPPED
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    """Everything one attempt is made of."""
+
+    context: TrainContext
+    dataset: Dataset
+    plan: SamplePlan
+    engine: Engine
+    voice: Voice
+    stop: StopSignal
+    start: Start
+    store: Path
+    disk: Disk
+
+    def train(self) -> bool:
+        """True when all steps are done and committed, False when stopped early."""
+        meter = Meter(time.monotonic, self.start.step)
+        save_clock = SaveClock(self.context.run.checkpoint.interval.seconds, time.monotonic)
+        retention = self._retention()
+        log = Log(self.voice, meter, self.context)
+        evaluate = Evaluate(self.voice, meter, self.context, self.engine, self.dataset.validation)
+        hooks: tuple[Hook, ...] = (evaluate, self._save_state(meter, save_clock, retention))
+        self._introduce()
+        finished = self.start.step >= self.context.steps
+        if finished:
+            evaluate.measure(self.context.steps)
+        for step in self._queued_steps(meter, save_clock):
+            due = [hook for hook in hooks if hook.is_due(step)]
+            log.after(step, settles=bool(due))
+            for hook in due:
+                hook.run(step)
+            finished = step.is_last
+            if step.verdict.stop:
+                self.voice.say(f"stopped at step {step.done}, as asked")
+                break
+        if retention is not None:
+            retention.wait(self.context.deadlines.save)
+        return finished
+
+    def _queued_steps(self, meter: Meter, save_clock: SaveClock) -> Iterator[Step]:
+        """Each step right after it was queued, with what the ranks agreed to do after it."""
+        first, steps = self.start.step, self.context.steps
+        peak: float = self.context.run.optimizer.value.learning_rate
+        exchange = self.engine.exchange
+        agreement = Agreement(exchange, lambda: self.stop.wanted, save_clock.is_due, time.monotonic, first)
+        before: Outcome | None = None
+        with Prefetch(self._read_batch, first, steps) as batches:
+            for done in range(first + 1, steps + 1):
+                learning_rate = learning_rate_at(done - 1, steps, peak, self.context.run.schedule)
+                outcome = Outcome(self.engine.train_step(batches.take(), learning_rate))
+                if before is None:
+                    outcome.fetch()  # the first step compiles; only its end says that training has begun
+                    meter.read(done)
+                    self.voice.report(phase=Phase.TRAINING, step=done)
+                elif agreement.is_due(done):
+                    before.fetch()  # the host never runs ahead by more than one agreement: step times stay true
+                    self.voice.report(step=done - 1)
+                is_last = done == steps
+                verdict = CARRY_ON if is_last else agreement.after(done)
+                before = outcome
+                yield Step(done, is_last, learning_rate, outcome, verdict)
+
+    def _read_batch(self, step: int) -> Batch:
+        ids = self.plan.ids_for_rank(step, self.context.membership.rank, self.context.membership.world)
+        return training_batch(self.dataset.train, ids)
+
+    def _save_state(self, meter: Meter, save_clock: SaveClock, retention: Retention | None) -> SaveState:
+        run, membership = self.context.run, self.context.membership
+        identity = Identity(
+            store=self.store,
+            job=run.job,
+            run=run.uid,
+            framework=run.framework.kind,
+            fence=membership.fence,
+            attempt=self.start.attempt,
+            rank=membership.rank,
+            world=membership.world,
+        )
+        saver = Saver(identity, self.start.root, self.engine.exchange, run.deadlines.save, self.disk)
+        return SaveState(self.voice, meter, self.context, self.engine, saver, save_clock, retention)
+
+    def _retention(self) -> Retention | None:
+        """Rank 0 alone removes old checkpoints."""
+        run, membership = self.context.run, self.context.membership
+        if membership.rank != 0:
+            return None
+
+        def tell_quarantine(quarantined: Quarantine) -> None:
+            self.voice.warn(f"checkpoint of step {quarantined.step} is quarantined: {quarantined.reason}")
+            self.voice.report(quarantined=quarantined)
+
+        retention = Retention(
+            store=self.store,
+            run=run.uid,
+            fence=membership.fence,
+            keep_last=run.checkpoint.retention.last,
+            verify=run.checkpoint.verify,
+            on_quarantine=tell_quarantine,
+            on_trouble=self.voice.warn,
+            disk=self.disk,
+        )
+        if self.start.root is not None and run.checkpoint.verify == "full":
+            retention.note_verified(self.start.root)
+        return retention
+
+    def _introduce(self) -> None:
+        training, world = self.context.run.training, self.context.membership.world
+        self.voice.say(
+            f"{self.context.run.job}: steps {self.start.step} to {self.context.steps}, "
+            f"{training.global_batch_size} of {len(self.dataset.train):,} {self.dataset.spec} a step, "
+            f"{world} {'worker' if world == 1 else 'workers'}"
+        )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    if not environ.get(name):
+        raise ConfigError(f"environment variable {name} is not set; a trainer is started by its supervisor, which does")
+    return environ[name]
+
+
+def _read_run(environ: Mapping[str, str]) -> RunConfig:
+    path = Path(_required(environ, env.RUN_CONFIG))
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise ConfigError(f"{env.RUN_CONFIG}: {path} is no run configuration: {error}") from error
+
+
+def _read_membership(environ: Mapping[str, str]) -> Membership:
+    text = _required(environ, env.MEMBERSHIP)
+    try:
+        return Membership.model_validate_json(text)
+    except ValidationError as error:
+        raise ConfigError(f"{env.MEMBERSHIP}: {text[:200]} is no membership: {error}") from error

@@ -1,0 +1,1 @@
+"""How fast a run is and how it is told to people."""

@@ -1,0 +1,34 @@
+"""Seconds per step and throughput, without what is not training."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+Clock = Callable[[], float]
+"""Seconds from some fixed point; never goes back."""
+
+
+class Meter:
+    """Measures windows between two readings. Time spent inside `paused()` does not count."""
+
+    def __init__(self, clock: Clock, step: int) -> None:
+        """`step` is the number of steps done when measuring starts."""
+        self._clock = clock
+        self._step = step
+        self._since = clock()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        started = self._clock()
+        try:
+            yield
+        finally:
+            self._since += self._clock() - started
+
+    def read(self, step: int) -> float | None:
+        """Mean seconds per step since the last reading, which was at fewer steps; None if no step came since."""
+        now = self._clock()
+        steps, seconds = step - self._step, now - self._since
+        if steps <= 0:
+            return None
+        self._step, self._since = step, now
+        return seconds / steps

@@ -1,0 +1,34 @@
+"""Where a rank speaks: Progress to its supervisor and, on rank 0, lines for people."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from capstan_runtime.contract.state import Progress
+from capstan_runtime.report import Reporter
+
+
+@dataclass(slots=True)
+class Voice:
+    """One rank's voice."""
+
+    reporter: Reporter
+    rank: int
+    steps: int
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Newest value of each."""
+
+    def report(self, **changed: object) -> None:
+        self.reporter.send(Progress.model_validate(changed, by_name=True))
+
+    def report_metrics(self, step: int, fresh: Mapping[str, float]) -> None:
+        self.metrics.update(fresh)
+        self.report(step=step, metrics=dict(self.metrics))
+
+    def say(self, line: str) -> None:
+        if self.rank == 0:
+            print(line, flush=True)
+
+    def warn(self, line: str) -> None:
+        """From any rank and any thread."""
+        print(f"warning: {line}", file=sys.stderr, flush=True)
