@@ -1,10 +1,57 @@
-"""Who owns which field: server-side apply, and the managedFields that every other write records."""
+"""Who owns which field: server-side apply, and the managedFields that every other write records.
 
+The rules are those of structured-merge-diff and of kube-apiserver's field manager; objects of other API versions of the
+same kind are compared as they are, since no conversion exists here.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
+from capstan_local import field_sets
+from capstan_local.field_sets import (
+    FieldSet,
+    compare,
+    difference,
+    intersection,
+    of_value,
+    union,
+    with_named_fields,
+    without,
+)
 from capstan_local.type_schema import TypeSchema
 
 Object = dict[str, Any]
+
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
+BEFORE_FIRST_APPLY = "before-first-apply"
+_ANCIENT = "ancient-changes"
+_MAX_UPDATE_MANAGERS = 10
+
+# Fields no manager owns: identity and what only the server writes.
+_UNOWNED: FieldSet = {
+    "f:apiVersion": {},
+    "f:kind": {},
+    "f:metadata": {
+        ".": {},
+        **{
+            f"f:{name}": {}
+            for name in (
+                "name",
+                "namespace",
+                "creationTimestamp",
+                "selfLink",
+                "uid",
+                "clusterName",
+                "generation",
+                "managedFields",
+                "resourceVersion",
+            )
+        },
+    },
+}
 
 
 class ApplyConflict(Exception):
@@ -14,20 +61,126 @@ class ApplyConflict(Exception):
         super().__init__(causes)
         self.causes = causes
 
+    @property
+    def message(self) -> str:
+        """The Status message: `Apply failed with 1 conflict: conflict with "kubectl": .spec.replicas`."""
+        if len(self.causes) == 1:
+            [(_, path, message)] = self.causes
+            return f"Apply failed with 1 conflict: {message}: {path}"
+        lines = [f"Apply failed with {len(self.causes)} conflicts:"]
+        by_manager: dict[str, list[str]] = {}
+        for _, path, message in self.causes:
+            by_manager.setdefault(message.replace("conflict with", "conflicts with", 1), []).append(path)
+        texts = [
+            f"{message}:\n" + "\n".join(f"- {path}" for path in paths) for message, paths in sorted(by_manager.items())
+        ]
+        return " ".join([lines[0], "\n".join(texts)])
 
-def server_side_apply(
-    live: Object | None,
-    applied: Object,
-    *,
-    manager: str,
-    force: bool,
-    subresource: str | None,
-    api_version: str,
-    schema: TypeSchema,
-    now: str,
-) -> Object:
-    """The object after `manager` applied `applied` on `live` (None: create). Raises ApplyConflict unless `force`."""
-    raise NotImplementedError
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """What tells managers apart. An applier is one manager whatever version it applies."""
+
+    manager: str
+    operation: str
+    api_version: str
+    subresource: str
+
+    def describe(self) -> str:
+        text = orjson.dumps(self.manager).decode()
+        if self.subresource:
+            text += f" with subresource {orjson.dumps(self.subresource).decode()}"
+        return text + (f" using {self.api_version}" if self.operation == "Update" else "")
+
+
+@dataclass(slots=True)
+class _Entry:
+    api_version: str
+    time: str | None
+    fields: FieldSet
+
+
+class _Managers(dict[_Key, _Entry]):
+    """The entries of one object's managedFields."""
+
+    def drop_empty(self) -> None:
+        for key in [key for key, entry in self.items() if not entry.fields]:
+            del self[key]
+
+    def take_from_others(self, owner: _Key | None, changes: field_sets.Changes) -> None:
+        """What changed is no longer the others'."""
+        gone = union(changes.written, changes.removed)
+        for key, entry in self.items():
+            if key != owner:
+                entry.fields = difference(entry.fields, gone)
+        self.drop_empty()
+
+    def cap(self) -> None:
+        """Merges the oldest of more than ten updaters into one entry per API version: no list may grow for ever."""
+        updaters = sorted(
+            (key for key in self if key.operation == "Update"), key=lambda key: (self[key].time or "", key.manager)
+        )
+        excess = len(updaters) - _MAX_UPDATE_MANAGERS
+        first_of_version: dict[str, _Key] = {}
+        for key in updaters:
+            if excess <= 0:
+                return
+            first = first_of_version.setdefault(key.api_version, key)
+            if first == key:
+                continue
+            bucket = _Key(_ANCIENT, "Update", key.api_version, "")
+            if bucket not in self:
+                self[bucket] = self.pop(first)
+            oldest = self.pop(key)
+            self[bucket] = _Entry(key.api_version, oldest.time, union(self[bucket].fields, oldest.fields))
+            excess -= 1
+
+    def encode(self) -> list[Object]:
+        entries = sorted(
+            self.items(),
+            key=lambda item: (
+                item[0].operation,
+                item[1].time or "",
+                item[0].manager,
+                item[1].api_version,
+                item[0].subresource,
+            ),
+        )
+        return [_encode(key, entry) for key, entry in entries]
+
+
+def _encode(key: _Key, entry: _Entry) -> Object:
+    encoded: Object = {
+        "manager": key.manager,
+        "operation": key.operation,
+        "apiVersion": entry.api_version,
+        "time": entry.time,
+        "fieldsType": "FieldsV1",
+        "fieldsV1": field_sets.in_order(entry.fields),
+        "subresource": key.subresource,
+    }
+    return {name: value for name, value in encoded.items() if value or name == "fieldsV1"}
+
+
+def _decode(obj: Object | None) -> _Managers:
+    """The managers of `obj`; none when its managedFields are missing or not of a form that can be read."""
+    managers = _Managers()
+    entries = ((obj or {}).get("metadata") or {}).get("managedFields") or []
+    for entry in entries:
+        is_readable = isinstance(entry, dict) and entry.get("fieldsType") == "FieldsV1" and entry.get("apiVersion")
+        if not is_readable or entry.get("operation") not in ("Apply", "Update"):
+            return _Managers()
+        operation, api_version = entry["operation"], entry["apiVersion"]
+        key = _key(entry.get("manager", ""), operation, api_version, entry.get("subresource"))
+        managers[key] = _Entry(api_version, entry.get("time"), entry.get("fieldsV1") or {})
+    return managers
+
+
+def _key(manager: str, operation: str, api_version: str, subresource: str | None) -> _Key:
+    return _Key(manager, operation, "" if operation == "Apply" else api_version, subresource or "")
+
+
+# --- updates ---------------------------------------------------------------------------------------------------------
 
 
 def record_update(
@@ -41,5 +194,241 @@ def record_update(
     schema: TypeSchema,
     now: str,
 ) -> Object:
-    """`new` with metadata.managedFields as after a create (`old` None), replace or patch by `manager`."""
-    raise NotImplementedError
+    """`new` with metadata.managedFields as after a create (`old` None), replace or patch by `manager`.
+
+    A client may write managedFields itself; [] or [{}] clears them, and an object without any gets none from an update.
+    Where nothing changed, entries and times stay as they are. `new` itself is not changed. Call it with the client's
+    object after defaulting and before the server fills in what is its own (status, cluster IPs).
+    """
+    managers = _managers_to_update(old, new, subresource)
+    if managers or old is None:
+        live = old if old is not None else _empty_like(new, schema)
+        changes = compare(_bare(live), _bare(new), schema)
+        managers.take_from_others(None, changes)
+        written = difference(changes.written, _UNOWNED)
+        if written:
+            key = _key(manager, operation, api_version, subresource)
+            before = managers[key].fields if key in managers else {}
+            managers[key] = _Entry(api_version, now, union(before, written))
+        managers.cap()
+    return _with_managers(new, managers)
+
+
+def _managers_to_update(old: Object | None, new: Object, subresource: str | None) -> _Managers:
+    given = (new.get("metadata") or {}).get("managedFields")
+    if subresource or given is None:
+        return _decode(old)
+    if given in ([], [{}]):
+        return _Managers()
+    return _decode(new) or _decode(old)
+
+
+def _empty_like(obj: Object, schema: TypeSchema) -> Object:
+    return {"apiVersion": obj.get("apiVersion"), "kind": obj.get("kind"), **schema.skeleton}
+
+
+def _bare(obj: Object) -> Object:
+    """`obj` without its managedFields, which manage everything but themselves."""
+    metadata = obj.get("metadata")
+    if not metadata or "managedFields" not in metadata:
+        return obj
+    return {**obj, "metadata": {name: value for name, value in metadata.items() if name != "managedFields"}}
+
+
+def _with_managers(obj: Object, managers: _Managers) -> Object:
+    result = _bare(obj)
+    if not managers:
+        return result
+    return {**result, "metadata": {**result.get("metadata", {}), "managedFields": managers.encode()}}
+
+
+# --- server-side apply -----------------------------------------------------------------------------------------------
+
+
+def server_side_apply(
+    live: Object | None,
+    applied: Object,
+    *,
+    manager: str,
+    force: bool,
+    subresource: str | None,
+    api_version: str,
+    schema: TypeSchema,
+    now: str,
+) -> Object:
+    """The object after `manager` applied `applied` on `live` (None: create). Raises ApplyConflict unless `force`.
+
+    Fields that the manager applied before, applies no more, and nobody else owns are removed. The caller takes away
+    beforehand what the endpoint ignores (status, or all but status), and defaults the result. Raises ValueError for
+    an applied list that cannot be merged (an item without its keys, or twice the same).
+    """
+    applied = _bare(applied)
+    key = _key(manager, "Apply", api_version, subresource)
+    request = _Apply(applied, key, api_version, schema, now)
+    base = live if live is not None else _empty_like(applied, schema)
+    try:
+        result = request.run(base, is_create=live is None, force=force)
+    except ApplyConflict as conflict:
+        # kubectl's own change from client-side to server-side apply must not conflict with its former self.
+        if manager != "kubectl" or live is None:
+            raise
+        remaining = _unexplained(conflict, live, api_version, schema)
+        if remaining:
+            raise ApplyConflict(remaining) from None
+        result = request.run(base, is_create=False, force=True)
+    annotations = (result.get("metadata") or {}).get("annotations") or {}
+    if manager == "kubectl" and annotations.get(LAST_APPLIED):
+        annotations = {**annotations, LAST_APPLIED: _last_applied_text(applied)}
+        result = {**result, "metadata": {**result["metadata"], "annotations": annotations}}
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Apply:
+    applied: Object
+    key: _Key
+    api_version: str
+    schema: TypeSchema
+    now: str
+
+    def run(self, live: Object, *, is_create: bool, force: bool) -> Object:
+        managers = _decode(live)
+        bare = _bare(live)
+        if not managers and not is_create:
+            changes = compare(_empty_like(bare, self.schema), bare, self.schema)
+            key = _key(BEFORE_FIRST_APPLY, "Update", self.api_version, "")
+            managers[key] = _Entry(self.api_version, self.now, difference(changes.written, _UNOWNED))
+        mine = of_value(self.applied, self.schema)
+        before = managers.pop(self.key, None)
+        merged = merge({} if is_create else bare, self.applied, self.schema)
+        if before is not None and before.fields:
+            merged = self._prune(merged, before.fields, union(mine, _owned(managers)))
+        changes = compare(bare, merged, self.schema)
+        if not force:
+            _refuse_conflicts(managers, changes)
+        managers.take_from_others(None, changes)
+        owned = difference(mine, _UNOWNED)
+        if owned:
+            is_same = merged == bare and before is not None and before.fields == field_sets.in_order(owned)
+            managers[self.key] = _Entry(self.api_version, before.time if is_same and before else self.now, owned)
+        return _with_managers(merged, managers)
+
+    def _prune(self, merged: Object, last: FieldSet, managed: FieldSet) -> Object:
+        """`merged` without what this manager applied last time and nobody owns now."""
+        last = with_named_fields(last, self.schema)
+        pruned = without(merged, last, self.schema) or {}
+        all_fields = with_named_fields(of_value(merged, self.schema), self.schema)
+        kept = with_named_fields(of_value(pruned, self.schema), self.schema)
+        owned = with_named_fields(managed, self.schema)
+        pruned = without(merged, difference(all_fields, union(kept, owned)), self.schema) or {}
+        kept = with_named_fields(of_value(pruned, self.schema), self.schema)
+        gone = intersection(difference(all_fields, kept), last)
+        return dict(without(merged, gone, self.schema) or {})
+
+
+def _owned(managers: _Managers) -> FieldSet:
+    owned: FieldSet = {}
+    for entry in managers.values():
+        owned = union(owned, entry.fields)
+    return owned
+
+
+def _refuse_conflicts(managers: _Managers, changes: field_sets.Changes) -> None:
+    written = changes.written
+    causes = [
+        (key.manager, path, f"conflict with {key.describe()}")
+        for key, entry in sorted(managers.items(), key=lambda item: item[0].describe())
+        for path in field_sets.paths(intersection(entry.fields, written))
+    ]
+    if causes:
+        raise ApplyConflict(causes)
+
+
+def _unexplained(
+    conflict: ApplyConflict, live: Object, api_version: str, schema: TypeSchema
+) -> list[tuple[str, str, str]]:
+    """The conflicts that are not about fields which client-side apply set and which are still as it set them."""
+    text = ((live.get("metadata") or {}).get("annotations") or {}).get(LAST_APPLIED)
+    try:
+        last = orjson.loads(text or "null")
+    except ValueError:
+        return conflict.causes  # an annotation somebody else wrote explains nothing
+    if not isinstance(last, dict) or last.get("apiVersion") != api_version:
+        return conflict.causes
+    changes = compare(last, _bare(live), schema)
+    still_ours = difference(of_value(last, schema), union(changes.written, changes.removed))
+    explained = set(field_sets.paths(still_ours))
+    return [cause for cause in conflict.causes if cause[1] not in explained]
+
+
+def _last_applied_text(applied: Object) -> str:
+    metadata = dict(applied.get("metadata") or {})
+    if "annotations" in metadata:
+        metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != LAST_APPLIED}
+    return orjson.dumps({**applied, "metadata": metadata}, option=orjson.OPT_SORT_KEYS).decode() + "\n"
+
+
+# --- merging ---------------------------------------------------------------------------------------------------------
+
+
+def merge(live: Any, applied: Any, schema: TypeSchema) -> Any:
+    """`applied` on top of `live`: maps and keyed lists item by item, everything else replaced by what is applied."""
+    if field_sets.is_granular(schema, live) and field_sets.is_granular(schema, applied):
+        result = dict(live)
+        for key, value in applied.items():
+            result[key] = merge(live[key], value, schema.field(key)) if key in live else value
+        return result
+    if field_sets.is_keyed(schema, applied):
+        return _merge_items(live if field_sets.is_keyed(schema, live) else [], applied, schema)
+    return applied
+
+
+def _merge_items(live: list[Any], applied: list[Any], schema: TypeSchema) -> list[Any]:
+    """Items of both. Applied items keep the applied order; a live item keeps its place between them."""
+    live_items = {field_sets.item_step(item, schema): item for item in live}
+    applied_items: dict[str, Any] = {}
+    for index, item in enumerate(applied):
+        step = field_sets.item_step(item, schema)
+        if step in applied_items:
+            path = next(field_sets.paths({step: {}}))
+            raise ValueError(f"element {index}: duplicate entries for key {path}")
+        applied_items[step] = item
+    item_schema = schema.item
+    return [
+        merge(live_items[step], applied_items[step], item_schema)
+        if step in live_items and step in applied_items
+        else (applied_items if step in applied_items else live_items)[step]
+        for step in _merged_order(list(live_items), list(applied_items))
+    ]
+
+
+def _merged_order(live: list[str], applied: list[str]) -> Iterator[str]:
+    in_applied, in_live = set(applied), set(live)
+    shared = iter([step for step in applied if step in in_live])
+    next_shared = next(shared, None)
+    done: set[str] = set()
+    left = right = 0
+    while left < len(live) or right < len(applied):
+        if left < len(live) and right < len(applied):
+            if live[left] == applied[right]:
+                done.add(live[left])
+                yield live[left]
+                left, right, next_shared = left + 1, right + 1, next(shared, None)
+                continue
+            if live[left] in in_applied and next_shared is not None and live[left] != next_shared:
+                left += 1  # the applied order wants another shared item first; this one comes with its turn there
+                continue
+        if left < len(live):
+            if live[left] not in in_applied:
+                yield live[left]
+                left += 1
+                continue
+            if live[left] in done:
+                left += 1
+        if right < len(applied):
+            step = applied[right]
+            done.add(step)
+            yield step
+            right += 1
+            if step == next_shared:
+                next_shared = next(shared, None)
