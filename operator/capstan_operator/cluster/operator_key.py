@@ -1,4 +1,4 @@
-"""The operator's own key, from which the token of every job is computed. It lives in one Secret."""
+"""The operator's own key, from which each job's token is computed. It lives in one Secret, made at first start."""
 
 import base64
 import binascii

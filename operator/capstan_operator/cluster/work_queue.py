@@ -57,6 +57,9 @@ class WorkQueue:
         self._getters: deque[asyncio.Future[None]] = deque()
         self._repair_getters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._quiet = asyncio.Event()
+        """Set while nothing is in flight."""
+        self._quiet.set()
         for priority in Priority:
             metrics.queue_depth.labels(priority.name.lower()).set_function(partial(self._depth_of, priority))
 
@@ -85,6 +88,7 @@ class WorkQueue:
         delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 20))
         delay *= random.uniform(0.75, 1.0)  # noqa: S311
         self._failures[key] = _Failures(count, now, delay)
+        self._delayed.pop(key, None)  # an earlier date was set by a pass that knew of no failure
         self.add_after(key, delay)
         return delay
 
@@ -107,6 +111,7 @@ class WorkQueue:
                     key, since = next(iter(ready.items()))
                     del ready[key]
                     self._in_flight.add(key)
+                    self._quiet.clear()
                     self._metrics.queue_seconds.observe(asyncio.get_running_loop().time() - since)
                     return key, priority
             woken = asyncio.get_running_loop().create_future()
@@ -124,12 +129,18 @@ class WorkQueue:
     def done(self, key: JobKey) -> None:
         """The look at `key` is over."""
         self._in_flight.discard(key)
+        if not self._in_flight:
+            self._quiet.set()
         if (priority := self._again.pop(key, None)) is not None:
             self.add(key, priority)
 
     def depth(self) -> int:
         """Keys that are ready."""
         return sum(map(len, self._ready))
+
+    async def wait_until_nothing_in_flight(self) -> None:
+        """Returns when no key is being worked on."""
+        await self._quiet.wait()
 
     def is_idle(self) -> bool:
         """Nothing is ready and nothing is worked on; delays may be running."""

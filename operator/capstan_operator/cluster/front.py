@@ -1,0 +1,91 @@
+"""The operator's own HTTP port: /healthz, /readyz, /metrics, and the wake-up hints of the pods."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from aiohttp import web
+
+from capstan_operator.cluster.work_queue import JobKey
+from capstan_operator.metrics import Metrics
+
+MAX_HINT_BYTES = 4096
+HINTS_PER_SECOND = 100.0
+HINT_BURST = 200.0
+
+
+class _Hint(msgspec.Struct):
+    namespace: str
+    job: str
+    pod: str = ""
+
+
+_decode_hint = msgspec.json.Decoder(_Hint).decode
+
+
+class Front:
+    """Answers while `serve` is entered. `problem()` says in one line why the operator is not ready, None when it is.
+
+    A hint needs no password because it means nothing: it only makes the operator look sooner, and not too often.
+    """
+
+    def __init__(self, metrics: Metrics, problem: Callable[[], str | None], on_hint: Callable[[JobKey], None]) -> None:
+        self._metrics = metrics
+        self._problem = problem
+        self._on_hint = on_hint
+        self._hints_left = HINT_BURST
+        self._refilled_at = 0.0
+
+    @contextlib.asynccontextmanager
+    async def serve(self, host: str, port: int) -> AsyncIterator[None]:
+        """Listen on `host`:`port` until left. Raises OSError when the port is taken."""
+        app = web.Application(client_max_size=MAX_HINT_BYTES)
+        app.add_routes(
+            [
+                web.get("/healthz", self._healthz),
+                web.get("/readyz", self._readyz),
+                web.get("/metrics", self._render_metrics),
+                web.post("/hint", self._hint),
+            ]
+        )
+        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, keepalive_timeout=15.0)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, host, port).start()
+            yield
+        finally:
+            await runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        """The loop turns; a task that died would have ended the process."""
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        problem = self._problem()
+        return web.Response(text=f"{problem or 'ok'}\n", status=503 if problem else 200)
+
+    async def _render_metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _hint(self, request: web.Request) -> web.Response:
+        if not self._has_hint_left():
+            self._metrics.hints.labels("limited").inc()
+            return web.Response(status=429, headers={"Retry-After": "1"}, text="too many hints\n")
+        try:
+            hint = _decode_hint(await request.read())
+        except msgspec.MsgspecError as error:
+            self._metrics.hints.labels("refused").inc()
+            return web.Response(status=400, text=f'want {{"namespace", "job", "pod"}}: {error}\n')
+        self._metrics.hints.labels("accepted").inc()
+        self._on_hint(JobKey(hint.namespace, hint.job))
+        return web.Response(status=202)
+
+    def _has_hint_left(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        self._hints_left = min(HINT_BURST, self._hints_left + (now - self._refilled_at) * HINTS_PER_SECOND)
+        self._refilled_at = now
+        if self._hints_left < 1:
+            return False
+        self._hints_left -= 1
+        return True

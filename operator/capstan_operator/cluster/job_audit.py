@@ -1,0 +1,130 @@
+"""The safety net under the watch of TrainingJobs: now and then, and after a relist, compare what is with what is known.
+
+kopf keeps the watch. When it has to list again, because the server forgot the past (410), it reports no deletions for
+what vanished in between; nobody but this comparison would ever notice.
+"""
+
+import asyncio
+import logging
+import random
+
+import msgspec
+import orjson
+
+from capstan_operator.cluster.errors import ApiError
+from capstan_operator.cluster.kinds import TRAINING_JOBS
+from capstan_operator.cluster.kube import METADATA_LIST, KubeClient
+from capstan_operator.cluster.limiter import Lane
+from capstan_operator.cluster.pods import Metadata
+from capstan_operator.cluster.store import Store, is_newer
+from capstan_operator.cluster.work_queue import JobKey, Priority, WorkQueue
+
+logger = logging.getLogger(__name__)
+
+INTERVAL_SECONDS = 600.0
+SETTLE_SECONDS = 2.0
+"""Between the first sign of a relist and the comparison: the rest of the list is still coming in."""
+PATIENCE_SECONDS = 30.0
+"""How long the watch may take to deliver what the list has shown, before it is fetched here."""
+
+
+class _Item(msgspec.Struct, gc=False):
+    metadata: Metadata
+
+
+class _PageMetadata(msgspec.Struct, gc=False, rename="camel"):
+    resource_version: str = ""
+    token: str = msgspec.field(default="", name="continue")
+
+
+class _Page(msgspec.Struct, gc=False):
+    metadata: _PageMetadata
+    items: list[_Item] | None = None
+
+
+_decode_page = msgspec.json.Decoder(_Page).decode
+
+
+class JobAudit:
+    """`run` never returns; `synced` is set once every listed job has been seen."""
+
+    def __init__(self, client: KubeClient, store: Store, queue: WorkQueue, namespace: str | None) -> None:
+        self._client = client
+        self._store = store
+        self._queue = queue
+        self._namespace = namespace
+        self._suspicion = asyncio.Event()
+        self.synced = asyncio.Event()
+
+    def suspect(self) -> None:
+        """The watch has started over: deletions may have been missed."""
+        self._suspicion.set()
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await self.audit()
+            except (ApiError, msgspec.MsgspecError) as error:
+                logger.warning("TrainingJobs could not be compared: %s", error)
+                await asyncio.sleep(random.uniform(5.0, 10.0))  # noqa: S311
+                continue
+            self.synced.set()
+            for job in self._store.jobs():
+                self._queue.add(job.key, Priority.BACKGROUND)
+            try:
+                async with asyncio.timeout(INTERVAL_SECONDS * random.uniform(0.8, 1.2)):  # noqa: S311
+                    await self._suspicion.wait()
+            except TimeoutError:
+                continue
+            await asyncio.sleep(SETTLE_SECONDS)
+            self._suspicion.clear()
+
+    async def audit(self) -> None:
+        """Compare once; fetch, one by one, only what differs."""
+        listed, version = await self._list()
+        waited = 0.0
+        while any(map(self._is_unseen, listed)) and waited < PATIENCE_SECONDS:
+            await asyncio.sleep(0.5)
+            waited += 0.5
+        present = {metadata.uid for metadata in listed}
+        vanished = [
+            (job.key, job.uid)
+            for job in self._store.jobs()
+            if job.uid not in present and not is_newer(job.version, version)
+        ]
+        unseen = [(JobKey(m.namespace, m.name), m.uid) for m in filter(self._is_unseen, listed)]
+        for key, uid in vanished + unseen:
+            await self.refresh(key, uid)
+        if vanished or unseen:
+            logger.info("the watch had missed %d deletions and %d changes", len(vanished), len(unseen))
+
+    async def refresh(self, key: JobKey, uid: str) -> None:
+        """Fetch one job and take in what is true: that it changed, or that it is gone."""
+        try:
+            document = orjson.loads(await self._client.get(TRAINING_JOBS, key.namespace, key.name, lane=Lane.STATUS))
+        except ApiError as error:
+            if not error.is_not_found:
+                raise
+            self._store.remove_job(key, uid)
+            return
+        if document["metadata"]["uid"] != uid:
+            self._store.remove_job(key, uid)
+        self._store.put_job(document)
+
+    def _is_unseen(self, metadata: Metadata) -> bool:
+        known = self._store.job(JobKey(metadata.namespace, metadata.name))
+        return known is None or is_newer(metadata.resource_version, known.version)
+
+    async def _list(self) -> tuple[list[Metadata], str]:
+        listed: list[Metadata] = []
+        token = ""
+        while True:
+            page = _decode_page(
+                await self._client.list_page(
+                    TRAINING_JOBS, self._namespace, selector="", token=token, accept=METADATA_LIST
+                )
+            )
+            listed += [item.metadata for item in page.items or ()]
+            token = page.metadata.token
+            if not token:
+                return listed, page.metadata.resource_version

@@ -1,0 +1,304 @@
+"""Puts the operator together, runs it, and takes it down again.
+
+kopf ──TrainingJobs──▶                      ┌▶ API server (children, status, events)
+reflector ──Pods─────▶ store ─wake▶ queue ─▶ reconciler
+poller ──states──────▶                      └▶ supervisors (memberships)
+
+Caches fill on every replica; only the one that holds the lease works on the queue and asks supervisors.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
+from capstan_operator.cluster.credentials import Credentials, CredentialsError, load_credentials
+from capstan_operator.cluster.errors import ApiError
+from capstan_operator.cluster.events import EventWriter
+from capstan_operator.cluster.front import Front
+from capstan_operator.cluster.job_audit import JobAudit
+from capstan_operator.cluster.kinds import PODS, TRAINING_JOBS
+from capstan_operator.cluster.kube import KubeClient
+from capstan_operator.cluster.lease import Elector, LeaseTimes
+from capstan_operator.cluster.limiter import Lane, Limiter
+from capstan_operator.cluster.operator_key import OperatorKeyError, fetch_or_create_key
+from capstan_operator.cluster.pods import Pod
+from capstan_operator.cluster.poller import INTERVAL_SECONDS, Poller
+from capstan_operator.cluster.reflector import Reflector
+from capstan_operator.cluster.store import Store
+from capstan_operator.cluster.supervisor_client import SupervisorClient, job_token
+from capstan_operator.cluster.work_queue import JobKey, WorkQueue
+from capstan_operator.decide.training_job import decide_training_job
+from capstan_operator.handlers import JobWatch
+from capstan_operator.logging_setup import set_up_logging
+from capstan_operator.metrics import Metrics
+from capstan_operator.observe import OperatorSettings
+from capstan_operator.reconcile import Decide, Reconciler
+from capstan_runtime.contract.env import SUPERVISOR_PORT
+
+logger = logging.getLogger(__name__)
+
+DRAIN_SECONDS = 3.0
+"""How long passes under way may go on after the signal; with all else the stop takes less than 10 s."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """How this process runs; what it does for all jobs is in `operator`."""
+
+    kubeconfig: Path | None = None
+    """None: $KUBECONFIG, the pod's service account, or ~/.kube/config."""
+    context: str | None = None
+    """None: the kubeconfig's current context."""
+    namespace: str | None = None
+    """Look after the TrainingJobs of this namespace only; None: of all."""
+    operator_namespace: str | None = None
+    """Where the Lease and the operator's key live; None: the namespace of the context or of the pod."""
+    http_host: str = "127.0.0.1"
+    http_port: int = 8080
+    lease: LeaseTimes = field(default_factory=LeaseTimes)
+    operator: OperatorSettings = field(default_factory=OperatorSettings)
+    supervisor_port: int = SUPERVISOR_PORT
+    poll_seconds: float = INTERVAL_SECONDS
+
+
+class OperatorCrash(Exception):
+    """A part of the operator ended that never should; the text says which and why."""
+
+
+async def run_operator(
+    settings: RunSettings, stop: asyncio.Event, *, decide: Decide = decide_training_job, metrics: Metrics | None = None
+) -> None:
+    """Run until `stop` is set, then stop within 10 s: passes under way end, the lease is given back.
+
+    Raises CredentialsError, OperatorKeyError, OSError (the port is taken), or OperatorCrash.
+    """
+    operator = _Operator(
+        settings, load_credentials(settings.kubeconfig, settings.context), decide, metrics or Metrics()
+    )
+    await operator.run(stop)
+
+
+def main(settings: RunSettings, *, log_level: str = "INFO") -> int:
+    """Run until SIGTERM or SIGINT. The exit code: 0, or 1 after a line that says what is wrong."""
+    set_up_logging(log_level)
+
+    async def run() -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await run_operator(settings, stop)
+
+    try:
+        asyncio.run(run())
+    except (CredentialsError, OperatorKeyError, OperatorCrash, OSError) as error:
+        logger.critical("%s", error, exc_info=error.__cause__)
+        return 1
+    return 0
+
+
+class _Operator:
+    """One replica."""
+
+    def __init__(self, settings: RunSettings, credentials: Credentials, decide: Decide, metrics: Metrics) -> None:
+        self._settings = settings
+        self._credentials = credentials
+        self._decide = decide
+        self._metrics = metrics
+        self._namespace = settings.operator_namespace or credentials.namespace
+        self._identity = f"{socket.gethostname()}-{secrets.token_hex(4)}"
+        self._key = b""
+        self._problem: str | None = "starting"
+        limiter = Limiter()
+        metrics.api_rate.set_function(lambda: limiter.rate)
+        self._client = KubeClient(credentials, limiter, metrics)
+        self._supervisors = SupervisorClient(settings.supervisor_port)
+        self._queue = WorkQueue(metrics)
+        self._store = Store(self._queue.add, token_of=self._token_of, settings=settings.operator, metrics=metrics)
+        self._poller = Poller(
+            self._store,
+            self._supervisors,
+            self._queue.add,
+            self._token_of,
+            metrics,
+            interval_seconds=settings.poll_seconds,
+        )
+        self._pods = Reflector(
+            self._client,
+            PODS,
+            Pod,
+            self._store,
+            metrics,
+            namespace=settings.namespace,
+            selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}",
+        )
+        self._audit = JobAudit(self._client, self._store, self._queue, settings.namespace)
+        self._jobs = JobWatch(credentials, self._take_job, namespace=settings.namespace)
+        self._elector = Elector(self._client, self._namespace, self._identity, metrics, settings.lease)
+        self._events = EventWriter(self._client, self._identity, metrics)
+        self._reconciler = Reconciler(
+            decide=decide,
+            queue=self._queue,
+            store=self._store,
+            client=self._client,
+            supervisors=self._supervisors,
+            poller=self._poller,
+            audit=self._audit,
+            events=self._events,
+            metrics=metrics,
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        front = Front(self._metrics, self._why_not_ready, self._take_hint)
+        async with front.serve(self._settings.http_host, self._settings.http_port), self._client, self._supervisors:
+            logger.info("starting against %s", self._credentials.server, extra={"identity": self._identity})
+            starting = asyncio.create_task(self._start())
+            if not await _wait_unless(stop, starting):
+                return
+            await self._run_parts(stop)
+
+    async def _start(self) -> None:
+        """Wait for the API server and for our kind, and get the operator's key."""
+        await self._wait_for_kind()
+        delay = 1.0
+        while True:
+            try:
+                self._key = await fetch_or_create_key(self._client, self._namespace)
+                self._problem = None
+                return
+            except ApiError as error:
+                self._problem = f"the operator's key: {error}"
+                logger.warning("%s", self._problem)
+            await asyncio.sleep(delay)
+            delay = min(15.0, delay * 2)
+
+    async def _wait_for_kind(self) -> None:
+        """Until the server serves TrainingJobs. kopf is told not to look for new kinds, so it must exist first."""
+        delay = 0.25
+        while True:
+            try:
+                answer = await self._client.call("GET", TRAINING_JOBS.group_path, lane=Lane.SYSTEM)
+                if f'"{TRAINING_JOBS.plural}"'.encode() in answer:
+                    return
+                problem = "TrainingJobs are not served yet: kubectl apply -f crds/"
+            except ApiError as error:
+                crd_missing = "TrainingJobs are unknown to the API server: kubectl apply -f crds/"
+                problem = crd_missing if error.is_not_found else str(error)
+            if problem != self._problem:
+                self._problem = problem
+                logger.warning("waiting: %s", problem)
+            await asyncio.sleep(delay)
+            delay = min(5.0, delay * 1.5)
+
+    async def _run_parts(self, stop: asyncio.Event) -> None:
+        """Run all parts; when one ends by itself, end all and say which."""
+        parts: dict[str, Coroutine[Any, Any, None]] = {
+            "pod reflector": self._pods.run(),
+            "job watch": self._jobs.run(),
+            "job audit": self._audit.run(),
+            "elector": self._elector.run(),
+            "events": self._events.run(),
+            "term": self._serve_terms(),
+        }
+        tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
+        stopping = asyncio.create_task(stop.wait(), name="stop")
+        try:
+            done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            if stopping in done:
+                logger.info("stopping")
+                await self._drain()
+        finally:
+            for task in (stopping, *tasks):
+                task.cancel()
+            await asyncio.gather(stopping, *tasks, return_exceptions=True)
+            await self._elector.release()
+        for task in done - {stopping}:
+            cause = None if task.cancelled() else task.exception()
+            raise OperatorCrash(f"the {task.get_name()} ended: {cause!r}") from cause
+
+    async def _drain(self) -> None:
+        """Let the passes under way come to their end."""
+        self._reconciler.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._queue.wait_until_nothing_in_flight()
+
+    async def _serve_terms(self) -> None:
+        """While this replica leads, work; when the lease is lost, interrupt everything at once."""
+        await self._pods.synced.wait()
+        await self._audit.synced.wait()
+        # What was loaded stays: keep the collector from walking it again and again.
+        gc.collect()
+        gc.freeze()
+        while True:
+            await self._elector.leading.wait()
+            self._poller.begin_term()
+            for job in self._store.jobs():
+                self._queue.add(job.key)
+            term = asyncio.create_task(self._work())
+            lost = asyncio.create_task(self._elector.standing_by.wait())
+            try:
+                await asyncio.wait([term, lost], return_when=asyncio.FIRST_COMPLETED)
+                if term.done():
+                    term.result()
+            finally:
+                term.cancel()
+                lost.cancel()
+                await asyncio.gather(term, lost, return_exceptions=True)
+
+    async def _work(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._reconciler.run())
+            group.create_task(self._poller.run())
+
+    def _take_job(self, kind: str | None, document: dict[str, Any]) -> None:
+        """An event of kopf's. One out of a list, after the first list, means that the watch has started over."""
+        metadata = document["metadata"]
+        if kind == "DELETED":
+            self._store.remove_job(JobKey(metadata["namespace"], metadata["name"]), metadata["uid"])
+            return
+        self._store.put_job(document)
+        if kind is None and self._audit.synced.is_set():
+            self._audit.suspect()
+
+    def _take_hint(self, key: JobKey) -> None:
+        job = self._store.job(key)
+        if job is not None and self._elector.leading.is_set():
+            self._poller.ask_now(job)
+
+    def _token_of(self, job_uid: str) -> str:
+        return job_token(self._key, job_uid)
+
+    def _why_not_ready(self) -> str | None:
+        if self._problem is not None:
+            return self._problem
+        if not self._audit.synced.is_set():
+            return "not all TrainingJobs have been seen"
+        if not self._pods.synced.is_set():
+            return "pods have not been listed"
+        if not self._pods.is_alive():
+            return f"the watch of pods has been silent for {self._pods.silent_seconds():.0f} s"
+        return None
+
+
+async def _wait_unless(stop: asyncio.Event, task: asyncio.Task[None]) -> bool:
+    """Whether `task` ended before `stop` was set; if not, it is cancelled. Raises what the task raised."""
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+            return True
+        return False
+    finally:
+        for one in (task, stopping):
+            one.cancel()
+        await asyncio.gather(task, stopping, return_exceptions=True)
