@@ -1,0 +1,134 @@
+"""One rank of a Flax run: data parallel over all devices of all processes."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+
+from capstan_runtime.context import TrainContext
+from capstan_runtime.engine import Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.errors import ConfigError
+from capstan_runtime.flax_trainer.leaves import Structure, export_leaves, replicate
+from capstan_runtime.flax_trainer.optimizer import step_scalars
+from capstan_runtime.flax_trainer.step import (
+    AXIS,
+    BY_SAMPLE,
+    REPLICATED,
+    StepPlan,
+    compile_evaluation_step,
+    compile_train_step,
+)
+from capstan_runtime.flax_trainer.world import World, translated_errors
+from capstan_runtime.model_spec import STEP_NAME, moments, read_tensor
+
+_DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
+
+
+@dataclass(frozen=True, slots=True)
+class FlaxStepResult:
+    values: jax.Array
+    """[loss, gradient norm], replicated."""
+
+    def fetch(self) -> Mapping[str, float]:
+        with translated_errors():
+            loss, norm = np.asarray(self.values.addressable_data(0)).tolist()
+        return {"loss": loss, "gradient_norm": norm}
+
+
+class FlaxEngine:
+    """Parameters and moments are replicated flat lists of arrays; one donated compiled call is one optimizer step."""
+
+    def __init__(self, context: TrainContext) -> None:
+        """Joins the world. Raises PeerLost if others do not, ConfigError if model, data and devices do not fit."""
+        training = context.run.training
+        configure_jax(context.environ)
+        self._structure = Structure(context.run.model, context.data)
+        self._optimizer = context.run.optimizer
+        self._moment_kinds = moments(self._optimizer)
+        self._world = World(context.membership, context.deadlines)
+        self.rank, self.world = self._world.rank, self._world.size
+        local_devices = jax.local_devices()
+        if context.samples_per_micro_step % len(local_devices):
+            raise ConfigError(
+                f"spec.training.globalBatchSize: {training.global_batch_size} over {training.virtual_ranks} virtual "
+                f"ranks is {context.samples_per_micro_step} samples, which {len(local_devices)} devices per worker do "
+                "not divide; choose a multiple"
+            )
+        mesh, local_mesh = (
+            Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
+            for devices in (jax.devices(), local_devices)
+        )
+        self._replicated, self._by_sample = (NamedSharding(mesh, spec) for spec in (REPLICATED, BY_SAMPLE))
+        self._local_replicated = NamedSharding(local_mesh, REPLICATED)
+        self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
+        plan = StepPlan(self._structure, self._optimizer, _DTYPES[training.precision], training.gradient_clip)
+        self._train_step = compile_train_step(plan, mesh)
+        self._evaluation_step = compile_evaluation_step(plan, local_mesh)
+        self._step = 0
+        self._parameters = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.leaves]
+        self._moments = [
+            [self._place(np.zeros(leaf.shape, np.float32)) for leaf in self._structure.leaves]
+            for _ in self._moment_kinds
+        ]
+
+    def train_step(self, batch: Batch, learning_rate: float) -> FlaxStepResult:
+        self._step += 1
+        scalars = step_scalars(self._optimizer, learning_rate, self._step)
+        with translated_errors():
+            inputs = jax.make_array_from_process_local_data(self._by_sample, batch.inputs)
+            targets = jax.make_array_from_process_local_data(self._by_sample, batch.targets)
+            self._parameters, self._moments, values = self._train_step(
+                self._parameters, self._moments, inputs, targets, scalars
+            )
+        return FlaxStepResult(values)
+
+    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+        with translated_errors():
+            parameters = [self._on_local_devices(parameter) for parameter in self._parameters]
+            sums = [
+                self._evaluation_step(
+                    parameters,
+                    *jax.device_put((batch.inputs, batch.targets, batch.weights), self._local_by_sample),
+                )
+                for batch in batches
+            ]
+            loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
+        return EvaluationSums(loss, correct, count)
+
+    def export_state(self) -> Iterator[LocalTensor]:
+        values = [(None, self._parameters), *zip(self._moment_kinds, self._moments, strict=True)]
+        with translated_errors():
+            yield from export_leaves(self._structure.leaves, values, self._step, self.rank, self.world)
+
+    def import_state(self, source: TensorSource) -> None:
+        leaves = self._structure.leaves
+        self._parameters = [self._place(leaf.read(source, None)) for leaf in leaves]
+        self._moments = [[self._place(leaf.read(source, kind)) for leaf in leaves] for kind in self._moment_kinds]
+        self._step = int(read_tensor(source, STEP_NAME, ()))
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        return self._world.exchange(payload)
+
+    def close(self) -> None:
+        self._world.leave()
+
+    def _place(self, value: np.ndarray) -> jax.Array:
+        with translated_errors():
+            return replicate(value, self._replicated)
+
+    def _on_local_devices(self, array: jax.Array) -> jax.Array:
+        """A view of a replicated array as one that only this process knows."""
+        shards = [shard.data for shard in array.addressable_shards]
+        return jax.make_array_from_single_device_arrays(array.shape, self._local_replicated, shards)
+
+
+def configure_jax(environ: Mapping[str, str]) -> None:
+    """Settings of the whole process, before JAX looks at its devices."""
+    # On GPUs JAX would round the inputs of fp32 products to 10 bits (TF32): fp32 means fp32.
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # Worth keeping from 0.2 s on: a restart compiles only the two functions of step.py and some trifles.
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)

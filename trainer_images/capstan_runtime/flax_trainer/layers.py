@@ -1,0 +1,109 @@
+"""Layers in the canonical layouts: linear [outputs, inputs], convolution [outputs, inputs, height, width].
+
+Axes: B batch, T time, D model width, N query heads, K key and value heads, H head width, F feed-forward width,
+S image height or width, C channels, I inputs, O outputs. Weights are fp32 and cast to the activations' type on use.
+Shapes are all that the constructors decide: values come from `model_spec.initial_parameter` or a checkpoint.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from capstan_runtime.model_spec import GROUP_NORM_EPSILON
+
+
+def _parameter(*shape: int) -> nnx.Param[jax.Array]:
+    return nnx.Param(jnp.zeros(shape, jnp.float32))
+
+
+class Linear(nnx.Module):
+    def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
+        self.weight = _parameter(outputs, inputs)
+        self.bias = _parameter(outputs) if bias else None
+
+    def __call__(self, x_BI: jax.Array) -> jax.Array:
+        """[..., I] to [..., O]."""
+        y_BO = jnp.einsum("...i,oi->...o", x_BI, self.weight[...].astype(x_BI.dtype))
+        return y_BO if self.bias is None else y_BO + self.bias[...].astype(x_BI.dtype)
+
+
+class Embedding(nnx.Module):
+    def __init__(self, vocabulary: int, dim: int) -> None:
+        self.weight = _parameter(vocabulary, dim)
+
+    def __call__(self, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        """[B, T] to [B, T, D] of type `dtype`."""
+        return jnp.take(self.weight[...], tokens_BT, axis=0).astype(dtype)
+
+
+class RmsNorm(nnx.Module):
+    """Zhang and Sennrich, 2019 (1910.07467), computed in fp32."""
+
+    def __init__(self, dim: int, epsilon: float) -> None:
+        self.weight = _parameter(dim)
+        self.epsilon = epsilon
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        x = x_BTD.astype(jnp.float32)
+        scale = jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.epsilon)
+        return (x * scale * self.weight[...]).astype(x_BTD.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Wu and He, 2018 (1803.08494), computed in fp32: unlike batch statistics, it does not see how a batch is cut."""
+
+    def __init__(self, channels: int, groups: int) -> None:
+        self.weight = _parameter(channels)
+        self.bias = _parameter(channels)
+        self.groups = groups
+
+    def __call__(self, x_BSSC: jax.Array) -> jax.Array:
+        shape = x_BSSC.shape
+        grouped = x_BSSC.astype(jnp.float32).reshape(*shape[:-1], self.groups, shape[-1] // self.groups)
+        mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
+        variance = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
+        normal = ((grouped - mean) * jax.lax.rsqrt(variance + GROUP_NORM_EPSILON)).reshape(shape)
+        return (normal * self.weight[...] + self.bias[...]).astype(x_BSSC.dtype)
+
+
+class Kernel(nnx.Module):
+    """The weight of a convolution without bias; zeros around the image keep its size at stride 1."""
+
+    def __init__(self, channels_in: int, channels_out: int, size: int) -> None:
+        self.weight = _parameter(channels_out, channels_in, size, size)
+
+    def __call__(self, x_BSSC: jax.Array, stride: int) -> jax.Array:
+        margin = self.weight.shape[-1] // 2
+        return jax.lax.conv_general_dilated(
+            x_BSSC,
+            self.weight[...].astype(x_BSSC.dtype),
+            window_strides=(stride, stride),
+            padding=((margin, margin), (margin, margin)),
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
+        )
+
+
+class Convolution(nnx.Module):
+    """A convolution and the group normalisation after it."""
+
+    def __init__(self, channels_in: int, channels_out: int, size: int, groups: int) -> None:
+        self.conv = Kernel(channels_in, channels_out, size)
+        self.norm = GroupNorm(channels_out, groups)
+
+    def __call__(self, x_BSSC: jax.Array, stride: int = 1) -> jax.Array:
+        return self.norm(self.conv(x_BSSC, stride))
+
+
+def rotary_table(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every pair of coordinates at every position, [T, H / 2] each, fp32 (Su et al., 2104.09864)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Turns coordinate i together with i + H / 2 by its angle; computed in fp32."""
+    cos, sin = (part[:, None, :] for part in table)
+    first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTNH.dtype)

@@ -1,0 +1,112 @@
+"""The model's arrays as a flat list, and how they relate to the canonical parameters.
+
+A leaf is either one parameter, or one parameter of every decoder layer, stacked. Stacked or not, its bytes are those of
+its parameters laid end to end, which is all that saving needs to know.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax import nnx
+
+from capstan_runtime.contract.config import Model
+from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.engine import LocalTensor, TensorSource
+from capstan_runtime.flax_trainer.models import AnyModel, build_model
+from capstan_runtime.model_spec import (
+    STEP_NAME,
+    ParameterSpec,
+    initial_parameter,
+    parameter_table,
+    read_tensor,
+    tensor_name,
+)
+from capstan_runtime.parallel.tiling import tile_evenly
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One array of the model."""
+
+    parameters: tuple[ParameterSpec, ...]
+    """The canonical parameters it is made of, first layer to last."""
+    shape: tuple[int, ...]
+
+    @property
+    def decays(self) -> bool:
+        return self.parameters[0].decays
+
+    def initial_value(self, seed: int) -> np.ndarray:
+        return np.stack([initial_parameter(spec, seed) for spec in self.parameters]).reshape(self.shape)
+
+    def read(self, source: TensorSource, moment: str | None) -> np.ndarray:
+        """The leaf out of a checkpoint; raises as `read_tensor` does."""
+        parts = [read_tensor(source, tensor_name(spec.name, moment), spec.shape) for spec in self.parameters]
+        return np.stack(parts).astype(np.float32, copy=False).reshape(self.shape)
+
+
+class Structure:
+    """A model without its values: what turns a flat list of arrays into a module, inside a compiled function."""
+
+    def __init__(self, model: Model, data: DataSpec) -> None:
+        """Raises ConfigError if the model cannot take such data."""
+        by_name = {spec.name: spec for spec in parameter_table(model, data)}
+        self._graph, state = nnx.split(nnx.eval_shape(lambda: build_model(model, data)))
+        paths, self._tree = jax.tree_util.tree_flatten_with_path(state)
+        self.leaves = [_leaf(_dotted(path), value.shape, by_name) for path, value in paths]
+
+    def assemble(self, values: Sequence[jax.Array]) -> AnyModel:
+        """The module whose parameters are `values`, in the order of `leaves`."""
+        return nnx.merge(self._graph, jax.tree_util.tree_unflatten(self._tree, values))
+
+
+def _dotted(path: jax.tree_util.KeyPath) -> str:
+    keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
+    return ".".join(str(key) for key in keys)
+
+
+def _leaf(name: str, shape: tuple[int, ...], by_name: dict[str, ParameterSpec]) -> Leaf:
+    if name in by_name:
+        return Leaf((by_name[name],), shape)
+    stack, _, rest = name.partition(".")
+    return Leaf(tuple(by_name[f"{stack}.{layer}.{rest}"] for layer in range(shape[0])), shape)
+
+
+def export_leaves(
+    leaves: Sequence[Leaf],
+    values: Sequence[tuple[str | None, Sequence[jax.Array]]],
+    step: int,
+    rank: int,
+    world: int,
+) -> Iterator[LocalTensor]:
+    """This rank's even share of parameters (moment None) and moments, which every rank holds in full, and of the step.
+
+    Only the leaves of that share leave the device.
+    """
+    stored = [
+        (leaf, index, moment, array)
+        for moment, arrays in values
+        for leaf, array in zip(leaves, arrays, strict=True)
+        for index in range(len(leaf.parameters))
+    ]
+    sizes = [leaf.parameters[index].size for leaf, index, _, _ in stored]
+    fetched: tuple[jax.Array, np.ndarray] | None = None
+    for part in tile_evenly([*sizes, 1], rank, world):
+        if part.tensor == len(stored):
+            yield LocalTensor(STEP_NAME, (), 0, np.asarray([step], np.int64))
+            continue
+        leaf, index, moment, array = stored[part.tensor]
+        if fetched is None or fetched[0] is not array:
+            fetched = (array, np.asarray(array.addressable_data(0)).reshape(-1))
+        spec = leaf.parameters[index]
+        begin = index * spec.size + part.start
+        # Copied, because the device may write the next step into the buffer that this is a view of.
+        data = fetched[1][begin : begin + part.stop - part.start].copy()
+        yield LocalTensor(tensor_name(spec.name, moment), spec.shape, part.start, data)
+
+
+def replicate(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+    """`value`, which every process has alike, on every device. Copies nothing between processes."""
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

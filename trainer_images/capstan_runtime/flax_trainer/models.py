@@ -1,0 +1,162 @@
+"""The three architectures as NNX modules. Attribute names are the canonical parameter names of `model_spec`.
+
+Axes: B batch, T time, D model width, N query heads, K key and value heads, H head width, S image side, C channels.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from capstan_runtime.contract.config import Cnn, Mlp, Model, Transformer
+from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.flax_trainer.layers import Convolution, Embedding, Linear, RmsNorm, rotary_table, rotate
+from capstan_runtime.model_spec import feed_forward_width, has_projection, kv_heads
+
+
+class MlpModel(nnx.Module):
+    def __init__(self, config: Mlp, inputs: int, outputs: int) -> None:
+        widths = [inputs, *config.hidden]
+        self.layers = nnx.List(
+            Linear(width_in, width_out, bias=True) for width_in, width_out in zip(widths, config.hidden, strict=False)
+        )
+        self.head = Linear(widths[-1], outputs, bias=True)
+
+    def __call__(self, inputs: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        x = inputs.reshape(len(inputs), -1).astype(dtype)
+        for layer in self.layers:
+            x = jax.nn.gelu(layer(x), approximate=False)
+        return self.head(x)
+
+
+class ResidualBlock(nnx.Module):
+    """He et al., 2015 (1512.03385), with group normalisation."""
+
+    def __init__(self, block: int, channels_in: int, channels: int, groups: int) -> None:
+        self.first = Convolution(channels_in, channels, 3, groups)
+        self.second = Convolution(channels, channels, 3, groups)
+        projects = has_projection(block, channels_in, channels)
+        self.shortcut = Convolution(channels_in, channels, 1, groups) if projects else None
+        self.stride = 1 if block == 0 else 2
+
+    def __call__(self, x_BSSC: jax.Array) -> jax.Array:
+        y_BSSC = self.second(jax.nn.relu(self.first(x_BSSC, self.stride)))
+        skipped = x_BSSC if self.shortcut is None else self.shortcut(x_BSSC, self.stride)
+        return jax.nn.relu(y_BSSC + skipped)
+
+
+class CnnModel(nnx.Module):
+    def __init__(self, config: Cnn, image_channels: int, outputs: int) -> None:
+        self.stem = Convolution(image_channels, config.channels[0], 3, config.groups)
+        inputs = [config.channels[0], *config.channels]
+        self.blocks = nnx.List(
+            ResidualBlock(block, channels_in, channels, config.groups)
+            for block, (channels_in, channels) in enumerate(zip(inputs, config.channels, strict=False))
+        )
+        self.head = Linear(config.channels[-1], outputs, bias=True)
+
+    def __call__(self, inputs: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        x_BSSC = jax.nn.relu(self.stem(inputs.astype(dtype)))
+        for block in self.blocks:
+            x_BSSC = block(x_BSSC)
+        return self.head(jnp.mean(x_BSSC, axis=(1, 2)))
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention (Ainslie et al., 2305.13245), causal, with rotary positions."""
+
+    def __init__(self, config: Transformer) -> None:
+        self.heads, self.kv_heads = config.heads, kv_heads(config)
+        self.head_dim = config.dim // config.heads
+        self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim)
+        self.out = Linear(config.dim, config.dim)
+
+    def __call__(self, x_BTD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+        batch, length, _ = x_BTD.shape
+        heads = self.qkv(x_BTD).reshape(batch, length, -1, self.head_dim)
+        q_BTNH, k_BTKH, v_BTKH = jnp.split(heads, [self.heads, self.heads + self.kv_heads], axis=2)
+        mixed_BTNH = jax.nn.dot_product_attention(
+            rotate(q_BTNH, table),
+            rotate(k_BTKH, table),
+            v_BTKH,
+            is_causal=True,
+            implementation=_attention_implementation(x_BTD.dtype, self.head_dim),
+        )
+        return self.out(mixed_BTNH.reshape(batch, length, -1))
+
+
+def _attention_implementation(dtype: jnp.dtype, head_dim: int) -> str:
+    """The flash kernel where there is one: cuDNN, 16-bit, head width a multiple of 8 up to 128 on every GPU since
+    Ampere. JAX itself never chooses it, and it raises elsewhere."""
+    fits = dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128
+    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
+
+
+class FeedForward(nnx.Module):
+    """SwiGLU (Shazeer, 2002.05202)."""
+
+    def __init__(self, config: Transformer) -> None:
+        width = feed_forward_width(config)
+        self.gate_up = Linear(config.dim, 2 * width)
+        self.down = Linear(width, config.dim)
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        gate, up = jnp.split(self.gate_up(x_BTD), 2, axis=-1)
+        return self.down(jax.nn.silu(gate) * up)
+
+
+class DecoderLayer(nnx.Module):
+    def __init__(self, config: Transformer) -> None:
+        self.attention_norm = RmsNorm(config.dim, config.norm_epsilon)
+        self.attention = Attention(config)
+        self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
+        self.feed_forward = FeedForward(config)
+
+    def __call__(self, x_BTD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table)
+        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+
+
+class TransformerModel(nnx.Module):
+    """`layers` is one layer whose parameters have a leading axis over the layers, so that one layer is compiled and
+    run in a loop: compile time and the number of arrays do not grow with the depth."""
+
+    def __init__(self, config: Transformer, vocabulary: int) -> None:
+        self.config = config
+        self.embed = Embedding(vocabulary, config.dim)
+        self.layers = nnx.vmap(lambda _: DecoderLayer(config))(jnp.arange(config.layers))
+        self.norm = RmsNorm(config.dim, config.norm_epsilon)
+        self.head = None if config.tied else Linear(config.dim, vocabulary)
+
+    def __call__(self, inputs: jax.Array, dtype: jnp.dtype) -> jax.Array:
+        table = rotary_table(inputs.shape[1], self.config.dim // self.config.heads, self.config.rope_theta)
+        structure, stacked = nnx.split(self.layers)
+
+        def layer(x_BTD: jax.Array, parameters: nnx.State) -> tuple[jax.Array, None]:
+            return nnx.merge(structure, parameters)(x_BTD, table), None
+
+        x_BTD, _ = jax.lax.scan(layer, self.embed(inputs, dtype), stacked)
+        x_BTD = self.norm(x_BTD)
+        if self.head is not None:
+            return self.head(x_BTD)
+        return jnp.einsum("btd,vd->btv", x_BTD, self.embed.weight[...].astype(dtype))
+
+
+AnyModel = MlpModel | CnnModel | TransformerModel
+
+
+def build_model(model: Model, data: DataSpec) -> AnyModel:
+    """The module, with parameters of the right shapes and no meaningful values.
+
+    Call it with inputs [B, *sample] and the type to compute in; it returns logits [B, classes] or [B, T, vocabulary].
+    """
+    match model.value:
+        case Mlp() as config:
+            return MlpModel(config, math.prod(data.input_shape), data.outputs)
+        case Cnn() as config:
+            return CnnModel(config, data.input_shape[-1], data.outputs)
+        case Transformer() as config:
+            return TransformerModel(config, data.outputs)
+        case other:  # pragma: no cover - a new kind of model without a module
+            raise TypeError(f"no module for {type(other).__name__}")

@@ -1,0 +1,138 @@
+"""The two compiled functions: one optimizer step, and one evaluation step.
+
+Axes: M micro-steps, G samples of one micro-step on all devices, b samples on one device.
+"""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.sharding import Mesh, PartitionSpec
+
+from capstan_runtime.contract.config import Optimizer
+from capstan_runtime.flax_trainer.leaves import Structure
+from capstan_runtime.flax_trainer.optimizer import Leaves, clip, global_norm, update
+
+AXIS = "data"
+REPLICATED = PartitionSpec()
+BY_SAMPLE = PartitionSpec(None, AXIS)
+"""Of [M, G, …]: each device has its share of every micro-step."""
+
+TrainStep = Callable[..., tuple[Leaves, list[Leaves], jax.Array]]
+EvaluationStep = Callable[..., jax.Array]
+Sums = TypeVar("Sums")
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """What the compiled functions are made from."""
+
+    structure: Structure
+    optimizer: Optimizer
+    dtype: jnp.dtype
+    """Of activations and of weights as they are used; the stored weights and all sums are fp32."""
+    gradient_clip: float | None
+
+
+def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
+    """`step(parameters, moments, inputs, targets, scalars)`.
+
+    inputs [M, G, *sample] and targets [M, G(, T)] are spread over the devices; scalars as `step_scalars` gives them.
+    Returns new parameters and moments, in the buffers of the old ones, and [loss, gradient norm before clipping].
+    """
+    devices = mesh.size
+    decays = [leaf.decays for leaf in plan.structure.leaves]
+
+    def loss_of(parameters: Leaves, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+        logits = plan.structure.assemble(parameters)(inputs, plan.dtype)
+        return jnp.mean(cross_entropy(logits, targets))
+
+    def step(
+        parameters: Leaves,
+        moments: list[Leaves],
+        inputs: jax.Array,
+        targets: jax.Array,
+        scalars: jax.Array,
+    ) -> tuple[Leaves, list[Leaves], jax.Array]:
+        gradient = functools.partial(jax.value_and_grad(loss_of), parameters)
+        sums = _sum_over_micro_steps(gradient, inputs, targets)
+        loss, gradients = _mean_over_devices(sums, devices * len(inputs), devices)
+        norm = global_norm(gradients)
+        gradients = clip(gradients, norm, plan.gradient_clip)
+        parameters, moments = update(plan.optimizer, parameters, moments, gradients, decays, scalars)
+        return parameters, moments, jnp.stack([loss, norm])
+
+    spread = jax.shard_map(
+        step,
+        mesh=mesh,
+        in_specs=(REPLICATED, REPLICATED, BY_SAMPLE, BY_SAMPLE, REPLICATED),
+        out_specs=REPLICATED,
+        # Unchecked, gradients stay local until the one sum after the last micro-step.
+        check_vma=False,
+    )
+    return jax.jit(spread, donate_argnums=(0, 1))
+
+
+def _sum_over_micro_steps(function: Callable[..., Sums], *batches: jax.Array) -> Sums:
+    """The sum of `function(*batch)` over the leading axis of `batches`, one micro-step's activations at a time."""
+    micro_steps = len(batches[0])
+    if micro_steps == 1:
+        return function(*(batch[0] for batch in batches))
+
+    def micro_step(sums: Sums, batch: tuple[jax.Array, ...]) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, function(*batch)), None
+
+    shapes = jax.eval_shape(function, *(batch[0] for batch in batches))
+    zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), shapes)
+    # XLA's CPU backend computes convolutions inside a loop 15 times more slowly than outside one (2 cores, jax 0.10).
+    unroll = micro_steps if jax.default_backend() == "cpu" else 1
+    sums, _ = jax.lax.scan(micro_step, zeros, batches, unroll=unroll)
+    return sums
+
+
+def _mean_over_devices(sums: tuple[jax.Array, Leaves], terms: int, devices: int) -> tuple[jax.Array, Leaves]:
+    """The sums over all devices divided by `terms`."""
+    if devices > 1 and jax.default_backend() == "cpu":
+        # As one array: gloo pays per message, and nobody combines them for it as XLA does for NCCL. 2.7 times faster
+        # steps for a CNN of 20 parameters on two processes.
+        flat, restore = ravel_pytree(sums)
+        sums = restore(jax.lax.psum(flat, AXIS))
+    elif devices > 1:
+        sums = jax.lax.psum(sums, AXIS)
+    return jax.tree.map(lambda total: total / terms, sums)
+
+
+def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
+    """`step(parameters, inputs, targets, weights)` over this process's devices alone, so nobody waits for anybody.
+
+    Returns [loss, correct, count], fp32 [3]: sums over samples, or over tokens, each times its sample's weight.
+    """
+
+    def step(parameters: Leaves, inputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+        model = plan.structure.assemble(parameters)
+
+        def sums_of(inputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+            logits = model(inputs, plan.dtype)
+            weights = jnp.broadcast_to(weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
+            loss = jnp.sum(cross_entropy(logits, targets) * weights)
+            correct = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights)
+            return jnp.stack([loss, correct, jnp.sum(weights)])
+
+        sums = _sum_over_micro_steps(sums_of, inputs, targets, weights)
+        return jax.lax.psum(sums, AXIS)
+
+    spread = jax.shard_map(
+        step, mesh=mesh, in_specs=(REPLICATED, BY_SAMPLE, BY_SAMPLE, BY_SAMPLE), out_specs=REPLICATED, check_vma=False
+    )
+    return jax.jit(spread)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Negative log-likelihood of each target, in fp32: [..., classes] and [...] to [...]."""
+    logits = logits.astype(jnp.float32)
+    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -1,0 +1,196 @@
+"""The tensors of a run: canonical names, shapes and first values, shared by the frameworks.
+
+Layouts are PyTorch's: a linear layer is [outputs, inputs], a convolution [outputs, inputs, height, width]. Both
+frameworks compute with them as they are, so a checkpoint of one is a checkpoint of the other.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from capstan_runtime.contract.config import AdamW, Cnn, Mlp, Model, Optimizer, Sgd, Transformer
+from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.engine import TensorSource
+from capstan_runtime.errors import ConfigError
+
+GROUP_NORM_EPSILON = 1e-5
+_TRANSFORMER_STD = 0.02
+"""Of every matrix of a decoder, as in GPT-2; those that write into the residual stream get 1 / sqrt(2 layers) of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Constant:
+    """Every element is `value`."""
+
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Normal:
+    """Elements are drawn from a normal distribution of mean 0."""
+
+    std: float
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSpec:
+    name: str
+    shape: tuple[int, ...]
+    init: Constant | Normal
+    decays: bool
+    """Whether weight decay pulls it to 0: matrices and kernels, not gains and biases."""
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+
+def parameter_table(model: Model, data: DataSpec) -> tuple[ParameterSpec, ...]:
+    """Every parameter of `model` for `data`, in the order of the forward pass.
+
+    Raises ConfigError if the model cannot take such data.
+    """
+    match model.value:
+        case Mlp() as mlp if data.kind in ("image", "vector"):
+            return tuple(_mlp(mlp, math.prod(data.input_shape), data.outputs))
+        case Cnn() as cnn if data.kind == "image":
+            return tuple(_cnn(cnn, data.input_shape[-1], data.outputs))
+        case Transformer() as transformer if data.kind == "tokens":
+            return tuple(_transformer(transformer, data.outputs))
+    suitable = {"image": "mlp or cnn", "vector": "mlp", "tokens": "transformer"}[data.kind]
+    raise ConfigError(f"spec.model: {model.kind} cannot take the {data} of spec.data; choose {suitable}")
+
+
+def initial_parameter(spec: ParameterSpec, seed: int) -> npt.NDArray[np.float32]:
+    """The first value of a parameter, float32 of its shape: a pure function of (seed, name, shape).
+
+    So both frameworks, and every rank, start from the same bits without telling each other.
+    """
+    match spec.init:
+        case Constant(value):
+            return np.full(spec.shape, value, np.float32)
+        case Normal(std):
+            name_key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
+            generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, name_key])))
+            return generator.standard_normal(spec.shape, np.float32) * np.float32(std)
+
+
+def feed_forward_width(config: Transformer) -> int:
+    """Width of the SwiGLU layer: as set, or 8/3 of the model's, rounded up to a multiple of 32."""
+    if config.hidden_dim is not None:
+        return config.hidden_dim
+    return math.ceil(8 * config.dim / 3 / 32) * 32
+
+
+def kv_heads(config: Transformer) -> int:
+    return config.heads if config.kv_heads is None else config.kv_heads
+
+
+def _weight(name: str, *shape: int, std: float) -> ParameterSpec:
+    return ParameterSpec(f"{name}.weight", shape, Normal(std), decays=True)
+
+
+def _bias(name: str, size: int) -> ParameterSpec:
+    return ParameterSpec(f"{name}.bias", (size,), Constant(0.0), decays=False)
+
+
+def _gain(name: str, size: int) -> ParameterSpec:
+    return ParameterSpec(f"{name}.weight", (size,), Constant(1.0), decays=False)
+
+
+def _mlp(config: Mlp, inputs: int, outputs: int) -> Iterator[ParameterSpec]:
+    widths = [inputs, *config.hidden]
+    for layer, (width_in, width_out) in enumerate(zip(widths, config.hidden, strict=False)):
+        # He et al., 2015 (1502.01852): keeps the variance through layers that drop half of it.
+        yield _weight(f"layers.{layer}", width_out, width_in, std=math.sqrt(2.0 / width_in))
+        yield _bias(f"layers.{layer}", width_out)
+    yield _weight("head", outputs, widths[-1], std=math.sqrt(1.0 / widths[-1]))
+    yield _bias("head", outputs)
+
+
+def _cnn(config: Cnn, image_channels: int, outputs: int) -> Iterator[ParameterSpec]:
+    yield from _convolution("stem", image_channels, config.channels[0], kernel=3)
+    channels_in = config.channels[0]
+    for block, channels in enumerate(config.channels):
+        yield from _convolution(f"blocks.{block}.first", channels_in, channels, kernel=3)
+        yield from _convolution(f"blocks.{block}.second", channels, channels, kernel=3)
+        if has_projection(block, channels_in, channels):
+            yield from _convolution(f"blocks.{block}.shortcut", channels_in, channels, kernel=1)
+        channels_in = channels
+    yield _weight("head", outputs, channels_in, std=math.sqrt(1.0 / channels_in))
+    yield _bias("head", outputs)
+
+
+def has_projection(block: int, channels_in: int, channels: int) -> bool:
+    """Whether a residual block's shortcut needs a 1x1 convolution: it halves the image, or changes the channels."""
+    return block > 0 or channels_in != channels
+
+
+def _convolution(name: str, channels_in: int, channels_out: int, kernel: int) -> Iterator[ParameterSpec]:
+    """A convolution without bias, and the group normalisation after it."""
+    std = math.sqrt(2.0 / (channels_in * kernel * kernel))
+    yield _weight(f"{name}.conv", channels_out, channels_in, kernel, kernel, std=std)
+    yield _gain(f"{name}.norm", channels_out)
+    yield _bias(f"{name}.norm", channels_out)
+
+
+def _transformer(config: Transformer, vocabulary: int) -> Iterator[ParameterSpec]:
+    dim, hidden = config.dim, feed_forward_width(config)
+    head_dim = dim // config.heads
+    residual_std = _TRANSFORMER_STD / math.sqrt(2.0 * config.layers)
+    yield _weight("embed", vocabulary, dim, std=_TRANSFORMER_STD)
+    for layer in range(config.layers):
+        # Queries, keys and values are one matrix, gate and up another: fewer, larger products, and fewer tensors to
+        # launch work for.
+        projections = (config.heads + 2 * kv_heads(config)) * head_dim
+        yield _gain(f"layers.{layer}.attention_norm", dim)
+        yield _weight(f"layers.{layer}.attention.qkv", projections, dim, std=_TRANSFORMER_STD)
+        yield _weight(f"layers.{layer}.attention.out", dim, dim, std=residual_std)
+        yield _gain(f"layers.{layer}.feed_forward_norm", dim)
+        yield _weight(f"layers.{layer}.feed_forward.gate_up", 2 * hidden, dim, std=_TRANSFORMER_STD)
+        yield _weight(f"layers.{layer}.feed_forward.down", dim, hidden, std=residual_std)
+    yield _gain("norm", dim)
+    if not config.tied:
+        yield _weight("head", vocabulary, dim, std=_TRANSFORMER_STD)
+
+
+STEP_NAME = "optimizer/step"
+"""Optimizer steps done, a scalar int64."""
+
+
+def moments(optimizer: Optimizer) -> tuple[str, ...]:
+    """The kinds of optimizer state that every parameter has: `exp_avg` and `exp_avg_sq`, `momentum`, or none."""
+    match optimizer.value:
+        case AdamW():
+            return ("exp_avg", "exp_avg_sq")
+        case Sgd(momentum=0.0):
+            return ()
+        case _:
+            return ("momentum",)
+
+
+def tensor_name(parameter: str, moment: str | None = None) -> str:
+    """What a checkpoint calls a parameter, or one of its moments."""
+    return f"params/{parameter}" if moment is None else f"optimizer/{moment}/{parameter}"
+
+
+def read_tensor(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
+    """The tensor `name` of a checkpoint. Raises ConfigError if the checkpoint has none of that name and shape, so
+    that it belongs to another model or optimizer; CorruptCheckpoint if its bytes are wrong."""
+    try:
+        tensor = source.read(name)
+    except KeyError:
+        raise ConfigError(
+            f"spec.model, spec.optimizer: the checkpoint has no {name}, so it is of another model or optimizer; "
+            "restore those of its run, or start a new job"
+        ) from None
+    if tensor.shape != shape:
+        raise ConfigError(
+            f"spec.model: {name} has shape {tensor.shape} in the checkpoint and {shape} in this run; "
+            "restore the model and data of its run, or start a new job"
+        )
+    return tensor

@@ -1,0 +1,1 @@
+"""Arithmetic of who holds what."""
