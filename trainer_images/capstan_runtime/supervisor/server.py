@@ -1,0 +1,107 @@
+"""The pod's HTTP face: `/state` and `/membership` for the operator, `/metrics` and `/healthz` for everybody."""
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable
+from typing import Protocol
+
+from aiohttp import web
+from pydantic import ValidationError
+
+from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.state import State
+from capstan_runtime.supervisor.exposition import CONTENT_TYPE, render
+
+_MOST_BODY_BYTES = 8192
+_REQUEST_SECONDS = 5.0
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+class Refused(Exception):
+    """A membership that cannot be accepted; the message says why."""
+
+
+class Supervised(Protocol):
+    """What the server shows and passes on."""
+
+    @property
+    def state(self) -> State: ...
+
+    @property
+    def restarts(self) -> int: ...
+
+    def accept(self, membership: Membership) -> None:
+        """Raises Refused."""
+        ...
+
+
+def make_app(supervised: Supervised, token: str) -> web.Application:
+    """`/state` and `/membership` ask for `token`; requests are small and must arrive within five seconds."""
+    app = web.Application(middlewares=[_bounded], client_max_size=_MOST_BODY_BYTES)
+    expected = f"Bearer {token}".encode()
+
+    def for_the_operator(handler: Handler) -> Handler:
+        async def checked(request: web.Request) -> web.StreamResponse:
+            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+            if not hmac.compare_digest(given, expected):
+                return _status(401, "Unauthorized", "the job's bearer token is missing or wrong")
+            return await handler(request)
+
+        return checked
+
+    async def get_state(_: web.Request) -> web.Response:
+        return web.json_response(text=supervised.state.model_dump_json(by_alias=True, exclude_none=True))
+
+    async def put_membership(request: web.Request) -> web.Response:
+        try:
+            membership = Membership.model_validate_json(await request.read(), by_alias=True, by_name=False)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "membership"
+            return _status(422, "Invalid", f"{where}: {first['msg']}")
+        try:
+            supervised.accept(membership)
+        except Refused as error:
+            return _status(409, "Conflict", str(error))
+        return await get_state(request)
+
+    async def get_metrics(_: web.Request) -> web.Response:
+        return web.Response(text=render(supervised.state, supervised.restarts), headers={"Content-Type": CONTENT_TYPE})
+
+    async def get_healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    app.add_routes(
+        [
+            web.get("/state", for_the_operator(get_state)),
+            web.put("/membership", for_the_operator(put_membership)),
+            web.get("/metrics", get_metrics),
+            web.get("/healthz", get_healthz),
+        ]
+    )
+    return app
+
+
+@web.middleware
+async def _bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        async with asyncio.timeout(_REQUEST_SECONDS):
+            return await handler(request)
+    except TimeoutError:
+        return _status(408, "Timeout", f"the request did not arrive within {_REQUEST_SECONDS:g} s")
+    except web.HTTPException as error:
+        return _status(error.status, error.reason.replace(" ", ""), error.text or error.reason)
+
+
+def _status(code: int, reason: str, message: str) -> web.Response:
+    """An error in the form that Kubernetes' API uses."""
+    document = {
+        "kind": "Status",
+        "apiVersion": "v1",
+        "status": "Failure",
+        "message": message,
+        "reason": reason,
+        "code": code,
+    }
+    return web.json_response(document, status=code)
