@@ -1,0 +1,3 @@
+from capstan_operator.cli import main
+
+raise SystemExit(main())

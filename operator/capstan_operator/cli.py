@@ -1,0 +1,119 @@
+"""`capstan`: run the operator, the cluster on this machine, and look at checkpoints."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+DEFAULT_HOME = Path.home() / ".capstan"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code: 0 done, 1 it did not work (one line on stderr says why), 2 wrong usage."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["checkpoint"]:
+        return _checkpoint(given[1:])
+    options = _parser().parse_args(given)
+    try:
+        return int(options.call(options))
+    except KeyboardInterrupt:
+        return 130
+
+
+def _checkpoint(arguments: list[str]) -> int:
+    """Becomes the runtime's own command: the operator's code knows nothing of how checkpoints are stored."""
+    if find_spec("blake3") is None:
+        print(
+            "capstan checkpoint: the checkpoint library is not installed: pip install 'capstan[runtime]'",
+            file=sys.stderr,
+        )
+        return 1
+    os.execv(sys.executable, [sys.executable, "-m", "capstan_runtime.checkpoint", *arguments])  # noqa: S606
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="capstan", description="Trains models on Kubernetes and does not lose steps.")
+    parser.add_argument("--version", action="version", version=f"capstan {version('capstan')}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands)
+    _add_local(commands)
+    # Listed for --help only; main() hands its arguments on unread.
+    commands.add_parser("checkpoint", help="list, show and verify checkpoints", add_help=False)
+    return parser
+
+
+def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    run = commands.add_parser(
+        "run",
+        help="run the operator until it is stopped",
+        description="Runs the operator. Several replicas may run; one acts, the others take over when it is gone.",
+    )
+    run.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
+    run.add_argument("--context", help="context of the kubeconfig; default: its current one")
+    run.add_argument("--namespace", help="look after the TrainingJobs of this namespace only")
+    run.add_argument("--host", default="127.0.0.1", help="address of /metrics, /healthz, /readyz and /hint")
+    run.add_argument("--port", type=int, default=8080, help="port of the same; 0 takes a free one (default 8080)")
+    run.add_argument("--url", help="URL under which pods reach that port; left out: they are polled only")
+    run.add_argument("--flax-image", help="image of Flax workers that name none")
+    run.add_argument("--deepspeed-image", help="image of DeepSpeed workers that name none")
+    run.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
+    run.set_defaults(call=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from capstan_operator.observe import OperatorSettings
+    from capstan_operator.run import RunSettings
+    from capstan_operator.run import main as run_operator
+
+    chosen = {
+        "flax_image": options.flax_image,
+        "deepspeed_image": options.deepspeed_image,
+        "operator_url": options.url,
+    }
+    settings = RunSettings(
+        kubeconfig=options.kubeconfig,
+        context=options.context,
+        namespace=options.namespace,
+        http_host=options.host,
+        http_port=options.port,
+        operator=OperatorSettings(**{name: value for name, value in chosen.items() if value is not None}),
+    )
+    return run_operator(settings, log_level=options.log_level)
+
+
+def _add_local(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    local = commands.add_parser(
+        "local",
+        help="a Kubernetes cluster on this machine, without Docker",
+        description="An API server and a node that runs containers as processes, with the operator on it.",
+    )
+    actions = local.add_subparsers(title="actions", required=True, metavar="ACTION")
+    for name, description in (
+        ("up", "start it in the background and wait until it is ready; does nothing when it is"),
+        ("down", "stop it; its state stays for the next `up`"),
+        ("status", "say whether it runs and where; exit code 1 when it does not"),
+        ("serve", "run it in the foreground, without installing anything on it"),
+        ("node", "join this machine to another cluster as a node that runs pods as processes"),
+    ):
+        action = actions.add_parser(name, help=description, description=description)
+        action.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of its state (default ~/.capstan)")
+        if name in ("up", "serve"):
+            action.add_argument("--port", type=int, default=0, help="port of the API server; 0 keeps the last one")
+        if name in ("up", "serve", "node"):
+            action.add_argument("--gpus", type=int, help="GPUs to offer; default: what nvidia-smi lists")
+        if name == "node":
+            action.add_argument("--kubeconfig", type=Path, required=True, help="the cluster to join")
+            action.add_argument("--name", help="name of the node; default: this machine's host name")
+        action.set_defaults(call=_local, action=name)
+
+
+def _local(options: argparse.Namespace) -> int:
+    if find_spec("cryptography") is None:
+        print("capstan local: the embedded cluster is not installed: pip install 'capstan[local]'", file=sys.stderr)
+        return 1
+    from capstan_operator import local_cluster
+
+    return local_cluster.main(options)
