@@ -1,0 +1,105 @@
+"""Saves made without a training run: a few tensors, any number of ranks, one after the other."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
+from capstan_runtime.checkpoint.disk import Disk
+from capstan_runtime.checkpoint.layout import SaveName, new_attempt
+from capstan_runtime.checkpoint.manifest import TrainerState
+from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.writer import Save, commit, write_shards
+from capstan_runtime.contract.config import Verify
+from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.state import Checkpoint, Quarantine
+from capstan_runtime.engine import LocalTensor
+from capstan_runtime.parallel.tiling import tile_evenly
+
+RUN = "0f3c2a4e-uid"
+Arrays = Mapping[str, np.ndarray]
+
+
+def arrays_of(step: int) -> dict[str, np.ndarray]:
+    """A small state that is different at every step, of several types and shapes."""
+    random = np.random.default_rng(step)
+    return {
+        "params/kernel": random.normal(size=(13, 7)).astype(np.float32),
+        "params/bias": random.normal(size=(7,)).astype(np.float16),
+        "optimizer/count": np.array(step, np.int64),
+        "optimizer/mask": random.random(5) > 0.5,
+        "params/empty": np.zeros((0, 3), np.float32),
+    }
+
+
+def share_of(arrays: Arrays, rank: int, world: int) -> Iterator[LocalTensor]:
+    names = sorted(arrays)
+    for part in tile_evenly([arrays[name].size for name in names], rank, world):
+        whole = arrays[names[part.tensor]]
+        yield LocalTensor(names[part.tensor], whole.shape, part.start, whole.reshape(-1)[part.start : part.stop])
+
+
+def trainer_state(step: int) -> TrainerState:
+    return TrainerState(
+        step=step,
+        seed=0,
+        global_batch_size=8,
+        virtual_ranks=2,
+        plan_version=1,
+        data_fingerprint="blake3:00",
+        learning_rate_step=step,
+        loss=1 / (step + 1),
+    )
+
+
+def save(
+    store: Path,
+    step: int,
+    *,
+    arrays: Arrays | None = None,
+    fence: int = 1,
+    world: int = 2,
+    attempt: str | None = None,
+    run: str = RUN,
+    parent: str | None = None,
+    disk: Disk | None = None,
+    shard_bytes: int = 256,
+) -> Checkpoint:
+    """A committed checkpoint, written by `world` ranks in turn."""
+    disk = disk or Disk()
+    name = SaveName(step, fence, attempt or new_attempt(run))
+    arrays = arrays_of(step) if arrays is None else arrays
+    saves = [Save(store, "default/test", run, "flax", name, rank, world) for rank in range(world)]
+    for each in saves:
+        write_shards(each, share_of(arrays, each.rank, world), disk, shard_bytes)
+    return commit(saves[0], trainer_state(step), parent, 1.0, disk, now=lambda: 1000.0 + step)
+
+
+def folder_of(store: Path, root: str) -> Path:
+    return next(each.folder for each in list_candidates(store, RUN).candidates if each.root == root)
+
+
+def choose(
+    store: Path,
+    *,
+    fence: int = 2,
+    floor_step: int = 0,
+    verify: Verify = "full",
+    quarantined: list[Quarantine] | None = None,
+    exchange: Callable[[bytes], list[bytes]] = lambda payload: [payload],
+) -> OpenCheckpoint | None:
+    """What a world of one rank resumes from."""
+    return choose_checkpoint(
+        Choosing(
+            store=store,
+            run=RUN,
+            membership=Membership(fence=fence, rank=0, world=1, coordinator="127.0.0.1:1", floor_step=floor_step),
+            attempt=new_attempt(RUN),
+            verify=verify,
+            exchange=exchange,
+            on_quarantine=(quarantined if quarantined is not None else []).append,
+            disk=Disk(),
+        )
+    )

@@ -1,0 +1,84 @@
+"""Softmax regression with momentum in numpy: everything the loop asks of an engine, and nothing else."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from capstan_runtime.context import TrainContext
+from capstan_runtime.engine import Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.parallel.tiling import tile_evenly
+from tests.support.socket_world import SocketWorld
+
+
+@dataclass(frozen=True)
+class Done:
+    values: Mapping[str, float]
+
+    def fetch(self) -> Mapping[str, float]:
+        return self.values
+
+
+class NumpyEngine:
+    """Gradients are summed in rank order, so a run is the same to the last bit every time."""
+
+    def __init__(self, context: TrainContext) -> None:
+        member, features = context.membership, int(np.prod(context.data.input_shape))
+        self.rank, self.world = member.rank, member.world
+        random = np.random.default_rng(context.run.training.seed)
+        shape = (features, context.data.outputs)
+        self.state = {
+            "params/kernel": random.normal(0, 0.1, shape).astype(np.float32),
+            "params/bias": np.zeros(context.data.outputs, np.float32),
+            "optimizer/momentum/kernel": np.zeros(shape, np.float32),
+            "optimizer/momentum/bias": np.zeros(context.data.outputs, np.float32),
+            "optimizer/count": np.zeros((), np.int64),
+        }
+        self._world = SocketWorld(member.rank, member.world, member.coordinator, context.deadlines.form)
+        self.exchange = self._world.exchange
+        self.close = self._world.close
+
+    def _forward(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        flat = inputs.reshape(len(targets), -1)
+        logits = flat @ self.state["params/kernel"] + self.state["params/bias"]
+        exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+        shares = exponents / exponents.sum(axis=1, keepdims=True)
+        return flat, shares, -np.log(shares[np.arange(len(targets)), targets] + 1e-12)
+
+    def train_step(self, batch: Batch, learning_rate: float) -> Done:
+        samples = batch.targets.size * self.world
+        total = np.zeros(self.state["params/kernel"].size + self.state["params/bias"].size + 1, np.float64)
+        for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
+            flat, shares, losses = self._forward(inputs, targets)
+            shares[np.arange(len(targets)), targets] -= 1
+            total += np.concatenate([(flat.T @ shares).ravel(), shares.sum(axis=0), [losses.sum()]])
+        total = sum(np.frombuffer(part) for part in self.exchange(total.tobytes())) / samples
+        kernel_size = self.state["params/kernel"].size
+        gradients = {"kernel": total[:kernel_size].reshape(self.state["params/kernel"].shape)}
+        gradients["bias"] = total[kernel_size:-1]
+        for name, gradient in gradients.items():
+            momentum = (0.9 * self.state[f"optimizer/momentum/{name}"] + gradient).astype(np.float32)
+            self.state[f"optimizer/momentum/{name}"] = momentum
+            self.state[f"params/{name}"] = self.state[f"params/{name}"] - np.float32(learning_rate) * momentum
+        self.state["optimizer/count"] = self.state["optimizer/count"] + 1
+        return Done({"loss": float(total[-1]), "gradient_norm": float(np.linalg.norm(total[:-1]))})
+
+    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+        loss = correct = count = 0.0
+        for batch in batches:
+            for inputs, targets, weights in zip(batch.inputs, batch.targets, batch.weights, strict=True):
+                _, shares, losses = self._forward(inputs, targets)
+                loss += float((losses * weights).sum())
+                correct += float(((shares.argmax(axis=1) == targets) * weights).sum())
+                count += float(weights.sum())
+        return EvaluationSums(loss, correct, count)
+
+    def export_state(self) -> Iterator[LocalTensor]:
+        names = sorted(self.state)
+        for part in tile_evenly([self.state[name].size for name in names], self.rank, self.world):
+            tensor = self.state[names[part.tensor]]
+            data = tensor.reshape(-1)[part.start : part.stop].copy()
+            yield LocalTensor(names[part.tensor], tensor.shape, part.start, data)
+
+    def import_state(self, source: TensorSource) -> None:
+        self.state = {name: source.read(name).copy() for name in self.state}

@@ -1,0 +1,57 @@
+"""A trainer whose framework is numpy, as a process. Faults are injected through FAULT_* variables."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from capstan_runtime import loop
+from capstan_runtime.context import TrainContext
+from capstan_runtime.engine import Batch
+from tests.support.numpy_engine import Done, NumpyEngine
+
+
+class FaultyEngine(NumpyEngine):
+    """Does what FAULT_KIND says at step FAULT_STEP of the attempt whose fence is FAULT_FENCE."""
+
+    def __init__(self, context: TrainContext) -> None:
+        super().__init__(context)
+        self._fault = os.environ.get("FAULT_KIND")
+        self._step = int(os.environ.get("FAULT_STEP", "0"))
+        if context.membership.fence != int(os.environ.get("FAULT_FENCE", "1")):
+            self._fault = None
+        if self._fault and context.membership.rank != int(os.environ.get("FAULT_RANK", "0")):
+            self._fault = None
+        self._pause_seconds = float(os.environ.get("STEP_SECONDS", "0"))
+        self._done = Path(os.environ["STEP_LOG"]) if "STEP_LOG" in os.environ else None
+
+    def train_step(self, batch: Batch, learning_rate: float) -> Done:
+        result = super().train_step(batch, learning_rate)
+        time.sleep(self._pause_seconds)
+        step = int(self.state["optimizer/count"])
+        if self._done is not None and self.rank == 0:
+            with self._done.open("a") as log:
+                log.write(f"{step} {result.values['loss']!r}\n")
+        if self._fault and step == self._step:
+            return self._fail(result)
+        return result
+
+    def _fail(self, result: Done) -> Done:
+        match self._fault:
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "hang":
+                time.sleep(3600)
+            case "raise":
+                raise RuntimeError("the step went wrong\nand this is detail")
+            case "exit":
+                sys.stdout.flush()
+                os._exit(int(os.environ["FAULT_CODE"]))
+            case "nan":
+                return Done({**result.values, "loss": float("nan")})
+        return result
+
+
+if __name__ == "__main__":
+    raise SystemExit(loop.main(FaultyEngine))
