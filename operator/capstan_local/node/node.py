@@ -1,0 +1,236 @@
+"""A Kubernetes node that runs each container as a process group of this machine. A client of any API server."""
+
+import asyncio
+import contextlib
+import fcntl
+import hashlib
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from capstan_local.client import (
+    CONFIG_MAPS,
+    PODS,
+    SECRETS,
+    ApiError,
+    Client,
+    Informer,
+    Key,
+    Object,
+    Unreachable,
+    key_of,
+    only_identity,
+)
+from capstan_local.node.events import EventRecorder
+from capstan_local.node.folder import remove_strangers
+from capstan_local.node.images import ImageRule
+from capstan_local.node.kubelet import ADDRESS, Kubelet, KubeletAccess
+from capstan_local.node.machine import Addresses, Devices, Machine, detect_gpus
+from capstan_local.node.pod import SHUTDOWN_GRACE_SECONDS, Ending, Pod
+from capstan_local.node.processes import Processes, sweep
+from capstan_local.node.provisioner import Provisioner
+from capstan_local.node.proxy import ServiceProxy
+from capstan_local.node.registration import Registration, capacity
+
+log = logging.getLogger(__name__)
+
+STOP_SECONDS = SHUTDOWN_GRACE_SECONDS + 5.0
+FAREWELL_SECONDS = 3.0
+
+
+class Node:
+    """Runs the pods bound to the node `name`.
+
+    home: where volumes, logs and records are kept; one node at a time.
+    images: what the images of containers stand for on this machine; the first rule that matches counts.
+    gpus: how many `nvidia.com/gpu` to offer; None: those that nvidia-smi finds.
+    backoff_seconds: first pause before a failing container is started again.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        home: Path,
+        name: str,
+        images: Sequence[ImageRule] = (),
+        gpus: int | None = None,
+        *,
+        access: KubeletAccess | None = None,
+        backoff_seconds: float = 10.0,
+        max_pods: int = 1000,
+    ) -> None:
+        self.name = name
+        self.ready = asyncio.Event()
+        """Set once the node is registered and follows its pods."""
+        self._client = client
+        self._home = home.expanduser().resolve()
+        self._images = list(images)
+        self._gpus = gpus
+        self._access = access or KubeletAccess()
+        self._backoff_seconds = backoff_seconds
+        self._max_pods = max_pods
+        self._pods: dict[str, Pod] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set; then stops all containers within STOP_SECONDS and reports the node as not ready.
+
+        Raises RuntimeError when another node uses the same home.
+        """
+        self._home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with _locked(self._home):
+            mark = hashlib.sha256(str(self._home).encode()).hexdigest()[:12]
+            if leftovers := sweep(mark):
+                log.warning("killed %d processes that an earlier life of this node left behind", leftovers)
+            async with AsyncExitStack() as stack:
+                await self._run(stop, stack, mark)
+
+    async def _run(self, stop: asyncio.Event, stack: AsyncExitStack, mark: str) -> None:
+        kubelet = Kubelet(self.name, self._access, self._find_pod)
+        await kubelet.start()
+        stack.push_async_callback(kubelet.stop)
+        events = EventRecorder(self._client, "kubelet", self.name)
+        proxy = ServiceProxy(self._client)
+        machine = await self._build_machine(stack, mark, events, proxy)
+        provisioner = Provisioner(self._client, self._home, events, self._note_claim, self._uses_claim)
+        registration = Registration(self._client, self.name, ADDRESS, kubelet.port, dict(machine.allocatable))
+        pods = self._follow_pods(machine, provisioner)
+
+        background = [
+            asyncio.create_task(work, name=name)
+            for name, work in (
+                ("events", events.run()),
+                ("proxy", proxy.run()),
+                ("provisioner", provisioner.run()),
+                (
+                    "config maps",
+                    Informer(self._client, CONFIG_MAPS, self._note("ConfigMap"), reduce=only_identity).run(),
+                ),
+                ("secrets", Informer(self._client, SECRETS, self._note("Secret"), reduce=only_identity).run()),
+                ("pods", pods.run()),
+                ("registration", self._register(registration, pods, machine)),
+            )
+        ]
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait({stopping, *background}, return_when=asyncio.FIRST_COMPLETED)
+            await self._stop_pods(registration)
+            await events.flush(FAREWELL_SECONDS)
+            for task in done - {stopping}:
+                task.result()  # work that never ends has ended: say why
+        finally:
+            for task in (stopping, *background, *self._tasks.values()):
+                task.cancel()
+            await asyncio.gather(stopping, *background, *self._tasks.values(), return_exceptions=True)
+
+    async def _build_machine(
+        self, stack: AsyncExitStack, mark: str, events: EventRecorder, proxy: ServiceProxy
+    ) -> Machine:
+        ids = await detect_gpus() if self._gpus is None else [str(index) for index in range(self._gpus)]
+        processes, addresses = Processes(mark), Addresses(self._home)
+        stack.push_async_callback(processes.close)
+        stack.callback(addresses.close)
+        return Machine(
+            client=self._client,
+            home=self._home,
+            node_name=self.name,
+            host_ip=ADDRESS,
+            processes=processes,
+            events=events,
+            images=self._images,
+            addresses=addresses,
+            devices=Devices(ids),
+            http=await stack.enter_async_context(aiohttp.ClientSession()),
+            service_variables=proxy.variables,
+            allocatable=capacity(self._home, len(ids), self._max_pods),
+            backoff_seconds=self._backoff_seconds,
+        )
+
+    async def _register(self, registration: Registration, pods: Informer, machine: Machine) -> None:
+        await registration.register()
+        await pods.synced.wait()
+        remove_strangers(self._home, set(self._pods))
+        self.ready.set()
+        log.info("node %s is ready", self.name)
+        await registration.keep_alive(machine.oom)
+
+    # ---- pods
+
+    def _follow_pods(self, machine: Machine, provisioner: Provisioner) -> Informer:
+        def on_change(kind: str, obj: Object, _old: Object | None) -> None:
+            uid = obj["metadata"]["uid"]
+            pod = self._pods.get(uid)
+            if kind == "DELETED":
+                if pod is not None:
+                    pod.end(Ending.GONE)
+            elif pod is not None:
+                pod.update(obj)
+            else:
+                self._adopt(Pod(machine, obj), provisioner)
+
+        return Informer(self._client, PODS, on_change, selectors={"fieldSelector": f"spec.nodeName={self.name}"})
+
+    def _adopt(self, pod: Pod, provisioner: Provisioner) -> None:
+        def forget(task: asyncio.Task[None]) -> None:
+            del self._pods[pod.uid], self._tasks[pod.uid]
+            provisioner.wake()
+            if not task.cancelled() and task.exception() is not None:
+                log.error("pod %s/%s", *pod.key, exc_info=task.exception())
+
+        self._pods[pod.uid] = pod
+        task = self._tasks[pod.uid] = asyncio.create_task(pod.run(), name=f"pod {pod.key[0]}/{pod.key[1]}")
+        task.add_done_callback(forget)
+
+    async def _stop_pods(self, registration: Registration) -> None:
+        try:
+            await asyncio.wait_for(registration.write_status(is_ready=False), FAREWELL_SECONDS)
+        except (ApiError, Unreachable, TimeoutError) as error:
+            log.warning("the node could not say that it stops: %s", error or type(error).__name__)
+        for pod in list(self._pods.values()):
+            pod.end(Ending.NODE_STOPS)
+        if self._tasks:
+            _, late = await asyncio.wait(list(self._tasks.values()), timeout=STOP_SECONDS)
+            if late:
+                log.warning("%d pods did not end in %.0f s and are killed", len(late), STOP_SECONDS)
+
+    def _find_pod(self, namespace: str, name: str) -> Pod | None:
+        found = [pod for pod in self._pods.values() if pod.key == (namespace, name)]
+        return found[-1] if found else None  # the newest, while one of the same name still ends
+
+    # ---- what pods refer to
+
+    def _note(self, kind: str) -> Any:
+        def on_change(_change: str, obj: Object, _old: Object | None) -> None:
+            self._tell_pods(kind, key_of(obj))
+
+        return on_change
+
+    def _note_claim(self, key: Key) -> None:
+        self._tell_pods("PersistentVolumeClaim", key)
+
+    def _tell_pods(self, kind: str, key: Key) -> None:
+        for pod in self._pods.values():
+            if pod.key[0] == key[0]:
+                pod.content.note_change(kind, key[1])
+
+    def _uses_claim(self, key: Key) -> bool:
+        return any(
+            pod.key[0] == key[0] and pod.content.refers_to("PersistentVolumeClaim", key[1])
+            for pod in self._pods.values()
+            if not pod.is_finished
+        )
+
+
+@contextlib.contextmanager
+def _locked(home: Path) -> Iterator[None]:
+    """Holds the home's lock; the kernel lets go of it however the node ends."""
+    with (home / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(f"home {home} is in use by another node; give this one another home") from None
+        yield
