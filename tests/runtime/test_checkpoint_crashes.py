@@ -1,0 +1,89 @@
+"""A writer may die, and the power may fail, between any two operations: readers see the last committed checkpoint."""
+
+import shutil
+from pathlib import Path
+
+from capstan_runtime.checkpoint.disk import Disk
+from capstan_runtime.checkpoint.layout import COMMIT, new_attempt
+from capstan_runtime.checkpoint.retention import Retention, remove_checkpoint
+from capstan_runtime.contract.state import Quarantine
+from tests.support.checkpoints import RUN, choose, folder_of, save
+from tests.support.crashing_disk import PowerCut, killed_before, operations_of, restore
+
+
+def test_a_writer_killed_between_any_two_operations_leaves_the_last_commit_or_its_own(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    before = save(store, 10)
+    attempt = new_attempt(RUN)
+
+    def second_save(disk: Disk) -> None:
+        save(store, 20, attempt=attempt, parent=before.root, disk=disk)
+
+    scratch = tmp_path / "scratch"
+    shutil.copytree(store, scratch)
+    operations = operations_of(lambda disk: save(scratch, 20, attempt=attempt, parent=before.root, disk=disk))
+    assert operations > 30
+    after = max(path.name for path in scratch.iterdir() if path.name.startswith("0000"))
+    outcomes = []
+    for operation in range(operations):
+        assert killed_before(operation, second_save)
+        quarantined: list[Quarantine] = []
+        is_committed = (store / after / COMMIT).exists()
+        chosen = choose(store, quarantined=quarantined)
+        assert chosen is not None
+        chosen.verify()
+        assert (chosen.manifest.step, quarantined) == (20 if is_committed else 10, [])
+        outcomes.append(chosen.manifest.step)
+        for name in (after, "claims"):
+            shutil.rmtree(store / name, ignore_errors=True)
+    assert outcomes == sorted(outcomes)
+    assert set(outcomes) == {10, 20}
+
+
+def test_after_a_power_cut_between_any_two_operations_the_last_durable_commit_is_read(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    store.mkdir()
+    cut = PowerCut(store)
+    first = save(store, 10, disk=cut.disk())
+    committed = len(cut.snapshots)
+    second = save(store, 20, parent=first.root, disk=cut.disk())
+    found = []
+    for number, snapshot in enumerate(cut.snapshots):
+        after = tmp_path / "after" / str(number)
+        restore(snapshot, after)
+        quarantined: list[Quarantine] = []
+        chosen = choose(after, quarantined=quarantined)
+        assert quarantined == []
+        if chosen is not None:
+            chosen.verify()
+        found.append(chosen.root if chosen else None)
+    roots = [None, first.root, second.root]
+    assert found == sorted(found, key=roots.index), "a later cut never shows an older state"
+    assert found[committed - 1] == first.root, "what commit() returned survives"
+    assert found[-1] == second.root
+
+
+def test_a_removal_killed_between_any_two_operations_never_leaves_half_a_checkpoint(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    save(store, 10)
+    old = folder_of(store, save(store, 5).root)
+    shutil.copytree(store, tmp_path / "scratch")
+    operations = operations_of(lambda disk: remove_checkpoint(tmp_path / "scratch" / old.name, disk))
+    for operation in range(operations):
+        shutil.copytree(tmp_path / "store", tmp_path / f"try{operation}")
+        folder = tmp_path / f"try{operation}" / old.name
+        assert killed_before(operation, lambda disk, folder=folder: remove_checkpoint(folder, disk))
+        quarantined: list[Quarantine] = []
+        chosen = choose(folder.parent, quarantined=quarantined)
+        assert chosen is not None
+        assert (chosen.manifest.step, quarantined) == (10, [])
+
+
+def test_a_killed_removal_is_finished_by_the_next_attempt(tmp_path: Path) -> None:
+    for step in (10, 20):
+        save(tmp_path, step)
+    old = folder_of(tmp_path, save(tmp_path, 5).root)
+    assert killed_before(3, lambda disk: remove_checkpoint(old, disk))
+    assert old.exists()
+    Retention(tmp_path, RUN, 2, 2, "full", lambda _: None, lambda _: None, Disk()).sweep()
+    assert not old.exists()
