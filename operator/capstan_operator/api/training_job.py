@@ -375,6 +375,7 @@ class TrainingJobStatus(Record):
         None
     )
     started_at: Annotated[str | None, Field(description="When the first attempt began (RFC 3339).")] = None
+    attempt_started_at: Annotated[str | None, Field(description="When the newest attempt began (RFC 3339).")] = None
     finished_at: Annotated[str | None, Field(description="When the job succeeded or failed (RFC 3339).")] = None
     active_seconds: Annotated[
         float | None, Field(description="Seconds run before the current activation; kept over suspensions.")

@@ -1,0 +1,43 @@
+"""`run.json`: the job as its pods see it."""
+
+import hashlib
+import json
+
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.build.children import Owner
+from capstan_runtime.contract.run_config import CheckpointPlan, Deadlines, RunConfig
+
+
+def build_run_config(job: Owner, spec: TrainingJobSpec) -> RunConfig:
+    """The run of `job`, with every default that depends on another field resolved."""
+    deadlines = spec.recovery.deadlines
+    return RunConfig(
+        job=f"{job.namespace}/{job.name}",
+        uid=job.uid,
+        framework=spec.framework,
+        model=spec.model,
+        data=spec.data,
+        optimizer=spec.optimizer,
+        schedule=spec.schedule,
+        training=spec.training.model_copy(update={"virtual_ranks": spec.virtual_ranks}),
+        checkpoint=CheckpointPlan(
+            interval=spec.checkpoint.interval, retention=spec.checkpoint.retention, verify=spec.checkpoint.verify
+        ),
+        deadlines=Deadlines(
+            form=deadlines.form,
+            first_step=deadlines.first_step,
+            hang=deadlines.hang,
+            save=deadlines.save,
+            stop=deadlines.stop,
+        ),
+    )
+
+
+def run_json(run: RunConfig) -> str:
+    """Canonical JSON: equal runs give equal bytes."""
+    return json.dumps(run.document(), sort_keys=True, separators=(",", ":"))
+
+
+def run_digest(run: RunConfig) -> str:
+    """`sha256:` and 16 hex digits over the canonical JSON."""
+    return "sha256:" + hashlib.sha256(run_json(run).encode()).hexdigest()[:16]

@@ -1,0 +1,70 @@
+"""What follows from a spec alone: computed once per job and spec, or refused with reasons."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from pydantic import ValidationError
+
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.build.pod import build_pod_template
+from capstan_operator.build.pod_patch import PodPatchError, replaces_command
+from capstan_operator.build.run_config import build_run_config, run_digest
+from capstan_operator.decide.validation import explain, spec_problems
+from capstan_operator.observe import ObservedJob, OperatorSettings
+from capstan_runtime.contract.run_config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Blueprint:
+    """A valid spec and all that is built of it."""
+
+    spec: TrainingJobSpec
+    run: RunConfig
+    run_digest: str
+    pod_template: dict[str, Any]
+    """Shared by all pods: never changed."""
+    has_own_command: bool
+    """The user's podPatch replaces the trainer's command: the pods may have no supervisor."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An invalid spec: one line per problem, `field: value, rule; fix`, sorted."""
+
+    problems: tuple[str, ...]
+
+
+def read_blueprint(job: ObservedJob, settings: OperatorSettings) -> Blueprint | Refusal:
+    """The blueprint of `job`, or why there is none. Never raises for what a user wrote."""
+    # The text is the key, so that nobody has to promise that a generation never shows two specs.
+    return _read(job.namespace, job.name, job.uid, json.dumps(dict(job.spec)), settings)
+
+
+# Enough for the jobs that are worked on at the same time; a miss costs less than a millisecond.
+@lru_cache(maxsize=512)
+def _read(namespace: str, name: str, uid: str, spec_json: str, settings: OperatorSettings) -> Blueprint | Refusal:
+    document: Mapping[str, Any] = json.loads(spec_json)
+    try:
+        spec = TrainingJobSpec.parse(document)
+    except ValidationError as error:
+        return Refusal(explain(error))
+    problems = spec_problems(name, spec)
+    job = _Identity(namespace, name, uid)
+    try:
+        template = build_pod_template(job, spec, settings)
+    except PodPatchError as error:
+        problems += [f"spec.{problem}" for problem in error.problems]
+    if problems:
+        return Refusal(tuple(sorted(problems)))
+    run = build_run_config(job, spec)
+    return Blueprint(spec, run, run_digest(run), template, replaces_command(spec.workers.pod_patch))
+
+
+@dataclass(frozen=True, slots=True)
+class _Identity:
+    namespace: str
+    name: str
+    uid: str

@@ -1,0 +1,90 @@
+"""Conditions: one fact each, in a fixed order, stamped when their status turns."""
+
+from capstan_operator.api.meta import Condition, TrainingJobCondition
+from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.decide.progress import summary
+from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.situation import Situation, is_changed
+from capstan_operator.decide.times import rfc3339
+
+_ORDER = list(TrainingJobCondition)
+
+FIXED_FIELDS = "checkpoint.interval, retention and verify, recovery.deadlines and training.virtualRanks"
+
+
+def find(status: TrainingJobStatus, kind: TrainingJobCondition) -> Condition | None:
+    """The condition of this kind; None: nothing is said about it."""
+    return next((condition for condition in status.conditions if condition.type == kind), None)
+
+
+def is_true(status: TrainingJobStatus, kind: TrainingJobCondition) -> bool:
+    """The condition is there and True."""
+    condition = find(status, kind)
+    return condition is not None and condition.status == "True"
+
+
+def put_condition(
+    status: TrainingJobStatus,
+    kind: TrainingJobCondition,
+    is_met: bool | None,
+    reason: Reason,
+    message: str,
+    now: float,
+    generation: int,
+) -> TrainingJobStatus:
+    """`status` with this condition set; None is Unknown. The time of transition stays while the status does."""
+    word = {True: "True", False: "False", None: "Unknown"}[is_met]
+    old = find(status, kind)
+    since = old.last_transition_time if old and old.status == word else rfc3339(now)
+    condition = Condition.model_validate(
+        {
+            "type": kind.value,
+            "status": word,
+            "reason": reason.value,
+            "message": message,
+            "last_transition_time": since,
+            "observed_generation": generation,
+        }
+    )
+    others = [other for other in status.conditions if other.type != kind]
+    return status.model_copy(update={"conditions": sorted([*others, condition], key=lambda c: _ORDER.index(c.type))})
+
+
+def put(
+    situation: Situation,
+    status: TrainingJobStatus,
+    kind: TrainingJobCondition,
+    is_met: bool | None,
+    reason: Reason,
+    message: str,
+) -> TrainingJobStatus:
+    """`put_condition` with time and generation of `situation`."""
+    return put_condition(status, kind, is_met, reason, message, situation.now, situation.observed.job.generation)
+
+
+def put_accepted(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """The spec is valid; what of it comes too late is said."""
+    if is_changed(situation.status, situation.blueprint):
+        message = f"{FIXED_FIELDS} stay as they were when the pods first started; the rest of the spec is acted on"
+        return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.PARTLY_APPLIED, message)
+    return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.VALID, "the spec is valid")
+
+
+def put_checkpoint_verified(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """Whether the bytes of the newest committed checkpoint are known to match its digests."""
+    return put(situation, status, TrainingJobCondition.CHECKPOINT_VERIFIED, *_verdict(status))
+
+
+def _verdict(status: TrainingJobStatus) -> tuple[bool | None, Reason, str]:
+    newest = status.checkpoint
+    passed_over = "".join(
+        f"; {summary(entry.step, entry.root)} was passed over: {entry.reason}" for entry in status.quarantined[-1:]
+    )
+    if newest is None and status.quarantined:
+        return False, Reason.NONE_VERIFIED, f"no committed checkpoint verifies{passed_over}"
+    if newest is None:
+        return None, Reason.NO_CHECKPOINT_YET, "nothing has been committed so far"
+    if newest.verified_at:
+        return True, Reason.READ_BACK, f"all bytes of {newest.summary} match their digests{passed_over}"
+    message = f"{newest.summary} was hashed and committed; its bytes are read back before any resume{passed_over}"
+    return None, Reason.COMMITTED, message

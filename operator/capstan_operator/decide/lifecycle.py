@@ -1,0 +1,134 @@
+"""What ends: an attempt, an activation, the job. Only bookkeeping; what follows from it is planned afterwards."""
+
+from collections.abc import Callable
+
+from capstan_operator.api.meta import Condition, TrainingJobCondition
+from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.decide.conditions import find, put
+from capstan_operator.decide.failure import (
+    budget_of,
+    count_failure,
+    describe_failure,
+    failure_sentence,
+    fatal_reason,
+    find_culprit,
+)
+from capstan_operator.decide.membership import has_members
+from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.situation import Situation
+from capstan_operator.decide.times import rfc3339, seconds_since_1970
+from capstan_runtime.contract.exit_codes import FailureClass
+
+
+def record_end(situation: Situation) -> TrainingJobStatus | None:
+    """Status with what has just ended written into it; None: nothing has.
+
+    The checks stand in order of precedence: who has finished is not failed, who is suspended is not restarted.
+    """
+    found = (check(situation) for check in _ENDINGS)
+    return next((status for status in found if status is not None), None)
+
+
+def end_of(status: TrainingJobStatus) -> Condition | None:
+    """The condition that says how the job ended; None: it has not."""
+    for kind in (TrainingJobCondition.SUCCEEDED, TrainingJobCondition.FAILED):
+        condition = find(status, kind)
+        if condition is not None and condition.status == "True":
+            return condition
+    return None
+
+
+def seconds_until_deadline(situation: Situation) -> float | None:
+    """Seconds of activity left; None: no deadline, or not active."""
+    deadline = situation.blueprint.spec.active_deadline_seconds
+    if deadline is None or situation.status.active_since is None:
+        return None
+    return deadline - active_seconds(situation)
+
+
+def active_seconds(situation: Situation) -> float:
+    """Seconds the job has been active in all, suspended time not counted."""
+    status = situation.status
+    since = status.active_since
+    current = situation.now - seconds_since_1970(since) if since else 0.0
+    return round((status.active_seconds or 0.0) + max(0.0, current), 3)
+
+
+def _succeeded(situation: Situation) -> TrainingJobStatus | None:
+    status = situation.status
+    if not all(worker.has_finished(status.fence) for worker in situation.workers):
+        return None
+    steps = f"all {status.steps} steps are done" if status.fence and status.steps else "all pods have finished"
+    return _finish(situation, TrainingJobCondition.SUCCEEDED, Reason.COMPLETED, steps)
+
+
+def _deadline_passed(situation: Situation) -> TrainingJobStatus | None:
+    left = seconds_until_deadline(situation)
+    if left is None or left > 0:
+        return None
+    message = (
+        f"ran for longer than spec.activeDeadlineSeconds: {situation.blueprint.spec.active_deadline_seconds}; "
+        f"raise it in a new TrainingJob"
+    )
+    return _finish(situation, TrainingJobCondition.FAILED, Reason.DEADLINE_EXCEEDED, message)
+
+
+def _suspended(situation: Situation) -> TrainingJobStatus | None:
+    status = situation.status
+    if not situation.blueprint.spec.suspend or (status.members is None and status.active_since is None):
+        return None
+    return _deactivate(situation).model_copy(update={"members": None})
+
+
+def _members_changed(situation: Situation) -> TrainingJobStatus | None:
+    """Another world is wanted, or the supervisors follow an attempt that this status does not know."""
+    status = situation.status
+    if status.members is None:
+        return None
+    is_ahead = any(w.answer is not None and w.answer.fence > status.fence for w in situation.workers)
+    is_resized = status.world != situation.world
+    is_replaced = all(w.is_up for w in situation.workers) and not has_members(situation)
+    return status.model_copy(update={"members": None}) if is_ahead or is_resized or is_replaced else None
+
+
+def _failed(situation: Situation) -> TrainingJobStatus | None:
+    if situation.blueprint.spec.suspend:
+        return None
+    culprit, _ = find_culprit(situation)
+    if culprit is None:
+        return None
+    fatal = fatal_reason(situation, culprit)
+    if fatal is None:
+        return count_failure(situation, culprit)
+    failure = describe_failure(situation, culprit)
+    message = failure_sentence(failure) + _budget_clause(situation, culprit.failure)
+    finished = _finish(situation, TrainingJobCondition.FAILED, fatal, message)
+    return finished.model_copy(update={"failure": failure})
+
+
+def _budget_clause(situation: Situation, failure: FailureClass) -> str:
+    if failure in (FailureClass.CONFIG, FailureClass.DO_NOT_RESTART):
+        return "; this is never restarted"
+    budget = budget_of(situation.blueprint.spec.recovery.budgets, failure)
+    used = situation.status.restarts.by_cause.get(failure, 0)
+    return f"; {used} of {budget} restarts for {failure} are used (spec.recovery.budgets)"
+
+
+_ENDINGS: tuple[Callable[[Situation], TrainingJobStatus | None], ...] = (
+    _succeeded,
+    _deadline_passed,
+    _suspended,
+    _members_changed,
+    _failed,
+)
+
+
+def _finish(situation: Situation, kind: TrainingJobCondition, reason: Reason, message: str) -> TrainingJobStatus:
+    status = put(situation, _deactivate(situation), kind, True, reason, message)
+    return status.model_copy(update={"members": None, "finished_at": rfc3339(situation.now)})
+
+
+def _deactivate(situation: Situation) -> TrainingJobStatus:
+    return situation.status.model_copy(
+        update={"active_seconds": active_seconds(situation), "active_since": None, "estimated_finish_at": None}
+    )

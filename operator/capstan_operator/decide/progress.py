@@ -1,0 +1,180 @@
+"""What the pods told about steps, metrics and checkpoints, and how often status repeats it."""
+
+import math
+from collections.abc import Iterable, Mapping
+
+from capstan_operator.api.meta import Condition, TrainingJobCondition
+from capstan_operator.api.training_job import CheckpointStatus, QuarantineStatus, TrainingJobStatus, WorkersStatus
+from capstan_operator.decide.situation import Situation, word_of
+from capstan_operator.decide.times import rfc3339, seconds_after
+from capstan_runtime.contract.state import Checkpoint, Phase, State
+
+MAKES_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.SUCCEEDED})
+"""Phases in which `step` is that of the present attempt. Before them it may still be the last attempt's."""
+IN_WORLD = MAKES_STEPS | {Phase.COMPILING}
+"""Phases of a process that has joined the others and holds its state."""
+RATES = frozenset({"samples_per_second", "step_seconds"})
+"""Metrics that say nothing once the steps stop."""
+METRIC_DIGITS = 6
+"""Significant digits kept of a metric: more are noise, and make status differ for nothing."""
+
+
+def learn(situation: Situation) -> TrainingJobStatus:
+    """Status with everything added that the pods say: rank 0 speaks for all, last words count as words."""
+    status = _learn_checkpoints(situation)
+    word = situation.workers[0].word
+    if word is None or word.fence != status.fence or status.fence == 0:
+        return status
+    update: dict[str, object] = {
+        "resumed_from": _describe_verified(word.resumed_from) if word.resumed_from else status.resumed_from
+    }
+    if word.steps is not None:
+        update["steps"] = word.steps
+    if word.phase in MAKES_STEPS:
+        answer = situation.workers[0].answer
+        metrics = word.metrics or (answer.metrics if answer else {})
+        update |= {"step": word.step, "metrics": status.metrics | rounded(metrics)}
+    learned = status.model_copy(update=update)
+    return learned.model_copy(
+        update={"percent": _percent(learned), "estimated_finish_at": _estimate(learned, word.phase, situation.now)}
+    )
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`metrics` with six significant digits; what is not finite is left out, because JSON has no word for it."""
+    return {
+        name: float(f"{value:.{METRIC_DIGITS}g}") for name, value in sorted(metrics.items()) if math.isfinite(value)
+    }
+
+
+def without_rates(metrics: Mapping[str, float]) -> dict[str, float]:
+    """`metrics` as they stand when no steps are made."""
+    return {name: value for name, value in metrics.items() if name not in RATES}
+
+
+def hold_back(
+    old: TrainingJobStatus, new: TrainingJobStatus, now: float, every_seconds: float
+) -> tuple[TrainingJobStatus, float | None]:
+    """(the status to write, seconds until it is worth another look or None).
+
+    What matters is written at once and takes the progress along. Progress alone is written when a reader would see a
+    difference, and not more often than every `every_seconds`; otherwise `old` comes back, which means: write nothing.
+    """
+    if without_progress(old) == without_progress(new):
+        if glance(old) == glance(new):
+            return old, None
+        wait = every_seconds - seconds_after(old.progress_at, now)
+        if wait > 0:
+            return old, wait
+    return new.model_copy(update={"progress_at": rfc3339(now)}), None
+
+
+def without_progress(status: TrainingJobStatus) -> TrainingJobStatus:
+    """`status` without all that moves while nothing happens: how far, how fast, and sentences about it."""
+    return status.model_copy(
+        update={
+            "message": None,
+            "conditions": [_without_message(c) for c in status.conditions if c.type != _VERIFIED],
+            "step": None,
+            "steps": None,
+            "percent": None,
+            "metrics": {},
+            "workers": WorkersStatus(desired=status.workers.desired),
+            "checkpoint": None,
+            "resumed_from": None,
+            "estimated_finish_at": None,
+            "progress_at": None,
+        }
+    )
+
+
+def glance(status: TrainingJobStatus) -> tuple[object, ...]:
+    """The part of progress whose change is worth a write."""
+    verified = next(((c.status, c.reason) for c in status.conditions if c.type == _VERIFIED), None)
+    return (status.percent, status.checkpoint, status.resumed_from, status.workers, status.message, verified)
+
+
+_VERIFIED = TrainingJobCondition.CHECKPOINT_VERIFIED
+
+
+def _without_message(condition: Condition) -> Condition:
+    return condition.model_copy(update={"message": ""})
+
+
+def _percent(status: TrainingJobStatus) -> int | None:
+    if status.step is None or not status.steps:
+        return None
+    return min(100, status.step * 100 // status.steps)
+
+
+def _estimate(status: TrainingJobStatus, phase: Phase, now: float) -> str | None:
+    step_seconds = status.metrics.get("step_seconds")
+    if phase not in MAKES_STEPS or phase is Phase.SUCCEEDED or not step_seconds or status.step is None:
+        return None
+    left = max(0, (status.steps or 0) - status.step)
+    return rfc3339(now + left * step_seconds) if status.steps else None
+
+
+def _learn_checkpoints(situation: Situation) -> TrainingJobStatus:
+    """The newest committed checkpoint that nobody found corrupt, and the list of those found so."""
+    status, observed = situation.status, situation.observed
+    words = [word for pod in observed.pods if (word := word_of(pod, observed))]
+    quarantined = _quarantined(status.quarantined, words)
+    bad_roots = {entry.root for entry in quarantined}
+    known = [status.checkpoint] if status.checkpoint else []
+    for word in words:
+        if word.rank == 0 and word.checkpoint:
+            known.append(_describe(word.checkpoint))
+        if word.rank == 0 and word.resumed_from:
+            known.append(_describe_verified(word.resumed_from))
+    good = [checkpoint for checkpoint in known if checkpoint.root not in bad_roots]
+    newest = max(good, key=lambda c: (c.step, c.committed_at or "", c.verified_at or ""), default=None)
+    return status.model_copy(update={"checkpoint": _complete(newest, good), "quarantined": quarantined})
+
+
+def _complete(newest: CheckpointStatus | None, known: list[CheckpointStatus]) -> CheckpointStatus | None:
+    """`newest` with the times from every mention of it: one knows the commit, another the verification."""
+    if newest is None:
+        return None
+    mentions = [checkpoint for checkpoint in known if checkpoint.root == newest.root]
+    committed = min((c.committed_at for c in mentions if c.committed_at), default=None)
+    verified = max((c.verified_at for c in mentions if c.verified_at), default=None)
+    return newest.model_copy(update={"committed_at": committed, "verified_at": verified})
+
+
+def _quarantined(known: list[QuarantineStatus], words: Iterable[State]) -> list[QuarantineStatus]:
+    entries = {entry.root: entry for entry in known}
+    for word in words:
+        for entry in word.quarantined:
+            entries.setdefault(entry.root, QuarantineStatus(step=entry.step, root=entry.root, reason=entry.reason))
+    return list(entries.values())
+
+
+def _describe(checkpoint: Checkpoint) -> CheckpointStatus:
+    verified = checkpoint.verified_at
+    return CheckpointStatus(
+        step=checkpoint.step,
+        root=checkpoint.root,
+        committed_at=rfc3339(checkpoint.at),
+        verified_at=None if verified is None else rfc3339(verified),
+        summary=summary(checkpoint.step, checkpoint.root),
+    )
+
+
+def _describe_verified(checkpoint: Checkpoint) -> CheckpointStatus:
+    return CheckpointStatus(
+        step=checkpoint.step,
+        root=checkpoint.root,
+        verified_at=rfc3339(checkpoint.at),
+        summary=summary(checkpoint.step, checkpoint.root),
+    )
+
+
+def summary(step: int, root: str) -> str:
+    """`120@3fa9c1d2`: enough to tell checkpoints apart in a table."""
+    return f"{step}@{short_root(root)}"
+
+
+def short_root(root: str) -> str:
+    """The first eight digits of a root."""
+    return root.rpartition(":")[2][:8]

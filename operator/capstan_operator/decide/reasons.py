@@ -1,0 +1,85 @@
+"""Every word that can stand in `reason`: of the job, and of its conditions and events."""
+
+from enum import StrEnum
+
+from capstan_runtime.contract.exit_codes import FailureClass
+
+
+class Reason(StrEnum):
+    """Why something is as it is, in one word. `message` says the same in a sentence."""
+
+    VALID = "Valid"
+    """The spec was understood and is acted on."""
+    INVALID_SPEC = "InvalidSpec"
+    """The spec breaks a rule; the message has one line per field."""
+    PARTLY_APPLIED = "PartlyApplied"
+    """The spec was changed in a field that is fixed from the first start; the run goes on with the old value."""
+
+    WAITING_FOR_WORKERS = "WaitingForWorkers"
+    """Pods are created, being scheduled, or starting; nothing is wrong."""
+    UNSCHEDULABLE = "Unschedulable"
+    """No node can take a pod at present."""
+    IMAGE_NOT_PULLED = "ImageNotPulled"
+    """A node cannot get the container image."""
+    CONTAINER_NOT_CREATED = "ContainerNotCreated"
+    """A node cannot create a container: a volume, Secret or security setting is in the way."""
+    ATTEMPT_STARTING = "AttemptStarting"
+    """The workers have been told their places; they join, restore and compile."""
+    TRAINING = "Training"
+    """All workers are in the world."""
+    PROGRAM_RUNNING = "ProgramRunning"
+    """The pods run a command of the user's own, which tells nothing of its progress."""
+    REPLACING_PODS = "ReplacingPods"
+    """After a failure: pods that cannot go on are replaced, the others wait for them."""
+    BACKING_OFF = "BackingOff"
+    """After repeated failures: a pause before the next attempt."""
+
+    SUSPENDING = "Suspending"
+    """spec.suspend is true; the pods save and stop."""
+    SUSPENDED = "Suspended"
+    """spec.suspend is true and no pod is left."""
+    RESUMED = "Resumed"
+    """spec.suspend is false again."""
+
+    COMPLETED = "Completed"
+    """Every worker finished."""
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """The job ran for longer than spec.activeDeadlineSeconds."""
+    CONFIG_ERROR = "ConfigError"
+    """A trainer found that it can never work as configured (exit code 78)."""
+    DO_NOT_RESTART = "DoNotRestart"
+    """A trainer asked not to be started again (exit code 93)."""
+    APPLICATION_BUDGET_EXHAUSTED = "ApplicationBudgetExhausted"
+    """Failed with an uncaught exception more often than spec.recovery.budgets.application allows."""
+    RETRYABLE_BUDGET_EXHAUSTED = "RetryableBudgetExhausted"
+    """Failed through peers, network or stores more often than budgets.retryable allows."""
+    CRASH_BUDGET_EXHAUSTED = "CrashBudgetExhausted"
+    """Died of a signal more often than budgets.crash allows."""
+    GPU_FAULT_BUDGET_EXHAUSTED = "GpuFaultBudgetExhausted"
+    """Lost a GPU more often than budgets.gpuFault allows."""
+    HOST_OUT_OF_MEMORY_BUDGET_EXHAUSTED = "HostOutOfMemoryBudgetExhausted"
+    """Ran out of host memory more often than budgets.hostOutOfMemory allows."""
+    GPU_OUT_OF_MEMORY_BUDGET_EXHAUSTED = "GpuOutOfMemoryBudgetExhausted"
+    """Ran out of GPU memory more often than budgets.gpuOutOfMemory allows."""
+    LOST_BUDGET_EXHAUSTED = "LostBudgetExhausted"
+    """Lost a pod or node more often than budgets.lost allows."""
+    HANG_BUDGET_EXHAUSTED = "HangBudgetExhausted"
+    """Stopped making steps more often than budgets.hang allows."""
+    CORRUPT_CHECKPOINT_BUDGET_EXHAUSTED = "CorruptCheckpointBudgetExhausted"
+    """No checkpoint verified, more often than budgets.corruptCheckpoint allows."""
+    NUMERICAL_BUDGET_EXHAUSTED = "NumericalBudgetExhausted"
+    """The loss was not a number more often than budgets.numerical allows."""
+
+    NO_CHECKPOINT_YET = "NoCheckpointYet"
+    """Nothing has been committed so far."""
+    COMMITTED = "Committed"
+    """Hashed before it was written and committed, not read back since; that happens before any resume."""
+    READ_BACK = "ReadBack"
+    """All its bytes were read back and match their digests."""
+    NONE_VERIFIED = "NoneVerified"
+    """Checkpoints were committed, and every one of them failed verification."""
+
+
+def budget_exhausted(failure: FailureClass) -> Reason:
+    """The reason for a job that has used up its restarts for `failure`."""
+    return Reason(f"{failure.value}BudgetExhausted")

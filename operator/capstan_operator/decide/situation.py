@@ -1,0 +1,165 @@
+"""One look at a job, arranged by worker: what every policy reads."""
+
+from dataclasses import dataclass, replace
+
+from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.decide.blueprint import Blueprint
+from capstan_operator.observe import Observed, ObservedPod
+from capstan_runtime.contract.state import Phase, State
+
+SILENCE_SECONDS = 15.0
+"""A supervisor that does not answer for so long, while another one of the job does, is lost with its node."""
+SHARED_SILENCE_SECONDS = 60.0
+"""The same when none of the job answers: then the network of the operator is as likely to blame, and pods that train
+on in peace must not be killed for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One worker of the world with all pods it ever had that still exist."""
+
+    index: int
+    pods: tuple[ObservedPod, ...]
+    """Newest incarnation first."""
+    answer: State | None
+    """Newest answer of the newest pod's supervisor; None: it never answered."""
+    silent_seconds: float | None
+    """How long requests to it have been unanswered; None: it answers, or was not asked."""
+
+    @property
+    def pod(self) -> ObservedPod | None:
+        """The newest pod; None: there is none."""
+        return self.pods[0] if self.pods else None
+
+    @property
+    def word(self) -> State | None:
+        """The last that was heard of the newest pod."""
+        return (self.pod.final if self.pod else None) or self.answer
+
+    @property
+    def is_up(self) -> bool:
+        """The pod runs and nobody is taking it away."""
+        return self.pod is not None and self.pod.phase == "Running" and not self.pod.is_deleting
+
+    @property
+    def is_answering(self) -> bool:
+        """The newest request to its supervisor was answered."""
+        return self.is_up and self.answer is not None and self.silent_seconds is None
+
+    @property
+    def is_ready(self) -> bool:
+        """It can be given a place in a new attempt."""
+        return (
+            self.is_answering
+            and self.answer is not None
+            and self.answer.phase is not Phase.SUCCEEDED
+            and self.pod is not None
+            and self.pod.ip is not None
+        )
+
+    def has_finished(self, fence: int) -> bool:
+        """It did all its work in attempt `fence`."""
+        if self.pod is None:
+            return False
+        if self.word is not None and self.word.phase is Phase.SUCCEEDED:
+            return self.word.fence == fence
+        # No last words: a program of the user's own, or they were lost. Then the exit code must do.
+        is_member = self.answer is None or self.answer.fence == fence
+        return self.pod.final is None and is_member and self.pod.phase == "Succeeded" and not self.pod.is_deleting
+
+
+@dataclass(frozen=True, slots=True)
+class Situation:
+    """All that a policy may know. `status` is what is known so far; every step of a decision may add to it."""
+
+    observed: Observed
+    blueprint: Blueprint
+    status: TrainingJobStatus
+    workers: tuple[Worker, ...]
+    """One for each place in the wanted world, by index."""
+    surplus: tuple[ObservedPod, ...]
+    """Pods of workers that are not wanted any more."""
+    now: float
+
+    @property
+    def world(self) -> int:
+        """How many workers are wanted."""
+        return len(self.workers)
+
+    @property
+    def failed_pod(self) -> str | None:
+        """Name of the pod whose failure was counted and has not been followed by a new attempt yet; None: none."""
+        failure = self.status.failure
+        return failure.pod if failure and failure.fence == self.status.fence else None
+
+    @property
+    def is_recovering(self) -> bool:
+        """The attempt that runs, or the one to come, follows a failure."""
+        failure, fence = self.status.failure, self.status.fence
+        return failure is not None and failure.fence == (fence - 1 if self.status.members else fence)
+
+    def silence_limit(self, worker: Worker) -> float:
+        """Seconds of silence after which `worker` is lost."""
+        if worker.answer is None:
+            # It is still starting, or it runs a program that has no supervisor.
+            return float("inf") if self.blueprint.has_own_command else self.blueprint.spec.recovery.deadlines.form
+        others = (other for other in self.workers if other.index != worker.index)
+        return SILENCE_SECONDS if any(other.is_answering for other in others) else SHARED_SILENCE_SECONDS
+
+    def is_lost(self, worker: Worker) -> bool:
+        """It has been silent for longer than the limit while its pod runs."""
+        return (
+            worker.is_up and worker.silent_seconds is not None and worker.silent_seconds >= self.silence_limit(worker)
+        )
+
+    def after(self, status: TrainingJobStatus) -> "Situation":
+        """The same look with `status` known."""
+        return replace(self, status=status)
+
+
+def look(observed: Observed, blueprint: Blueprint, now: float) -> Situation:
+    """The situation of a job with a valid spec."""
+    world = wanted_world(observed.job.status, blueprint)
+    by_worker: dict[int, list[ObservedPod]] = {index: [] for index in range(world)}
+    surplus: list[ObservedPod] = []
+    for pod in sorted(observed.pods, key=lambda pod: -pod.incarnation):
+        by_worker.get(pod.worker, surplus).append(pod)
+    workers = tuple(_look_at_worker(index, pods, observed, now) for index, pods in by_worker.items())
+    return Situation(observed, blueprint, observed.job.status, workers, tuple(surplus), now)
+
+
+def wanted_world(status: TrainingJobStatus, blueprint: Blueprint) -> int:
+    """The largest valid world, or, when the spec no longer is the one that runs, the world that runs."""
+    if status.world and is_changed(status, blueprint):
+        return status.world
+    return blueprint.spec.valid_worlds()[-1]
+
+
+def is_changed(status: TrainingJobStatus, blueprint: Blueprint) -> bool:
+    """The spec describes another run than the one that was started."""
+    return status.run_digest is not None and status.run_digest != blueprint.run_digest
+
+
+def word_of(pod: ObservedPod, observed: Observed) -> State | None:
+    """The last that was heard of one pod; None: nothing."""
+    return pod.final or _answer_of(pod, observed)
+
+
+def _look_at_worker(index: int, pods: list[ObservedPod], observed: Observed, now: float) -> Worker:
+    newest = pods[0] if pods else None
+    silent_since = observed.silent_since.get(newest.uid) if newest else None
+    return Worker(
+        index=index,
+        pods=tuple(pods),
+        answer=_answer_of(newest, observed) if newest else None,
+        silent_seconds=None if silent_since is None else max(0.0, now - silent_since),
+    )
+
+
+def _answer_of(pod: ObservedPod, observed: Observed) -> State | None:
+    supervisor = observed.supervisors.get(pod.uid)
+    if supervisor is None:
+        return None
+    state = supervisor.state
+    # An address is given to another pod as soon as the first has gone: what a stranger says is not ours.
+    return state if state.uid == observed.job.uid and state.pod == pod.name else None

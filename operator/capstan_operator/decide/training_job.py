@@ -1,0 +1,116 @@
+"""The decision for a TrainingJob, as a table of contents. Each step is a file of this folder."""
+
+from capstan_operator.api.meta import Phase, TrainingJobCondition
+from capstan_operator.api.training_job import TrainingJobStatus, WorkersStatus
+from capstan_operator.decide.after_end import decide_after_end
+from capstan_operator.decide.blueprint import Refusal, read_blueprint
+from capstan_operator.decide.conditions import (
+    find,
+    put,
+    put_accepted,
+    put_checkpoint_verified,
+    put_condition,
+)
+from capstan_operator.decide.events import tell
+from capstan_operator.decide.lifecycle import end_of, record_end, seconds_until_deadline
+from capstan_operator.decide.plan import Plan, make_plan
+from capstan_operator.decide.progress import hold_back, learn
+from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.situation import Situation, look
+from capstan_operator.decide.types import Decision, EventNote
+from capstan_operator.observe import Observed
+
+
+def decide_training_job(observed: Observed, now: float) -> Decision:
+    """All that follows from one look at a TrainingJob at `now` (seconds since 1970).
+
+    Pure: the same look gives the same decision, and a look at a status this function returned, with nothing else
+    changed, gives that status again. Never raises for what a user wrote.
+    """
+    old = observed.job.status
+    if observed.job.is_deleting:
+        # The garbage collector removes the children by their owner; all that we could make now would be in its way.
+        return Decision(status=old)
+    if end_of(old):
+        return decide_after_end(observed, now)
+    blueprint = read_blueprint(observed.job, observed.settings)
+    if isinstance(blueprint, Refusal):
+        return _refuse(observed, blueprint, now)
+    situation = look(observed, blueprint, now)
+    situation = situation.after(learn(situation))
+    ended = record_end(situation)
+    if ended is None:
+        plan = make_plan(situation)
+    else:
+        situation = situation.after(ended)
+        plan = make_plan(situation).without_children()
+    situation = situation.after(plan.status)
+    full = _describe(situation, plan)
+    status, wait = hold_back(old, full, now, observed.settings.progress_seconds)
+    waits = (plan.wait_seconds, wait, seconds_until_deadline(situation))
+    return Decision(
+        status=status,
+        apply=plan.apply,
+        create=plan.create,
+        delete=plan.delete,
+        pushes=plan.pushes,
+        events=tell(situation, plan, old, status),
+        requeue_after=min((wait for wait in waits if wait is not None), default=None),
+        is_repair=plan.is_repair,
+    )
+
+
+def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
+    """The whole status: what is known and planned, told in conditions, a phase and a sentence."""
+    status = plan.status.model_copy(
+        update={
+            "observed_generation": situation.observed.job.generation,
+            "phase": plan.phase.value,
+            "reason": plan.reason.value,
+            "message": plan.message,
+            "workers": _count_workers(situation, plan),
+        }
+    )
+    status = put_accepted(situation, status)
+    status = put(situation, status, TrainingJobCondition.RUNNING, plan.is_running, plan.reason, plan.message)
+    status = put(situation, status, TrainingJobCondition.PROGRESSING, plan.is_progressing, plan.reason, plan.message)
+    status = put_checkpoint_verified(situation, status)
+    is_suspended = plan.phase is Phase.SUSPENDED
+    if is_suspended or plan.phase is Phase.SUSPENDING:
+        return put(situation, status, TrainingJobCondition.SUSPENDED, is_suspended, plan.reason, plan.message)
+    if find(status, TrainingJobCondition.SUSPENDED) and not end_of(status):
+        message = "spec.suspend is false again"
+        return put(situation, status, TrainingJobCondition.SUSPENDED, False, Reason.RESUMED, message)
+    return status
+
+
+def _count_workers(situation: Situation, plan: Plan) -> WorkersStatus:
+    """Workers that answer or are done, of those wanted."""
+    fence = situation.status.fence
+    desired = 0 if situation.blueprint.spec.suspend else situation.world
+    has_program = plan.reason is Reason.PROGRAM_RUNNING
+    ready = sum(
+        worker.is_answering or worker.has_finished(fence) or (has_program and worker.is_up)
+        for worker in situation.workers
+    )
+    return WorkersStatus(ready=ready, desired=desired, summary=f"{ready}/{desired}")
+
+
+def _refuse(observed: Observed, refusal: Refusal, now: float) -> Decision:
+    """Status of a job whose spec is invalid. Nothing is created; what runs goes on with the spec it started with."""
+    old = observed.job.status
+    message = "\n".join(refusal.problems)
+    if observed.pods:
+        message += "\nThe pods that exist keep running as they were started; none is replaced until the spec is valid."
+    status = put_condition(
+        old, TrainingJobCondition.ACCEPTED, False, Reason.INVALID_SPEC, message, now, observed.job.generation
+    ).model_copy(
+        update={
+            "observed_generation": observed.job.generation,
+            "phase": Phase.INVALID.value,
+            "reason": Reason.INVALID_SPEC.value,
+            "message": message,
+        }
+    )
+    events = (EventNote("Warning", Reason.INVALID_SPEC.value, message),) if status != old else ()
+    return Decision(status=status, events=events)
