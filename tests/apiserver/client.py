@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
+
 from tests.support.control_planes import ControlPlane
 
 Json = dict[str, Any]

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
+
 from tests.apiserver.client import Api, connect
 from tests.apiserver.widgets import GAUGE_CRD, WIDGET_CRD, install
 from tests.support.control_planes import ControlPlane

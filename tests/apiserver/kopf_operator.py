@@ -11,9 +11,7 @@ def configure(settings: kopf.OperatorSettings, **_: Any) -> None:
 
 
 @kopf.on.create("battery.example.com", "v1", "widgets")
-def created(
-    spec: kopf.Spec, body: kopf.Body, namespace: str, patch: kopf.Patch, retry: int, **_: Any
-) -> None:
+def created(spec: kopf.Spec, body: kopf.Body, namespace: str, patch: kopf.Patch, retry: int, **_: Any) -> None:
     if retry == 0:
         raise kopf.TemporaryError("the first try fails on purpose", delay=0.1)
     metadata = {"name": body.metadata.name, "labels": {"battery": "child"}}

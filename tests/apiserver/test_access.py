@@ -6,16 +6,14 @@ import urllib.parse
 
 import psutil
 import pytest
+
 from tests.apiserver.client import Api, failure
 from tests.support.control_planes import ControlPlane
 
 
-@pytest.mark.parametrize("token", ["wrong", ""])
 @pytest.mark.parametrize("path", ["/api/v1/namespaces", "/apis/apps/v1/deployments"])
-async def test_a_wrong_token_is_401(api: Api, path: str, token: str) -> None:
-    if not token:
-        pytest.skip("an empty bearer token is no token: the anonymous case below")
-    assert (await api.get(path, token=token)).expect(401) == failure(401, "Unauthorized", "Unauthorized")
+async def test_a_wrong_token_is_401(api: Api, path: str) -> None:
+    assert (await api.get(path, token="wrong")).expect(401) == failure(401, "Unauthorized", "Unauthorized")
 
 
 async def test_without_a_token_nothing_is_read_or_written(api: Api, configmaps: str) -> None:
@@ -37,17 +35,24 @@ async def test_plain_http_is_refused(api: Api) -> None:
 
 async def test_the_server_listens_on_loopback_alone(control_plane: ControlPlane) -> None:
     port = urllib.parse.urlsplit(control_plane.url).port
-    listening = {item.laddr.ip for item in psutil.net_connections("tcp") if item.status == "LISTEN" and item.laddr.port == port}
+    listening = {
+        item.laddr.ip for item in psutil.net_connections("tcp") if item.status == "LISTEN" and item.laddr.port == port
+    }
     assert listening == {"127.0.0.1"}
 
 
-async def test_the_certificate_is_valid_for_the_name_localhost_too(control_plane: ControlPlane) -> None:
-    address = urllib.parse.urlsplit(control_plane.url)
+@pytest.mark.parametrize(("name", "is_good"), [("127.0.0.1", True), ("elsewhere.example.com", False)])
+async def test_the_certificate_is_for_the_loopback_address(
+    control_plane: ControlPlane, name: str, is_good: bool
+) -> None:
+    context, address = control_plane.ssl_context(), urllib.parse.urlsplit(control_plane.url)
     with socket.create_connection((address.hostname, address.port), timeout=5) as raw:
-        with control_plane.ssl_context().wrap_socket(raw, server_hostname="127.0.0.1") as secure:
-            assert secure.version() in ("TLSv1.2", "TLSv1.3")
-    with socket.create_connection((address.hostname, address.port), timeout=5) as raw, pytest.raises(ssl.SSLError):
-        control_plane.ssl_context().wrap_socket(raw, server_hostname="elsewhere.example.com")
+        try:
+            with context.wrap_socket(raw, server_hostname=name) as secure:
+                assert secure.version() in ("TLSv1.2", "TLSv1.3")
+                assert is_good
+        except ssl.SSLCertVerificationError:
+            assert not is_good
 
 
 async def test_the_kubeconfig_is_for_its_owner_alone(control_plane: ControlPlane) -> None:
@@ -57,5 +62,7 @@ async def test_the_kubeconfig_is_for_its_owner_alone(control_plane: ControlPlane
 async def test_a_self_review_says_the_admin_may_do_anything(api: Api, namespace: str) -> None:
     review = {"spec": {"resourceAttributes": {"namespace": namespace, "verb": "create", "resource": "pods"}}}
     path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
-    answered = (await api.post(path, review | {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"})).expect(201)
+    answered = (
+        await api.post(path, review | {"apiVersion": "authorization.k8s.io/v1", "kind": "SelfSubjectAccessReview"})
+    ).expect(201)
     assert answered["status"]["allowed"] is True

@@ -4,6 +4,7 @@ import base64
 import ipaddress
 
 import pytest
+
 from tests.apiserver.client import Api, eventually
 from tests.apiserver.objects import configmap, pod
 
@@ -56,7 +57,11 @@ async def test_a_service_gets_an_address_and_defaults(api: Api, namespace: str) 
 
 async def test_a_headless_service_keeps_none(api: Api, namespace: str) -> None:
     services = f"/api/v1/namespaces/{namespace}/services"
-    spec = {"clusterIP": "None", "publishNotReadyAddresses": True, "ports": [{"name": "a", "port": 1, "targetPort": "x"}]}
+    spec = {
+        "clusterIP": "None",
+        "publishNotReadyAddresses": True,
+        "ports": [{"name": "a", "port": 1, "targetPort": "x"}],
+    }
     created = (await api.post(services, {"metadata": {"name": "h"}, "spec": spec})).expect(201)
     assert (created["spec"]["clusterIP"], created["spec"]["publishNotReadyAddresses"]) == ("None", True)
     assert created["spec"]["ports"] == [{"name": "a", "protocol": "TCP", "port": 1, "targetPort": "x"}]
@@ -81,7 +86,11 @@ async def test_a_service_name_is_a_dns_label(api: Api, namespace: str) -> None:
             "spec.containers[0].volumeMounts[0].name",
         ),
         (
-            {"containers": [{"name": "a", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}]},
+            {
+                "containers": [
+                    {"name": "a", "image": "i", "resources": {"requests": {"cpu": "2"}, "limits": {"cpu": "1"}}}
+                ]
+            },
             "spec.containers[0].resources.requests",
         ),
     ],
@@ -111,7 +120,12 @@ async def test_limits_become_requests_and_set_the_quality_of_service(api: Api, p
 
 
 async def test_probes_get_their_defaults(api: Api, pods: str) -> None:
-    container = {"name": "a", "image": "i", "readinessProbe": {"httpGet": {"port": 80}}, "ports": [{"containerPort": 80}]}
+    container = {
+        "name": "a",
+        "image": "i",
+        "readinessProbe": {"httpGet": {"port": 80}},
+        "ports": [{"containerPort": 80}],
+    }
     created = (await api.post(pods, pod("p", containers=[container]))).expect(201)
     assert created["spec"]["containers"][0]["readinessProbe"] == {
         "httpGet": {"path": "/", "port": 80, "scheme": "HTTP"},
@@ -170,7 +184,10 @@ async def test_events_are_stored_and_counted_up(api: Api, namespace: str) -> Non
     }
     patched = (await api.patch(f"{events}/e", {"count": 2, "lastTimestamp": "2026-01-01T00:01:00Z"})).expect(200)
     assert (patched["count"], patched["lastTimestamp"]) == (2, "2026-01-01T00:01:00Z")
-    elsewhere = event | {"metadata": {"name": "f"}, "involvedObject": {"kind": "Pod", "name": "p", "namespace": "other"}}
+    elsewhere = event | {
+        "metadata": {"name": "f"},
+        "involvedObject": {"kind": "Pod", "name": "p", "namespace": "other"},
+    }
     body = (await api.post(events, elsewhere)).expect(422)
     assert "involvedObject.namespace" in body["message"]
 
@@ -246,7 +263,10 @@ def workload(name: str, **spec: object) -> dict:
         "metadata": {"labels": {"app": name}},
         "spec": {"schedulerName": "nobody", "containers": [{"name": "main", "image": "example.com/app:1"}]},
     }
-    return {"metadata": {"name": name}, "spec": {"selector": {"matchLabels": {"app": name}}, "template": template, **spec}}
+    return {
+        "metadata": {"name": name},
+        "spec": {"selector": {"matchLabels": {"app": name}}, "template": template, **spec},
+    }
 
 
 async def test_a_deployment_makes_a_replica_set_that_makes_pods(api: Api, namespace: str, pods: str) -> None:
@@ -286,7 +306,9 @@ async def test_a_selector_must_match_its_template(api: Api, namespace: str) -> N
 
 async def test_a_job_makes_its_pod_and_counts_it(api: Api, namespace: str, pods: str) -> None:
     jobs = f"/apis/batch/v1/namespaces/{namespace}/jobs"
-    template = {"spec": {"restartPolicy": "Never", "schedulerName": "nobody", "containers": [{"name": "m", "image": "i"}]}}
+    template = {
+        "spec": {"restartPolicy": "Never", "schedulerName": "nobody", "containers": [{"name": "m", "image": "i"}]}
+    }
     created = (await api.post(jobs, {"metadata": {"name": "j"}, "spec": {"template": template}})).expect(201)
     spec = created["spec"]
     assert (spec["parallelism"], spec["completions"], spec["backoffLimit"]) == (1, 1, 6)

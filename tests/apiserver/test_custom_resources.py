@@ -1,6 +1,7 @@
 """CustomResourceDefinitions: their life, validation, pruning, defaults, status, scale and CEL."""
 
 import pytest
+
 from tests.apiserver.client import MERGE, Api, eventually, names, stable
 from tests.apiserver.widgets import GROUP, crd, gauge, install, widget
 
@@ -57,7 +58,10 @@ async def test_a_definition_must_be_named_after_its_kind(api: Api) -> None:
 @pytest.mark.parametrize(
     ("spec", "complaint"),
     [
-        ({"properties": {"a": {"type": "string"}}}, ".type: Required value: must not be empty for specified object fields"),
+        (
+            {"properties": {"a": {"type": "string"}}},
+            ".type: Required value: must not be empty for specified object fields",
+        ),
         ({"type": "object", "properties": {"a": {}}}, "properties[a].type: Required value"),
         (
             {"type": "object", "properties": {"a": {"type": "string", "default": 5}}},
@@ -286,9 +290,11 @@ CEL = pytest.mark.current_kubernetes_only("CEL rules")
 @CEL
 async def test_a_cel_rule_refuses_with_its_message(api: Api, gauges: str) -> None:
     body = (await api.post(gauges, gauge("g", low=3, high=2))).expect(422)
-    assert body["message"] == (
-        f'Gauge.{GROUP} "g" is invalid: spec.low: Invalid value: "object": low must not exceed high'
-    ) or body["message"] == f'Gauge.{GROUP} "g" is invalid: spec.low: Invalid value: low must not exceed high', body
+    assert (
+        body["message"]
+        == (f'Gauge.{GROUP} "g" is invalid: spec.low: Invalid value: "object": low must not exceed high')
+        or body["message"] == f'Gauge.{GROUP} "g" is invalid: spec.low: Invalid value: low must not exceed high'
+    ), body
     assert causes(body) == {("spec.low", "FieldValueInvalid")}
     (await api.post(gauges, gauge("g", low=2, high=2))).expect(201)
 

@@ -1,6 +1,7 @@
 """Deletion: finalizers, grace, garbage collection, namespaces."""
 
 import pytest
+
 from tests.apiserver.client import MERGE, Api, Json, eventually, gone
 from tests.apiserver.objects import configmap, owner_reference, pod
 from tests.apiserver.widgets import widget
@@ -201,7 +202,9 @@ async def test_only_one_owner_is_the_controller(api: Api, configmaps: str) -> No
     assert "Only one reference can have Controller set to true" in body["message"]
 
 
-async def test_a_deleted_namespace_takes_everything_with_it(api: Api, namespace: str, configmaps: str, pods: str) -> None:
+async def test_a_deleted_namespace_takes_everything_with_it(
+    api: Api, namespace: str, configmaps: str, pods: str
+) -> None:
     (await api.post(configmaps, configmap("c"))).expect(201)
     (await api.post(pods, pod("p"))).expect(201)
     path = f"/api/v1/namespaces/{namespace}"

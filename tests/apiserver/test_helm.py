@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from tests.apiserver.client import Api, gone, names
 from tests.apiserver.widgets import GROUP, crd
 from tests.support.control_planes import ControlPlane

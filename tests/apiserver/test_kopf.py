@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.apiserver.client import Api, eventually, gone
 from tests.apiserver.widgets import widget
 from tests.support.control_planes import ControlPlane, Server

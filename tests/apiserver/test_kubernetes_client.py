@@ -9,9 +9,11 @@ from pathlib import Path
 import kubernetes
 import pytest
 import urllib3
+import yaml
 from kubernetes.client.exceptions import ApiException
 from kubernetes.dynamic import DynamicClient
 from kubernetes.dynamic.exceptions import ConflictError, NotFoundError
+
 from tests.apiserver.objects import configmap, pod
 from tests.apiserver.widgets import GROUP, widget
 from tests.support.control_planes import ControlPlane
@@ -42,7 +44,11 @@ def test_typed_objects_make_the_round_trip(client: kubernetes.client.ApiClient, 
     assert (stale.value.status, stale.value.reason) == (409, "Conflict")
     patched = core.patch_namespaced_config_map("c", namespace, {"data": {"a": None}})
     assert patched.data == {"b": "2"}
-    assert [item.metadata.name for item in core.list_namespaced_config_map(namespace, label_selector="!x").items if item.metadata.name == "c"] == ["c"]
+    assert [
+        item.metadata.name
+        for item in core.list_namespaced_config_map(namespace, label_selector="!x").items
+        if item.metadata.name == "c"
+    ] == ["c"]
     core.delete_namespaced_config_map("c", namespace)
     with pytest.raises(ApiException) as absent:
         core.read_namespaced_config_map("c", namespace)
@@ -144,13 +150,12 @@ def test_manifests_can_be_created_from_yaml(
     client: kubernetes.client.ApiClient, namespace: str, tmp_path: Path
 ) -> None:
     manifest = tmp_path / "manifest.yaml"
-    manifest.write_text(
-        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: one}\n---\napiVersion: v1\nkind: Secret\nmetadata: {name: two}\n"
-    )
+    documents = ({"apiVersion": "v1", "kind": kind, "metadata": {"name": "one"}} for kind in ("ConfigMap", "Secret"))
+    manifest.write_text(yaml.safe_dump_all(documents))
     kubernetes.utils.create_from_yaml(client, str(manifest), namespace=namespace)
     core = kubernetes.client.CoreV1Api(client)
     assert core.read_namespaced_config_map("one", namespace).metadata.name == "one"
-    assert core.read_namespaced_secret("two", namespace).type == "Opaque"
+    assert core.read_namespaced_secret("one", namespace).type == "Opaque"
     with pytest.raises(kubernetes.utils.FailToCreateError, match="AlreadyExists"):
         kubernetes.utils.create_from_yaml(client, str(manifest), namespace=namespace)
 

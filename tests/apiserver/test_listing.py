@@ -1,6 +1,7 @@
 """Lists: paging, consistency, label and field selectors."""
 
 import pytest
+
 from tests.apiserver.client import Api, names
 from tests.apiserver.objects import configmap, pod
 from tests.apiserver.widgets import widget

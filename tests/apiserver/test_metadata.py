@@ -6,6 +6,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from tests.apiserver.client import Api
 from tests.apiserver.objects import configmap, pod
 from tests.apiserver.widgets import widget
@@ -79,7 +80,10 @@ async def test_the_words_of_a_refused_name(api: Api, configmaps: str, widgets: s
         ({"labels": {"a": "not a value"}}, "metadata.labels"),
         ({"annotations": {"/x": "y"}}, "metadata.annotations"),
         ({"finalizers": ["no slash here"]}, "metadata.finalizers[0]"),
-        ({"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": ""}]}, "metadata.ownerReferences.uid"),
+        (
+            {"ownerReferences": [{"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": ""}]},
+            "metadata.ownerReferences.uid",
+        ),
     ],
 )
 async def test_metadata_is_validated(api: Api, configmaps: str, metadata: dict, field: str) -> None:

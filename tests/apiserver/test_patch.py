@@ -1,6 +1,7 @@
 """Merge, JSON and strategic-merge patches."""
 
 import pytest
+
 from tests.apiserver.client import JSON_PATCH, MERGE, STRATEGIC, Api, failure
 from tests.apiserver.objects import configmap, pod
 from tests.apiserver.widgets import widget
@@ -99,7 +100,10 @@ async def test_a_strategic_patch_merges_nested_lists(api: Api, namespace: str) -
 async def test_strategic_directives_replace_and_delete_from_primitives(api: Api, configmaps: str) -> None:
     metadata = {"labels": {"a": "1", "b": "2"}, "finalizers": ["example.com/one", "example.com/two"]}
     (await api.post(configmaps, configmap("m", {"x": "1", "y": "2"}, **metadata))).expect(201)
-    patch = {"data": {"$patch": "replace", "z": "3"}, "metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/one"]}}
+    patch = {
+        "data": {"$patch": "replace", "z": "3"},
+        "metadata": {"$deleteFromPrimitiveList/finalizers": ["example.com/one"]},
+    }
     patched = (await api.patch(f"{configmaps}/m", patch, STRATEGIC)).expect(200)
     assert patched["data"] == {"z": "3"}
     assert patched["metadata"]["finalizers"] == ["example.com/two"]
