@@ -77,9 +77,6 @@ class Observed:
     pod whose newest request was answered, or that was never asked, is missing: an operator that slept or has just
     started must not take its own silence for a pod's."""
     settings: "OperatorSettings" = field(default_factory=lambda: OperatorSettings())
-    obstacle: str | None = None
-    """Why the last decision could not be carried out and trying again will not help by itself, one line for people
-    (such as a pod name that is taken by somebody else's pod); None: nothing stands in the way."""
 
 
 @dataclass(frozen=True, slots=True)
