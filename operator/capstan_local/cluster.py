@@ -1,0 +1,104 @@
+"""The embedded control plane as a library: `async with LocalControlPlane(home) as plane: plane.kubeconfig_path`."""
+
+import asyncio
+import ssl
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import orjson
+
+from capstan_local import builtin_schemas, crd_registry
+from capstan_local.api import Api
+from capstan_local.bootstrap import Bootstrap
+from capstan_local.certificates import ensure_certificates
+from capstan_local.codec import index_entry
+from capstan_local.garbage import GarbageCollector
+from capstan_local.identity import Authenticator
+from capstan_local.kubeconfig import ensure_token, write_kubeconfig
+from capstan_local.lifecycle import Terminator
+from capstan_local.resources import Catalog, Resource
+from capstan_local.server import HttpServer
+from capstan_local.storage import Entry, Store
+
+DEFAULT_HOME = Path("~/.capstan")
+
+_UNSERVED = Resource("", "", "", "", namespaced=True)
+
+
+class LocalControlPlane:
+    """An API server on a loopback port with its state under `home` (mode 0700, made when absent).
+
+    Port 0 takes a free one. While open: `url`, `token`, `ca_path`, `kubeconfig_path`.
+    """
+
+    def __init__(self, home: Path = DEFAULT_HOME, port: int = 0) -> None:
+        self.home = home.expanduser()
+        self.kubeconfig_path = self.home / "kubeconfig"
+        self.ca_path = self.home / "pki" / "ca.crt"
+        self.token = ""
+        self.url = ""
+        self._port = port
+        self._catalog = Catalog()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._store: Store | None = None
+        self._server: HttpServer | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    async def _start(self) -> None:
+        self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.home.chmod(0o700)
+        files = ensure_certificates(self.home / "pki")
+        self.token = ensure_token(self.home / "token")
+        builtin_schemas.use_cache(self.home / "cache")
+        store = self._store = Store(self.home / "state.sqlite")
+        store.open(self._load_entry)
+        authenticator = Authenticator(self.token)
+        bootstrap = Bootstrap(store, self._catalog, files.ca)
+        await bootstrap.start()
+        garbage, terminator = GarbageCollector(store, self._catalog), Terminator(store, self._catalog)
+        garbage.start()
+        terminator.start()
+        self._tasks = [
+            asyncio.create_task(queue.run(), name=name)
+            for name, queue in (
+                ("bootstrap", bootstrap.queue),
+                ("garbage", garbage.queue),
+                ("terminator", terminator.queue),
+            )
+        ]
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(files.certificate, files.key)
+        self._server = HttpServer(Api(store, self._catalog, authenticator), authenticator)
+        await self._server.start(context, self._port)
+        self.url = self._server.url
+        write_kubeconfig(self.kubeconfig_path, self.url, files.ca, self.token)
+
+    async def _stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._store is not None:
+            await self._store.close()
+
+    def _load_entry(self, storage_key: str, rv: int, body: bytes) -> Entry:
+        """Index a stored object; CRDs are loaded first and served from here on."""
+        stored = orjson.loads(body)
+        if storage_key == crd_registry.CRDS:
+            crd_registry.serve(self._catalog, stored, rv)
+        return index_entry(self._catalog.stored().get(storage_key, _UNSERVED), stored, rv, body)
