@@ -12,6 +12,7 @@ from typing import Any
 
 import orjson
 
+from capstan_operator.api.training_job import TrainingJobStatus
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Stranger, SupervisorError
 from capstan_operator.cluster.events import EventWriter, JobRef
@@ -23,6 +24,8 @@ from capstan_operator.cluster.poller import FIRST_LOOK_SECONDS, Poller
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient
 from capstan_operator.cluster.work_queue import JobKey, WorkQueue
+from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.refusal import show_refusal
 from capstan_operator.decide.types import Decision, EventNote, MembershipPush
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import Observed
@@ -32,7 +35,6 @@ logger = logging.getLogger(__name__)
 WORKERS = 112
 REPAIR_WORKERS = 16
 """These take nothing but repairs, so a repair never waits for the last pass of a burst to end."""
-MAX_PUSHES_AT_ONCE = 64
 
 Decide = Callable[[Observed, float], Decision]
 
@@ -94,10 +96,6 @@ class Reconciler:
         try:
             result = await self.reconcile(key)
             self._queue.succeeded(key)
-        except Stranger as error:
-            result = "stranger"
-            self._report_stranger(key, error)
-            self._queue.retry(key)
         except ApiError as error:
             result = await self._after_api_error(key, error)
         except SupervisorError as error:
@@ -129,39 +127,49 @@ class Reconciler:
         did = await self._carry_out(key, observed, decision, job.version)
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
-        if self._store.set_obstacle(job.uid, None):
-            self._queue.add(key)
         return "written" if did else "unchanged"
 
     async def _carry_out(self, key: JobKey, observed: Observed, decision: Decision, version: str) -> bool:
         """In the order a Decision promises. Returns whether anything was done."""
-        uid = observed.job.uid
-        lane = Lane.REPAIR if decision.is_repair else Lane.CREATE
-        await self._children.apply(decision.apply, uid, lane=lane)
-        await self._children.create_pods(decision.create, uid, lane=lane)
-        await self._children.delete_pods(key.namespace, decision.delete, lane=lane)
-        await self._children.delete_secrets(key.namespace, decision.delete_secrets, uid, lane=lane)
-        has_written = await self._write_status(key, observed, decision, version)
-        await self._push(key, decision.pushes, observed.token)
-        for note in decision.events:
-            self._events.note(JobRef(key, uid, version), note)
+        try:
+            await self._write_children(key, observed, decision)
+        except ApiError as error:
+            if error.is_refusal:
+                await self._show_refusal(key, observed, error, version)
+            raise
+        lane = Lane.REPAIR if decision.is_repair else Lane.STATUS
+        has_written = await self._write_status(key, observed, decision.status, version, lane)
+        try:
+            await self._push(key, decision.pushes, observed.token)
+        finally:
+            # The status that these follow from is written; no later pass would say them again.
+            for note in decision.events:
+                self._events.note(JobRef(key, observed.job.uid, version), note)
         did = bool(decision.apply or decision.create or decision.delete or decision.delete_secrets or decision.pushes)
         if did or decision.events:
             _log(key, decision)
         return did or has_written
 
-    async def _write_status(self, key: JobKey, observed: Observed, decision: Decision, version: str) -> bool:
+    async def _write_children(self, key: JobKey, observed: Observed, decision: Decision) -> None:
+        uid, lane = observed.job.uid, Lane.REPAIR if decision.is_repair else Lane.CREATE
+        await self._children.apply(decision.apply, uid, lane=lane)
+        await self._children.create_pods(decision.create, uid, lane=lane)
+        await self._children.delete_pods(key.namespace, decision.delete, lane=lane)
+        await self._children.delete_secrets(key.namespace, decision.delete_secrets, uid, lane=lane)
+
+    async def _write_status(
+        self, key: JobKey, observed: Observed, status: TrainingJobStatus, version: str, lane: Lane
+    ) -> bool:
         """One merge patch, or none when nothing differs. Returns whether there was one.
 
         The version that was looked at is a precondition: a job of the same name made anew, or changed meanwhile by
         its user or by another leader, is looked at again instead of being given somebody else's status.
         """
-        old, new = observed.job.status.document(), decision.status.document()
+        old, new = observed.job.status.document(), status.document()
         if old == new:
             self._metrics.status_writes.labels("suppressed").inc()
             return False
         patch = {"metadata": {"resourceVersion": version}, "status": replacing_patch(old, new)}
-        lane = Lane.REPAIR if decision.is_repair else Lane.STATUS
         answer = await self._client.merge_patch(
             TRAINING_JOBS, key.namespace, key.name, patch, lane=lane, subresource="status"
         )
@@ -169,13 +177,19 @@ class Reconciler:
         self._store.put_job(orjson.loads(answer))
         return True
 
+    async def _show_refusal(self, key: JobKey, observed: Observed, error: ApiError, version: str) -> None:
+        """Say on status, and once as an event, what only a person can change."""
+        reason = Reason.NAME_TAKEN if isinstance(error, Stranger) else Reason.CHILDREN_REFUSED
+        status = show_refusal(observed, reason, error.message, time.time())
+        if await self._write_status(key, observed, status, version, Lane.STATUS):
+            note = EventNote("Warning", reason.value, error.message)
+            self._events.note(JobRef(key, observed.job.uid, version), note)
+
     async def _push(self, key: JobKey, pushes: tuple[MembershipPush, ...], token: str) -> None:
-        """Tell all supervisors at once; each has five seconds. Raises the first error, after all were told."""
-        free = asyncio.Semaphore(MAX_PUSHES_AT_ONCE)
+        """Tell all supervisors at once, five seconds in all. Raises the first error, after all were told."""
 
         async def push(one: MembershipPush) -> None:
-            async with free:
-                await self._supervisors.push_membership(one.ip, token, one.membership)
+            await self._supervisors.push_membership(one.ip, token, one.membership)
             self._poller.ask_pod_now(key, one.pod_uid)
 
         results = await asyncio.gather(*map(push, pushes), return_exceptions=True)
@@ -188,7 +202,7 @@ class Reconciler:
         self._queue.retry(key)
         if not (error.is_conflict or error.is_not_found):
             logger.warning("a pass failed: %s", error, extra={"job": str(key), "reason": error.reason})
-            return "api_error"
+            return "refused" if error.is_refusal else "api_error"
         job = self._store.job(key)
         if job is not None:
             try:
@@ -196,14 +210,6 @@ class Reconciler:
             except ApiError as second:
                 logger.warning("a job could not be read: %s", second, extra={"job": str(key), "reason": second.reason})
         return "conflict"
-
-    def _report_stranger(self, key: JobKey, error: Stranger) -> None:
-        """Show it where the user looks: in the snapshot, from which status follows, and as an event."""
-        logger.warning("%s", error.message, extra={"job": str(key), "reason": error.reason})
-        job = self._store.job(key)
-        if job is not None and self._store.set_obstacle(job.uid, error.message):
-            self._queue.add(key)
-            self._events.note(JobRef(key, job.uid, job.version), EventNote("Warning", error.reason, error.message))
 
 
 def replacing_patch(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
@@ -223,9 +229,9 @@ def _log(key: JobKey, decision: Decision) -> None:
             "job": str(key),
             "fence": decision.status.fence,
             "reason": decision.status.reason,
-            "created": len(decision.create),
-            "deleted": len(decision.delete),
-            "pushed": len(decision.pushes),
+            "pods_created": len(decision.create),
+            "pods_deleted": len(decision.delete),
+            "memberships": len(decision.pushes),
             "events": [note.reason for note in decision.events],
         },
     )

@@ -38,6 +38,12 @@ class ApiError(Exception):
         return self.status == 409 and self.reason == "AlreadyExists"
 
     @property
+    def is_refusal(self) -> bool:
+        """The server understood and will not do it: a quota, an admission rule, a wrong field, a name that is taken.
+        Only a person can change that."""
+        return self.status in (400, 403, 413, 422) or isinstance(self, Stranger)
+
+    @property
     def is_conflict(self) -> bool:
         """The object changed meanwhile, or a precondition does not hold."""
         return self.status == 409 and self.reason != "AlreadyExists"

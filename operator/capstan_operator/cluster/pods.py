@@ -68,8 +68,8 @@ class PodCondition(msgspec.Struct, gc=False):
     message: str | None = None
 
 
-class PodStatus(msgspec.Struct, gc=False, rename="camel"):
-    phase: str = "Unknown"
+class PodStatus(msgspec.Struct, gc=False, frozen=True, rename="camel"):
+    phase: str = "Pending"
     reason: str | None = None
     pod_ip: str | None = msgspec.field(default=None, name="podIP")
     conditions: list[PodCondition] | None = None
@@ -77,7 +77,7 @@ class PodStatus(msgspec.Struct, gc=False, rename="camel"):
     container_statuses: list[ContainerStatus] | None = None
 
 
-class PodSpec(msgspec.Struct, gc=False, rename="camel"):
+class PodSpec(msgspec.Struct, gc=False, frozen=True, rename="camel"):
     node_name: str | None = None
 
 
@@ -87,7 +87,7 @@ class Pod(msgspec.Struct, gc=False):
     metadata: Metadata
     kind: str = "Pod"
     spec: PodSpec = PodSpec()
-    status: PodStatus = PodStatus(phase="Pending")
+    status: PodStatus = PodStatus()
 
 
 decode_pod = msgspec.json.Decoder(Pod).decode

@@ -90,8 +90,6 @@ class Store:
         """By pod uid."""
         self._silent_since: dict[str, float] = {}
         """By pod uid: see `Observed.silent_since`."""
-        self._obstacles: dict[str, str] = {}
-        """By job uid."""
         metrics.jobs.set_function(lambda: len(self._jobs))
         metrics.pods.set_function(lambda: sum(map(len, self._pods.values())))
 
@@ -103,8 +101,6 @@ class Store:
         known = self._jobs.get(job.key)
         if job.uid in self._gone or (known is not None and not is_newer(job.version, known.version)):
             return
-        if known is not None and known.uid != job.uid:
-            self._forget_job(known)
         self._jobs[job.key] = job
         if known is None or job.differs_from(known):
             self._wake(job.key, Priority.NORMAL)
@@ -115,7 +111,6 @@ class Store:
         known = self._jobs.get(key)
         if known is not None and known.uid == uid:
             del self._jobs[key]
-            self._forget_job(known)
             self._wake(key, Priority.NORMAL)
 
     def job(self, key: JobKey) -> JobRecord | None:
@@ -125,23 +120,10 @@ class Store:
         """All known jobs."""
         return list(self._jobs.values())
 
-    def set_obstacle(self, uid: str, obstacle: str | None) -> bool:
-        """Remember what stood in the way of the last decision (None: nothing). Returns whether that is news."""
-        if self._obstacles.get(uid) == obstacle:
-            return False
-        if obstacle is None:
-            del self._obstacles[uid]
-        else:
-            self._obstacles[uid] = obstacle
-        return True
-
     def _bury(self, uid: str) -> None:
         self._gone[uid] = None
         if len(self._gone) > MAX_TOMBSTONES:
             del self._gone[next(iter(self._gone))]
-
-    def _forget_job(self, job: JobRecord) -> None:
-        self._obstacles.pop(job.uid, None)
 
     # Pods
 
@@ -261,7 +243,6 @@ class Store:
             token=self._token_of(job.uid),
             silent_since={p.uid: self._silent_since[p.uid] for p in pods if p.uid in self._silent_since},
             settings=self._settings,
-            obstacle=self._obstacles.get(job.uid),
         )
 
     def _read_status(self, job: JobRecord) -> TrainingJobStatus:
