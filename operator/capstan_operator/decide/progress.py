@@ -25,9 +25,8 @@ def learn(situation: Situation) -> TrainingJobStatus:
     word = situation.workers[0].word
     if word is None or word.fence != status.fence or status.fence == 0:
         return status
-    update: dict[str, object] = {
-        "resumed_from": _describe_verified(word.resumed_from) if word.resumed_from else status.resumed_from
-    }
+    resumed = _describe_resumed(word.resumed_from, situation) if word.resumed_from else status.resumed_from
+    update: dict[str, object] = {"resumed_from": resumed}
     if word.steps is not None:
         update["steps"] = word.steps
     if word.phase in MAKES_STEPS:
@@ -126,7 +125,7 @@ def _learn_checkpoints(situation: Situation) -> TrainingJobStatus:
         if word.rank == 0 and word.checkpoint:
             known.append(_describe(word.checkpoint))
         if word.rank == 0 and word.resumed_from:
-            known.append(_describe_verified(word.resumed_from))
+            known.append(_describe_resumed(word.resumed_from, situation))
     good = [checkpoint for checkpoint in known if checkpoint.root not in bad_roots]
     newest = max(good, key=lambda c: (c.step, c.committed_at or "", c.verified_at or ""), default=None)
     return status.model_copy(update={"checkpoint": _complete(newest, good), "quarantined": quarantined})
@@ -161,11 +160,12 @@ def _describe(checkpoint: Checkpoint) -> CheckpointStatus:
     )
 
 
-def _describe_verified(checkpoint: Checkpoint) -> CheckpointStatus:
+def _describe_resumed(checkpoint: Checkpoint, situation: Situation) -> CheckpointStatus:
+    is_read = situation.blueprint.spec.checkpoint.verify == "full"
     return CheckpointStatus(
         step=checkpoint.step,
         root=checkpoint.root,
-        verified_at=rfc3339(checkpoint.at),
+        verified_at=rfc3339(checkpoint.at) if is_read else None,
         summary=summary(checkpoint.step, checkpoint.root),
     )
 

@@ -14,6 +14,10 @@ SHARED_SILENCE_SECONDS = 60.0
 on in peace must not be killed for it."""
 
 
+LEAVING = frozenset({Phase.SUCCEEDED, Phase.STOPPING})
+"""Phases in which a supervisor refuses a place: its pod is about to end."""
+
+
 @dataclass(frozen=True, slots=True)
 class Worker:
     """One worker of the world with all pods it ever had that still exist."""
@@ -52,7 +56,7 @@ class Worker:
         return (
             self.is_answering
             and self.answer is not None
-            and self.answer.phase is not Phase.SUCCEEDED
+            and self.answer.phase not in LEAVING
             and self.pod is not None
             and self.pod.ip is not None
         )
