@@ -130,9 +130,6 @@ def _placing(situation: Situation) -> Plan | None:
     if not create and all(worker.is_ready for worker in situation.workers):
         return None
     reason, message, is_wrong = _waiting_for(situation)
-    if reason is Reason.OBSTRUCTED and situation.status.reason != reason:
-        # Children go before the status, so they would fail again before anybody could read why.
-        create = ()
     status = _activated(situation)
     _, wait = find_culprit(situation)
     recovering = situation.is_recovering
@@ -222,8 +219,6 @@ def _secret(situation: Situation) -> tuple[Manifest, ...]:
 
 def _waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
     """(reason, sentence, whether something is wrong) of the first worker that holds the others up."""
-    if situation.observed.obstacle:
-        return Reason.OBSTRUCTED, situation.observed.obstacle, True
     for worker in situation.workers:
         waiting = worker.pod.waiting if worker.pod and not worker.pod.is_deleting else None
         if worker.pod and waiting:

@@ -27,8 +27,6 @@ class Reason(StrEnum):
     """A pod or Secret that is not this job's has the name that one of its own must have."""
     CHILDREN_REFUSED = "ChildrenRefused"
     """The API server refuses a pod or Secret: a quota is used up, an admission rule or a field of podPatch is wrong."""
-    OBSTRUCTED = "Obstructed"
-    """A pod or Secret cannot be made, and trying again will not help by itself; the message says what is in the way."""
     ATTEMPT_STARTING = "AttemptStarting"
     """The workers have been told their places; they join, restore and compile."""
     TRAINING = "Training"
