@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from tests.support.control_planes import ControlPlane, EmbeddedControlPlane, RealControlPlane
 
 
