@@ -1,0 +1,172 @@
+"""One rank of a DeepSpeed run: data parallel, one accelerator per process, state cut up as the ZeRO stage says."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from capstan_runtime.context import TrainContext
+from capstan_runtime.contract.config import DeepSpeed
+from capstan_runtime.deepspeed_trainer.fragments import export_fragments, fragments_of, import_fragments
+from capstan_runtime.deepspeed_trainer.library import load_deepspeed
+from capstan_runtime.deepspeed_trainer.models import build_model
+from capstan_runtime.deepspeed_trainer.optimizer import build_optimizer
+from capstan_runtime.deepspeed_trainer.world import World, translated_errors
+from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.errors import ConfigError
+from capstan_runtime.model_spec import STEP_NAME, moments, parameter_table, read_tensor
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class DeepSpeedStepResult:
+    loss: Tensor
+    """Sum over the ranks, once `reduced` is done."""
+    reduced: Any
+    gradient_norm: Tensor | float
+    world: int
+
+    def fetch(self) -> Mapping[str, float]:
+        with translated_errors():
+            self.reduced.wait()
+            return {"loss": float(self.loss) / self.world, "gradient_norm": float(self.gradient_norm)}
+
+
+class DeepSpeedEngine:
+    """DeepSpeed sees fp32 weights at every stage; bf16 is what the modules compute in (`layers.py`).
+
+    So the optimizer, the sums over micro-steps and the sums over ranks are fp32, whatever the precision, and there is
+    one way to find master weights and moments.
+    """
+
+    def __init__(self, context: TrainContext) -> None:
+        """Joins the world. Raises PeerLost if others do not, ConfigError if model, data and devices do not fit."""
+        run, training = context.run, context.run.training
+        settings = run.framework.value
+        assert isinstance(settings, DeepSpeed)
+        self._device = choose_device()
+        self._dtype = _DTYPES[training.precision]
+        self._table = parameter_table(run.model, context.data)
+        self._moment_kinds = moments(run.optimizer)
+        self._stage = settings.zero_stage
+        self._gradient_clip = training.gradient_clip
+        model = build_model(run.model, context.data, training.seed).to(self._device)
+        self._world = World(context.membership, context.deadlines, self._device)
+        self.rank, self.world = self._world.rank, self._world.size
+        parameters = dict(model.named_parameters())
+        optimizer = build_optimizer(
+            run.optimizer,
+            [parameters[spec.name] for spec in self._table if spec.decays],
+            [parameters[spec.name] for spec in self._table if not spec.decays],
+            self._device,
+        )
+        self._norm: Tensor | float = 0.0
+        if self._stage == 0:
+            optimizer.register_step_pre_hook(self._measure_and_clip)
+        with translated_errors():
+            self._engine = load_deepspeed(self._device).initialize(
+                model=model, optimizer=optimizer, config=self._config(context), dist_init_required=False
+            )[0]
+        self._step = 0
+        # Found once: DeepSpeed never moves them.
+        self._fragments = fragments_of(self._engine, self._table, self._moment_kinds, self._step)
+
+    def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
+        for group in self._engine.basic_optimizer.param_groups:
+            group["lr"] = learning_rate
+        inputs, targets = self._to_device(batch.inputs), self._to_device(batch.targets)
+        micro_steps = len(inputs)
+        loss_sum = torch.zeros((), device=self._device)
+        with translated_errors():
+            for micro_inputs, micro_targets in zip(inputs, targets, strict=True):
+                loss = _cross_entropy(self._engine(micro_inputs, self._dtype), micro_targets).mean() / micro_steps
+                self._engine.backward(loss)
+                loss_sum += loss.detach()
+            self._engine.step()
+            reduced = dist.all_reduce(loss_sum, async_op=True)
+        self._step += 1
+        norm = self._norm if self._stage == 0 else self._engine.get_global_grad_norm()
+        return DeepSpeedStepResult(loss_sum, reduced, norm, self.world)
+
+    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        self._engine.eval()
+        with translated_errors(), torch.no_grad():
+            for batch in batches:
+                arrays = (self._to_device(array) for array in (batch.inputs, batch.targets, batch.weights))
+                for inputs, targets, weights in zip(*arrays, strict=True):
+                    logits = self._engine(inputs, self._dtype)
+                    weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
+                    loss = (_cross_entropy(logits, targets) * weights).sum()
+                    correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
+                    sums += torch.stack([loss, correct, weights.sum()])
+            loss, correct, count = sums.tolist()
+        self._engine.train()
+        return EvaluationSums(loss, correct, count)
+
+    def export_state(self) -> Iterator[LocalTensor]:
+        with translated_errors():
+            yield from export_fragments(self._fragments, self._step, self._stage == 0, self.rank, self.world)
+
+    def import_state(self, source: TensorSource) -> None:
+        self._step = int(read_tensor(source, STEP_NAME, ()))
+        with translated_errors(), torch.no_grad():
+            self._fragments = fragments_of(self._engine, self._table, self._moment_kinds, self._step)
+            import_fragments(self._engine, self._fragments, self._table, source)
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        return self._world.exchange(payload)
+
+    def close(self) -> None:
+        self._world.leave()
+
+    def _to_device(self, array: Array) -> Tensor:
+        tensor = torch.from_numpy(array)
+        if self._device.type == "cuda":
+            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
+        return tensor
+
+    def _measure_and_clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """At stage 0, where DeepSpeed forgets the norm; without waiting for the device."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._gradient_clip, self._norm)
+
+    def _config(self, context: TrainContext) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": context.samples_per_micro_step,
+            # This engine says when an optimizer step is due, because M may change from attempt to attempt.
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,
+            "zero_optimization": {"stage": self._stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            "gradient_clipping": 0.0 if self._stage == 0 else self._gradient_clip or 0.0,
+        }
+
+
+def choose_device() -> torch.device:
+    """The accelerator of this process, with fp32 arithmetic that is fp32. Raises ConfigError if it sees several."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if torch.cuda.device_count() > 1:
+        raise ConfigError(
+            f"spec.workers.gpus: this worker sees {torch.cuda.device_count()} GPUs, but DeepSpeed trains with one per "
+            "worker; set gpus to 1 and workers to the number of GPUs"
+        )
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    # Matrix products are exact by default, convolutions are not: cuDNN may round their inputs to 10 bits (TF32).
+    torch.backends.cudnn.allow_tf32 = False
+    return device
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Negative log-likelihood of each target, in fp32: [..., classes] and [...] to [...]."""
+    flat = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten().long(), reduction="none")
+    return flat.view(targets.shape)

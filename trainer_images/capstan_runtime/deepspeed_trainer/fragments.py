@@ -1,0 +1,135 @@
+"""Where ZeRO keeps the fp32 master weights and moments of each parameter on this rank.
+
+Stage 0 keeps everything everywhere. Stages 1 and 2 flatten each parameter group, cut it into equal parts, and give
+each rank one: a parameter may begin on one rank and end on the next. Stage 3 cuts every parameter into equal parts.
+Weights and moments are cut alike, so one address serves both.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capstan_runtime.deepspeed_trainer.optimizer import set_state
+from capstan_runtime.engine import LocalTensor, TensorSource
+from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, read_tensor, tensor_name
+from capstan_runtime.parallel.tiling import tile_evenly
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """Elements [start, start + n) of one parameter and of its moments, as views of what the optimizer works on."""
+
+    spec: ParameterSpec
+    start: int
+    tensors: Mapping[str | None, Tensor]
+    """By kind of moment, None for the weights themselves; [n], fp32."""
+
+    def narrowed(self, start: int, stop: int) -> "Fragment":
+        """Elements [start, stop) of this fragment."""
+        tensors = {kind: tensor[start:stop] for kind, tensor in self.tensors.items()}
+        return Fragment(self.spec, self.start + start, tensors)
+
+
+def fragments_of(engine: Any, table: Sequence[ParameterSpec], kinds: tuple[str, ...], step: int) -> list[Fragment]:
+    """All that this rank keeps, in the order of `table`; the optimizer's state is made where there is none yet.
+
+    `engine` is a DeepSpeedEngine; `step` the number of optimizer steps done.
+    """
+    parameters = dict(engine.module.named_parameters())
+    locate = {0: _locate_replicated, 1: _locate_flattened, 2: _locate_flattened, 3: _locate_partitioned}
+    torch_optimizer = engine.basic_optimizer
+    moments_of: dict[int, dict[str, Tensor]] = {}
+    found = []
+    for spec in table:
+        address = locate[engine.zero_optimization_stage()](engine, parameters[spec.name])
+        if address is None:
+            continue
+        flat_parameter, offset, start, size = address
+        if id(flat_parameter) not in moments_of:
+            moments_of[id(flat_parameter)] = set_state(torch_optimizer, flat_parameter, kinds, step)
+        everything: dict[str | None, Tensor] = {None: flat_parameter, **moments_of[id(flat_parameter)]}
+        views = {kind: tensor.detach().view(-1)[offset : offset + size] for kind, tensor in everything.items()}
+        found.append(Fragment(spec, start, views))
+    return found
+
+
+_Address = tuple[Tensor, int, int, int]
+"""The tensor the optimizer works on, the offset in it, the offset in the parameter, and the number of elements."""
+
+
+def _locate_replicated(engine: Any, parameter: nn.Parameter) -> _Address | None:
+    return parameter, 0, 0, parameter.numel()
+
+
+def _locate_flattened(engine: Any, parameter: Any) -> _Address | None:
+    mapping = parameter._hp_mapping
+    if mapping is None:  # all of it is on other ranks
+        return None
+    master = engine.optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    here, there = mapping.hp_fragment_address, mapping.lp_fragment_address
+    return master, here.start, there.start, here.numel
+
+
+def _locate_partitioned(engine: Any, parameter: Any) -> _Address | None:
+    optimizer = engine.optimizer
+    group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = size * engine.global_rank
+    # The last parts are padded, or padding altogether.
+    size = min(size, parameter.ds_numel - start)
+    return (optimizer.fp32_partitioned_groups_flat[group], offset, start, size) if size > 0 else None
+
+
+def export_fragments(
+    fragments: Sequence[Fragment], step: int, replicated: bool, rank: int, world: int
+) -> Iterator[LocalTensor]:
+    """This rank's fragments, or its even share if every rank has them all; and the step, once over all ranks."""
+    mine = _even_share(fragments, rank, world) if replicated else fragments
+    for fragment in mine:
+        for kind, tensor in fragment.tensors.items():
+            # Copied, because the next step writes into it.
+            data = tensor.to("cpu", copy=True).numpy()
+            yield LocalTensor(tensor_name(fragment.spec.name, kind), fragment.spec.shape, fragment.start, data)
+    if rank == 0:
+        yield LocalTensor(STEP_NAME, (), 0, torch.tensor([step], dtype=torch.int64).numpy())
+
+
+def _even_share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fragment]:
+    sizes = [fragment.spec.size for fragment in fragments]
+    return [fragments[part.tensor].narrowed(part.start, part.stop) for part in tile_evenly(sizes, rank, world)]
+
+
+def import_fragments(
+    engine: Any, fragments: Sequence[Fragment], table: Sequence[ParameterSpec], source: TensorSource
+) -> None:
+    """Fills the fragments, and the weights that the forward pass reads, from whole tensors.
+
+    Raises as `read_tensor` does.
+    """
+    here = {fragment.spec.name: fragment for fragment in fragments}
+    parameters = dict(engine.module.named_parameters())
+    for spec in table:
+        fragment = here.get(spec.name)
+        readable = _is_whole(parameters[spec.name])
+        if fragment is None and not readable:
+            continue
+        weights = _read(source, spec, None)
+        if readable:
+            parameters[spec.name].data.copy_(weights)
+        if fragment is not None:
+            for kind, tensor in fragment.tensors.items():
+                whole = weights if kind is None else _read(source, spec, kind)
+                tensor.copy_(whole.view(-1)[fragment.start : fragment.start + tensor.numel()])
+
+
+def _is_whole(parameter: Any) -> bool:
+    """Whether the forward pass's copy of a parameter is here: always, but at stage 3 only of those it never lets go."""
+    status = getattr(parameter, "ds_status", None)
+    return status is None or status.name == "AVAILABLE"
+
+
+def _read(source: TensorSource, spec: ParameterSpec, kind: str | None) -> Tensor:
+    array = read_tensor(source, tensor_name(spec.name, kind), spec.shape)
+    return torch.from_numpy(array.astype("float32"))
