@@ -1,0 +1,179 @@
+"""The loop with a numpy engine, as processes: exact resume, and an exit code that tells why."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
+from capstan_runtime.checkpoint.reader import open_checkpoint
+from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
+from capstan_runtime.contract.state import Phase, Progress
+from tests.support.training_runs import Ended, Run, losses, run_trainers
+
+
+def committed(run: Run) -> list[int]:
+    return [each.name.step for each in list_candidates(run.store, "3f1c-uid").candidates if each.problem is None]
+
+
+def final_tensors(run: Run) -> dict[str, bytes]:
+    newest = open_checkpoint(list_candidates(run.store, "3f1c-uid").candidates[0].folder)
+    tensors = newest.tensors()
+    return {name: tensors.read(name).tobytes() for name in tensors.names()}
+
+
+def last_metrics(ended: Ended) -> dict[str, float]:
+    return [each.metrics for each in ended.progress if each.metrics][-1]
+
+
+def failure(ended: Ended) -> Progress:
+    failures = [each for each in ended.progress if each.failure is not None]
+    assert len(failures) == 1, ended.output
+    return failures[0]
+
+
+def test_a_run_of_two_ranks_reports_logs_and_commits(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    first, second = run_trainers(run, world=2)
+    assert (first.code, second.code) == (0, 0), first.output
+    assert committed(run) == [30, 20, 10]
+    phases = [each.phase for each in first.progress if each.phase]
+    assert phases[:4] == [Phase.STARTING, Phase.RESTORING, Phase.COMPILING, Phase.TRAINING]
+    assert phases[-1] is Phase.SUCCEEDED
+    assert [each.checkpoint.step for each in first.progress if each.checkpoint] == [10, 20, 30]
+    assert [each.checkpoint for each in second.progress if each.checkpoint] == []
+    metrics = last_metrics(first)
+    assert metrics.keys() == {
+        "loss", "gradient_norm", "learning_rate", "step_seconds", "samples_per_second", "validation_loss", "accuracy",
+    }  # fmt: skip
+    assert 0 < metrics["loss"] < 1.2
+    assert last_metrics(second)["validation_loss"] == metrics["validation_loss"]
+    lines = [line for line in first.output.splitlines() if line.startswith("step ")]
+    assert re.fullmatch(r"step  5/30  loss \d\.\d{4}  [\d,]+ samples/s  lr \d\.\de-\d\d", lines[0]), lines[0]
+    assert any(re.fullmatch(r"step 30/30  validation loss \d\.\d{4}  accuracy \d\.\d{3}", line) for line in lines)
+    assert second.output == ""
+
+
+def test_a_killed_run_resumes_and_ends_bit_for_bit_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    undisturbed, disturbed = Run(tmp_path / "undisturbed"), Run(tmp_path / "disturbed")
+    run_trainers(undisturbed, world=2, STEP_LOG=str(tmp_path / "undisturbed.log"))
+    log = tmp_path / "disturbed.log"
+    for fence, (rank, step) in enumerate([(1, 7), (0, 13), (1, 29)], start=1):
+        faults = {"FAULT_KIND": "kill", "FAULT_RANK": str(rank), "FAULT_STEP": str(step), "FAULT_FENCE": str(fence)}
+        ended = run_trainers(disturbed, world=2, fence=fence, STEP_LOG=str(log), **faults)
+        assert ended[rank].code == -9
+        assert ended[1 - rank].code == ExitCode.RETRYABLE
+        assert failure(ended[1 - rank]).failure is FailureClass.RETRYABLE
+    ended = run_trainers(disturbed, world=2, fence=4, floor_step=20, STEP_LOG=str(log))
+    assert [each.code for each in ended] == [0, 0], ended[0].output
+    resumed = [each.resumed_from for each in ended[1].progress if each.resumed_from]
+    assert [each.step for each in resumed] == [20]
+    wanted = losses(tmp_path / "undisturbed.log")
+    assert sorted(set(losses(log))) == wanted, "a step done twice has the same loss to the last bit"
+    assert losses(log)[-10:] == wanted[-10:]
+    assert final_tensors(disturbed) == final_tensors(undisturbed)
+
+
+def test_another_number_of_ranks_continues_with_the_same_samples(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run_trainers(run, world=2, FAULT_KIND="kill", FAULT_STEP="12")
+    (ended,) = run_trainers(run, world=1, fence=2, floor_step=10)
+    assert ended.code == 0, ended.output
+    assert [each.resumed_from.step for each in ended.progress if each.resumed_from] == [10]
+    undisturbed = Run(tmp_path / "undisturbed")
+    (whole,) = run_trainers(undisturbed, world=1)
+    assert last_metrics(ended)["loss"] == pytest.approx(last_metrics(whole)["loss"], rel=1e-5)
+
+
+def test_the_newest_checkpoint_is_bad_so_the_one_before_is_taken(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="25")
+    newest = list_candidates(run.store, "3f1c-uid").candidates[0]
+    shard = newest.folder / SHARDS / "r0-0.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\x99")
+    (ended,) = run_trainers(run, world=1, fence=2, floor_step=20)
+    assert ended.code == 0, ended.output
+    assert [(each.quarantined.step, each.quarantined.root) for each in ended.progress if each.quarantined] == [
+        (20, newest.root)
+    ]
+    assert [each.resumed_from.step for each in ended.progress if each.resumed_from] == [10]
+    assert (newest.folder / QUARANTINED).exists()
+
+
+def test_when_no_checkpoint_verifies_the_run_halts_and_never_starts_from_step_0(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="25")
+    for candidate in list_candidates(run.store, "3f1c-uid").candidates:
+        (candidate.folder / "MANIFEST.json").write_bytes(b"{}")
+    for fence in (2, 3):
+        (ended,) = run_trainers(run, world=1, fence=fence, floor_step=20)
+        assert ended.code == ExitCode.CORRUPT_CHECKPOINT
+        assert failure(ended).failure is FailureClass.CORRUPT_CHECKPOINT
+        assert (failure(ended).message or "").startswith(
+            "none of 2 committed checkpoints verifies, newest 000000000020"
+        )
+    assert max(each.step or 0 for each in ended.progress) == 0
+
+
+def test_a_store_that_lost_its_checkpoints_halts_the_run(tmp_path: Path) -> None:
+    (ended,) = run_trainers(Run(tmp_path), world=1, floor_step=20)
+    assert ended.code == ExitCode.CORRUPT_CHECKPOINT
+    assert "holds no checkpoint of this run, but step 20 was committed" in (failure(ended).message or "")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    ended = run_trainers(run, world=1, FAULT_KIND="nan", FAULT_STEP="20")[0]
+    assert ended.code == ExitCode.NUMERICAL
+    assert (failure(ended).message or "").startswith("step 20: the loss is nan; lower the learning rate")
+    assert committed(run) == [10]
+
+
+def test_an_exception_is_reported_in_one_line_and_shown_with_its_traceback(tmp_path: Path) -> None:
+    ended = run_trainers(Run(tmp_path), world=1, FAULT_KIND="raise", FAULT_STEP="3")[0]
+    assert ended.code == ExitCode.APPLICATION
+    assert failure(ended) == Progress(failure=FailureClass.APPLICATION, message="RuntimeError: the step went wrong")
+    assert "Traceback (most recent call last):" in ended.output
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"data": {"arrays": {"path": "/nowhere/data.npz"}}},
+            "spec.data.arrays.path: /nowhere/data.npz does not exist in the pod; mount it, or correct the path",
+        ),
+        (
+            {"training": {"steps": 5, "globalBatchSize": 600, "virtualRanks": 2}},
+            "spec.training.globalBatchSize: 600 is more than the 108 training samples there are; "
+            "choose at most 108 or add data",
+        ),
+    ],
+)
+def test_a_config_that_cannot_work_names_field_value_rule_and_fix(
+    tmp_path: Path, overrides: dict[str, object], message: str
+) -> None:
+    (ended,) = run_trainers(Run(tmp_path, overrides=overrides), world=1)
+    assert ended.code == ExitCode.CONFIG
+    assert failure(ended) == Progress(failure=FailureClass.CONFIG, message=message)
+
+
+def test_another_batch_size_does_not_continue_an_old_run(tmp_path: Path) -> None:
+    run_trainers(Run(tmp_path), world=1, FAULT_KIND="kill", FAULT_STEP="15")
+    other = Run(tmp_path, overrides={"training": {"globalBatchSize": 24}})
+    (ended,) = run_trainers(other, world=1, fence=2, floor_step=10)
+    assert ended.code == ExitCode.CONFIG
+    assert failure(ended).message == (
+        "spec.training.globalBatchSize: 24 differs from 12 in the checkpoint of step 10; "
+        "set it back, or start a new job"
+    )
+
+
+def test_a_finished_run_started_again_measures_and_succeeds(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    (first,) = run_trainers(run, world=1)
+    (again,) = run_trainers(run, world=1, fence=2, floor_step=30)
+    assert again.code == 0, again.output
+    assert last_metrics(again) == {name: last_metrics(first)[name] for name in ("accuracy", "validation_loss")}
+    assert [each.phase for each in again.progress if each.phase][-1] is Phase.SUCCEEDED
