@@ -254,14 +254,14 @@ class Store:
 
 
 def read_status(document: dict[str, Any]) -> tuple[TrainingJobStatus, list[str]]:
-    """The status, and the fields left out because this version of the operator cannot read them.
+    """The status, and the fields left out because their values cannot be read; unknown fields are passed over.
 
     A status that somebody edited, or that a newer operator wrote, must not cost the rest of it: the fence above all.
     """
     dropped: list[str] = []
     while True:
         try:
-            return TrainingJobStatus.parse(document), dropped
+            return TrainingJobStatus.model_validate(document, by_alias=True, by_name=False, extra="ignore"), dropped
         except ValidationError as error:
             fields = {str(flaw["loc"][0]) for flaw in error.errors(include_url=False) if flaw["loc"]}
             if not fields & document.keys():

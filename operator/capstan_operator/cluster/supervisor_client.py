@@ -8,6 +8,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from capstan_operator.cluster.errors import SupervisorError
+from capstan_operator.cluster.pods import read_state
 from capstan_runtime.contract.env import SUPERVISOR_PORT
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import State
@@ -47,7 +48,7 @@ class SupervisorClient:
         """The state of `pod`'s supervisor, within 3 s. Another pod that got the same address is an error."""
         answer = await self._send("GET", ip, "/state", token, ASK_SECONDS)
         try:
-            state = State.model_validate_json(answer, by_alias=True, by_name=False)
+            state = read_state(answer)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "document"
