@@ -6,6 +6,7 @@ import logging
 import random
 import ssl
 import tempfile
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -85,6 +86,12 @@ JOBS = Resource("batch", "v1", "jobs")
 def key_of(obj: Mapping[str, Any]) -> Key:
     metadata = obj["metadata"]
     return metadata.get("namespace", ""), metadata["name"]
+
+
+def version_of(obj: Mapping[str, Any]) -> int:
+    """The resourceVersion as a number. Clients may compare versions of one object since Kubernetes 1.35; the servers
+    this client is used with have always counted upward."""
+    return int(obj["metadata"].get("resourceVersion") or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +343,16 @@ class Informer:
     reduce: Callable[[Object], Object] = lambda obj: _without_managed_fields(obj)
     objects: dict[Key, Object] = field(default_factory=dict)
     synced: asyncio.Event = field(default_factory=asyncio.Event)
+    _dropped: deque[str] = field(default_factory=lambda: deque(maxlen=4096))
+    """uids of what was deleted lately: an answer to an earlier write may arrive after the news of the deletion."""
+
+    def remember(self, obj: Object) -> None:
+        """Takes in what the API server answered to a write, unless something newer is known already."""
+        known = self.objects.get(key_of(obj))
+        metadata = obj["metadata"]
+        is_news = known is None or known["metadata"]["uid"] != metadata["uid"] or version_of(known) < version_of(obj)
+        if is_news and metadata["uid"] not in self._dropped:
+            self._put(obj)
 
     async def run(self) -> None:
         """Follows the server until cancelled; outages are waited out with a pause that doubles up to 5 s."""
@@ -383,14 +400,15 @@ class Informer:
         if old is not None and old["metadata"]["uid"] != obj["metadata"]["uid"]:
             self._drop(key, old)
             old = None
-        if old is not None and old["metadata"].get("resourceVersion") == obj["metadata"].get("resourceVersion"):
-            return
+        if old is not None and version_of(old) >= version_of(obj):
+            return  # known already, from a list or from the answer to a write
         self.objects[key] = obj
         self.on_change("MODIFIED" if old is not None else "ADDED", obj, old)
 
     def _drop(self, key: Key, last: Object) -> None:
         old = self.objects.pop(key, None)
         if old is not None:
+            self._dropped.append(old["metadata"]["uid"])
             self.on_change("DELETED", self.reduce(last), old)
 
 

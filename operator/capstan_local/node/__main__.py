@@ -5,7 +5,6 @@ import asyncio
 import logging
 import os
 import signal
-import socket
 from pathlib import Path
 
 from capstan_local.client import Access, Client
@@ -18,7 +17,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="capstan_local.node", description=__doc__)
     parser.add_argument("--kubeconfig", type=Path, required=True, help="how to reach the API server")
     parser.add_argument("--home", type=Path, required=True, help="folder for volumes, logs and records")
-    parser.add_argument("--name", default=socket.gethostname().lower(), help="of the Node; default: the host name")
+    parser.add_argument("--name", help="of the Node; default: the host name")
     parser.add_argument("--images", type=Path, help="YAML list of {pattern, path, env, command}: what images stand for")
     parser.add_argument("--gpus", type=int, help="how many nvidia.com/gpu to offer; default: those nvidia-smi finds")
     parser.add_argument("--kubelet-client-ca", type=Path, help="CA of the client certificate the API server shows")

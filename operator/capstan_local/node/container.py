@@ -254,7 +254,8 @@ class Container:
 
     async def _end(self, process: Process) -> None:
         """preStop, SIGTERM, SIGKILL, all within the grace period."""
-        self._event("Killing", f"Stopping container {self.name}")
+        if self._stopping.is_set():  # a failed probe has told already
+            self._event("Killing", f"Stopping container {self.name}")
         deadline = time.monotonic() + self._grace_seconds
         hook = (self.spec.get("lifecycle") or {}).get("preStop")
         if hook and self._grace_seconds > 0:

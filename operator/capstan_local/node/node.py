@@ -5,6 +5,9 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import re
+import socket
+import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -43,7 +46,7 @@ FAREWELL_SECONDS = 3.0
 
 
 class Node:
-    """Runs the pods bound to the node `name`.
+    """Runs the pods bound to the node `name` (None: this machine's host name).
 
     home: where volumes, logs and records are kept; one node at a time.
     images: what the images of containers stand for on this machine; the first rule that matches counts.
@@ -55,7 +58,7 @@ class Node:
         self,
         client: Client,
         home: Path,
-        name: str,
+        name: str | None = None,
         images: Sequence[ImageRule] = (),
         gpus: int | None = None,
         *,
@@ -63,7 +66,7 @@ class Node:
         backoff_seconds: float = 10.0,
         max_pods: int = 1000,
     ) -> None:
-        self.name = name
+        self.name = name or default_name(socket.gethostname())
         self.ready = asyncio.Event()
         """Set once the node is registered and follows its pods."""
         self._client = client
@@ -145,10 +148,16 @@ class Node:
             addresses=addresses,
             devices=Devices(ids),
             http=await stack.enter_async_context(aiohttp.ClientSession()),
-            service_variables=proxy.variables,
+            service_variables=lambda namespace: {**proxy.variables(namespace), **self._api_server_variables()},
             allocatable=capacity(self._home, len(ids), self._max_pods),
             backoff_seconds=self._backoff_seconds,
         )
+
+    def _api_server_variables(self) -> dict[str, str]:
+        """Where containers find the API server: the address of the Service `kubernetes` need not be reachable here."""
+        server = urllib.parse.urlsplit(self._client.access.server)
+        port = str(server.port or (443 if server.scheme == "https" else 80))
+        return {"KUBERNETES_SERVICE_HOST": server.hostname or "", "KUBERNETES_SERVICE_PORT": port}
 
     async def _register(self, registration: Registration, pods: Informer, machine: Machine) -> None:
         await registration.register()
@@ -223,6 +232,12 @@ class Node:
             for pod in self._pods.values()
             if not pod.is_finished
         )
+
+
+def default_name(host: str) -> str:
+    """The host name if a Node may be called so, otherwise `local`."""
+    name = host.lower()
+    return name if re.fullmatch(r"[a-z0-9]([-a-z0-9.]{0,61}[a-z0-9])?", name) else "local"
 
 
 @contextlib.contextmanager

@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 
-from capstan_local.client import PODS, STRATEGIC_PATCH, ApiError, Client, Key, Object, Unreachable
+from capstan_local.client import PODS, STRATEGIC_PATCH, ApiError, Client, Key, Object, Unreachable, version_of
 from capstan_local.node.interrupt import pause
 from capstan_local.node.status import status_patch
 
@@ -78,9 +78,3 @@ class Reporter:
                 return
             raise
         self.see(answer)
-
-
-def version_of(pod: Object) -> int:
-    """The resourceVersion as a number. Clients may compare versions of one object since Kubernetes 1.35; the servers
-    this node is used with have always counted upward."""
-    return int(pod["metadata"].get("resourceVersion") or 0)
