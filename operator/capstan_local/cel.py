@@ -31,7 +31,7 @@ _EXTENSIONS: Final = (
 )
 _MORE_EXTENSIONS: Final = "name: rules\nextensions:\n- name: sets\n- name: two-var-comprehensions\n- name: bindings\n"
 
-# A rule with optionalOldSelf sees oldSelf as an optional. Such values cannot be passed in, so it is bound inside.
+# With optionalOldSelf, oldSelf is an optional. Such values cannot be passed in, so it is bound inside.
 _OPTIONAL_OLD: Final = "cel.bind(oldSelf, hasOldSelf ? optional.of(presentOldSelf) : optional.none(), {rule})"
 
 _STRING_LITERAL: Final = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"")
@@ -60,7 +60,7 @@ class Rule:
     message_program: cel.Expression | None
 
     def failure(self, variables: Mapping[str, Any]) -> str | None:
-        """None when the rule holds, else what to say about it. An evaluation that fails is a rule that does not hold."""
+        """None when the rule holds, else what to say. A rule whose evaluation fails does not hold."""
         verdict = self.program.eval(data=variables).plain_value()
         if verdict is True:
             return None

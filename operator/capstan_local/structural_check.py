@@ -172,22 +172,13 @@ def _nested(schema: Schema, path: str) -> Problems:
 
 
 def _completeness(part: Schema, structure: Schema | None, structure_path: str, path: str) -> Problems:
-    """Whatever a junctor mentions is also declared outside of it."""
+    """Whatever a junctor at the root mentions is also declared outside of it. (Below the root nobody looks.)"""
     parts = [(part.get("not"), f"{path}.not")]
     for junctor in ("allOf", "anyOf", "oneOf"):
         parts += [(child, f"{path}.{junctor}[{index}]") for index, child in enumerate(part.get(junctor) or [])]
     for child, child_path in parts:
         if child:
             yield from _nested_completeness(child, structure, structure_path, child_path)
-    if part is not structure or structure is None:
-        return
-    if isinstance(structure.get("items"), dict):
-        yield from _completeness(structure["items"], structure["items"], f"{structure_path}.items", f"{path}.items")
-    for name, child in (structure.get("properties") or {}).items():
-        yield from _completeness(child, child, _key(structure_path, name), _key(path, name))
-    if isinstance(structure.get("additionalProperties"), dict):
-        child, place = structure["additionalProperties"], "additionalProperties"
-        yield from _completeness(child, child, f"{structure_path}.{place}", f"{path}.{place}")
 
 
 def _nested_completeness(part: Schema, structure: Schema | None, structure_path: str, path: str) -> Problems:
@@ -250,7 +241,7 @@ def _plain_node(schema: Schema, path: str, around: _Surroundings) -> Problems:
     kind = schema.get("type")
     if kind == "null":
         yield _line(f"{path}.type", FORBIDDEN, "type cannot be set to null, use nullable as an alternative")
-    elif kind and kind not in _TYPES:
+    if kind and kind not in _TYPES:
         supported = ", ".join(go_quote(name) for name in _TYPES)
         yield _line(f"{path}.type", NOT_SUPPORTED, f"supported values: {supported}", go_value(kind))
     if schema.get("default") is not None and around.forbidden_default:
@@ -364,7 +355,8 @@ def _default(schema: Schema, path: str) -> Problems:
         yield _line(path, INVALID, "must not have unknown fields", go_value(schema["default"]))
         return
     for error in wrapper.validate(orjson.loads(text)):
-        yield re.sub(r'(?<![\w.])x(?=[.\[ :"]|$)', path, error.message)
+        body = re.sub(r"\bx(?:\.(\S+))? in body", lambda match: f"{match[1] or ''} in body", error.body)
+        yield f"{path}{error.path.removeprefix('x')}: {body}"
 
 
 # --- rules -----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 The checks run in the order, and speak in the words, of k8s.io/kube-openapi's validators.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -50,8 +51,11 @@ def regular_expression(pattern: str) -> Any:
     try:
         return re2.compile(pattern, options)
     except re2.error as error:
-        text = error.args[0]
-        raise ValueError(text.decode() if isinstance(text, bytes) else str(text)) from None
+        text = error.args[0].decode() if isinstance(error.args[0], bytes) else str(error.args[0])
+        what, _, where = text.rpartition(": ")
+        raise ValueError(
+            f"error parsing regexp: {re.sub(r'missing (?=[])])', 'missing closing ', what)}: `{where}`"
+        ) from None
 
 
 def type_error(path: str, wanted: str, found: str) -> FieldError:
@@ -93,9 +97,7 @@ def _type_check(schema: Schema) -> Check | None:
         if found == "null":
             if not nullable:
                 errors.append(type_error(path, wanted, "null"))
-        elif found == "integer" and "number" in types:
-            pass
-        elif found == "number" and "integer" in types and value.is_integer():
+        elif _is_convertible(value, types):
             pass
         elif named_format and found != "array":
             errors.append(type_error(path, named_format, _VALUE_FORMATS.get(found, "")))
@@ -103,6 +105,13 @@ def _type_check(schema: Schema) -> Check | None:
             errors.append(type_error(path, wanted, found))
 
     return check
+
+
+def _is_convertible(value: Any, types: tuple[Any, ...]) -> bool:
+    """An integer is a number, and 3.0 is an integer."""
+    if isinstance(value, float):
+        return "integer" in types and value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool) and "number" in types
 
 
 # --- strings ---------------------------------------------------------------------------------------------------------
