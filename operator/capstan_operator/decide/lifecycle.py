@@ -129,6 +129,4 @@ def _finish(situation: Situation, kind: TrainingJobCondition, reason: Reason, me
 
 
 def _deactivate(situation: Situation) -> TrainingJobStatus:
-    return situation.status.model_copy(
-        update={"active_seconds": active_seconds(situation), "active_since": None, "estimated_finish_at": None}
-    )
+    return situation.status.model_copy(update={"active_seconds": active_seconds(situation), "active_since": None})

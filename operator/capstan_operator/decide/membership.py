@@ -47,7 +47,6 @@ def form_attempt(situation: Situation) -> TrainingJobStatus:
             "steps": status.steps or situation.blueprint.spec.training.steps,
             "metrics": without_rates(status.metrics),
             "resumed_from": None,
-            "estimated_finish_at": None,
         }
     )
 
@@ -59,7 +58,7 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
     if first is None or first.ip is None or not has_members(situation):
         return ()
     coordinator = f"{_bracketed(first.ip)}:{coordinator_port(status.fence)}"
-    floor_step = status.checkpoint.step if status.checkpoint else 0
+    floor_step = _floor_step(status)
     return tuple(
         MembershipPush(
             pod_name=worker.pod.name,
@@ -76,6 +75,15 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
         for worker in situation.workers
         if worker.pod and worker.pod.ip and worker.is_up and worker.answer and worker.answer.fence < status.fence
     )
+
+
+def _floor_step(status: TrainingJobStatus) -> int:
+    """Step of the newest checkpoint ever seen committed. One that was passed over since counts too: the run must not
+    take the store for an empty one and start over."""
+    known = [entry.step for entry in status.quarantined]
+    if status.checkpoint:
+        known.append(status.checkpoint.step)
+    return max(known, default=0)
 
 
 def _bracketed(ip: str) -> str:

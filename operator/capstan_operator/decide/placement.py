@@ -13,16 +13,19 @@ from capstan_runtime.contract.state import Phase
 ENDED = ("Succeeded", "Failed")
 
 
-def plan_creations(situation: Situation) -> tuple[Manifest, ...]:
-    """Pods to create so that every worker has one that can take part in the next attempt.
+def plan_creations(situation: Situation) -> tuple[tuple[Manifest, ...], bool]:
+    """(pods to create, whether another look is needed for the rest), so that every worker has a pod that can take part
+    in the next attempt.
 
-    The pod whose failure was counted is replaced last: while it is the newest of its worker, the round of replacements
-    that its failure caused is still under way, and no other broken pod is counted on its own.
+    The pod whose failure was counted is replaced after all others: while it is the newest of its worker, the round of
+    replacements that its failure caused is still under way, and no other broken pod is counted on its own.
     """
     missing = [worker for worker in situation.workers if _needs_pod(worker, situation)]
-    missing.sort(key=lambda worker: worker.pod is not None and worker.pod.name == situation.failed_pod)
+    others = [worker for worker in missing if worker.pod is None or worker.pod.name != situation.failed_pod]
+    now = others or missing
     job, template = situation.observed.job, situation.blueprint.pod_template
-    return tuple(build_pod(job, template, worker.index, _next_incarnation(worker, situation)) for worker in missing)
+    pods = (build_pod(job, template, worker.index, _next_incarnation(worker, situation)) for worker in now)
+    return tuple(pods), len(now) < len(missing)
 
 
 def plan_deletions(situation: Situation) -> tuple[PodDeletion, ...]:

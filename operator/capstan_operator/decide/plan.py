@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from capstan_operator.api.meta import Phase, TrainingJobCondition
 from capstan_operator.api.training_job import TrainingJobStatus
 from capstan_operator.build.secret import build_secret
+from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.failure import find_culprit, pause_seconds, restart_sentence
 from capstan_operator.decide.lifecycle import end_of
-from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, has_members, plan_pushes
+from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, plan_pushes
 from capstan_operator.decide.placement import delete_pods, plan_creations, plan_deletions
 from capstan_operator.decide.progress import IN_WORLD
 from capstan_operator.decide.reasons import Reason
@@ -126,7 +127,7 @@ def _placing(situation: Situation) -> Plan | None:
     """Some worker cannot take part yet: its pod is to be created, or is on its way."""
     if situation.status.members is not None:
         return None
-    create = plan_creations(situation)
+    create, is_more_to_come = plan_creations(situation)
     if not create and all(worker.is_ready for worker in situation.workers):
         return None
     reason, message, is_wrong = _waiting_for(situation)
@@ -144,7 +145,7 @@ def _placing(situation: Situation) -> Plan | None:
         apply=_secret(situation) if create else (),
         create=create,
         delete=plan_deletions(situation),
-        wait_seconds=wait,
+        wait_seconds=0.0 if is_more_to_come else wait,
         is_repair=recovering,
     )
 
@@ -163,13 +164,15 @@ def _attempt(situation: Situation) -> Plan:
     waits = [PUSH_AGAIN_SECONDS] if pushes else []
     waits += [wait] if wait is not None else []
     fence = situation.status.fence
-    is_running = has_members(situation) and all(_is_in_world(worker, fence) for worker in situation.workers)
-    started = f"attempt {fence}: {_count(situation.world, 'worker')}"
+    is_running = _was_running(situation) or all(_is_in_world(worker, fence) for worker in situation.workers)
+    attempt = f"attempt {fence} with {_count(situation.world, 'worker')}"
     if is_running:
-        phase, reason, message = Phase.RUNNING, Reason.TRAINING, f"{started} in the world"
+        phase, reason, message = Phase.RUNNING, Reason.TRAINING, f"{attempt} is training"
+    elif situation.is_recovering:
+        phase, reason = Phase.RESTARTING, Reason.ATTEMPT_STARTING
+        message = f"{attempt} is {_stage(situation)}, after {restart_sentence(situation)}"
     else:
-        phase = Phase.RESTARTING if situation.is_recovering else Phase.STARTING
-        reason, message = Reason.ATTEMPT_STARTING, f"{started}, {_stage(situation)}"
+        phase, reason, message = Phase.STARTING, Reason.ATTEMPT_STARTING, f"{attempt} is {_stage(situation)}"
     return Plan(
         situation.status,
         phase,
@@ -227,6 +230,13 @@ def _waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
     return Reason.WAITING_FOR_WORKERS, f"waiting for {_count(situation.world, 'pod')} to start", False
 
 
+def _was_running(situation: Situation) -> bool:
+    """This attempt has been seen running, and it is not over: a rank that leaves early, or whose peers are still to
+    tell why they failed, does not make it start again."""
+    before = situation.observed.job.status
+    return is_true(before, TrainingJobCondition.RUNNING) and before.fence == situation.status.fence
+
+
 def _is_in_world(worker: Worker, fence: int) -> bool:
     if worker.has_finished(fence):
         return True
@@ -234,7 +244,7 @@ def _is_in_world(worker: Worker, fence: int) -> bool:
 
 
 _STAGES = ("Idle", "Starting", "Restoring", "Compiling")
-_STAGE_SENTENCES = ("being told", "joining", "restoring a checkpoint", "compiling")
+_STAGE_SENTENCES = ("handing out places", "joining", "restoring", "compiling")
 
 
 def _stage(situation: Situation) -> str:

@@ -33,10 +33,22 @@ def learn(situation: Situation) -> TrainingJobStatus:
         answer = situation.workers[0].answer
         metrics = word.metrics or (answer.metrics if answer else {})
         update |= {"step": word.step, "metrics": status.metrics | rounded(metrics)}
-    learned = status.model_copy(update=update)
-    return learned.model_copy(
-        update={"percent": _percent(learned), "estimated_finish_at": _estimate(learned, word.phase, situation.now)}
-    )
+    return status.model_copy(update=update)
+
+
+def percent_done(status: TrainingJobStatus) -> int | None:
+    """Whole percents of the steps that are done, rounded down; None: not known yet."""
+    if status.step is None or not status.steps:
+        return None
+    return min(100, status.step * 100 // status.steps)
+
+
+def estimate_finish(status: TrainingJobStatus, now: float) -> str | None:
+    """When the steps left will be done at the present speed; None: the speed is not known yet."""
+    step_seconds = status.metrics.get("step_seconds")
+    if status.step is None or status.steps is None or not step_seconds:
+        return None
+    return rfc3339(now + max(0, status.steps - status.step) * step_seconds)
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -98,20 +110,6 @@ _VERIFIED = TrainingJobCondition.CHECKPOINT_VERIFIED
 
 def _without_message(condition: Condition) -> Condition:
     return condition.model_copy(update={"message": ""})
-
-
-def _percent(status: TrainingJobStatus) -> int | None:
-    if status.step is None or not status.steps:
-        return None
-    return min(100, status.step * 100 // status.steps)
-
-
-def _estimate(status: TrainingJobStatus, phase: Phase, now: float) -> str | None:
-    step_seconds = status.metrics.get("step_seconds")
-    if phase not in MAKES_STEPS or phase is Phase.SUCCEEDED or not step_seconds or status.step is None:
-        return None
-    left = max(0, (status.steps or 0) - status.step)
-    return rfc3339(now + left * step_seconds) if status.steps else None
 
 
 def _learn_checkpoints(situation: Situation) -> TrainingJobStatus:

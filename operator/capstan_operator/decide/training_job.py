@@ -14,7 +14,7 @@ from capstan_operator.decide.conditions import (
 from capstan_operator.decide.events import tell
 from capstan_operator.decide.lifecycle import end_of, record_end, seconds_until_deadline
 from capstan_operator.decide.plan import Plan, make_plan
-from capstan_operator.decide.progress import hold_back, learn
+from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, look
 from capstan_operator.decide.types import Decision, EventNote
@@ -69,6 +69,8 @@ def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
             "reason": plan.reason.value,
             "message": plan.message,
             "workers": _count_workers(situation, plan),
+            "percent": percent_done(plan.status),
+            "estimated_finish_at": estimate_finish(plan.status, situation.now) if plan.is_running else None,
         }
     )
     status = put_accepted(situation, status)

@@ -1,0 +1,136 @@
+"""Cases of tests/decide/cases: `given` a stage of life and what differs from it, `expected` all that follows.
+
+given:
+  stage     see `lived_until`; default running
+  now       seconds; default 100
+  spec      merged into the spec
+  job       fields of ObservedJob, such as generation or is_deleting
+  status    merged into the status
+  pods      by pod name, fields of ObservedPod merged into the stage's pod; null: gone; a new name: one more pod.
+            `final` is a State
+  says      by pod name, what its supervisor says, merged into the stage's State; null: it never answered
+  silent    by pod name, for how many seconds it has not answered
+expected:
+  create, delete (pod names), secret (applied), delete_secrets, pushes, events, requeue_after, is_repair: left out, none
+  status    what changed: top-level fields with their new value, null for what went; conditions as `status reason`
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.decide.training_job import decide_training_job
+from capstan_operator.decide.types import Decision
+from capstan_operator.observe import Observed, ObservedPod
+from capstan_runtime.contract.state import State
+from tests.support.looks import JOB_UID, lived_until, look, make_pod, merged
+
+DEFAULT_NOW = 100.0
+
+
+def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(given, expected) of one case."""
+    case = yaml.safe_load(path.read_text())
+    return case["given"] or {}, case.get("expected") or {}
+
+
+def observe(given: dict[str, Any]) -> Observed:
+    """The look that `given` describes."""
+    unknown = given.keys() - {"stage", "now", "spec", "job", "status", "pods", "says", "silent"}
+    assert not unknown, f"given has unknown keys {sorted(unknown)}"
+    base = lived_until(given.get("stage", "running"))
+    now = given.get("now", DEFAULT_NOW)
+    status = merged(base.job.status.document(), given.get("status", {}))
+    job = replace(
+        base.job,
+        spec=merged(base.job.spec, given.get("spec", {})),
+        status=TrainingJobStatus.parse(status),
+        **given.get("job", {}),
+    )
+    pods = {pod.name: pod for pod in base.pods}
+    states = {pod.name: base.supervisors[pod.uid].state for pod in base.pods if pod.uid in base.supervisors}
+    for name, change in given.get("pods", {}).items():
+        if change is None:
+            del pods[name]
+            states.pop(name, None)
+        else:
+            pods[name] = _changed_pod(pods.get(name) or _new_pod(name), change)
+    for name, change in given.get("says", {}).items():
+        if change is None:
+            states.pop(name, None)
+        else:
+            before = states[name].document() if name in states else {"pod": name, "uid": JOB_UID}
+            states[name] = State.parse(merged(before, change))
+    silent = {pods[name].uid: now - seconds for name, seconds in given.get("silent", {}).items()}
+    return look(job, list(pods.values()), states, silent)
+
+
+def decided(given: dict[str, Any]) -> dict[str, Any]:
+    """What is decided on the look that `given` describes, as `expected` tells it."""
+    observed = observe(given)
+    decision = decide_training_job(observed, given.get("now", DEFAULT_NOW))
+    return told(observed.job.status, decision)
+
+
+def told(old: TrainingJobStatus, decision: Decision) -> dict[str, Any]:
+    """All of a decision in plain words; what is empty is left out."""
+    document: dict[str, Any] = {
+        "secret": [manifest["metadata"]["name"] for manifest in decision.apply],
+        "create": [manifest["metadata"]["name"] for manifest in decision.create],
+        "delete": [deletion.name for deletion in decision.delete],
+        "delete_secrets": list(decision.delete_secrets),
+        "status": _difference(old, decision.status),
+        "pushes": {push.pod_name: _push(push.membership.document()) for push in decision.pushes},
+        "events": [f"{note.type} {note.reason}: {note.message}" for note in decision.events],
+        "requeue_after": None if decision.requeue_after is None else round(decision.requeue_after, 3),
+        "is_repair": decision.is_repair,
+    }
+    return {
+        key: value
+        for key, value in document.items()
+        if value is not None and value is not False and value not in ([], {})
+    }
+
+
+def rewrite(path: Path) -> None:
+    """Replaces `expected` by what is decided now. What a person should do next is read the difference."""
+    given, _ = load(path)
+    head = path.read_text().partition("\nexpected:")[0].rstrip()
+    expected = yaml.safe_dump({"expected": decided(given)}, sort_keys=False, width=118, allow_unicode=True)
+    path.write_text(f"{head}\n{expected}")
+
+
+def _push(membership: dict[str, Any]) -> str:
+    return (
+        f"fence {membership['fence']}, rank {membership['rank']} of {membership['world']}, "
+        f"meet at {membership['coordinator']}, floor step {membership['floorStep']}"
+    )
+
+
+def _difference(old: TrainingJobStatus, new: TrainingJobStatus) -> dict[str, Any]:
+    before, after = _flat(old), _flat(new)
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    return changed | {key: None for key in before if key not in after}
+
+
+def _flat(status: TrainingJobStatus) -> dict[str, Any]:
+    document = status.document()
+    conditions = document.pop("conditions", [])
+    return document | {entry["type"]: f"{entry['status']} {entry['reason']}" for entry in conditions}
+
+
+def _new_pod(name: str) -> ObservedPod:
+    worker, _, incarnation = name.rpartition("worker-")[2].partition("-")
+    return make_pod(int(worker), int(incarnation or 0))
+
+
+def _changed_pod(pod: ObservedPod, change: dict[str, Any]) -> ObservedPod:
+    change = dict(change)
+    if "final" in change:
+        change["final"] = State.parse({"pod": pod.name, "uid": JOB_UID, **change["final"]})
+    return replace(pod, **change)
