@@ -2,10 +2,14 @@
 
 import json
 import os
+import random
 import re
 import signal
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -144,6 +148,30 @@ def test_a_killed_trainer_is_reported_and_the_next_membership_resumes(tmp_path: 
     assert losses(log)[-20:] == losses(tmp_path / "undisturbed.log")[-20:]
 
 
+def test_trainers_killed_at_random_steps_end_with_the_losses_of_an_undisturbed_run(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    undisturbed = Run(tmp_path / "undisturbed", steps=60)
+    run_trainers(undisturbed, world=2, STEP_LOG=str(tmp_path / "undisturbed.log"))
+    run, log = Run(tmp_path / "disturbed", steps=60), tmp_path / "disturbed.log"
+    pods = [start_pod(run, f"small-{rank}", STEP_SECONDS="0.01", STEP_LOG=str(log)) for rank in range(2)]
+    chance, floor_step = random.Random(11), 0
+    for fence in (1, 2, 3):
+        push(pods, fence, floor_step)
+        victim = chance.choice(pods)
+        victim.wait_for(Phase.TRAINING, step=min(floor_step + chance.randint(1, 18), 50))
+        os.kill(children_of(victim.process.pid)[0], signal.SIGKILL)
+        for pod in pods:
+            pod.wait_for(Phase.EXITED)
+        newest = pods[0].state().checkpoint
+        floor_step = newest.step if newest else 0
+    push(pods, 4, floor_step)
+    assert [code for code, _ in (pod.wait_for_end() for pod in pods)] == [0, 0]
+    wanted = losses(tmp_path / "undisturbed.log")
+    assert sorted(set(losses(log))) == wanted, "a step done again has the same loss to the last digit"
+    assert len(losses(log)) > len(wanted), "some steps were done again"
+
+
 def test_a_newer_membership_kills_the_trainer_of_the_old_one(tmp_path: Path, start_pod: StartPod) -> None:
     pod = start_pod(Run(tmp_path, steps=2000), STEP_SECONDS="0.01")
     pod.put(alone(1, pod))
@@ -242,6 +270,39 @@ def test_a_trainer_that_cannot_be_imported_says_so(tmp_path: Path, start_pod: St
     assert end is not None
     assert (end.code, end.failure) == (1, FailureClass.APPLICATION)
     assert "No module named tests.support.no_such_trainer" in " ".join(end.last_lines)
+
+
+def test_the_operator_is_hinted_at_the_first_step_each_commit_and_the_end(tmp_path: Path, start_pod: StartPod) -> None:
+    hints: list[tuple[str, str | None, dict[str, str]]] = []
+
+    class Operator(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            hints.append((self.path, self.headers["Authorization"], body))
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Operator) as operator:
+        threading.Thread(target=operator.serve_forever, daemon=True).start()
+        pod = start_pod(Run(tmp_path), CAPSTAN_OPERATOR_URL=f"http://127.0.0.1:{operator.server_port}/")
+        pod.put(alone(1, pod))
+        assert pod.wait_for_end()[0] == 0
+        operator.shutdown()
+    assert 2 <= len(hints) <= 6
+    body = {"job": "default/small", "uid": "3f1c-uid", "pod": "small-0"}
+    assert hints == [("/hint", f"Bearer {TOKEN}", body)] * len(hints)
+
+
+def test_an_operator_that_does_not_answer_holds_nothing_up(tmp_path: Path, start_pod: StartPod) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as deaf:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
+        pod = start_pod(Run(tmp_path, steps=5), CAPSTAN_OPERATOR_URL=url)
+        pod.put(alone(1, pod))
+        code, words = pod.wait_for_end()
+    assert (code, words.phase) == (0, Phase.SUCCEEDED)
 
 
 def test_a_missing_secret_ends_the_pod_with_the_config_code(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """Where a run continues: the chosen checkpoint is put into the engine, or the run begins at step 0."""
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
+from capstan_runtime.checkpoint.candidates import Candidate
+from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint, quarantine_and_report
 from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.layout import new_attempt
+from capstan_runtime.checkpoint.layout import SaveName, new_attempt
 from capstan_runtime.checkpoint.manifest import TrainerState
 from capstan_runtime.checkpoint.reader import MissingTensor, OpenCheckpoint
 from capstan_runtime.context import TrainContext
@@ -57,7 +59,7 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
         voice.report(phase=Phase.COMPILING, step=0, steps=context.steps)
         return Start(0, attempt, None)
     _require_same_run(context, chosen.manifest.trainer)
-    _import(engine, chosen)
+    _import(engine, chosen, tell_quarantine, disk)
     step = chosen.manifest.step
     voice.report(
         phase=Phase.COMPILING,
@@ -72,7 +74,7 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
     return Start(step, attempt, chosen.root)
 
 
-def _import(engine: Engine, chosen: OpenCheckpoint) -> None:
+def _import(engine: Engine, chosen: OpenCheckpoint, tell_quarantine: Callable[[Quarantine], None], disk: Disk) -> None:
     try:
         engine.import_state(chosen.tensors())
     except MissingTensor as error:
@@ -81,9 +83,16 @@ def _import(engine: Engine, chosen: OpenCheckpoint) -> None:
             "it was saved by another model: restore the old spec, or start a new job"
         ) from error
     except CorruptCheckpoint as error:
-        # Every rank verified it moments ago, or `verify: manifest` trusted it. The ranks may be half-way through a
-        # collective now, so the way back to an older checkpoint leads through a new attempt.
+        # It verified a moment ago, or `verify: manifest` trusted it. The ranks may be half-way through a collective, so
+        # the way back to an older checkpoint leads through a new attempt, which will not propose this one again.
+        quarantine_and_report(_candidate(chosen), str(error), tell_quarantine, disk)
         raise StoreUnavailable(f"the checkpoint went bad while it was read: {error}") from error
+
+
+def _candidate(chosen: OpenCheckpoint) -> Candidate:
+    manifest = chosen.manifest
+    name = SaveName(manifest.step, manifest.fence, manifest.attempt)
+    return Candidate(chosen.folder, name, chosen.root, problem=None, is_quarantined=False)
 
 
 _FIELDS = {

@@ -26,7 +26,8 @@ Exchange = Callable[[bytes], list[bytes]]
 """`Engine.exchange`: every rank's payload, in rank order."""
 
 _MOST_PROPOSED = 200
-"""Candidates proposed at most; keeps the proposal below the 64 KiB of one exchange."""
+"""Candidates proposed at most; with short problems, the proposal stays below the 64 KiB of one exchange."""
+_LONGEST_PROBLEM = 120
 _VISIBLE_SECONDS = 10.0
 """How long a network file system may take to show on one node what another wrote."""
 
@@ -84,7 +85,10 @@ def _propose(choosing: Choosing) -> tuple[Listing | None, list[tuple[str, str | 
             message = json.dumps({"unavailable": str(error)}).encode()
         else:
             newest = listing.candidates[:_MOST_PROPOSED]
-            rows = [[str(candidate.name), candidate.problem and candidate.problem[:200]] for candidate in newest]
+            rows = [
+                [str(candidate.name), candidate.problem and candidate.problem[:_LONGEST_PROBLEM]]
+                for candidate in newest
+            ]
             message = json.dumps({"candidates": rows}).encode()
     answer = json.loads(choosing.exchange(message)[0])
     if "unavailable" in answer:

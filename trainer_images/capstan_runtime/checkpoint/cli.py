@@ -133,11 +133,14 @@ def _list(folders: list[Path], output: str) -> int:
 
 
 def _size(count: int) -> str:
-    for unit in ("B", "KB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
-        count /= 1000  # type: ignore[assignment]
-    return f"{count:,.1f} GB"
+    """
+    >>> [_size(count) for count in (17, 2_340, 14_200_000, 1_120_000_000_000)]
+    ['17 B', '2.34 KB', '14.2 MB', '1,120 GB']
+    """
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:,.3g} {unit}" if count < 1000 * scale else f"{count / scale:,.0f} {unit}"
+    return f"{count} B"
 
 
 def _show(folder: Path, output: str) -> int:

@@ -25,10 +25,10 @@ class Meter:
             self._since += self._clock() - started
 
     def read(self, step: int) -> float | None:
-        """Mean seconds per step since the last reading, which was at fewer steps; None if no step came since."""
+        """Mean seconds per step since the last reading, None if no step came or no time passed since."""
         now = self._clock()
         steps, seconds = step - self._step, now - self._since
-        if steps <= 0:
+        if steps <= 0 or seconds <= 0.0:
             return None
         self._step, self._since = step, now
         return seconds / steps

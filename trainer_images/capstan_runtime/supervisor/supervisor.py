@@ -23,6 +23,7 @@ _QUARANTINES_KEPT = 20
 _RECORDS = ("metrics", "checkpoint", "resumed_from")
 """Fields of a Progress that become the State's field of the same name."""
 _KEEP_ALIVE_SECONDS = 10.0
+_CONNECTION_SECONDS = 60.0
 
 
 class Supervisor:
@@ -90,9 +91,10 @@ class Supervisor:
             make_app(self, self._settings.token), access_log=None, keepalive_timeout=_KEEP_ALIVE_SECONDS
         )
         await runner.setup()
-        site = web.TCPSite(runner, self._settings.address, self._settings.port)
-        await site.start()
         loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: _short_lived(runner, loop), self._settings.address, self._settings.port
+        )
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
@@ -101,6 +103,7 @@ class Supervisor:
         finally:
             self._say_last_words()
             await self._hints.flush()
+            server.close()
             await runner.cleanup()
 
     async def _run_memberships(self) -> int:
@@ -176,6 +179,15 @@ class Supervisor:
     def _clear_last_words(self) -> None:
         """The words of an attempt that is over must not be taken for those of the next."""
         _write(self._settings.termination_log, b"")
+
+
+def _short_lived(runner: web.AppRunner, loop: asyncio.AbstractEventLoop) -> asyncio.BaseProtocol:
+    """A connection that ends, between two requests, a minute after it was opened: one that never sends a request,
+    or never ends one, would otherwise stay for ever."""
+    assert runner.server is not None
+    connection = runner.server()
+    loop.call_later(_CONNECTION_SECONDS, connection.close)
+    return connection
 
 
 def _write(path: Path | None, words: bytes) -> None:

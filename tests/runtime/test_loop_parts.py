@@ -1,0 +1,306 @@
+"""The parts of the loop that need no process."""
+
+import errno
+import math
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from capstan_runtime.agreement import CARRY_ON, Agreement, Verdict, steps_between
+from capstan_runtime.checkpoint.writer import SaveFailed
+from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.config import Schedule
+from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
+from capstan_runtime.contract.state import Checkpoint
+from capstan_runtime.engine import Batch, EvaluationSums
+from capstan_runtime.errors import (
+    ConfigError,
+    GpuOutOfMemory,
+    PeerLost,
+    StoreUnavailable,
+    exit_code_of,
+    failure_class_of,
+)
+from capstan_runtime.evaluation import add_up
+from capstan_runtime.hooks import Log, Outcome, SaveClock, SaveState, Step
+from capstan_runtime.metrics.lines import progress_line
+from capstan_runtime.metrics.meter import Meter
+from capstan_runtime.prefetch import Prefetch
+from capstan_runtime.report import Reporter
+from capstan_runtime.schedules import learning_rate_at
+from capstan_runtime.voice import Voice
+
+
+def cosine(warmup_steps: int, final_fraction: float = 0.0) -> Schedule:
+    return Schedule.parse({"cosine": {"warmupSteps": warmup_steps, "finalFraction": final_fraction}})
+
+
+def test_warm_up_is_a_line_that_reaches_the_peak_at_the_first_step_after_it() -> None:
+    rates = [learning_rate_at(step, 10, 0.5, Schedule.parse({"constant": {"warmupSteps": 4}})) for step in range(7)]
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.5, 0.5])
+
+
+def test_cosine_falls_from_the_peak_to_the_final_fraction() -> None:
+    rates = [learning_rate_at(step, 12, 2.0, cosine(2, 0.1)) for step in range(13)]
+    assert rates[2] == 2.0
+    assert rates[7] == pytest.approx(2.0 * (0.1 + 0.9 * 0.5))
+    assert rates[12] == pytest.approx(0.2)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    assert min(rates[:12]) > 0.2
+
+
+def test_a_run_of_warm_up_alone_has_a_learning_rate_at_every_step() -> None:
+    assert [learning_rate_at(step, 2, 1.0, cosine(5)) for step in range(2)] == pytest.approx([1 / 6, 2 / 6])
+
+
+class Clock:
+    """Time that passes when told to."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("step_seconds", "steps"), [(0.0, 50), (0.001, 50), (0.02, 50), (0.1, 10), (1.0, 1), (30.0, 1)]
+)
+def test_ranks_talk_about_once_a_second_at_least_every_fifty_steps(step_seconds: float, steps: int) -> None:
+    assert steps_between(step_seconds) == steps
+
+
+def run_agreement(step_seconds: list[float], stop_at: int, steps: int) -> list[tuple[list[int], int]]:
+    """Two or more ranks of different speed, stepping together; rank 1 is asked to stop at step `stop_at`.
+
+    For each rank: the steps after which it exchanged, and the step at which it stopped.
+    """
+    world = len(step_seconds)
+    barrier = threading.Barrier(world, timeout=10)
+    slots: list[bytes] = [b""] * world
+    results: list[tuple[list[int], int]] = [([], 0)] * world
+
+    def rank_main(rank: int) -> None:
+        clock, asked, exchanged = Clock(), [False], []
+
+        def exchange(payload: bytes) -> list[bytes]:
+            slots[rank] = payload
+            barrier.wait()
+            answers = list(slots)
+            barrier.wait()
+            return answers
+
+        agreement = Agreement(exchange, lambda: asked[0], lambda: False, clock, 0)
+        for done in range(1, steps + 1):
+            clock.now += step_seconds[rank]
+            asked[0] = rank == 1 and done >= stop_at
+            if agreement.is_due(done):
+                exchanged.append(done)
+            if agreement.after(done).stop:
+                results[rank] = (exchanged, done)
+                return
+        results[rank] = (exchanged, 0)
+
+    threads = [threading.Thread(target=rank_main, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    return results
+
+
+def test_all_ranks_exchange_after_the_same_steps_and_stop_at_the_same_one() -> None:
+    results = run_agreement([0.05, 0.1, 0.08], stop_at=27, steps=200)
+    assert results == [([1, 11, 21, 31], 31)] * 3, "the slowest rank, 0.1 s a step, sets the pace of ten steps"
+
+
+def test_only_rank_0_s_clock_decides_when_to_save() -> None:
+    answers: list[list[bytes]] = []
+
+    def exchange(payload: bytes) -> list[bytes]:
+        answers.append([payload])
+        return [payload]
+
+    agreement = Agreement(exchange, lambda: False, lambda: True, Clock(), 0)
+    assert agreement.after(1) == Verdict(stop=False, save=True)
+    assert agreement.after(2) == CARRY_ON, "between two exchanges nothing is decided"
+    own = answers[0][0]
+    silent = Agreement(lambda payload: [payload, own], lambda: False, lambda: False, Clock(), 0)
+    assert silent.after(1) == CARRY_ON, "what rank 1 wishes does not count"
+
+
+def test_the_meter_leaves_pauses_out() -> None:
+    clock = Clock()
+    meter = Meter(clock, step=10)
+    clock.now += 4.0
+    with meter.paused():
+        clock.now += 100.0
+    assert meter.read(14) == 1.0
+    assert meter.read(14) is None
+
+
+def test_a_progress_line_is_pleasant() -> None:
+    metrics = {"loss": 0.18321, "accuracy": 0.9611, "samples_per_second": 3412.4, "learning_rate": 9.1e-4}
+    assert progress_line(120, 560, metrics) == "step 120/560  loss 0.1832  accuracy 0.961  3,412 samples/s  lr 9.1e-04"
+    assert progress_line(5, 560, {"loss": 2.0}) == "step   5/560  loss 2.0000"
+    assert progress_line(560, 560, {"validation_loss": 0.1, "accuracy": 1.0}) == (
+        "step 560/560  validation loss 0.1000  accuracy 1.000"
+    )
+
+
+def test_the_next_batch_is_read_while_this_one_is_used() -> None:
+    read: list[int] = []
+    has_read = threading.Event()
+
+    def read_batch(step: int) -> Batch:
+        read.append(step)
+        if step == 4:
+            has_read.set()
+        return Batch(np.full((1, 1), step), np.zeros((1, 1)), np.ones((1, 1)))
+
+    with Prefetch(read_batch, 3, 6) as batches:
+        assert batches.take().inputs.item() == 3
+        assert has_read.wait(10), "step 4 is read before it is asked for"
+        assert [batches.take().inputs.item() for _ in range(2)] == [4, 5]
+    assert read == [3, 4, 5]
+
+
+def test_what_reading_raises_reaches_the_loop() -> None:
+    def read_batch(step: int) -> Batch:
+        raise OSError(errno.EIO, f"no batch {step}")
+
+    with Prefetch(read_batch, 0, 2) as batches, pytest.raises(OSError, match="no batch 0"):
+        batches.take()
+
+
+def test_sums_are_the_same_on_every_rank_and_exact() -> None:
+    payloads: list[bytes] = []
+    shares = [EvaluationSums(0.1, 3, 4), EvaluationSums(0.2, 1, 4), EvaluationSums(0.3, 0, 1)]
+    for share in shares:
+        add_up(lambda payload: payloads.append(payload) or [payload], share)  # type: ignore[func-returns-value]
+    total = add_up(lambda _: payloads, shares[0])
+    assert total == EvaluationSums(math.fsum([0.1, 0.2, 0.3]), 4, 9)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "failure"),
+    [
+        (ConfigError("x"), ExitCode.CONFIG, FailureClass.CONFIG),
+        (PeerLost("x"), ExitCode.RETRYABLE, FailureClass.RETRYABLE),
+        (GpuOutOfMemory("x"), ExitCode.GPU_OUT_OF_MEMORY, FailureClass.GPU_OUT_OF_MEMORY),
+        (MemoryError(), ExitCode.GPU_OUT_OF_MEMORY, FailureClass.HOST_OUT_OF_MEMORY),
+        (ValueError("x"), ExitCode.APPLICATION, FailureClass.APPLICATION),
+    ],
+)
+def test_an_exception_has_an_exit_code_and_a_class(error: Exception, code: ExitCode, failure: FailureClass) -> None:
+    assert (exit_code_of(error), failure_class_of(error)) == (code, failure)
+
+
+@dataclass
+class Result:
+    """A step's result that knows how often the host waited for it."""
+
+    loss: float
+    fetches: int = 0
+
+    def fetch(self) -> Mapping[str, float]:
+        self.fetches += 1
+        return {"loss": self.loss, "gradient_norm": 1.0}
+
+
+def step_of(done: int, result: Result, *, is_last: bool = False, verdict: Verdict = CARRY_ON) -> Step:
+    return Step(done, is_last, 0.1, Outcome(result), verdict)
+
+
+def context_of(**training: object) -> Any:
+    """The few facts that the hooks look at."""
+    values = {"log_every_steps": 2, "global_batch_size": 8, "seed": 0, "virtual_ranks": 2, **training}
+    run = SimpleNamespace(
+        training=SimpleNamespace(**values), checkpoint=SimpleNamespace(interval=SimpleNamespace(steps=2, seconds=None))
+    )
+    data = SimpleNamespace(kind="vector", input_shape=(6,), fingerprint="blake3:00")
+    return SimpleNamespace(run=run, data=data)
+
+
+def test_logging_waits_for_a_step_only_after_the_next_was_queued() -> None:
+    log = Log(Voice(Reporter(None), 1, 6), Meter(Clock(), 0), context_of())
+    results = [Result(1.0) for _ in range(6)]
+    fetched = []
+    for done, result in enumerate(results, start=1):
+        log.after(step_of(done, result, is_last=done == 6), settles=done == 6)
+        fetched.append([each.fetches for each in results])
+    assert fetched == [
+        [0, 0, 0, 0, 0, 0],
+        [0, 0, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 0, 0, 0, 0],
+        [0, 1, 0, 1, 0, 0],
+        [0, 1, 0, 1, 0, 1],
+    ]
+
+
+class FailingSaver:
+    """Fails to save at the steps in `failing`."""
+
+    def __init__(self, failing: set[int]) -> None:
+        self.failing = failing
+        self.saved: list[int] = []
+
+    def save(self, trainer: Record, tensors: object) -> Checkpoint:
+        step = trainer.step  # type: ignore[attr-defined]
+        if step in self.failing:
+            raise SaveFailed(f"step {step}: No space left on device")
+        self.saved.append(step)
+        return Checkpoint(step=step, root="blake3:" + "0" * 64, at=0.0)
+
+
+def save_state(saver: FailingSaver) -> SaveState:
+    clock = Clock()
+    voice = Voice(Reporter(None), 1, 100)
+    engine: Any = SimpleNamespace(export_state=lambda: iter(()))
+    return SaveState(voice, Meter(clock, 0), context_of(), engine, saver, SaveClock(None, clock), None)  # type: ignore[arg-type]
+
+
+def test_training_goes_on_without_two_saves_but_not_without_three_in_a_row() -> None:
+    saver = FailingSaver({2, 4, 8, 10, 12})
+    hook = save_state(saver)
+    for done in (2, 4, 6, 8, 10):
+        hook.run(step_of(done, Result(1.0)))
+    assert saver.saved == [6]
+    with pytest.raises(StoreUnavailable, match=r"^checkpoint not saved, 3 times in a row: step 12: No space left"):
+        hook.run(step_of(12, Result(1.0)))
+
+
+def test_the_last_step_must_be_saved_and_a_stop_need_not() -> None:
+    hook = save_state(FailingSaver({7, 8}))
+    hook.run(step_of(7, Result(1.0), verdict=Verdict(stop=True)))
+    with pytest.raises(StoreUnavailable, match="step 8: No space left"):
+        hook.run(step_of(8, Result(1.0), is_last=True))
+
+
+def test_saves_are_due_by_steps_at_the_end_and_when_agreed() -> None:
+    hook = save_state(FailingSaver(set()))
+    due = [
+        hook.is_due(step_of(3, Result(1.0))),
+        hook.is_due(step_of(4, Result(1.0))),
+        hook.is_due(step_of(5, Result(1.0), is_last=True)),
+        hook.is_due(step_of(5, Result(1.0), verdict=Verdict(stop=True))),
+        hook.is_due(step_of(5, Result(1.0), verdict=Verdict(save=True))),
+    ]
+    assert due == [False, True, True, True, True]
+
+
+def test_a_save_by_time_is_due_when_the_clock_says_so() -> None:
+    clock = Clock()
+    save_clock = SaveClock(30, clock)
+    due = []
+    for seconds in (29, 1, 1):
+        clock.now += seconds
+        due.append(save_clock.is_due())
+    save_clock.reset()
+    assert (due, save_clock.is_due()) == ([False, True, True], False)

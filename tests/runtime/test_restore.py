@@ -1,0 +1,72 @@
+"""Restoring into an engine when the checkpoint turns out not to fit, or to have gone bad meanwhile."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from capstan_runtime.checkpoint.disk import Disk
+from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
+from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.engine import TensorSource
+from capstan_runtime.errors import ConfigError, StoreUnavailable
+from capstan_runtime.report import Reporter
+from capstan_runtime.restore import Start, restore
+from capstan_runtime.voice import Voice
+from tests.support.checkpoints import RUN, choose, folder_of, save
+
+
+def context() -> Any:
+    """The few facts that restoring looks at; they fit the checkpoints of `tests.support.checkpoints`."""
+    training = SimpleNamespace(seed=0, global_batch_size=8, virtual_ranks=2)
+    return SimpleNamespace(
+        run=SimpleNamespace(uid=RUN, training=training, checkpoint=SimpleNamespace(verify="manifest")),
+        membership=Membership(fence=2, rank=0, world=1, coordinator="127.0.0.1:1"),
+        data=SimpleNamespace(fingerprint="blake3:00"),
+        steps=50,
+    )
+
+
+class ReadingEngine:
+    """Takes the named tensors out of a checkpoint."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+        self.found: dict[str, Any] = {}
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        return [payload]
+
+    def import_state(self, source: TensorSource) -> None:
+        self.found = {name: source.read(name) for name in self.names}
+
+
+def restored(store: Path, engine: ReadingEngine) -> Start:
+    return restore(context(), engine, store, Voice(Reporter(None), 0, 50), Disk())  # type: ignore[arg-type]
+
+
+def test_the_run_continues_at_the_step_and_root_of_the_checkpoint(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 20)
+    engine = ReadingEngine("optimizer/count")
+    start = restored(tmp_path, engine)
+    assert (start.step, start.root, int(engine.found["optimizer/count"])) == (20, checkpoint.root, 20)
+
+
+def test_a_tensor_the_model_needs_and_the_checkpoint_lacks_is_a_config_error(tmp_path: Path) -> None:
+    save(tmp_path, 20)
+    with pytest.raises(ConfigError, match=r"^spec.model: the checkpoint of step 20 has no tensor params/other; "):
+        restored(tmp_path, ReadingEngine("params/other"))
+
+
+def test_a_checkpoint_that_goes_bad_while_it_is_read_is_not_proposed_again(tmp_path: Path) -> None:
+    older, newer = save(tmp_path, 10), save(tmp_path, 20)
+    folder = folder_of(tmp_path, newer.root)
+    for shard in (folder / SHARDS).glob("*.safetensors"):
+        shard.write_bytes(shard.read_bytes()[:-1] + b"\x99")
+    with pytest.raises(StoreUnavailable, match=r"^the checkpoint went bad while it was read: "):
+        restored(tmp_path, ReadingEngine("params/kernel", "params/bias", "optimizer/mask"))
+    assert (folder / QUARANTINED).exists()
+    chosen = choose(tmp_path, fence=3)
+    assert chosen is not None
+    assert chosen.root == older.root
