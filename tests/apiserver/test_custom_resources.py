@@ -9,10 +9,16 @@ DEFINITIONS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 def causes(body: dict) -> set[tuple[str, str]]:
-    """Field and reason of each cause. Older servers put a dot before `status` and leave out the index of an item that
-    lacks a field; neither is compared."""
+    """Field and reason of each cause.
+
+    Older servers put a dot before `status`, leave out the index of an item that lacks a field, and have no reason of
+    its own for a wrong type; none of that is compared.
+    """
     fields = {(cause["field"].lstrip("."), cause["reason"]) for cause in body["details"]["causes"]}
-    return {(field.replace("items[0].name", "items.name"), reason) for field, reason in fields}
+    return {
+        (field.replace("items[0].name", "items.name"), reason.replace("TypeInvalid", "Invalid"))
+        for field, reason in fields
+    }
 
 
 async def test_a_definition_is_accepted_and_its_kind_served(api: Api, widgets: str) -> None:
@@ -290,11 +296,8 @@ CEL = pytest.mark.current_kubernetes_only("CEL rules")
 @CEL
 async def test_a_cel_rule_refuses_with_its_message(api: Api, gauges: str) -> None:
     body = (await api.post(gauges, gauge("g", low=3, high=2))).expect(422)
-    assert (
-        body["message"]
-        == (f'Gauge.{GROUP} "g" is invalid: spec.low: Invalid value: "object": low must not exceed high')
-        or body["message"] == f'Gauge.{GROUP} "g" is invalid: spec.low: Invalid value: low must not exceed high'
-    ), body
+    assert body["message"].startswith(f'Gauge.{GROUP} "g" is invalid: spec.low: Invalid value: ')
+    assert body["message"].endswith(": low must not exceed high")
     assert causes(body) == {("spec.low", "FieldValueInvalid")}
     (await api.post(gauges, gauge("g", low=2, high=2))).expect(201)
 
