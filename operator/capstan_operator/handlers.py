@@ -22,7 +22,8 @@ from capstan_operator.cluster.kinds import TRAINING_JOBS
 logger = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 30.0
-STOP_SECONDS = 4.0
+STOP_SECONDS = 2.0
+"""How long a stop waits for kopf. It only reads, so it may also be left behind."""
 
 Sink = Callable[[str | None, dict[str, Any]], None]
 """Takes (type, TrainingJob): type is ADDED, MODIFIED or DELETED, or None for an object out of a list."""
@@ -47,9 +48,9 @@ class JobWatch:
             await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
 
     async def _run_once(self) -> BaseException | None:
-        """One life of kopf; returns what ended it. When cancelled, waits up to four seconds until kopf has stopped."""
+        """One life of kopf; returns what ended it. When cancelled, waits up to two seconds until kopf has stopped."""
         loop = asyncio.get_running_loop()
-        stop = threading.Event()
+        life = _Life()
         ended: asyncio.Future[BaseException | None] = loop.create_future()
 
         def forward(kind: str | None, document: dict[str, Any]) -> None:
@@ -62,7 +63,7 @@ class JobWatch:
         def live() -> None:
             error: BaseException | None = None
             try:
-                asyncio.run(self._operate(forward, stop))
+                asyncio.run(self._operate(forward, life))
             except Exception as problem:
                 error = problem
             if not loop.is_closed():
@@ -72,21 +73,26 @@ class JobWatch:
         try:
             return await asyncio.shield(ended)
         finally:
-            stop.set()
+            life.end()
             await asyncio.wait([ended], timeout=STOP_SECONDS)
 
-    async def _operate(self, forward: Sink, stop: threading.Event) -> None:
+    async def _operate(self, forward: Sink, life: "_Life") -> None:
         await kopf.operator(
-            registry=self._registry(forward),
+            registry=self._registry(forward, life),
             settings=_settings(),
             standalone=True,
-            stop_flag=stop,
+            stop_flag=life.begin(),
             clusterwide=self._namespace is None,
             namespaces=[] if self._namespace is None else [self._namespace],
         )
 
-    def _registry(self, forward: Sink) -> kopf.OperatorRegistry:
+    def _registry(self, forward: Sink, life: "_Life") -> kopf.OperatorRegistry:
         registry = kopf.OperatorRegistry()
+
+        @kopf.on.cleanup(registry=registry)
+        async def clean_up(**_: Any) -> None:
+            # kopf failed and takes its tasks down; it would give the one that waits for the flag five seconds.
+            life.end()
 
         @kopf.on.login(registry=registry)
         async def log_in(**_: Any) -> kopf.AiohttpSession:
@@ -104,6 +110,31 @@ class JobWatch:
             forward(event["type"], dict(event["object"]))
 
         return registry
+
+
+class _Life:
+    """A stop flag that lives in kopf's loop and may be set from any thread, even before that loop exists."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._flag = asyncio.Event()
+
+    def begin(self) -> asyncio.Event:
+        """The flag, for the loop that calls this."""
+        with self._lock:
+            self._loop = asyncio.get_running_loop()
+            if self._is_over:
+                self._flag.set()
+        return self._flag
+
+    def end(self) -> None:
+        """Set the flag."""
+        with self._lock:
+            self._is_over = True
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._flag.set)
 
 
 def _settings() -> kopf.OperatorSettings:

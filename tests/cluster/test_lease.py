@@ -6,13 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from tests.support.fake_api import FakeApi
-from tests.support.operators import eventually
-
 from capstan_operator.cluster.kinds import LEASES
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.lease import Elector, LeaseTimes
 from capstan_operator.metrics import Metrics
+from tests.support.fake_api import FakeApi
+from tests.support.operators import eventually
 
 TIMES = LeaseTimes(duration=1.0, renew_deadline=0.6, retry=0.1)
 
@@ -69,6 +68,19 @@ async def test_a_graceful_stop_hands_over_at_the_next_try(api: FakeApi, client: 
     assert not a.leading.is_set()
     await eventually(b.leading.is_set, seconds=5)
     second.cancel()
+
+
+async def test_a_renewal_that_was_interrupted_does_not_keep_the_lease_from_being_given_back(
+    api: FakeApi, client: KubeClient
+) -> None:
+    async with candidate(client, "a") as (a, task):
+        await eventually(a.leading.is_set)
+        fault = api.fail("update", "leases", late_answer=0.5)
+        await eventually(lambda: fault.times == 0)
+        task.cancel()  # the renewal is under way
+        await asyncio.sleep(0)
+        await a.release()
+    assert holder(api) == ""
 
 
 async def test_writing_stops_before_the_lease_can_be_taken(api: FakeApi, client: KubeClient) -> None:

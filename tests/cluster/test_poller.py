@@ -11,10 +11,6 @@ from typing import Any
 import msgspec
 import orjson
 import pytest
-from tests.support.control_planes import free_port
-from tests.support.fake_supervisors import FakeSupervisor, FakeSupervisors, serve_fake_supervisors
-from tests.support.operators import eventually
-from tests.support.small_decide import job_document
 
 from capstan_operator.cluster.errors import SupervisorError
 from capstan_operator.cluster.pods import Pod
@@ -27,6 +23,10 @@ from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Exit, Phase, State
+from tests.support.control_planes import free_port
+from tests.support.fake_supervisors import FakeSupervisor, FakeSupervisors, serve_fake_supervisors
+from tests.support.operators import eventually
+from tests.support.small_decide import job_document
 
 KEY = JobKey("default", "job")
 MEMBERSHIP = Membership(fence=4, rank=0, world=1, coordinator="127.0.0.1:8471")
@@ -235,7 +235,7 @@ async def test_a_wrong_token_and_a_closed_port_are_errors() -> None:
         await world.add(0)
         with pytest.raises(SupervisorError, match="401"):
             await world.client.fetch_state("127.0.0.10", "wrong", pod="job-0-0", job_uid="job-uid")
-        with pytest.raises(SupervisorError, match="GET /state of 127.0.0.99"):
+        with pytest.raises(SupervisorError, match=r"GET /state of 127\.0\.0\.99"):
             await world.client.fetch_state("127.0.0.99", "t", pod="job-0-0", job_uid="job-uid")
 
 

@@ -64,6 +64,9 @@ class Fault:
     hangs: bool = False
     """Do nothing and never answer."""
     delay: float = 0.0
+    """Seconds until it is done."""
+    late_answer: float = 0.0
+    """Seconds between doing it and saying so."""
     name: str = ""
 
 
@@ -170,7 +173,17 @@ class FakeApi:
         document |= {"apiVersion": resource.group_path.split("/", 2)[2], "kind": resource.kind}
         self.objects[resource.plural, metadata["namespace"], metadata["name"]] = document
         self._publish(kind, resource.plural, document)
+        if old is None and (owners := metadata.get("ownerReferences")):
+            asyncio.get_running_loop().call_later(0.05, self._collect, resource, document, owners[0]["uid"])
         return document
+
+    def _collect(self, resource: Resource, document: Document, owner: str) -> None:
+        """The garbage collector: a child whose owner is gone goes too."""
+        metadata = document["metadata"]
+        known = self.objects.get((resource.plural, metadata["namespace"], metadata["name"]))
+        is_orphan = all(job["metadata"]["uid"] != owner for job in self.of(TRAINING_JOBS))
+        if known is not None and known["metadata"]["uid"] == metadata["uid"] and is_orphan:
+            self.remove(resource, metadata["namespace"], metadata["name"])
 
     def _publish(self, kind: str, plural: str, document: Document) -> None:
         if kind == "DELETED":
@@ -222,6 +235,8 @@ class FakeApi:
         if call.verb == "list":
             return self._list(request, call)
         result, status = self._change(request, call, resource, subresource)
+        if fault is not None and fault.late_answer:
+            await asyncio.sleep(fault.late_answer)
         if fault is not None and fault.loses_answer:
             call.status = status
             assert request.transport is not None

@@ -1,12 +1,11 @@
-"""A decision simple enough to be seen through: N pods, one attempt after the other, for tests of what carries it out."""
+"""A decision simple enough to be seen through: N pods, one attempt after the other, to test what carries it out."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 from capstan_operator.api.meta import API_VERSION, LABEL_INCARNATION, LABEL_JOB, LABEL_MANAGED_BY, LABEL_WORKER
-from capstan_operator.api.training_job import TrainingJobStatus, WorkersStatus
+from capstan_operator.api.training_job import WorkersStatus
 from capstan_operator.decide.types import Decision, EventNote, Manifest, MembershipPush, PodDeletion
 from capstan_operator.observe import Observed, ObservedPod
 from capstan_runtime.contract.run_config import Membership
@@ -78,7 +77,6 @@ def decide_small(observed: Observed, now: float) -> Decision:
             "phase": "Succeeded" if is_done else "Running" if len(ready) == workers else "Pending",
             "fence": fence,
             "step": max((state.step for state in states.values()), default=status.step),
-            "message": observed.obstacle,
             "workers": WorkersStatus(ready=len(ready), desired=workers, summary=f"{len(ready)}/{workers}"),
             "finished_at": FINISHED_AT if is_done else None,
         }
@@ -92,18 +90,3 @@ def decide_small(observed: Observed, now: float) -> Decision:
         events=(EventNote("Normal", wanted.phase or "", "the phase changed"),) if wanted.phase != status.phase else (),
         is_repair=bool(failed),
     )
-
-
-@dataclass
-class RecordingDecide:
-    """Decides like `decide_small` and remembers every snapshot."""
-
-    seen: list[Observed] = field(default_factory=list)
-
-    def __call__(self, observed: Observed, now: float) -> Decision:
-        self.seen.append(observed)
-        return decide_small(observed, now)
-
-
-def empty_status() -> TrainingJobStatus:
-    return TrainingJobStatus()

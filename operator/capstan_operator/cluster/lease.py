@@ -23,6 +23,8 @@ from capstan_operator.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
+RELEASE_SECONDS = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class LeaseTimes:
@@ -83,10 +85,22 @@ class Elector:
             return
         self._stand_by()
         try:
-            async with asyncio.timeout(3.0):
-                await self._write(holder="", duration=1, began=asyncio.get_running_loop().time())
+            async with asyncio.timeout(RELEASE_SECONDS):
+                await self._give_back()
         except (ApiError, TimeoutError) as error:
             logger.warning("the lease could not be given back and will run out by itself: %s", error)
+
+    async def _give_back(self) -> None:
+        """A renewal that was interrupted may still have been carried out: then the first write meets a conflict."""
+        now = asyncio.get_running_loop().time()
+        try:
+            await self._write(holder="", duration=1, began=now)
+        except ApiError as error:
+            if not error.is_conflict:
+                raise
+            await self._look(now)
+            if self._holder() == self._identity:
+                await self._write(holder="", duration=1, began=now)
 
     def _seconds_to_deadline(self, now: float) -> float:
         if not self.leading.is_set():
