@@ -104,7 +104,13 @@ class Api:
     ) -> Answer:
         """The answer to any request but a watch or a stream. Raises ApiError."""
         form = negotiate(headers.get("Accept", ""), query.get("includeObject", ""))
-        call = _Call(asked, query, headers, body, form, user)
+        answer = await self._perform(_Call(asked, query, headers, body, form, user))
+        if asked.resource.deprecation:
+            answer.warnings = [asked.resource.deprecation, *answer.warnings]
+        return answer
+
+    async def _perform(self, call: _Call) -> Answer:
+        asked, query, form = call.asked, call.query, call.form
         match asked.verb:
             case "get":
                 return self._get(call)

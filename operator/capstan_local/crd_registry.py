@@ -6,7 +6,7 @@ from typing import Any
 
 from capstan_local.errors import Cause, duplicate, invalid_value, not_supported, required
 from capstan_local.metadata import label_problems, now_rfc3339, subdomain_problems
-from capstan_local.resources import Catalog, Custom, Resource, ScalePaths
+from capstan_local.resources import Catalog, Custom, Resource, ScalePaths, version_priority
 from capstan_local.structural import SchemaError, check_structural, compile_schema
 
 Object = dict[str, Any]
@@ -124,9 +124,10 @@ def refresh_status(crd: Object, catalog: Catalog) -> None:
     stored = status.get("storedVersions") or []
     now_stored = next(version["name"] for version in spec["versions"] if version.get("storage"))
     status["storedVersions"] = stored if now_stored in stored else [*stored, now_stored]
-    problem = _names_conflict(crd, catalog)
-    if problem:
-        _set_condition(status, "NamesAccepted", "False", "NameConflict", problem)
+    conflict = _names_conflict(crd, catalog)
+    if conflict:
+        reason, taken = conflict
+        _set_condition(status, "NamesAccepted", "False", reason, f'"{taken}" is already in use')
         _set_condition(status, "Established", "False", "NotAccepted", "not all names are accepted")
         status.setdefault("acceptedNames", {"plural": "", "kind": ""})
         return
@@ -135,18 +136,24 @@ def refresh_status(crd: Object, catalog: Catalog) -> None:
     _set_condition(status, "Established", "True", "InitialNamesAccepted", "the initial names have been accepted")
 
 
-def _names_conflict(crd: Object, catalog: Catalog) -> str:
+def _names_conflict(crd: Object, catalog: Catalog) -> tuple[str, str] | None:
+    """(condition reason, name) of the first name that another resource of the group has; None when all are free."""
     names, group = crd["spec"]["names"], crd["spec"]["group"]
     for other in catalog:
         if other.group != group or other.plural == names["plural"]:
             continue
-        if other.kind == names["kind"] or other.list_name == names["listKind"]:
-            return f'"{names["kind"]}" is already in use'
         taken = {other.plural, other.singular_name, *other.short_names}
-        for name in (names["singular"], *(names.get("shortNames") or ())):
-            if name in taken:
-                return f'"{name}" is already in use'
-    return ""
+        kinds = {other.kind, other.list_name}
+        for reason, found, wanted in (
+            ("SingularConflict", taken, [names["singular"]]),
+            ("ShortNamesConflict", taken, names.get("shortNames") or []),
+            ("KindConflict", kinds, [names["kind"]]),
+            ("ListKindConflict", kinds, [names["listKind"]]),
+        ):
+            for name in wanted:
+                if name in found:
+                    return reason, name
+    return None
 
 
 def _set_condition(status: Object, kind: str, value: str, reason: str, message: str) -> None:
@@ -201,8 +208,23 @@ def _resource(catalog: Catalog, crd: Object, version: Object, stored: str, rv: i
         stored_version=stored,
         list_kind=names["listKind"],
         printer_columns=list(version.get("additionalPrinterColumns") or ()),
+        deprecation=_deprecation(spec, version),
         custom=_custom(catalog, crd, version, rv),
     )
+
+
+def _deprecation(spec: Object, version: Object) -> str:
+    """What clients of a deprecated version are warned of; "" for a current one."""
+    if not version.get("deprecated"):
+        return ""
+    if version.get("deprecationWarning"):
+        return str(version["deprecationWarning"])
+    group, kind = spec["group"], spec["names"]["kind"]
+    current = [other["name"] for other in spec["versions"] if other.get("served") and not other.get("deprecated")]
+    best = max(current, key=version_priority, default="")
+    warning = f"{group}/{version['name']} {kind} is deprecated"
+    better = best and version_priority(best) > version_priority(version["name"])
+    return f"{warning}; use {group}/{best} {kind}" if better else warning
 
 
 def _custom(catalog: Catalog, crd: Object, version: Object, rv: int) -> Custom:

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import orjson
 import yaml
 
-from capstan_local import builtin_schemas
-from capstan_local.errors import bad_request, unsupported_media_type
+from capstan_local import builtin_schemas, protobuf
+from capstan_local.errors import bad_request, invalid, invalid_value, unsupported_media_type
 from capstan_local.resources import Resource
 
 Object = dict[str, Any]
@@ -31,12 +31,14 @@ class Strictness:
 
 
 def parse_body(content_type: str, body: bytes, strictness: Strictness) -> Object:
-    """The object in a request's body. Raises ApiError 415 for other media types (protobuf) and 400 for bad syntax."""
+    """The object in a request's body. Raises ApiError 415 for other media types and 400 for bad syntax."""
     media_type = content_type.partition(";")[0].strip().lower() or JSON
     if media_type == JSON:
         parsed = _parse_json(body, strictness)
     elif media_type == YAML:
         parsed = parse_yaml(body)
+    elif media_type == protobuf.MEDIA_TYPE:
+        parsed = protobuf.decode(body)
     else:
         raise unsupported_media_type(media_type, ACCEPTED)
     if not isinstance(parsed, dict):
@@ -90,7 +92,9 @@ def parse_yaml(body: bytes) -> Any:
 
 
 def check_kind(resource: Resource, obj: Object) -> None:
-    """Fill in kind and apiVersion, or raise ApiError 400 when they are another's."""
+    """Fill in kind and apiVersion, or raise ApiError 400 or 422 when they are another's."""
+    if resource.custom and not obj.get("kind"):
+        raise bad_request(f"Object 'Kind' is missing in '{json.dumps(obj)}'")
     api_version = obj.get("apiVersion") or resource.api_version
     kind = obj.get("kind") or resource.kind
     if api_version != resource.api_version:
@@ -98,6 +102,9 @@ def check_kind(resource: Resource, obj: Object) -> None:
             f"the API version in the data ({api_version}) does not match the expected API version"
             f" ({resource.api_version})"
         )
+    if kind != resource.kind and resource.custom:
+        name = (obj.get("metadata") or {}).get("name") or ""
+        raise invalid(kind, resource.group, name, [invalid_value("kind", kind, f"must be {resource.kind}")])
     if kind != resource.kind:
         raise bad_request(
             f'{kind} in version "{resource.version}" cannot be handled as a {resource.kind}: '

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 from capstan_local.pod_defaults import default_pod, default_pod_spec
+from capstan_local.quantity_form import canonicalise
 
 Object = dict[str, Any]
 
@@ -168,17 +169,35 @@ def _default_namespace(obj: Object) -> None:
 
 
 def _default_claim(obj: Object) -> None:
-    obj.setdefault("spec", {}).setdefault("volumeMode", "Filesystem")
-    obj.setdefault("status", {}).setdefault("phase", "Pending")
+    spec = obj.setdefault("spec", {})
+    spec.setdefault("volumeMode", "Filesystem")
+    canonicalise((spec.get("resources") or {}).get("requests"))
+    canonicalise((spec.get("resources") or {}).get("limits"))
+    status = obj.setdefault("status", {})
+    status.setdefault("phase", "Pending")
+    canonicalise(status.get("capacity"))
 
 
 def _default_volume(obj: Object) -> None:
     spec = obj.setdefault("spec", {})
     spec.setdefault("persistentVolumeReclaimPolicy", "Retain")
     spec.setdefault("volumeMode", "Filesystem")
+    canonicalise(spec.get("capacity"))
     if spec.get("hostPath") is not None:
         spec["hostPath"].setdefault("type", "")
     obj.setdefault("status", {}).setdefault("phase", "Pending")
+
+
+def _default_node(obj: Object) -> None:
+    status = obj.setdefault("status", {})
+    canonicalise(status.get("capacity"))
+    canonicalise(status.get("allocatable"))
+
+
+def _default_quota(obj: Object) -> None:
+    canonicalise((obj.get("spec") or {}).get("hard"))
+    for field in ("hard", "used"):
+        canonicalise((obj.get("status") or {}).get(field))
 
 
 def _default_pod_template(obj: Object) -> None:
@@ -240,11 +259,13 @@ def _default_crd(obj: Object) -> None:
 _DEFAULTS: dict[str, Callable[[Object], None]] = {
     "v1/Endpoints": _default_endpoints,
     "v1/Namespace": _default_namespace,
+    "v1/Node": _default_node,
     "v1/PersistentVolume": _default_volume,
     "v1/PersistentVolumeClaim": _default_claim,
     "v1/Pod": default_pod,
     "v1/PodTemplate": _default_pod_template,
     "v1/ReplicationController": _default_replication_controller,
+    "v1/ResourceQuota": _default_quota,
     "v1/Secret": _default_secret,
     "v1/Service": _default_service,
     "apps/v1/DaemonSet": _default_daemon_set,

@@ -90,13 +90,15 @@ class Deleter:
             return dumps(to_version(resource, obj))
         if _is_unchanged(obj, entry):
             return render(resource, entry)
-        last = make_entry(resource, obj, self._store.next_rv())
         if not is_finished_deleting(obj):
+            last = make_entry(resource, obj, self._store.next_rv())
             done = self._store.put(resource.storage_key, last)
             if resource.storage_key == crd_registry.CRDS:
                 crd_registry.serve(self._catalog, obj, last.rv)
             await done
             return render(resource, last)
+        # Nothing holds it: it goes as it is, without ever having been marked.
+        last = make_entry(resource, entry.load(), self._store.next_rv())
         done = self._store.delete(resource.storage_key, last)
         if resource.storage_key == crd_registry.CRDS:
             crd_registry.withdraw(self._catalog, obj)
@@ -104,10 +106,17 @@ class Deleter:
         return render(resource, last) if resource.kind_key in _RETURNS_OBJECT else _success(resource, last)
 
     def _check(self, resource: Resource, entry: Entry, options: DeleteOptions) -> None:
-        for what, wanted, actual in (("UID", options.uid, entry.uid), ("ResourceVersion", options.rv, str(entry.rv))):
+        checks = (
+            ("UID", options.uid, entry.uid, "deleted and then recreated"),
+            ("ResourceVersion", options.rv, str(entry.rv), "modified"),
+        )
+        for what, wanted, actual, happened in checks:
             if wanted is not None and wanted != actual:
-                why = f"Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {actual}"
-                raise conflict(resource.plural, resource.group, entry.name, why)
+                why = (
+                    f"the {what} in the precondition ({wanted}) does not match the {what} in record ({actual}). "
+                    f"The object might have been {happened}"
+                )
+                raise conflict(resource.kind, resource.group, entry.name, why)
         if resource.kind_key == "v1/Namespace" and entry.name in _IMMORTAL_NAMESPACES:
             raise forbidden("namespaces", "", entry.name, "this namespace may not be deleted")
 

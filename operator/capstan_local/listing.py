@@ -122,7 +122,7 @@ class Reader:
             return found, rv, "", None
         page = found[: options.limit]
         # With selectors kube-apiserver does not know how many of the rest would match, and says nothing.
-        remaining = len(found) - len(page) if options.selection.matches_all else None
+        remaining = len(found) - len(page) if not options.selection.is_filtered else None
         return page, rv, _encode_token(rv, page[-1].key), remaining
 
     def _at(self, resource: Resource, selection: Selection, rv: int, continued: bool) -> list[Entry]:

@@ -127,10 +127,7 @@ def settle_namespace(resource: Resource, metadata: Object, namespace: str) -> No
         return
     named = metadata.get("namespace") or namespace
     if named != namespace:
-        raise bad_request(
-            f"the namespace of the provided object does not match the namespace sent on the request"
-            f" ({named!r} and {namespace!r})"
-        )
+        raise bad_request("the namespace of the provided object does not match the namespace sent on the request")
     metadata["namespace"] = namespace
 
 
@@ -211,8 +208,7 @@ def _validate_annotations(annotations: Mapping[str, str]) -> list[Cause]:
 def _validate_owners(owners: list[Object]) -> list[Cause]:
     causes: list[Cause] = []
     controllers: list[str] = []
-    for at, owner in enumerate(owners):
-        path = f"metadata.ownerReferences[{at}]"
+    for owner in owners:
         for field, why in (
             ("apiVersion", "version must not be empty"),
             ("kind", "must not be empty"),
@@ -220,7 +216,7 @@ def _validate_owners(owners: list[Object]) -> list[Cause]:
             ("uid", "must not be empty"),
         ):
             if not owner.get(field):
-                causes.append(invalid_value(f"{path}.{field}", owner.get(field, ""), why))
+                causes.append(invalid_value(f"metadata.ownerReferences.{field}", owner.get(field, ""), why))
         if owner.get("controller"):
             controllers.append(f"{owner.get('kind')}/{owner.get('name')}")
     if len(controllers) > 1:

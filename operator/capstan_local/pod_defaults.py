@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from capstan_local.quantity_form import canonical, canonicalise
+
 Object = dict[str, Any]
 
 _TOLERATED_SECONDS = 300
@@ -58,7 +60,9 @@ def quality_of_service(spec: Object) -> str:
 def _default_container(container: Object, *, host_network: bool) -> None:
     container.setdefault("terminationMessagePath", "/dev/termination-log")
     container.setdefault("terminationMessagePolicy", "File")
-    container.setdefault("resources", {})
+    resources = container.setdefault("resources", {})
+    canonicalise(resources.get("limits"))
+    canonicalise(resources.get("requests"))
     if "imagePullPolicy" not in container:
         container["imagePullPolicy"] = "Always" if _is_latest(container.get("image", "")) else "IfNotPresent"
     for port in container.get("ports") or ():
@@ -113,6 +117,8 @@ def _default_volume(volume: Object) -> None:
     for field in ("secret", "configMap", "downwardAPI", "projected"):
         if volume.get(field) is not None:
             volume[field].setdefault("defaultMode", 0o644)
+    if (volume.get("emptyDir") or {}).get("sizeLimit") is not None:
+        volume["emptyDir"]["sizeLimit"] = canonical(volume["emptyDir"]["sizeLimit"])
     if volume.get("hostPath") is not None:
         volume["hostPath"].setdefault("type", "")
     items = list((volume.get("downwardAPI") or {}).get("items") or ())

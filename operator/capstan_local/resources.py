@@ -64,6 +64,7 @@ class Resource:
     has_generation: bool = False
     list_kind: str = ""
     printer_columns: list[dict[str, Any]] | None = None
+    deprecation: str = ""  # the warning that clients of this version get
     custom: Custom | None = None
 
     @property

@@ -161,6 +161,8 @@ def parse_field_selector(text: str, resource: Resource) -> FieldSelector | None:
         if resource.group == "events.k8s.io":
             field = _EVENT_V1_NAMES.get(field, field)
         if field not in known:
+            if resource.custom:
+                raise bad_request(f"field label not supported: {field}")
             raise bad_request(
                 f'Unable to find "{resource.group}/{resource.version}, Resource={resource.plural}" that match label '
                 f'selector "", field selector "{text}": field label not supported: {field}'
@@ -172,7 +174,7 @@ def parse_field_selector(text: str, resource: Resource) -> FieldSelector | None:
 class Selection:
     """What a list or watch asks for: one namespace or all, one label and one field selector."""
 
-    __slots__ = ("_fields", "_labels", "matches_all", "name", "namespace")
+    __slots__ = ("_fields", "_labels", "is_filtered", "matches_all", "name", "namespace")
 
     def __init__(self, resource: Resource, namespace: str, label_selector: str, field_selector: str) -> None:
         self._labels = parse_label_selector(label_selector)
@@ -180,7 +182,8 @@ class Selection:
         pinned = self._fields.namespace if self._fields else None
         self.namespace = namespace or pinned or ""
         self.name = self._fields.name if self._fields else None
-        self.matches_all = not self.namespace and self._labels is None and self._fields is None
+        self.is_filtered = self._labels is not None or self._fields is not None
+        self.matches_all = not (self.namespace or self.is_filtered)
 
     def matches(self, namespace: str, name: str, labels: Mapping[str, str], fields: Mapping[str, str]) -> bool:
         if self.matches_all:

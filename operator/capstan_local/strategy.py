@@ -77,7 +77,7 @@ def restrict_update(resource: Resource, new: Object, old: Object, subresource: s
         return _only_in_spec("finalizers", new, old)
     if subresource == "ephemeralcontainers":
         return _only_in_spec("ephemeralContainers", new, old)
-    if resource.has_status:
+    if resource.has_status and subresource != "binding":
         _copy_field("status", old, new)
     if resource.kind_key == _SERVER_FINALIZED:
         _copy_field("finalizers", old.get("spec") or {}, new.setdefault("spec", {}))

@@ -13,13 +13,13 @@ from capstan_local.admission import Admission
 from capstan_local.codec import dumps, make_entry, render, to_stored, to_version
 from capstan_local.decoding import Strictness, check_kind, decode
 from capstan_local.errors import (
+    ApiError,
     Cause,
     already_exists,
     apply_conflict,
     bad_request,
     conflict,
     invalid,
-    invalid_value,
     not_found,
 )
 from capstan_local.resources import Catalog, Resource
@@ -34,6 +34,18 @@ _VERSIONED_UPDATES = (
     "apiextensions.k8s.io/v1/CustomResourceDefinition",
     "coordination.k8s.io/v1/Lease",
     "policy/v1/PodDisruptionBudget",
+)
+# Kinds of which a PUT may make a new object.
+_CREATED_BY_PUT = (
+    "coordination.k8s.io/v1/Lease",
+    "rbac.authorization.k8s.io/v1/ClusterRole",
+    "rbac.authorization.k8s.io/v1/ClusterRoleBinding",
+    "rbac.authorization.k8s.io/v1/Role",
+    "rbac.authorization.k8s.io/v1/RoleBinding",
+    "v1/Endpoints",
+    "v1/Event",
+    "v1/LimitRange",
+    "v1/Service",
 )
 
 
@@ -86,7 +98,7 @@ class Writer:
         if resource.namespaced:
             self._admission.check_namespace(resource, namespace, meta.get("name") or "")
         if meta.get("resourceVersion"):
-            raise bad_request("resourceVersion should not be set on objects to be created")
+            raise ApiError(500, "resourceVersion should not be set on objects to be created", reason="")
         generated = not meta.get("name") and bool(meta.get("generateName"))
         metadata.prepare_create(resource, meta)
         new = self._settle(resource, to_stored(resource, obj), None)
@@ -113,9 +125,11 @@ class Writer:
         meta = obj["metadata"]
         if not meta.get("name"):
             raise bad_request("name must be provided")
-        if meta["name"] != name:
-            raise bad_request(f"the name of the object ({meta['name']}) does not match the name on the URL ({name})")
+        _check_name(meta, name)
         metadata.settle_namespace(resource, meta, namespace)
+        creates = resource.kind_key in _CREATED_BY_PUT and not subresource
+        if creates and self._store.get(resource.storage_key, namespace if resource.namespaced else "", name) is None:
+            return await self._create(resource, namespace, obj, options, None)
         entry = self._find(resource, namespace, name)
         return await self._update(_Update(resource, subresource, options, "put"), entry, obj)
 
@@ -135,19 +149,23 @@ class Writer:
         if not isinstance(patched, dict):
             raise bad_request("a patch must leave an object")
         patched = decode(resource, patched, options.strictness)
-        self._check_same_object(resource, entry, patched)
+        _check_name(patched["metadata"], name)
+        metadata.settle_namespace(resource, patched["metadata"], namespace)
         return await self._update(_Update(resource, subresource, options, "patch"), entry, patched)
 
     async def apply(
         self, resource: Resource, namespace: str, name: str, subresource: str, applied: Object, options: WriteOptions
     ) -> Written:
         """Server-side apply: 201 when the object is new, otherwise 200. Raises ApiError (409 with the conflicts)."""
+        for field in ("apiVersion", "kind"):
+            if not applied.get(field):
+                raise bad_request(f"{field} must be set in an apply patch")
         check_kind(resource, applied)
         meta = applied["metadata"]
         if meta.get("managedFields"):
             raise bad_request("metadata.managedFields must be nil")
-        if meta.setdefault("name", name) != name:
-            raise bad_request(f"the name of the object ({meta['name']}) does not match the name on the URL ({name})")
+        meta.setdefault("name", name)
+        _check_name(meta, name)
         metadata.settle_namespace(resource, meta, namespace)
         applied = decode(resource, applied, options.strictness)
         entry = self._store.get(resource.storage_key, namespace if resource.namespaced else "", name)
@@ -159,7 +177,6 @@ class Writer:
         merged = self._merge(resource, live, applied, subresource, options)
         if entry is None:
             return await self._create(resource, namespace, merged, options, applied)
-        self._check_same_object(resource, entry, merged)
         return await self._update(_Update(resource, subresource, options, "apply"), entry, merged)
 
     async def mutate(
@@ -211,9 +228,8 @@ class Writer:
         if not rv:
             if update.mode == "put" and (resource.custom or resource.kind_key in _VERSIONED_UPDATES):
                 why = "Invalid value: 0x0: must be specified for an update"
-                raise invalid(
-                    resource.kind, resource.group, name, [Cause("FieldValueInvalid", why, "metadata.resourceVersion")]
-                )
+                cause = Cause("FieldValueInvalid", why, "metadata.resourceVersion")
+                raise invalid(resource.plural, resource.group, name, [cause])
         elif rv != old["resourceVersion"]:
             raise conflict(resource.plural, resource.group, name)
 
@@ -226,8 +242,7 @@ class Writer:
                 strategy.drop_foreign_status(resource, new)
             new = resource.custom.structural.default(new)
             causes += [
-                Cause(error.reason, error.message, error.path)
-                for error in resource.custom.structural.validate(new, old)
+                Cause(error.reason, error.body, error.path) for error in resource.custom.structural.validate(new, old)
             ]
         else:
             causes += self._settle_builtin(resource, new, old, subresource)
@@ -288,12 +303,6 @@ class Writer:
             raise not_found(resource.plural, resource.group, name)
         return entry
 
-    def _check_same_object(self, resource: Resource, entry: Entry, obj: Object) -> None:
-        meta = obj["metadata"]
-        if meta.get("name") != entry.name or (meta.get("namespace") or "") != entry.namespace:
-            cause = invalid_value("metadata.name", meta.get("name"), "field is immutable")
-            raise invalid(resource.kind, resource.group, entry.name, [cause])
-
     async def _put(self, resource: Resource, entry: Entry, obj: Object) -> None:
         done = self._store.put(resource.storage_key, entry)
         if resource.storage_key == crd_registry.CRDS:
@@ -313,6 +322,13 @@ def is_finished_deleting(obj: Object) -> bool:
     if "deletionTimestamp" not in meta or meta.get("finalizers") or meta.get("deletionGracePeriodSeconds"):
         return False
     return obj.get("kind") != "Namespace" or not (obj.get("spec") or {}).get("finalizers")
+
+
+def _check_name(meta: Object, name: str) -> None:
+    if meta.get("name") != name:
+        raise bad_request(
+            f"the name of the object ({meta.get('name') or ''}) does not match the name on the URL ({name})"
+        )
 
 
 def _stored_kind_key(resource: Resource) -> str:
