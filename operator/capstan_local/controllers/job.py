@@ -1,5 +1,6 @@
 """Job: runs pods until enough of them have succeeded."""
 
+import itertools
 import time
 
 from capstan_local.client import JOBS, PODS, ApiError, Key, Object, key_of
@@ -61,7 +62,8 @@ class JobController:
             taken = {index_of(pod) for pod in active} | completed_indexes(
                 job, self._pods.owned_by(job["metadata"]["uid"])
             )
-            indexes = [*(index for index in range(job["spec"]["completions"]) if index not in taken)][:count]
+            missing = (index for index in range(job["spec"]["completions"]) if index not in taken)
+            indexes = [*itertools.islice(missing, count)]
         for index in indexes:
             pod = await self._shared.client.create(PODS, build_pod(job, index))
             self._shared.remember(PODS, pod)

@@ -136,6 +136,7 @@ class Node:
         ids = await detect_gpus() if self._gpus is None else [str(index) for index in range(self._gpus)]
         processes, addresses = Processes(mark), Addresses(self._home)
         stack.push_async_callback(processes.close)
+        await processes.open()
         stack.callback(addresses.close)
         return Machine(
             client=self._client,

@@ -119,6 +119,7 @@ class Pod:
             log.exception("pod %s/%s", *self.key)
             for container in self.containers:
                 self.machine.processes.end(container.mark)
+                _note_loss(container.state, "The node could not look after the container and killed it.")
             self._fail("NodeError", f"{type(error).__name__}: {error}")
         finally:
             self.machine.devices.release(self.uid)
@@ -316,16 +317,22 @@ def _restored_state(
     if newest is None:
         return ContainerState(spec["name"], spec["image"])
     state = ContainerState.from_document(newest)
-    if state.is_running:
-        state.ready = state.started = False
-        state.state = {
-            "terminated": {
-                "exitCode": LOST_EXIT_CODE,
-                "reason": "ContainerStatusUnknown",
-                "message": "The node was stopped or killed while the container ran; the container ended with it.",
-                "startedAt": state.state["running"]["startedAt"],
-                "finishedAt": timestamp(time.time()),
-                "containerID": state.container_id,
-            }
-        }
+    _note_loss(state, "The node was stopped or killed while the container ran; the container ended with it.")
     return state
+
+
+def _note_loss(state: ContainerState, message: str) -> None:
+    """What is said of a container that ran and whose end nobody saw."""
+    if not state.is_running:
+        return
+    state.ready = state.started = False
+    state.state = {
+        "terminated": {
+            "exitCode": LOST_EXIT_CODE,
+            "reason": "ContainerStatusUnknown",
+            "message": message,
+            "startedAt": state.state["running"]["startedAt"],
+            "finishedAt": timestamp(time.time()),
+            "containerID": state.container_id,
+        }
+    }

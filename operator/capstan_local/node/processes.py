@@ -88,7 +88,7 @@ class Processes:
 
         Raises StartError when the program cannot be executed or the launcher does not answer.
         """
-        await self._ensure_launcher()
+        await self.open()
         self._next += 1
         request = self._next
         process = Process(self, request, container)
@@ -128,7 +128,8 @@ class Processes:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._launcher.wait(), START_SECONDS)
 
-    async def _ensure_launcher(self) -> None:
+    async def open(self) -> None:
+        """Starts the launcher unless it runs; done early, it does not delay the first process."""
         async with self._starting:
             if self._socket is not None:
                 return

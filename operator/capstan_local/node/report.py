@@ -10,7 +10,7 @@ from capstan_local.node.status import status_patch
 
 log = logging.getLogger(__name__)
 
-FIRST_WRITE_SECONDS = 0.1
+FIRST_WRITE_SECONDS = 0.25
 """A pod that runs within this time is never shown as ContainerCreating, which saves a write."""
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 10.0

@@ -125,7 +125,8 @@ def build_status(
     """The whole status this node is responsible for. Conditions of others are left alone: see `status_patch`."""
     phase = decide_phase(pod["spec"].get("restartPolicy", "Always"), init, main, is_stopped=is_stopped)
     if verdict is not None:
-        phase = "Failed"
+        # A pod has not failed while something of it still runs: who replaces it would run beside it.
+        phase = "Running" if any(state.is_running for state in (*init, *main)) else "Failed"
     status: dict[str, Any] = {
         "phase": phase,
         "conditions": _conditions(pod, init, main, phase, now),
