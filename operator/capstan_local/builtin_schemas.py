@@ -46,6 +46,11 @@ def use_cache(folder: Path) -> None:
     _cache_folder = folder
 
 
+def source_version() -> str:
+    """What the schemas are derived from: changes when they may."""
+    return f"{version('kubernetes')}.{_FORMAT}"
+
+
 def builtin_type(kind_key: str) -> BuiltinType:
     """The type of `apps/v1/Deployment`. Raises KeyError for kinds that are not built in."""
     return type_by_name(_kinds()[kind_key])
@@ -96,7 +101,7 @@ def open_api_definitions() -> dict[str, Any]:
 
 
 def _load() -> dict[str, Any]:
-    path = _cache_folder / f"builtin-schemas-{version('kubernetes')}.{_FORMAT}.json" if _cache_folder else None
+    path = _cache_folder / f"builtin-schemas-{source_version()}.json" if _cache_folder else None
     if path is not None and path.exists():
         try:
             return dict(json.loads(path.read_bytes()))

@@ -189,6 +189,10 @@ def _node_address(kind: str) -> Cell:
     return _at(f'.status.addresses[?(@.type=="{kind}")].address', _NONE)
 
 
+def _node_info(name: str) -> Cell:
+    return lambda obj, now: obj.get("status", {}).get("nodeInfo", {}).get(name) or "<unknown>"
+
+
 # --- events ----------------------------------------------------------------------------------------------------------
 
 
@@ -312,9 +316,9 @@ _COLUMNS: Final[dict[tuple[str, str], tuple[Column, ...]]] = {
         Column("Version", _at(".status.nodeInfo.kubeletVersion")),
         _wide("Internal-IP", _node_address("InternalIP")),
         _wide("External-IP", _node_address("ExternalIP")),
-        _wide("OS-Image", _at(".status.nodeInfo.osImage", "<unknown>")),
-        _wide("Kernel-Version", _at(".status.nodeInfo.kernelVersion", "<unknown>")),
-        _wide("Container-Runtime", _at(".status.nodeInfo.containerRuntimeVersion", "<unknown>")),
+        _wide("OS-Image", _node_info("osImage")),
+        _wide("Kernel-Version", _node_info("kernelVersion")),
+        _wide("Container-Runtime", _node_info("containerRuntimeVersion")),
     ),
     ("", "Event"): _EVENT,
     ("events.k8s.io", "Event"): _EVENT,
