@@ -109,11 +109,10 @@ async def test_in_the_background_the_owner_goes_first(api: Api, configmaps: str)
     await gone(api, child)
 
 
-async def test_background_is_the_default(api: Api, configmaps: str, widgets: str) -> None:
+async def test_background_is_the_default(api: Api, configmaps: str) -> None:
     owner, child = await family(api, configmaps)
     (await api.delete(owner)).expect(200)
     await gone(api, child)
-    del widgets
 
 
 async def test_in_the_foreground_the_owner_waits_for_its_dependents(api: Api, configmaps: str) -> None:

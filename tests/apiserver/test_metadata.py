@@ -134,10 +134,9 @@ async def test_generation_counts_changes_of_spec_alone(api: Api, widgets: str) -
     assert await generation_after({"spec": {"size": 3}}, path) == 3
 
 
-async def test_a_kind_without_status_has_no_generation(api: Api, configmaps: str, pods: str) -> None:
+async def test_a_kind_without_status_has_no_generation(api: Api, configmaps: str) -> None:
     created = (await api.post(configmaps, configmap("g"))).expect(201)
     assert "generation" not in created["metadata"]
-    del pods
 
 
 async def test_writers_in_a_hurry_all_get_different_versions(api: Api, configmaps: str) -> None:

@@ -1,5 +1,7 @@
 """Server-side apply: who owns which field, what a conflict says, and what letting go removes."""
 
+import pytest
+
 from tests.apiserver.client import MERGE, Api, Json, stable
 from tests.apiserver.objects import configmap, pod
 from tests.apiserver.widgets import widget
@@ -229,3 +231,14 @@ async def test_managed_fields_can_be_cleared(api: Api, configmaps: str) -> None:
     cleared = (await api.patch(f"{configmaps}/a", {"metadata": {"managedFields": [{}]}}, MERGE)).expect(200)
     assert "managedFields" not in cleared["metadata"]
     assert cleared["data"] == {"k": "v"}
+
+
+@pytest.mark.current_kubernetes_only("managers per subresource")
+async def test_a_manager_of_status_is_another_than_that_of_the_rest(api: Api, widgets: str) -> None:
+    (await api.post(widgets, widget("w"), fieldManager="me")).expect(201)
+    patched = await api.patch(f"{widgets}/w/status", {"status": {"phase": "Ready"}}, MERGE, fieldManager="me")
+    entries = patched.expect(200)["metadata"]["managedFields"]
+    assert {entry.get("subresource", ""): set(entry["fieldsV1"]) for entry in entries} == {
+        "": {"f:spec"},
+        "status": {"f:status"},
+    }

@@ -1,5 +1,6 @@
 """Tables: what `kubectl get` shows is made by the server."""
 
+import json
 import re
 
 from tests.apiserver.client import Api, Json
@@ -107,20 +108,13 @@ async def test_a_watch_can_be_a_stream_of_tables(api: Api, widgets: str) -> None
     async with api.session.get(url, headers={"Authorization": f"Bearer {api.token}", "Accept": TABLE}) as response:
         (await api.patch(f"{widgets}/w", {"spec": {"size": 4}})).expect(200)
         (await api.patch(f"{widgets}/w", {"spec": {"size": 5}})).expect(200)
-        first = await _event(response)
-        second = await _event(response)
+        first, second = [json.loads(await response.content.readline()) for _ in range(2)]
     assert (first["type"], first["object"]["kind"]) == ("MODIFIED", "Table")
     assert columns(first["object"]) == ["Name", "Size", "Color", "Level", "Age"]
     assert first["object"]["rows"][0]["cells"][:2] == ["w", 4]
     # Only the first table of a stream says what the columns are.
     assert second["object"]["columnDefinitions"] is None
     assert second["object"]["rows"][0]["cells"][:2] == ["w", 5]
-
-
-async def _event(response: object) -> Json:
-    import json
-
-    return json.loads(await response.content.readline())  # type: ignore[attr-defined]
 
 
 async def test_metadata_alone_can_be_asked_for(api: Api, widgets: str) -> None:

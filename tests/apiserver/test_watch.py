@@ -2,6 +2,8 @@
 
 import asyncio
 
+import pytest
+
 from tests.apiserver.client import Api, eventually
 from tests.apiserver.objects import configmap, pod
 from tests.apiserver.widgets import widget
@@ -165,3 +167,20 @@ async def test_a_client_that_leaves_costs_the_others_nothing(api: Api, configmap
     await eventually(is_written, "a write after watchers left")
     async with api.watch(configmaps, resourceVersion=version, fieldSelector="metadata.name=after") as watch:
         assert seen(await watch.take(1)) == [("ADDED", "after")]
+
+
+@pytest.mark.current_kubernetes_only("streaming lists")
+async def test_a_watch_can_begin_with_the_list_and_say_where_it_ends(api: Api, widgets: str) -> None:
+    for name in ("a", "b"):
+        (await api.post(widgets, widget(name))).expect(201)
+    query = {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan", "allowWatchBookmarks": "true"}
+    async with api.watch(widgets, **query) as watch:
+        assert sorted(seen(await watch.take(2))) == [("ADDED", "a"), ("ADDED", "b")]
+        end = await watch.next()
+        assert end is not None
+        assert end["type"] == "BOOKMARK"
+        assert end["object"]["metadata"]["annotations"] == {"k8s.io/initial-events-end": "true"}
+        created = (await api.post(widgets, widget("c"))).expect(201)
+        assert await watch.next() == {"type": "ADDED", "object": created}
+    async with api.watch(widgets, resourceVersion=end["object"]["metadata"]["resourceVersion"]) as watch:
+        assert seen(await watch.take(1)) == [("ADDED", "c")]
