@@ -81,6 +81,13 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in _Loader.yaml_implicit_resolvers.items()
 }
 
+# PyYAML wants a dot in a float; Go's YAML, like JSON, reads 1e-08 as a number.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
+
 
 def parse_yaml(body: bytes) -> Any:
     """Raises ApiError 400."""
