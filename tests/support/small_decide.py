@@ -74,6 +74,8 @@ def decide_small(observed: Observed, now: float) -> Decision:
     wanted = status.model_copy(
         update={
             "observed_generation": job.generation,
+            "reason": None,
+            "message": None,
             "phase": "Succeeded" if is_done else "Running" if len(ready) == workers else "Pending",
             "fence": fence,
             "step": max((state.step for state in states.values()), default=status.step),

@@ -24,8 +24,9 @@ logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 600.0
 SETTLE_SECONDS = 2.0
 """Between the first sign of a relist and the comparison: the rest of the list is still coming in."""
-PATIENCE_SECONDS = 30.0
-"""How long the watch may take to deliver what the list has shown, before it is fetched here."""
+PATIENCE_SECONDS = 2.0
+"""How long the watch may deliver nothing of what the list has shown, before that is fetched here."""
+MAX_PATIENCE_SECONDS = 120.0
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -82,10 +83,7 @@ class JobAudit:
     async def audit(self) -> None:
         """Compare once; fetch, one by one, only what differs."""
         listed, version = await self._list()
-        waited = 0.0
-        while any(map(self._is_unseen, listed)) and waited < PATIENCE_SECONDS:
-            await asyncio.sleep(0.5)
-            waited += 0.5
+        await self._wait_for_watch(listed)
         present = {metadata.uid for metadata in listed}
         vanished = [
             (job.key, job.uid)
@@ -111,7 +109,22 @@ class JobAudit:
             self._store.remove_job(key, uid)
         self._store.put_job(document)
 
+    async def _wait_for_watch(self, listed: list[Metadata]) -> None:
+        """Until the watch has shown all of `listed`, or shows no more of it."""
+        loop = asyncio.get_running_loop()
+        began = moved_at = loop.time()
+        unseen = len(listed) + 1
+        while loop.time() - moved_at < PATIENCE_SECONDS and loop.time() - began < MAX_PATIENCE_SECONDS:
+            listed = [metadata for metadata in listed if self._is_unseen(metadata)]
+            if not listed:
+                return
+            if len(listed) < unseen:
+                unseen, moved_at = len(listed), loop.time()
+            await asyncio.sleep(0.1)
+
     def _is_unseen(self, metadata: Metadata) -> bool:
+        if self._store.is_gone(metadata.uid):
+            return False
         known = self._store.job(JobKey(metadata.namespace, metadata.name))
         return known is None or is_newer(metadata.resource_version, known.version)
 

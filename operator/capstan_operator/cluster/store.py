@@ -120,6 +120,10 @@ class Store:
         """All known jobs."""
         return list(self._jobs.values())
 
+    def is_gone(self, uid: str) -> bool:
+        """Whether the object with this uid is known to have been deleted."""
+        return uid in self._gone
+
     def _bury(self, uid: str) -> None:
         self._gone[uid] = None
         if len(self._gone) > MAX_TOMBSTONES:

@@ -1,0 +1,228 @@
+"""The same operator against API servers that are not ours to bend: the embedded one and a real kube-apiserver."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import yaml
+
+from capstan_operator.cluster.credentials import read_kubeconfig
+from capstan_operator.cluster.errors import ApiError
+from capstan_operator.cluster.kinds import EVENTS, LEASES, PODS, SECRETS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kube import KubeClient
+from capstan_operator.cluster.limiter import Lane, Limiter
+from capstan_operator.metrics import Metrics
+from tests.support.control_planes import ControlPlane
+from tests.support.operators import RunningOperator, eventually, run_one
+from tests.support.small_decide import decide_small
+
+CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition")
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
+CRD_FILE = Path(__file__).parents[2] / "crds" / "trainingjobs.yaml"
+SPEC: dict[str, Any] = {
+    "framework": {"flax": {}},
+    "model": {"mlp": {"hidden": [8]}},
+    "data": {"digits": {}},
+    "optimizer": {"adamw": {"learningRate": 0.001}},
+    "schedule": {"constant": {}},
+    "training": {"steps": 10, "globalBatchSize": 16},
+    "workers": {"max": 2},
+    "checkpoint": {"store": {"hostPath": {"path": "/nowhere"}}},
+}
+
+
+class Cluster:
+    """One namespace of a running API server, as a user with all rights sees it."""
+
+    def __init__(self, client: KubeClient, namespace: str, kubeconfig: Path) -> None:
+        self.client = client
+        self.namespace = namespace
+        self.kubeconfig = kubeconfig
+
+    async def get(self, resource: Resource, name: str) -> dict[str, Any]:
+        document: dict[str, Any] = json.loads(await self.client.get(resource, self.namespace, name))
+        return document
+
+    async def list(self, resource: Resource) -> list[dict[str, Any]]:
+        page = json.loads(await self.client.list_page(resource, self.namespace, selector="", token=""))
+        items: list[dict[str, Any]] = page["items"]
+        return sorted(items, key=lambda item: item["metadata"]["name"])
+
+    async def create(self, resource: Resource, name: str, **body: Any) -> dict[str, Any]:
+        group_version = resource.group_path.split("/", 2)[2]
+        document = {"apiVersion": group_version, "kind": resource.kind, "metadata": {"name": name}} | body
+        created: dict[str, Any] = json.loads(
+            await self.client.create(resource, self.namespace, json.dumps(document).encode(), lane=Lane.SYSTEM)
+        )
+        return created
+
+    async def set_pod_status(self, name: str, **status: Any) -> None:
+        await self.client.merge_patch(
+            PODS, self.namespace, name, {"status": status}, lane=Lane.SYSTEM, subresource="status"
+        )
+
+    async def delete(self, resource: Resource, name: str) -> None:
+        await self.client.call("DELETE", resource.path(self.namespace, name), lane=Lane.SYSTEM)
+
+    async def names(self, resource: Resource) -> list[str]:
+        return [item["metadata"]["name"] for item in await self.list(resource)]
+
+    async def until(self, resource: Resource, name: str, field: str, value: Any) -> dict[str, Any]:
+        """The object once `status.field` has this value."""
+        async with asyncio.timeout(30):
+            while True:
+                document = await self.get(resource, name)
+                if document.get("status", {}).get(field) == value:
+                    return document
+                await asyncio.sleep(0.05)
+
+
+@pytest.fixture
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+    namespace = f"operator-{uuid4().hex[:8]}"
+    async with KubeClient(read_kubeconfig(control_plane.kubeconfig), Limiter(), Metrics()) as client:
+        for resource, document in (
+            (CRDS, yaml.safe_load(CRD_FILE.read_text())),
+            (NAMESPACES, {"metadata": {"name": namespace}}),
+            (NAMESPACES, {"metadata": {"name": "capstan"}}),
+        ):
+            document |= {"apiVersion": resource.group_path.split("/", 2)[2], "kind": resource.kind}
+            try:
+                await client.call("POST", resource.path(None), lane=Lane.SYSTEM, body=json.dumps(document).encode())
+            except ApiError as error:
+                if not error.is_already_exists:
+                    raise
+        await _until_served(client)
+        yield Cluster(client, namespace, control_plane.kubeconfig)
+        await client.call("DELETE", NAMESPACES.path(None, namespace), lane=Lane.SYSTEM)
+
+
+async def _until_served(client: KubeClient) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await client.call("GET", TRAINING_JOBS.path("default"), lane=Lane.SYSTEM)
+                return
+            except ApiError as error:
+                if not error.is_not_found:
+                    raise
+            await asyncio.sleep(0.1)
+
+
+def leads(operator: RunningOperator) -> bool:
+    return operator.value("leader") == 1
+
+
+async def test_a_job_lives_and_dies_on_a_real_server(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+        job = await cluster.until(TRAINING_JOBS, "train", "phase", "Pending")
+        assert await cluster.names(PODS) == ["train-0-0", "train-1-0"]
+        owner = (await cluster.get(PODS, "train-0-0"))["metadata"]["ownerReferences"][0]
+        assert owner["uid"] == job["metadata"]["uid"]
+        secret = await cluster.get(SECRETS, "train-run")
+        assert {entry["manager"] for entry in secret["metadata"]["managedFields"]} == {"capstan-operator"}
+        for name in ("train-0-0", "train-1-0"):
+            await cluster.set_pod_status(name, phase="Succeeded")
+        job = await cluster.until(TRAINING_JOBS, "train", "phase", "Succeeded")
+        assert (job["metadata"]["generation"], job["status"]["observedGeneration"]) == (1, 1)
+        await eventually(lambda: operator.value("events_total", result="written") >= 2)
+        events = await cluster.list(EVENTS)
+        assert sorted(event["reason"] for event in events) == ["Pending", "Succeeded"]
+        assert {event["involvedObject"]["uid"] for event in events} == {job["metadata"]["uid"]}
+        assert operator.value("reconciles_total", result="api_error") == 0
+
+
+async def test_a_restart_writes_nothing_on_a_real_server(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+        await cluster.until(TRAINING_JOBS, "train", "phase", "Pending")
+    before = [
+        item["metadata"]["resourceVersion"]
+        for kind in (TRAINING_JOBS, PODS, SECRETS)
+        for item in await cluster.list(kind)
+    ]
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: operator.value("reconciles_total", result="unchanged") >= 1)
+        await asyncio.sleep(0.5)
+        assert operator.value("reconciles_total", result="written") == 0
+    after = [
+        item["metadata"]["resourceVersion"]
+        for kind in (TRAINING_JOBS, PODS, SECRETS)
+        for item in await cluster.list(kind)
+    ]
+    assert after == before
+
+
+async def test_strangers_are_left_alone_on_a_real_server(cluster: Cluster) -> None:
+    spec = {"containers": [{"name": "c", "image": "none"}]}
+    pod = await cluster.create(PODS, "train-1-0", spec=spec)
+    secret = await cluster.create(SECRETS, "other-run", data={"a": base64.b64encode(b"b").decode()})
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        for name in ("train", "other"):
+            await cluster.create(TRAINING_JOBS, name, spec=SPEC)
+            await cluster.until(TRAINING_JOBS, name, "reason", "NameTaken")
+        assert await cluster.names(PODS) == ["train-0-0", "train-1-0"]
+        assert (await cluster.get(PODS, "train-1-0"))["metadata"] == pod["metadata"]
+        assert (await cluster.get(SECRETS, "other-run"))["data"] == secret["data"]
+        await cluster.client.delete(
+            SECRETS, cluster.namespace, "other-run", uid=secret["metadata"]["uid"], grace_seconds=None, lane=Lane.SYSTEM
+        )
+        job = await cluster.until(TRAINING_JOBS, "other", "fence", 1)
+        assert "reason" not in job["status"]
+
+
+async def test_a_failed_pod_is_deleted_by_uid_and_replaced_on_a_real_server(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+        await cluster.until(TRAINING_JOBS, "train", "phase", "Pending")
+        await cluster.set_pod_status("train-1-0", phase="Failed")
+        await cluster.until(TRAINING_JOBS, "train", "fence", 2)
+        names = await cluster.names(PODS)
+        assert {"train-0-0", "train-1-1"} <= set(names)
+
+
+async def test_a_spec_that_changes_while_a_pass_runs_costs_only_a_second_look(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+        for seconds in range(1, 15):
+            patch = {"spec": {"activeDeadlineSeconds": seconds}}
+            await cluster.client.merge_patch(TRAINING_JOBS, cluster.namespace, "train", patch, lane=Lane.SYSTEM)
+        job = await cluster.get(TRAINING_JOBS, "train")
+        await cluster.until(TRAINING_JOBS, "train", "observedGeneration", job["metadata"]["generation"])
+        assert await cluster.names(PODS) == ["train-0-0", "train-1-0"]
+        assert operator.value("reconciles_total", result="error") == 0
+
+
+async def test_a_deleted_job_is_forgotten_on_a_real_server(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+        await cluster.until(TRAINING_JOBS, "train", "phase", "Pending")
+        known = operator.value("jobs")
+        await cluster.delete(TRAINING_JOBS, "train")
+        await eventually(lambda: operator.value("jobs") == known - 1)
+
+
+async def test_two_replicas_hand_over_on_a_real_server(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_small) as first, run_one(cluster.kubeconfig, decide_small) as second:
+        await eventually(lambda: leads(first) != leads(second))
+        leader, standby = (first, second) if leads(first) else (second, first)
+        await leader.stop()
+        await eventually(lambda: leads(standby), seconds=5)
+        lease = json.loads(await cluster.client.get(LEASES, "capstan", "capstan-operator"))
+        assert lease["spec"]["leaseTransitions"] >= 1
+        await cluster.create(TRAINING_JOBS, "after", spec=SPEC)
+        await cluster.until(TRAINING_JOBS, "after", "phase", "Pending")
