@@ -2,6 +2,7 @@
 
 A set is a dict: each key is one step of a path (`f:NAME` a field, `k:{JSON}` the list item with these key fields,
 `v:JSON` this member of a set), its value the set below. A step is a member itself when its value is empty or has ".".
+Steps are sorted, as kube-apiserver stores them.
 All functions are pure; the dicts they return may share parts with their arguments and must not be changed.
 """
 
@@ -29,10 +30,9 @@ def union(left: FieldSet, right: FieldSet) -> FieldSet:
         if step not in result:
             result[step] = below
         elif step != _SELF:
-            result[step] = _join(
-                _is_member(result[step]) or _is_member(below), union(_children(result[step]), _children(below))
-            )
-    return result
+            is_member = _is_member(result[step]) or _is_member(below)
+            result[step] = _join(is_member, union(_children(result[step]), _children(below)))
+    return result if len(result) == len(left) else dict(sorted(result.items()))
 
 
 def difference(left: FieldSet, right: FieldSet) -> FieldSet:
@@ -95,7 +95,7 @@ def with_named_fields(fields: FieldSet, schema: TypeSchema) -> FieldSet:
 
 def paths(fields: FieldSet, prefix: str = "") -> Iterator[str]:
     """Every member as Kubernetes prints a path: `.spec.containers[name="a"].image`."""
-    for step, below in sorted(fields.items()):
+    for step, below in fields.items():
         if step == _SELF:
             continue
         path = prefix + _step_text(step)
@@ -112,11 +112,6 @@ def _step_text(step: str) -> str:
         keys = orjson.loads(text)
         return "[" + ",".join(f"{key}={orjson.dumps(value).decode()}" for key, value in sorted(keys.items())) + "]"
     return f"[={text}]" if kind == "v" else f"[{text}]"
-
-
-def in_order(fields: FieldSet) -> FieldSet:
-    """The same set as kube-apiserver orders it: members first by kind of step, then by name."""
-    return {step: in_order(fields[step]) for step in sorted(fields)}
 
 
 def _descend(schema: TypeSchema, step: str) -> TypeSchema:
@@ -159,15 +154,16 @@ def of_value(value: Any, schema: TypeSchema) -> FieldSet:
     """What an applied configuration claims: leaves, list items, map keys, and maps that are given as empty."""
     if is_granular(schema, value):
         result = {}
-        for key, child in value.items():
-            child_schema = schema.field(key)
+        for key in sorted(value):
+            child, child_schema = value[key], schema.field(key)
             below = of_value(child, child_schema)
             is_member = child is None or child == {} or not schema.declares(key) or _is_leaf(child, child_schema)
             if is_member or below:
                 result[f"f:{key}"] = _join(is_member, below)
         return result
     if is_keyed(schema, value):
-        return {item_step(item, schema): _join(True, of_value(item, schema.item)) for item in value}
+        items = {item_step(item, schema): _join(True, of_value(item, schema.item)) for item in value}
+        return dict(sorted(items.items()))
     return _LEAF
 
 
@@ -177,19 +173,17 @@ def _is_leaf(value: Any, schema: TypeSchema) -> bool:
 
 def everything(value: Any, schema: TypeSchema) -> FieldSet:
     """What appears when `value` appears: every path in it, containers included. Empty for a leaf."""
-    if is_granular(schema, value):
-        if not value:
-            return _LEAF
-        below = {f"f:{key}": everything(child, schema.field(key)) for key, child in value.items()}
-    elif is_keyed(schema, value):
-        if not value:
-            return _LEAF
-        item_schema = schema.item
-        below = {item_step(item, schema): everything(item, item_schema) for item in value}
-    else:
+    if not value:
         return _LEAF
-    below[_SELF] = _LEAF
-    return below
+    if is_granular(schema, value):
+        below = {_SELF: _LEAF}
+        for key in sorted(value):
+            below[f"f:{key}"] = everything(value[key], schema.field(key))
+        return below
+    if is_keyed(schema, value):
+        items = {item_step(item, schema): everything(item, schema.item) for item in value}
+        return {_SELF: _LEAF, **dict(sorted(items.items()))}
+    return _LEAF
 
 
 class Changes(NamedTuple):
@@ -240,7 +234,8 @@ def _compare(old: Any, new: Any, schema: TypeSchema, changes: Changes) -> bool:
 
 
 def _compare_items(old: dict[str, Any], new: dict[str, Any], schema: TypeSchema, changes: Changes) -> None:
-    for step, child in new.items():
+    for step in sorted(new):
+        child = new[step]
         if step not in old:
             changes.added[step] = everything(child, _descend(schema, step))
             continue
@@ -254,9 +249,8 @@ def _compare_items(old: dict[str, Any], new: dict[str, Any], schema: TypeSchema,
         for into, part in zip(changes, below, strict=True):
             if part:
                 into[step] = part
-    for step, child in old.items():
-        if step not in new:
-            changes.removed[step] = everything(child, _descend(schema, step))
+    for step in sorted(old.keys() - new.keys()):
+        changes.removed[step] = everything(old[step], _descend(schema, step))
 
 
 def without(value: Any, fields: FieldSet, schema: TypeSchema) -> Any:

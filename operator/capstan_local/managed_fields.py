@@ -4,13 +4,13 @@ The rules are those of structured-merge-diff and of kube-apiserver's field manag
 same kind are compared as they are, since no conversion exists here.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from capstan_local import field_sets
+from capstan_local.apply_merge import merge
 from capstan_local.field_sets import (
     FieldSet,
     compare,
@@ -21,14 +21,13 @@ from capstan_local.field_sets import (
     with_named_fields,
     without,
 )
+from capstan_local.managers import ManagerEntry, ManagerKey, Managers, decode, manager_key
 from capstan_local.type_schema import TypeSchema
 
 Object = dict[str, Any]
 
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"
 BEFORE_FIRST_APPLY = "before-first-apply"
-_ANCIENT = "ancient-changes"
-_MAX_UPDATE_MANAGERS = 10
 
 # Fields no manager owns: identity and what only the server writes.
 _UNOWNED: FieldSet = {
@@ -77,109 +76,6 @@ class ApplyConflict(Exception):
         return " ".join([lines[0], "\n".join(texts)])
 
 
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """What tells managers apart. An applier is one manager whatever version it applies."""
-
-    manager: str
-    operation: str
-    api_version: str
-    subresource: str
-
-    def describe(self) -> str:
-        text = orjson.dumps(self.manager).decode()
-        if self.subresource:
-            text += f" with subresource {orjson.dumps(self.subresource).decode()}"
-        return text + (f" using {self.api_version}" if self.operation == "Update" else "")
-
-
-@dataclass(slots=True)
-class _Entry:
-    api_version: str
-    time: str | None
-    fields: FieldSet
-
-
-class _Managers(dict[_Key, _Entry]):
-    """The entries of one object's managedFields."""
-
-    def drop_empty(self) -> None:
-        for key in [key for key, entry in self.items() if not entry.fields]:
-            del self[key]
-
-    def take_from_others(self, owner: _Key | None, changes: field_sets.Changes) -> None:
-        """What changed is no longer the others'."""
-        gone = union(changes.written, changes.removed)
-        for key, entry in self.items():
-            if key != owner:
-                entry.fields = difference(entry.fields, gone)
-        self.drop_empty()
-
-    def cap(self) -> None:
-        """Merges the oldest of more than ten updaters into one entry per API version: no list may grow for ever."""
-        updaters = sorted(
-            (key for key in self if key.operation == "Update"), key=lambda key: (self[key].time or "", key.manager)
-        )
-        excess = len(updaters) - _MAX_UPDATE_MANAGERS
-        first_of_version: dict[str, _Key] = {}
-        for key in updaters:
-            if excess <= 0:
-                return
-            first = first_of_version.setdefault(key.api_version, key)
-            if first == key:
-                continue
-            bucket = _Key(_ANCIENT, "Update", key.api_version, "")
-            if bucket not in self:
-                self[bucket] = self.pop(first)
-            oldest = self.pop(key)
-            self[bucket] = _Entry(key.api_version, oldest.time, union(self[bucket].fields, oldest.fields))
-            excess -= 1
-
-    def encode(self) -> list[Object]:
-        entries = sorted(
-            self.items(),
-            key=lambda item: (
-                item[0].operation,
-                item[1].time or "",
-                item[0].manager,
-                item[1].api_version,
-                item[0].subresource,
-            ),
-        )
-        return [_encode(key, entry) for key, entry in entries]
-
-
-def _encode(key: _Key, entry: _Entry) -> Object:
-    encoded: Object = {
-        "manager": key.manager,
-        "operation": key.operation,
-        "apiVersion": entry.api_version,
-        "time": entry.time,
-        "fieldsType": "FieldsV1",
-        "fieldsV1": field_sets.in_order(entry.fields),
-        "subresource": key.subresource,
-    }
-    return {name: value for name, value in encoded.items() if value or name == "fieldsV1"}
-
-
-def _decode(obj: Object | None) -> _Managers:
-    """The managers of `obj`; none when its managedFields are missing or not of a form that can be read."""
-    managers = _Managers()
-    entries = ((obj or {}).get("metadata") or {}).get("managedFields") or []
-    for entry in entries:
-        is_readable = isinstance(entry, dict) and entry.get("fieldsType") == "FieldsV1" and entry.get("apiVersion")
-        if not is_readable or entry.get("operation") not in ("Apply", "Update"):
-            return _Managers()
-        operation, api_version = entry["operation"], entry["apiVersion"]
-        key = _key(entry.get("manager", ""), operation, api_version, entry.get("subresource"))
-        managers[key] = _Entry(api_version, entry.get("time"), entry.get("fieldsV1") or {})
-    return managers
-
-
-def _key(manager: str, operation: str, api_version: str, subresource: str | None) -> _Key:
-    return _Key(manager, operation, "" if operation == "Apply" else api_version, subresource or "")
-
-
 # --- updates ---------------------------------------------------------------------------------------------------------
 
 
@@ -207,20 +103,20 @@ def record_update(
         managers.take_from_others(None, changes)
         written = difference(changes.written, _UNOWNED)
         if written:
-            key = _key(manager, operation, api_version, subresource)
+            key = manager_key(manager, operation, api_version, subresource)
             before = managers[key].fields if key in managers else {}
-            managers[key] = _Entry(api_version, now, union(before, written))
+            managers[key] = ManagerEntry(api_version, now, union(before, written))
         managers.cap()
     return _with_managers(new, managers)
 
 
-def _managers_to_update(old: Object | None, new: Object, subresource: str | None) -> _Managers:
+def _managers_to_update(old: Object | None, new: Object, subresource: str | None) -> Managers:
     given = (new.get("metadata") or {}).get("managedFields")
     if subresource or given is None:
-        return _decode(old)
+        return decode(old)
     if given in ([], [{}]):
-        return _Managers()
-    return _decode(new) or _decode(old)
+        return Managers()
+    return decode(new) or decode(old)
 
 
 def _empty_like(obj: Object, schema: TypeSchema) -> Object:
@@ -235,7 +131,7 @@ def _bare(obj: Object) -> Object:
     return {**obj, "metadata": {name: value for name, value in metadata.items() if name != "managedFields"}}
 
 
-def _with_managers(obj: Object, managers: _Managers) -> Object:
+def _with_managers(obj: Object, managers: Managers) -> Object:
     result = _bare(obj)
     if not managers:
         return result
@@ -263,7 +159,7 @@ def server_side_apply(
     an applied list that cannot be merged (an item without its keys, or twice the same).
     """
     applied = _bare(applied)
-    key = _key(manager, "Apply", api_version, subresource)
+    key = manager_key(manager, "Apply", api_version, subresource)
     request = _Apply(applied, key, api_version, schema, now)
     base = live if live is not None else _empty_like(applied, schema)
     try:
@@ -286,18 +182,18 @@ def server_side_apply(
 @dataclass(frozen=True, slots=True)
 class _Apply:
     applied: Object
-    key: _Key
+    key: ManagerKey
     api_version: str
     schema: TypeSchema
     now: str
 
     def run(self, live: Object, *, is_create: bool, force: bool) -> Object:
-        managers = _decode(live)
+        managers = decode(live)
         bare = _bare(live)
         if not managers and not is_create:
             changes = compare(_empty_like(bare, self.schema), bare, self.schema)
-            key = _key(BEFORE_FIRST_APPLY, "Update", self.api_version, "")
-            managers[key] = _Entry(self.api_version, self.now, difference(changes.written, _UNOWNED))
+            key = manager_key(BEFORE_FIRST_APPLY, "Update", self.api_version, "")
+            managers[key] = ManagerEntry(self.api_version, self.now, difference(changes.written, _UNOWNED))
         mine = of_value(self.applied, self.schema)
         before = managers.pop(self.key, None)
         merged = merge({} if is_create else bare, self.applied, self.schema)
@@ -309,8 +205,8 @@ class _Apply:
         managers.take_from_others(None, changes)
         owned = difference(mine, _UNOWNED)
         if owned:
-            is_same = merged == bare and before is not None and before.fields == field_sets.in_order(owned)
-            managers[self.key] = _Entry(self.api_version, before.time if is_same and before else self.now, owned)
+            is_same = merged == bare and before is not None and before.fields == owned
+            managers[self.key] = ManagerEntry(self.api_version, before.time if is_same and before else self.now, owned)
         return _with_managers(merged, managers)
 
     def _prune(self, merged: Object, last: FieldSet, managed: FieldSet) -> Object:
@@ -326,14 +222,14 @@ class _Apply:
         return dict(without(merged, gone, self.schema) or {})
 
 
-def _owned(managers: _Managers) -> FieldSet:
+def _owned(managers: Managers) -> FieldSet:
     owned: FieldSet = {}
     for entry in managers.values():
         owned = union(owned, entry.fields)
     return owned
 
 
-def _refuse_conflicts(managers: _Managers, changes: field_sets.Changes) -> None:
+def _refuse_conflicts(managers: Managers, changes: field_sets.Changes) -> None:
     written = changes.written
     causes = [
         (key.manager, path, f"conflict with {key.describe()}")
@@ -366,69 +262,3 @@ def _last_applied_text(applied: Object) -> str:
     if "annotations" in metadata:
         metadata["annotations"] = {k: v for k, v in metadata["annotations"].items() if k != LAST_APPLIED}
     return orjson.dumps({**applied, "metadata": metadata}, option=orjson.OPT_SORT_KEYS).decode() + "\n"
-
-
-# --- merging ---------------------------------------------------------------------------------------------------------
-
-
-def merge(live: Any, applied: Any, schema: TypeSchema) -> Any:
-    """`applied` on top of `live`: maps and keyed lists item by item, everything else replaced by what is applied."""
-    if field_sets.is_granular(schema, live) and field_sets.is_granular(schema, applied):
-        result = dict(live)
-        for key, value in applied.items():
-            result[key] = merge(live[key], value, schema.field(key)) if key in live else value
-        return result
-    if field_sets.is_keyed(schema, applied):
-        return _merge_items(live if field_sets.is_keyed(schema, live) else [], applied, schema)
-    return applied
-
-
-def _merge_items(live: list[Any], applied: list[Any], schema: TypeSchema) -> list[Any]:
-    """Items of both. Applied items keep the applied order; a live item keeps its place between them."""
-    live_items = {field_sets.item_step(item, schema): item for item in live}
-    applied_items: dict[str, Any] = {}
-    for index, item in enumerate(applied):
-        step = field_sets.item_step(item, schema)
-        if step in applied_items:
-            path = next(field_sets.paths({step: {}}))
-            raise ValueError(f"element {index}: duplicate entries for key {path}")
-        applied_items[step] = item
-    item_schema = schema.item
-    return [
-        merge(live_items[step], applied_items[step], item_schema)
-        if step in live_items and step in applied_items
-        else (applied_items if step in applied_items else live_items)[step]
-        for step in _merged_order(list(live_items), list(applied_items))
-    ]
-
-
-def _merged_order(live: list[str], applied: list[str]) -> Iterator[str]:
-    in_applied, in_live = set(applied), set(live)
-    shared = iter([step for step in applied if step in in_live])
-    next_shared = next(shared, None)
-    done: set[str] = set()
-    left = right = 0
-    while left < len(live) or right < len(applied):
-        if left < len(live) and right < len(applied):
-            if live[left] == applied[right]:
-                done.add(live[left])
-                yield live[left]
-                left, right, next_shared = left + 1, right + 1, next(shared, None)
-                continue
-            if live[left] in in_applied and next_shared is not None and live[left] != next_shared:
-                left += 1  # the applied order wants another shared item first; this one comes with its turn there
-                continue
-        if left < len(live):
-            if live[left] not in in_applied:
-                yield live[left]
-                left += 1
-                continue
-            if live[left] in done:
-                left += 1
-        if right < len(applied):
-            step = applied[right]
-            done.add(step)
-            yield step
-            right += 1
-            if step == next_shared:
-                next_shared = next(shared, None)

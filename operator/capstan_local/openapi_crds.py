@@ -68,6 +68,7 @@ def custom_definitions(crd: Document, version: Document, *, open_api: Literal[2,
         plural=spec["names"]["plural"],
         namespaced=spec["scope"] == "Namespaced",
         subresources=tuple(version.get("subresources") or ()),
+        is_custom=True,
     )
     return CustomDefinitions(resource, name, {name: definition, f"{name}List": listed})
 
@@ -75,7 +76,7 @@ def custom_definitions(crd: Document, version: Document, *, open_api: Literal[2,
 def _type_and_metadata(meta: str, open_api: Literal[2, 3]) -> Document:
     description = "Standard object's metadata." if meta == "ObjectMeta" else "Standard list metadata."
     reference = {"$ref": _reference(f"{_META}.{meta}", open_api)}
-    metadata = {**reference, "description": description}
+    metadata: Document = {**reference, "description": description}
     if open_api == 3:
         metadata = {"description": description, "allOf": [reference]}
     return {"apiVersion": _API_VERSION, "kind": _KIND, "metadata": metadata}

@@ -13,10 +13,11 @@ _SCALE: Final = "io.k8s.api.autoscaling.v1.Scale"
 _EVICTION: Final = "io.k8s.api.policy.v1.Eviction"
 _BINDING: Final = "io.k8s.api.core.v1.Binding"
 
+_STRATEGIC: Final = "application/strategic-merge-patch+json"
 _PATCH_TYPES: Final = (
     "application/json-patch+json",
     "application/merge-patch+json",
-    "application/strategic-merge-patch+json",
+    _STRATEGIC,
     "application/apply-patch+yaml",
 )
 
@@ -32,6 +33,12 @@ class BuiltinResource:
     namespaced: bool
     subresources: tuple[str, ...] = ()
     verbs: tuple[str, ...] = ("create", "delete", "deletecollection", "get", "list", "patch", "update", "watch")
+    is_custom: bool = False
+
+    @property
+    def patch_types(self) -> list[str]:
+        """Media types of the patches it takes. kubectl looks here whether it may send strategic ones."""
+        return [name for name in _PATCH_TYPES if not (self.is_custom and name == _STRATEGIC)]
 
     @property
     def api_version(self) -> str:
@@ -169,12 +176,12 @@ class PathWriter:
                     0, {"name": "body", "in": "body", "required": True, "schema": {"$ref": self._reference(body)}}
                 )
             if action == "patch":
-                operation["consumes"] = list(_PATCH_TYPES)
+                operation["consumes"] = resource.patch_types
         else:
             content = {"application/json": {"schema": schema}}
             operation["responses"] = {"200": {"description": "OK", "content": content}}
             if body:
-                types = _PATCH_TYPES if action == "patch" else ("application/json",)
+                types = resource.patch_types if action == "patch" else ["application/json"]
                 reference = {"schema": {"$ref": self._reference(body)}}
                 operation["requestBody"] = {"content": dict.fromkeys(types, reference), "required": True}
         return operation
