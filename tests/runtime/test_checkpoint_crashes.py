@@ -5,7 +5,7 @@ from pathlib import Path
 
 from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT, new_attempt
-from capstan_runtime.checkpoint.retention import Retention, remove_checkpoint
+from capstan_runtime.checkpoint.retention import Retention, Rules, remove_checkpoint
 from capstan_runtime.contract.state import Quarantine
 from tests.support.checkpoints import RUN, choose, folder_of, save
 from tests.support.crashing_disk import PowerCut, killed_before, operations_of, restore
@@ -85,5 +85,6 @@ def test_a_killed_removal_is_finished_by_the_next_attempt(tmp_path: Path) -> Non
     old = folder_of(tmp_path, save(tmp_path, 5).root)
     assert killed_before(3, lambda disk: remove_checkpoint(old, disk))
     assert old.exists()
-    Retention(tmp_path, RUN, 2, 2, "full", lambda _: None, lambda _: None, Disk()).sweep()
+    rules = Rules(tmp_path, RUN, 2, 2, "full")
+    Retention(rules, lambda _: None, lambda _: None, lambda _: None, Disk()).sweep()
     assert not old.exists()

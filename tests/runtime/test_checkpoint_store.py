@@ -16,7 +16,7 @@ from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT, QUARANTINED, SHARDS, SaveName, new_attempt
 from capstan_runtime.checkpoint.manifest import Claim
 from capstan_runtime.checkpoint.reader import open_checkpoint
-from capstan_runtime.checkpoint.retention import Retention
+from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.saver import Identity, Saver
 from capstan_runtime.checkpoint.writer import Save, SaveFailed, Superseded, commit, write_shards
 from capstan_runtime.contract.state import Checkpoint, Quarantine
@@ -205,7 +205,8 @@ def retention(store: Path, keep_last: int, quarantined: list[Quarantine], fence:
     def fail(message: str) -> None:
         raise AssertionError(message)
 
-    return Retention(store, RUN, fence, keep_last, "full", quarantined.append, fail, Disk())
+    rules = Rules(store, RUN, fence, keep_last, "full")
+    return Retention(rules, lambda _: None, quarantined.append, fail, Disk())
 
 
 def steps_in(store: Path) -> list[int]:
@@ -218,6 +219,19 @@ def test_the_newest_are_kept_and_the_rest_removed(tmp_path: Path) -> None:
     quarantined: list[Quarantine] = []
     retention(tmp_path, 3, quarantined).sweep()
     assert (steps_in(tmp_path), quarantined) == ([50, 40, 30], [])
+
+
+def test_a_commit_is_reported_at_once_and_again_when_it_was_read_back(tmp_path: Path) -> None:
+    told: list[Checkpoint] = []
+    rules = Rules(tmp_path, RUN, 1, 2, "full")
+    keeper = Retention(rules, told.append, lambda _: None, lambda _: None, Disk())
+    for step in (10, 20, 30, 40):
+        keeper.after_commit(save(tmp_path, step))
+    keeper.wait(20)
+    assert told[-1].verified_at is not None
+    assert [each.step for each in told] == sorted(each.step for each in told), "never an older one after a newer"
+    assert [each.step for each in told if each.verified_at is None] == [10, 20, 30, 40]
+    assert steps_in(tmp_path) == [40, 30]
 
 
 def test_the_two_newest_that_verify_are_never_removed(tmp_path: Path) -> None:

@@ -41,7 +41,10 @@ def test_a_run_of_two_ranks_reports_logs_and_commits(tmp_path: Path) -> None:
     phases = [each.phase for each in first.progress if each.phase]
     assert phases[:4] == [Phase.STARTING, Phase.RESTORING, Phase.COMPILING, Phase.TRAINING]
     assert phases[-1] is Phase.SUCCEEDED
-    assert [each.checkpoint.step for each in first.progress if each.checkpoint] == [10, 20, 30]
+    reported = [each.checkpoint for each in first.progress if each.checkpoint]
+    assert [each.step for each in reported if each.verified_at is None] == [10, 20, 30]
+    assert reported[-1].step == 30
+    assert reported[-1].verified_at is not None, "read back before the run is called a success"
     assert [each.checkpoint for each in second.progress if each.checkpoint] == []
     metrics = last_metrics(first)
     assert metrics.keys() == {

@@ -291,7 +291,7 @@ def test_the_operator_is_hinted_at_the_first_step_each_commit_and_the_end(tmp_pa
         pod.put(alone(1, pod))
         assert pod.wait_for_end()[0] == 0
         operator.shutdown()
-    assert 2 <= len(hints) <= 6
+    assert 2 <= len(hints) <= 9
     body = {"job": "default/small", "uid": "3f1c-uid", "pod": "small-0"}
     assert hints == [("/hint", f"Bearer {TOKEN}", body)] * len(hints)
 

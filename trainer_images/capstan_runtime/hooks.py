@@ -218,8 +218,7 @@ class SaveState:
             self._failures = 0
             self._voice.say(f"checkpoint at step {step.done} committed, {checkpoint.root[:23]}")
         if checkpoint is not None and self._retention is not None:
-            self._voice.report(checkpoint=checkpoint)
-            self._retention.start_sweep()
+            self._retention.after_commit(checkpoint)
         if not step.verdict.stop:
             self._voice.report(phase=Phase.TRAINING)
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from capstan_runtime.agreement import CARRY_ON, Agreement
 from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.retention import Retention
+from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.saver import Identity, Saver
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
@@ -157,6 +157,7 @@ class _Attempt:
                 self.voice.say(f"stopped at step {step.done}, as asked")
                 break
         if retention is not None:
+            self.voice.report(phase=Phase.SAVING if finished else Phase.STOPPING)
             retention.wait(self.context.deadlines.save)
         return finished
 
@@ -213,11 +214,8 @@ class _Attempt:
             self.voice.report(quarantined=quarantined)
 
         retention = Retention(
-            store=self.store,
-            run=run.uid,
-            fence=membership.fence,
-            keep_last=run.checkpoint.retention.last,
-            verify=run.checkpoint.verify,
+            Rules(self.store, run.uid, membership.fence, run.checkpoint.retention.last, run.checkpoint.verify),
+            on_checkpoint=lambda checkpoint: self.voice.report(checkpoint=checkpoint),
             on_quarantine=tell_quarantine,
             on_trouble=self.voice.warn,
             disk=self.disk,

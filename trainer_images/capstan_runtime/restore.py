@@ -60,16 +60,18 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
         return Start(0, attempt, None)
     _require_same_run(context, chosen.manifest.trainer)
     _import(engine, chosen, tell_quarantine, disk)
-    step = chosen.manifest.step
+    step, now = chosen.manifest.step, time.time()
+    read_at = now if context.run.checkpoint.verify == "full" else None
     voice.report(
         phase=Phase.COMPILING,
         step=step,
         steps=context.steps,
-        resumed_from=Checkpoint(step=step, root=chosen.root, at=time.time()),
+        resumed_from=Checkpoint(step=step, root=chosen.root, at=now, verified_at=read_at),
     )
+    how = "every byte verified" if read_at else "bytes verified as they are read"
     voice.say(
-        f"resumed from step {step}, {chosen.root[:23]}, "
-        f"{chosen.size / 1e6:,.1f} MB verified, saved by {chosen.manifest.world} ranks at fence {chosen.manifest.fence}"
+        f"resumed from step {step}, {chosen.root[:23]}, {chosen.size / 1e6:,.1f} MB, {how}; "
+        f"saved by {chosen.manifest.world} ranks at fence {chosen.manifest.fence}"
     )
     return Start(step, attempt, chosen.root)
 

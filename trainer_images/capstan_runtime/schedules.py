@@ -12,11 +12,11 @@ def learning_rate_at(step: int, steps: int, peak: float, schedule: Schedule) -> 
     that no step is wasted on a rate of 0, and reaches the peak at the first step after the warm-up. Cosine: half a
     period over the steps left; the rate after the last one would be `finalFraction` of the peak.
     """
-    warmup_steps: int = schedule.value.warmup_steps
+    shape = schedule.value
+    warmup_steps: int = shape.warmup_steps
     if step < warmup_steps:
         return peak * (step + 1) / (warmup_steps + 1)
-    if not isinstance(schedule.value, Cosine):
+    if not isinstance(shape, Cosine):
         return peak
-    final_fraction: float = schedule.value.final_fraction
     done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
-    return peak * (final_fraction + (1.0 - final_fraction) * 0.5 * (1.0 + math.cos(math.pi * done)))
+    return peak * (shape.final_fraction + (1.0 - shape.final_fraction) * 0.5 * (1.0 + math.cos(math.pi * done)))

@@ -1,11 +1,13 @@
-"""Removing old checkpoints without ever removing what a run might need.
+"""After a commit: reading it back, and removing old checkpoints without ever removing what a run might need.
 
 Kept: the newest `last`, and the two newest that verify, read back from the store. So before anything goes, two that
 stay have been proven. What fails the proof is quarantined, and what is left of dead attempts is swept up.
 """
 
 import threading
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from capstan_runtime.checkpoint.candidates import Candidate, list_candidates
@@ -14,10 +16,21 @@ from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.reader import open_checkpoint
 from capstan_runtime.contract.config import Verify
-from capstan_runtime.contract.state import Quarantine
+from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
 
 _PROVEN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What is kept, and how it is proven."""
+
+    store: Path
+    run: str
+    fence: int
+    keep_last: int
+    verify: Verify
 
 
 class Retention:
@@ -25,72 +38,85 @@ class Retention:
 
     def __init__(
         self,
-        store: Path,
-        run: str,
-        fence: int,
-        keep_last: int,
-        verify: Verify,
+        rules: Rules,
+        on_checkpoint: Callable[[Checkpoint], None],
         on_quarantine: Callable[[Quarantine], None],
         on_trouble: Callable[[str], None],
         disk: Disk,
     ) -> None:
-        self._store = store
-        self._run = run
-        self._fence = fence
-        self._keep_last = keep_last
-        self._verify = verify
+        """`on_checkpoint` hears of the newest commit, and again when its bytes have been read back. The three are
+        called from any thread."""
+        self._rules = rules
+        self._on_checkpoint = on_checkpoint
         self._on_quarantine = on_quarantine
         self._on_trouble = on_trouble
         self._disk = disk
         self._proven: set[str] = set()
+        self._newest: Checkpoint | None = None
+        self._is_wanted = False
         self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        """Guards the three fields above it, and that an older checkpoint is never reported after a newer one."""
 
     def note_verified(self, root: str) -> None:
         """`root` has just been read and verified, by the attempt that resumed from it."""
         self._proven.add(root)
 
-    def start_sweep(self) -> None:
-        """Sweeps in the background; does nothing while the last sweep goes on, the next one makes up for it."""
-        if self._thread is None or not self._thread.is_alive():
-            self._thread = threading.Thread(target=self._sweep_and_tell, name="retention", daemon=True)
-            self._thread.start()
+    def after_commit(self, checkpoint: Checkpoint) -> None:
+        """Reports `checkpoint` and starts a sweep in the background; returns at once."""
+        with self._lock:
+            self._newest = checkpoint
+            self._on_checkpoint(checkpoint)
+            self._is_wanted = True
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._sweep_while_wanted, name="retention", daemon=True)
+                self._thread.start()
 
     def wait(self, deadline_seconds: float) -> None:
         """Returns when no sweep is running, or at the deadline: whatever is left over, the next attempt sweeps up."""
-        if self._thread is not None:
-            self._thread.join(deadline_seconds)
+        with self._lock:
+            thread = self._thread
+        if thread is not None:
+            thread.join(deadline_seconds)
 
-    def _sweep_and_tell(self) -> None:
-        try:
-            self.sweep()
-        except (OSError, StoreUnavailable) as error:
-            self._on_trouble(f"old checkpoints are not removed: {error}")
+    def _sweep_while_wanted(self) -> None:
+        while True:
+            with self._lock:
+                if not self._is_wanted:
+                    self._thread = None
+                    return
+                self._is_wanted = False
+            try:
+                self.sweep()
+            except (OSError, StoreUnavailable) as error:
+                self._on_trouble(f"checkpoints are not read back, old ones are not removed: {error}")
 
     def sweep(self) -> None:
-        """Removes what need not be kept. Raises OSError, StoreUnavailable."""
-        listing = list_candidates(self._store, self._run)
+        """Proves the two newest and removes what need not be kept. Raises OSError, StoreUnavailable."""
+        listing = list_candidates(self._rules.store, self._rules.run)
         good = [candidate for candidate in listing.candidates if candidate.problem is None]
-        if len(good) > self._keep_last:
-            for candidate in self._expendable(good):
-                remove_checkpoint(candidate.folder, self._disk)
+        for candidate in self._expendable(good):
+            remove_checkpoint(candidate.folder, self._disk)
         for folder in listing.stale:
             remove_checkpoint(folder, self._disk)
         for folder in listing.torn:
             name = SaveName.parse(folder.name)
-            if name is not None and name.fence < self._fence:
+            if name is not None and name.fence < self._rules.fence:
                 self._disk.remove_tree(folder)
 
     def _expendable(self, good: list[Candidate]) -> list[Candidate]:
-        """Of committed checkpoints, newest first, those that may go."""
+        """Of committed checkpoints, newest first, those that may go: none before two have been proven."""
         proven: list[Candidate] = []
         broken: list[Candidate] = []
         for candidate in good:
             if len(proven) == _PROVEN:
                 break
             (proven if self._is_proven(candidate) else broken).append(candidate)
+        if len(proven) < _PROVEN:
+            return []
         sound = [candidate for candidate in good if candidate not in broken]
-        kept = {candidate.name for candidate in (*sound[: self._keep_last], *proven)}
-        return [candidate for candidate in sound if candidate.name not in kept] if len(proven) == _PROVEN else []
+        kept = {candidate.name for candidate in (*sound[: self._rules.keep_last], *proven)}
+        return [candidate for candidate in sound if candidate.name not in kept]
 
     def _is_proven(self, candidate: Candidate) -> bool:
         assert candidate.root is not None
@@ -98,13 +124,20 @@ class Retention:
             return True
         try:
             opened = open_checkpoint(candidate.folder)
-            if self._verify == "full":
+            if self._rules.verify == "full":
                 opened.verify()
+                self._report_verified(candidate.root)
         except CorruptCheckpoint as error:
             quarantine_and_report(candidate, str(error), self._on_quarantine, self._disk)
             return False
         self._proven.add(candidate.root)
         return True
+
+    def _report_verified(self, root: str) -> None:
+        with self._lock:
+            if self._newest is not None and self._newest.root == root:
+                self._newest = self._newest.model_copy(update={"verified_at": time.time()})
+                self._on_checkpoint(self._newest)
 
 
 def remove_checkpoint(folder: Path, disk: Disk) -> None:
