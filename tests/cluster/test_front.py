@@ -21,12 +21,13 @@ from capstan_operator.cluster.work_queue import JobKey
 from capstan_operator.decide.types import EventNote
 from capstan_operator.logging_setup import JsonFormatter
 from capstan_operator.metrics import Metrics
+from capstan_runtime.contract.state import Hint
 from tests.support.control_planes import free_port
 from tests.support.fake_api import FakeApi
 from tests.support.operators import eventually
 
 KEY = JobKey("default", "job")
-HINT = {"namespace": "default", "job": "job", "pod": "job-0-0"}
+HINT = Hint(namespace="default", job="job", pod="job-worker-0").document()
 
 
 class Served:

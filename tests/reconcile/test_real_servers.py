@@ -15,7 +15,7 @@ import yaml
 
 from capstan_operator.cluster.credentials import read_kubeconfig
 from capstan_operator.cluster.errors import ApiError
-from capstan_operator.cluster.kinds import EVENTS, LEASES, PODS, SECRETS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kinds import EVENTS, LEASES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
 from capstan_operator.metrics import Metrics
@@ -226,3 +226,69 @@ async def test_two_replicas_hand_over_on_a_real_server(cluster: Cluster) -> None
         assert lease["spec"]["leaseTransitions"] >= 1
         await cluster.create(TRAINING_JOBS, "after", spec=SPEC)
         await cluster.until(TRAINING_JOBS, "after", "phase", "Pending")
+
+
+async def test_a_status_for_an_older_version_is_refused_and_one_for_this_version_taken(cluster: Cluster) -> None:
+    old = await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+
+    async def write(version: str, step: int) -> None:
+        patch = {"metadata": {"resourceVersion": version}, "status": {"step": step}}
+        await cluster.client.merge_patch(
+            TRAINING_JOBS, cluster.namespace, "train", patch, lane=Lane.SYSTEM, subresource="status"
+        )
+
+    await write(old["metadata"]["resourceVersion"], 1)
+    with pytest.raises(ApiError) as caught:
+        await write(old["metadata"]["resourceVersion"], 2)
+    assert caught.value.is_conflict
+    assert (await cluster.get(TRAINING_JOBS, "train"))["status"]["step"] == 1
+
+
+async def test_the_table_of_rights_is_all_the_operator_needs(
+    cluster: Cluster, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With RBAC in force: a service account that may do what `RULES` says and nothing else runs a job to its end."""
+    await _grant_rules(cluster, "operator")
+    kubeconfig = await _kubeconfig_of(cluster, "operator", tmp_path)
+    async with run_one(kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+        await cluster.until(TRAINING_JOBS, "train", "phase", "Pending")
+        await cluster.set_pod_status("train-1-0", phase="Failed")
+        await cluster.until(TRAINING_JOBS, "train", "fence", 2)
+        await eventually(lambda: operator.value("events_total", result="written") >= 1)
+    assert [record.getMessage() for record in caplog.records if " cannot " in record.getMessage()] == []
+
+
+async def _grant_rules(cluster: Cluster, account: str) -> None:
+    subject = {"kind": "ServiceAccount", "name": account, "namespace": cluster.namespace}
+    name = f"{account}-{cluster.namespace}"
+    for scope, namespace, kind in (("watched", None, "ClusterRole"), ("own", "capstan", "Role")):
+        rules = [
+            {"apiGroups": [rule.group], "resources": [rule.resource], "verbs": list(rule.verbs)}
+            | ({"resourceNames": [rule.name]} if rule.name else {})
+            for rule in RULES
+            if rule.scope == scope
+        ]
+        role = Resource("rbac.authorization.k8s.io", "v1", f"{kind.lower()}s", kind)
+        binding = Resource("rbac.authorization.k8s.io", "v1", f"{kind.lower()}bindings", f"{kind}Binding")
+        reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": name}
+        for resource, body in ((role, {"rules": rules}), (binding, {"subjects": [subject], "roleRef": reference})):
+            document = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": resource.kind, "metadata": {"name": name}}
+            await cluster.client.call(
+                "POST", resource.path(namespace), lane=Lane.SYSTEM, body=json.dumps(document | body).encode()
+            )
+
+
+async def _kubeconfig_of(cluster: Cluster, account: str, folder: Path) -> Path:
+    accounts = Resource("", "v1", "serviceaccounts", "ServiceAccount")
+    await cluster.create(accounts, account)
+    request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"audiences": []}}
+    answer = await cluster.client.call(
+        "POST", accounts.path(cluster.namespace, account, "token"), lane=Lane.SYSTEM, body=json.dumps(request).encode()
+    )
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["users"][0]["user"] = {"token": json.loads(answer)["status"]["token"]}
+    path = folder / "kubeconfig"
+    path.write_text(yaml.safe_dump(config))
+    return path
