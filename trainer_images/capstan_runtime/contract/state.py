@@ -107,3 +107,12 @@ class State(Record):
     quarantined: list[Quarantine] = []
     exit: Exit | None = None
     """Of the newest attempt that did not succeed; None while it runs."""
+
+
+class Hint(Record):
+    """Body of `POST /hint` to the operator: look at this job now. It carries no news and needs no password."""
+
+    namespace: str
+    job: str
+    """The TrainingJob's name."""
+    pod: str

@@ -4,6 +4,7 @@ import asyncio
 
 import aiohttp
 
+from capstan_runtime.contract.state import Hint
 from capstan_runtime.supervisor.settings import Settings
 
 _SECONDS = 2.0
@@ -14,8 +15,8 @@ class Hints:
 
     def __init__(self, settings: Settings) -> None:
         self._url = f"{settings.operator_url.rstrip('/')}/hint" if settings.operator_url else None
-        self._body = {"job": settings.run.job, "uid": settings.run.uid, "pod": settings.pod}
-        self._headers = {"Authorization": f"Bearer {settings.token}"}
+        namespace, _, name = settings.run.job.partition("/")
+        self._body = Hint(namespace=namespace, job=name, pod=settings.pod).document()
         self._task: asyncio.Task[None] | None = None
         self._again = False
 
@@ -40,7 +41,7 @@ class Hints:
             try:
                 async with (
                     aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as session,
-                    session.post(self._url, json=self._body, headers=self._headers, allow_redirects=False),
+                    session.post(self._url, json=self._body, allow_redirects=False),
                 ):
                     pass
             except (aiohttp.ClientError, TimeoutError, OSError):
