@@ -4,24 +4,16 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
 
-import msgspec
 from aiohttp import web
+from pydantic import ValidationError
 
 from capstan_operator.cluster.work_queue import JobKey
 from capstan_operator.metrics import Metrics
+from capstan_runtime.contract.state import Hint
 
 MAX_HINT_BYTES = 4096
 HINTS_PER_SECOND = 100.0
 HINT_BURST = 200.0
-
-
-class _Hint(msgspec.Struct):
-    namespace: str
-    job: str
-    pod: str = ""
-
-
-_decode_hint = msgspec.json.Decoder(_Hint).decode
 
 
 class Front:
@@ -73,10 +65,12 @@ class Front:
             self._metrics.hints.labels("limited").inc()
             return web.Response(status=429, headers={"Retry-After": "1"}, text="too many hints\n")
         try:
-            hint = _decode_hint(await request.read())
-        except msgspec.MsgspecError as error:
+            hint = Hint.model_validate_json(await request.read(), by_alias=True, by_name=False, extra="ignore")
+        except ValidationError as error:
             self._metrics.hints.labels("refused").inc()
-            return web.Response(status=400, text=f'want {{"namespace", "job", "pod"}}: {error}\n')
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "hint"
+            return web.Response(status=400, text=f"{where}: {first['msg']}\n")
         self._metrics.hints.labels("accepted").inc()
         self._on_hint(JobKey(hint.namespace, hint.job))
         return web.Response(status=202)
