@@ -47,10 +47,16 @@ async def node(client: Client, namespace: str, node_home: Path) -> AsyncIterator
 
 @pytest.fixture(scope="session")
 def plane_without_controllers(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
-    """A real API server alone: what the embedded one is before its controllers start."""
+    """A real API server alone: what the embedded one is before its controllers start.
+
+    The plugin that taints new nodes is off, because removing the taint is the real controller manager's work.
+    """
+    untainted = ("--disable-admission-plugins=TaintNodesByCondition",)
     with tempfile.TemporaryDirectory(prefix="capstan-bare-") as folder:
         assets = real_assets_or_skip()
-        with RealControlPlane(Path(folder) / "plane", assets=assets, with_controller_manager=False) as plane:
+        with RealControlPlane(
+            Path(folder) / "plane", assets=assets, with_controller_manager=False, extra_apiserver_flags=untainted
+        ) as plane:
             yield plane
 
 
