@@ -117,7 +117,7 @@ def table_of(resource: Resource, objects: Iterable[Object], form: Representation
         elif form.include_object == "Metadata":
             row["object"] = partial(obj, form.version)
         else:
-            row.pop("object", None)
+            row["object"] = None
     return table
 
 
