@@ -25,17 +25,21 @@ def real_assets_or_skip() -> Path:
 
 @pytest.fixture(scope="session")
 def embedded_control_plane() -> Iterator[ControlPlane]:
-    with tempfile.TemporaryDirectory(prefix="capstan-embedded-") as folder:  # noqa: SIM117
-        with EmbeddedControlPlane(Path(folder) / "plane") as plane:
-            yield plane
+    with (
+        tempfile.TemporaryDirectory(prefix="capstan-embedded-") as folder,
+        EmbeddedControlPlane(Path(folder) / "plane") as plane,
+    ):
+        yield plane
 
 
 @pytest.fixture(scope="session")
 def real_control_plane() -> Iterator[ControlPlane]:
     assets = real_assets_or_skip()
-    with tempfile.TemporaryDirectory(prefix="capstan-real-") as folder:  # noqa: SIM117
-        with RealControlPlane(Path(folder) / "plane", assets=assets) as plane:
-            yield plane
+    with (
+        tempfile.TemporaryDirectory(prefix="capstan-real-") as folder,
+        RealControlPlane(Path(folder) / "plane", assets=assets) as plane,
+    ):
+        yield plane
 
 
 @pytest.fixture(scope="session", params=["embedded", "real"])

@@ -34,7 +34,7 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-READY_DEADLINE_SECONDS = 60.0
+READY_DEADLINE_SECONDS = 120.0
 STOP_DEADLINE_SECONDS = 10.0
 PORT_ATTEMPTS = 3
 
@@ -285,7 +285,8 @@ class RealControlPlane(ControlPlane):
 class EmbeddedControlPlane(ControlPlane):
     """capstan_local's API server in a process of its own, as a user runs it."""
 
-    with_node: bool = False
+    with_controllers: bool = False
+    """Whether its scheduler, Deployments, Jobs and the like run too, as a real controller manager does."""
 
     def start(self) -> None:
         self.name = "embedded"
@@ -293,7 +294,7 @@ class EmbeddedControlPlane(ControlPlane):
         announced = self.home / "announced-kubeconfig"
         runner = Path(__file__).with_name("serve_embedded.py")
         argv: list[str | Path] = [sys.executable, runner, self.home / "state", announced]
-        server = Server("capstan-local", [*argv, "--node"] if self.with_node else argv, self.home)
+        server = Server("capstan-local", [*argv, "--controllers"] if self.with_controllers else argv, self.home)
         self.servers.append(server)
         server.wait_ready(announced.is_file)
         self.kubeconfig = Path(announced.read_text())
