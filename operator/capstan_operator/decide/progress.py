@@ -29,6 +29,9 @@ def learn(situation: Situation) -> TrainingJobStatus:
     update: dict[str, object] = {"resumed_from": resumed}
     if word.steps is not None:
         update["steps"] = word.steps
+    if word.phase is Phase.COMPILING and word.resumed_from:
+        # Lower than the newest checkpoint if that one did not verify.
+        update["step"] = word.resumed_from.step
     if word.phase in MAKES_STEPS:
         answer = situation.workers[0].answer
         metrics = word.metrics or (answer.metrics if answer else {})

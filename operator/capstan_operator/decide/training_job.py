@@ -20,6 +20,8 @@ from capstan_operator.decide.situation import Situation, look
 from capstan_operator.decide.types import Decision, EventNote
 from capstan_operator.observe import Observed
 
+LEAST_WAIT_SECONDS = 0.05
+
 
 def decide_training_job(observed: Observed, now: float) -> Decision:
     """All that follows from one look at a TrainingJob at `now` (seconds since 1970).
@@ -47,7 +49,6 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     situation = situation.after(plan.status)
     full = _describe(situation, plan)
     status, wait = hold_back(old, full, now, observed.settings.progress_seconds)
-    waits = (plan.wait_seconds, wait, seconds_until_deadline(situation))
     return Decision(
         status=status,
         apply=plan.apply,
@@ -55,8 +56,16 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
         delete=plan.delete,
         pushes=plan.pushes,
         events=tell(situation, plan, old, status),
-        requeue_after=min((wait for wait in waits if wait is not None), default=None),
+        requeue_after=_soonest(plan.wait_seconds, wait, seconds_until_deadline(situation)),
         is_repair=plan.is_repair,
+    )
+
+
+def _soonest(*waits: float | None) -> float | None:
+    """The shortest of `waits`, 0.0 only if it is asked for: what is left of a wait after rounding is no time at all,
+    and would be looked at again and again without any passing."""
+    return min(
+        (wait if wait == 0.0 else max(wait, LEAST_WAIT_SECONDS) for wait in waits if wait is not None), default=None
     )
 
 

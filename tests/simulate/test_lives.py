@@ -1,0 +1,127 @@
+"""Whole lives of jobs, driven by decisions, in a world where anything may go wrong at any moment.
+
+What the operator must never do is asserted in `world.py`, where it would do it; what must come out in the end is here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from capstan_operator.api.training_job import Budgets, TrainingJobStatus
+from capstan_operator.observe import OperatorSettings
+from capstan_runtime.contract.exit_codes import FailureClass
+from tests.simulate.operator_model import Operator, Trouble
+from tests.simulate.world import STEPS, World
+from tests.support.looks import SPEC, merged
+
+QUIET = OperatorSettings(progress_seconds=1e9)
+"""Progress alone is never written, so that every write that is left is one that matters."""
+LIMIT_SECONDS = 4000.0
+SEEDS = range(250)
+
+
+def finish(world: World) -> TrainingJobStatus:
+    """Lets the job live to its end, and a while beyond it."""
+    world.run(LIMIT_SECONDS, lambda: world.is_finished)
+    assert world.is_finished, "the job never ended:\n" + "\n".join(world.transcript[-40:])
+    world.run(world.now + 200.0)
+    return TrainingJobStatus.parse(world.status)
+
+
+def disturb(world: World, operator: Operator, faults: int) -> None:
+    """Puts `faults` faults of any kind at any time on the clock."""
+    rng = world.random
+    failures = (
+        (137, FailureClass.CRASH, "SIGKILL"),
+        (134, FailureClass.CRASH, "SIGABRT"),
+        (75, FailureClass.RETRYABLE, None),
+        (74, FailureClass.GPU_FAULT, None),
+        (1, FailureClass.APPLICATION, None),
+        (79, FailureClass.HANG, None),
+    )
+
+    def strike() -> None:
+        pods = [pod for pod in world.pods.values() if pod.phase == "Running" and not pod.is_deleting]
+        if not pods or world.is_finished:
+            return
+        pod, kind = rng.choice(pods), rng.randrange(7)
+        if kind <= 2:
+            code, failure, signal = rng.choice(failures)
+            world.kill_trainer(pod, code, failure, signal)
+        elif kind == 3:
+            world.fault(f"somebody deletes {pod.name}")
+            world.terminate(pod)
+        elif kind == 4:
+            world.fault(f"{pod.name} vanishes")
+            world.vanish(pod)
+        elif kind == 5:
+            code, reason = rng.choice([(137, "OOMKilled"), (143, "Evicted"), (1, "Error")])
+            world.fault(f"{pod.name} fails: {reason}")
+            world.fail_pod(pod, code, reason)
+        else:
+            world.fault(f"{pod.name} cannot be reached for a while")
+            pod.is_reachable = False
+            world.at(rng.uniform(1.0, 90.0), lambda: setattr(pod, "is_reachable", True))
+
+    for _ in range(faults):
+        world.at(rng.uniform(0.0, 60.0), strike)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 8])
+def test_an_undisturbed_life_costs_the_pods_and_five_more_writes(workers: int) -> None:
+    for seed in range(10):
+        world = World(seed, merged(SPEC, {"workers": {"max": workers}}))
+        Operator(world, Trouble(), QUIET)
+        status = finish(world)
+        assert (status.phase, status.step, status.restarts.total, status.fence) == ("Succeeded", STEPS, 0, 1)
+        kinds = Counter(write.split()[0] for write in world.writes)
+        assert kinds == {"secret": 1, "create": workers, "status": 4}, world.writes
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_every_disturbed_life_ends_and_breaks_no_rule(seed: int) -> None:
+    world = World(seed, merged(SPEC, {"workers": {"max": 1 + seed % 4}, "training": {"globalBatchSize": 60}}))
+    trouble = Trouble(lost_event=0.05, repeated_event=0.1, lost_answer=0.05, death_at_write=0.03 * (seed % 3))
+    operator = Operator(world, trouble, OperatorSettings())
+    disturb(world, operator, faults=world.random.randrange(6))
+    status = finish(world)
+
+    budgets = Budgets()
+    for failure, used in status.restarts.by_cause.items():
+        assert used <= getattr(budgets, FailureClass(failure).name.lower()), f"{used} restarts for {failure}"
+    assert sum(status.restarts.by_cause.values()) == status.restarts.total
+    if status.phase == "Succeeded":
+        assert status.step == STEPS
+    else:
+        assert status.reason == f"{status.failure.failure_class}BudgetExhausted", status.failure
+    live = [pod.name for pod in world.pods.values() if pod.phase in ("Pending", "Running")]
+    assert live == [], "pods still hold a node long after the end"
+    newest = Counter(pod.worker for pod in world.pods.values() if pod.phase == "Succeeded")
+    assert all(count == 1 for count in newest.values()), newest
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_job_suspended_and_resumed_at_any_moment_loses_nothing(seed: int) -> None:
+    world = World(seed, SPEC)
+    trouble = Trouble(lost_event=0.05, repeated_event=0.1, death_at_write=0.03 * (seed % 2))
+    Operator(world, trouble, OperatorSettings())
+    suspend_at = world.random.uniform(0.0, 30.0)
+    resume_at = suspend_at + world.random.uniform(0.1, 40.0)
+    world.at(suspend_at, lambda: world.change_spec(merged(SPEC, {"suspend": True})))
+    world.at(resume_at, lambda: world.change_spec(merged(SPEC, {"suspend": False})))
+    status = finish(world)
+    assert (status.phase, status.step, status.restarts.total) == ("Succeeded", STEPS, 0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_job_whose_pods_always_die_at_the_start_stops_after_its_budget(seed: int) -> None:
+    world = World(seed, merged(SPEC, {"recovery": {"budgets": {"application": 2}}}))
+    Operator(world, Trouble(death_at_write=0.05), OperatorSettings())
+    world.crashing_start_ups = 1000
+    status = finish(world)
+    assert (status.phase, status.reason) == ("Failed", "ApplicationBudgetExhausted")
+    assert status.restarts.by_cause == {"Application": 2}
+    # Two to begin with, and for each restart at most both: none is created that was not paid for.
+    assert sum(write.startswith("create") for write in world.writes) <= 2 + 2 * 2
