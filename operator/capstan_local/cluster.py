@@ -29,7 +29,8 @@ _UNSERVED = Resource("", "", "", "", namespaced=True)
 class LocalControlPlane:
     """An API server on a loopback port with its state under `home` (mode 0700, made when absent).
 
-    Port 0 takes a free one. While open: `url`, `token`, `ca_path`, `kubeconfig_path`.
+    Port 0 takes a free one. While open: `url`, `token`, `ca_path`, `kubeconfig_path`; `kubelet_token` is what the
+    server shows to nodes when it asks them for logs and exec (KubeletAccess).
     """
 
     def __init__(self, home: Path = DEFAULT_HOME, port: int = 0) -> None:
@@ -37,6 +38,7 @@ class LocalControlPlane:
         self.kubeconfig_path = self.home / "kubeconfig"
         self.ca_path = self.home / "pki" / "ca.crt"
         self.token = ""
+        self.kubelet_token = ""
         self.url = ""
         self._port = port
         self._catalog = Catalog()
@@ -62,6 +64,7 @@ class LocalControlPlane:
         self.home.chmod(0o700)
         files = ensure_certificates(self.home / "pki")
         self.token = ensure_token(self.home / "token")
+        self.kubelet_token = ensure_token(self.home / "kubelet-token")
         builtin_schemas.use_cache(self.home / "cache")
         store = self._store = Store(self.home / "state.sqlite")
         store.open(self._load_entry)
@@ -82,7 +85,7 @@ class LocalControlPlane:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(files.certificate, files.key)
-        self._server = HttpServer(Api(store, self._catalog, authenticator), authenticator)
+        self._server = HttpServer(Api(store, self._catalog, authenticator, self.kubelet_token), authenticator)
         await self._server.start(context, self._port)
         self.url = self._server.url
         write_kubeconfig(self.kubeconfig_path, self.url, files.ca, self.token)

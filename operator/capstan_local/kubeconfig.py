@@ -12,7 +12,7 @@ CONTEXT = "capstan-local"
 
 
 def ensure_token(path: Path) -> str:
-    """The admin token in `path`, made at first start; readable by the owner alone."""
+    """The token in `path`, made at first start; readable by the owner alone."""
     if path.exists():
         token = path.read_text().strip()
         if token:

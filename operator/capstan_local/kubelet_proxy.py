@@ -23,11 +23,12 @@ _STREAMS = (("stdin", "input"), ("stdout", "output"), ("stderr", "error"), ("tty
 
 
 class KubeletProxy:
-    """Passes requests for a pod on to its node. Nodes make their own certificates, so these are not verified; the
-    connection never leaves this machine."""
+    """Passes requests for a pod on to its node, showing it `token`. Nodes make their own certificates, so these are not
+    verified; the connection never leaves this machine."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, token: str) -> None:
         self._store = store
+        self._token = token
         self._session: aiohttp.ClientSession | None = None
 
     async def close(self) -> None:
@@ -102,7 +103,9 @@ class KubeletProxy:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=context, limit=0), read_bufsize=_CHUNK_BYTES
+                connector=aiohttp.TCPConnector(ssl=context, limit=0),
+                headers={"Authorization": f"Bearer {self._token}"},
+                read_bufsize=_CHUNK_BYTES,
             )
         return self._session
 

@@ -25,6 +25,12 @@ STRATEGIC_PATCH = "application/strategic-merge-patch+json"
 
 _CONNECTED = ("exec", "attach", "portforward", "proxy")
 _MANAGER_LENGTH = 128
+_MODES: dict[str, Literal["Ignore", "Warn", "Strict"]] = {
+    "": "Warn",
+    "Ignore": "Ignore",
+    "Strict": "Strict",
+    "Warn": "Warn",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +115,9 @@ def write_options(
         causes.append(
             Cause("FieldValueTooLong", f"Too long: may not be more than {_MANAGER_LENGTH} bytes", "fieldManager")
         )
-    mode = query.get("fieldValidation") or "Warn"
-    if mode not in ("Ignore", "Warn", "Strict"):
-        causes.append(not_supported("fieldValidation", mode, ("Ignore", "Strict", "Warn")))
+    mode = _MODES.get(query.get("fieldValidation", ""))
+    if mode is None:
+        causes.append(not_supported("fieldValidation", query["fieldValidation"], ("Ignore", "Strict", "Warn")))
     applies = content_type == APPLY
     if applies and not manager:
         causes.append(Cause("FieldValueRequired", "Required value: is required for apply patch", "fieldManager"))
@@ -121,7 +127,7 @@ def write_options(
         raise invalid(f"{verb}Options", "meta.k8s.io", "", causes)
     return WriteOptions(
         manager=manager or user_agent.split("/")[0][:_MANAGER_LENGTH] or "unknown",
-        strictness=Strictness(mode=mode),  # type: ignore[arg-type] - one of the three, checked above
+        strictness=Strictness(mode or "Warn"),
         dry_run=dry_run == "All",
         force=query.get("force") in ("true", "1", "True"),
     )

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any
 
 from capstan_local.errors import bad_request
@@ -66,12 +67,17 @@ def selectable_values(resource: Resource, obj: Mapping[str, Any]) -> dict[str, s
     values: dict[str, str] = {}
     for field in field_names(resource):
         value: Any = obj
-        for step in _PATHS.get(field, field).split("."):
-            value = value.get(step) if isinstance(value, Mapping) else None
+        for step in _steps(field):
+            value = value.get(step) if isinstance(value, dict) else None
         if isinstance(value, bool):
             value = "true" if value else "false"
         values[field] = _ABSENT.get(field, "") if value is None else str(value)
     return values
+
+
+@cache
+def _steps(field: str) -> tuple[str, ...]:
+    return tuple(_PATHS.get(field, field).split("."))
 
 
 def _split_requirements(text: str) -> list[str]:

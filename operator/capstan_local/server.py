@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any
 
@@ -164,8 +164,8 @@ class HttpServer:
         await response.write_eof()
         return response
 
-    async def _send(self, response: web.StreamResponse, frames: AsyncIterator[bytes]) -> None:
-        async with aclosing(frames):  # type: ignore[type-var] - an async generator
+    async def _send(self, response: web.StreamResponse, frames: AsyncGenerator[bytes, None]) -> None:
+        async with aclosing(frames):
             async for frame in frames:
                 await response.write(frame)
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ class Watch:
         self._sent_header = False
         self._told_rv = 0
         self._first: list[Entry] = []
-        self._stop_listening = lambda: None
+        self._stop_listening: Callable[[], None] = _nothing
 
     def open(self) -> None:
         """Decide where to start and hear everything from there. Raises ApiError 410."""
@@ -116,7 +116,7 @@ class Watch:
             self._unread.append(change)
         self._wake.set()
 
-    async def frames(self) -> AsyncIterator[bytes]:
+    async def frames(self) -> AsyncGenerator[bytes, None]:
         """Chunks of newline-ended events."""
         for at in range(0, len(self._first), _MOST_PER_WRITE):
             yield b"".join(self._frame("ADDED", entry, None) for entry in self._first[at : at + _MOST_PER_WRITE])
@@ -216,6 +216,10 @@ class Watch:
             return _wrap("BOOKMARK", dumps(partial({"metadata": metadata}, self._form.version)))
         table = {"kind": "Table", "apiVersion": f"meta.k8s.io/{self._form.version}", "metadata": metadata}
         return _wrap("BOOKMARK", dumps({**table, "columnDefinitions": None, "rows": []}))
+
+
+def _nothing() -> None:
+    """What ends a watch that has not begun to listen."""
 
 
 def _wrap(kind: str, body: bytes) -> bytes:
