@@ -1,0 +1,191 @@
+"""Secret and pods: what a job turns into."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.build.children import LABEL_LENGTH, longest_job_name, pod_name, secret_name
+from capstan_operator.build.pod import build_pod, build_pod_template, whole_cores
+from capstan_operator.build.run_config import build_run_config, run_digest
+from capstan_operator.build.secret import build_secret
+from capstan_operator.observe import OperatorSettings
+from capstan_runtime.contract import env
+from capstan_runtime.contract.run_config import RunConfig
+from tests.support.looks import SPEC, make_job, merged
+
+OWNER = {
+    "apiVersion": "capstan.dev/v1alpha1",
+    "kind": "TrainingJob",
+    "name": "digits",
+    "uid": "7f3a",
+    "controller": True,
+    "blockOwnerDeletion": True,
+}
+
+
+def parsed(**changes: Any) -> TrainingJobSpec:
+    return TrainingJobSpec.parse(merged(SPEC, changes))
+
+
+def pod_of(worker: int = 0, incarnation: int = 0, settings: OperatorSettings | None = None, **changes: Any) -> Any:
+    template = build_pod_template(make_job(), parsed(**changes), settings or OperatorSettings())
+    return build_pod(make_job(), template, worker, incarnation)
+
+
+def environment(pod: Any) -> dict[str, Any]:
+    return {entry["name"]: entry.get("value", entry.get("valueFrom")) for entry in pod["spec"]["containers"][0]["env"]}
+
+
+def test_a_cpu_pod_of_the_flax_trainer_is_this_and_nothing_else() -> None:
+    assert pod_of(worker=1, incarnation=2) == {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "name": "digits-worker-1-2",
+            "namespace": "default",
+            "labels": {
+                "app.kubernetes.io/managed-by": "capstan",
+                "capstan.dev/job": "digits",
+                "capstan.dev/worker": "1",
+                "capstan.dev/incarnation": "2",
+            },
+            "ownerReferences": [OWNER],
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 150,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "fsGroup": 1000,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [
+                {
+                    "name": "trainer",
+                    "image": "capstan/flax-trainer:latest",
+                    "command": ["python", "-m", "capstan_runtime.supervisor"],
+                    "env": [
+                        {"name": "CAPSTAN_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
+                        {"name": "CAPSTAN_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
+                        {"name": "CAPSTAN_RUN_CONFIG", "value": "/etc/capstan/run.json"},
+                        {"name": "CAPSTAN_TOKEN_FILE", "value": "/etc/capstan/token"},
+                        {"name": "CAPSTAN_STORE", "value": "/var/lib/capstan/store/default/digits/7f3a"},
+                        {"name": "CAPSTAN_TERMINATION_LOG", "value": "/dev/termination-log"},
+                        {"name": "JAX_PLATFORMS", "value": "cpu"},
+                        {"name": "XLA_FLAGS", "value": "--xla_cpu_collective_timeout_seconds=600"},
+                    ],
+                    "ports": [{"name": "supervisor", "containerPort": 8470}],
+                    "resources": {"requests": {}, "limits": {}},
+                    "terminationMessagePath": "/dev/termination-log",
+                    "terminationMessagePolicy": "File",
+                    "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+                    "volumeMounts": [
+                        {"name": "run", "mountPath": "/etc/capstan", "readOnly": True},
+                        {"name": "store", "mountPath": "/var/lib/capstan/store"},
+                    ],
+                }
+            ],
+            "volumes": [
+                {"name": "run", "secret": {"secretName": "digits-run", "defaultMode": 0o440}},
+                {"name": "store", "persistentVolumeClaim": {"claimName": "checkpoints"}},
+            ],
+        },
+    }
+
+
+def test_a_gpu_pod_asks_for_gpus_and_shared_memory_and_never_trains_on_the_cpu() -> None:
+    pod = pod_of(workers={"gpus": 8, "resources": {"cpu": "16", "memory": "64Gi"}})
+    container = pod["spec"]["containers"][0]
+    resources = {"cpu": "16", "memory": "64Gi", "nvidia.com/gpu": "8"}
+    assert container["resources"] == {"requests": resources, "limits": resources}
+    assert {"name": "shared-memory", "mountPath": "/dev/shm"} in container["volumeMounts"]
+    assert {"name": "shared-memory", "emptyDir": {"medium": "Memory"}} in pod["spec"]["volumes"]
+    variables = environment(pod)
+    assert (variables["JAX_PLATFORMS"], variables["OMP_NUM_THREADS"]) == ("cuda,cpu", "16")
+    assert "--xla_gpu_nccl_termination_timeout_seconds=600" in variables["XLA_FLAGS"]
+
+
+@pytest.mark.parametrize(("gpus", "accelerator", "heartbeat"), [(0, "cpu", None), (1, "cuda", "900")])
+def test_deepspeeds_time_limits_come_from_the_jobs_deadlines(
+    gpus: int, accelerator: str, heartbeat: str | None
+) -> None:
+    pod = pod_of(
+        framework={"flax": None, "deepspeed": {}}, workers={"gpus": gpus}, recovery={"deadlines": {"firstStep": 900}}
+    )
+    variables = environment(pod)
+    assert pod["spec"]["containers"][0]["image"] == "capstan/deepspeed-trainer:latest"
+    assert (variables["DS_ACCELERATOR"], variables["DEEPSPEED_TIMEOUT"]) == (accelerator, "15")
+    assert variables.get("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC") == heartbeat
+
+
+def test_the_installation_and_the_job_choose_image_and_nodes() -> None:
+    settings = OperatorSettings(flax_image="registry/flax:1", operator_url="http://operator:8080")
+    assert environment(pod_of(settings=settings))[env.OPERATOR_URL] == "http://operator:8080"
+    assert pod_of(settings=settings)["spec"]["containers"][0]["image"] == "registry/flax:1"
+    toleration = {"key": "gpu", "operator": "Exists"}
+    pod = pod_of(workers={"image": "mine:2", "nodeSelector": {"pool": "a"}, "tolerations": [toleration]})
+    assert pod["spec"]["containers"][0]["image"] == "mine:2"
+    assert pod["spec"]["nodeSelector"] == {"pool": "a"}
+    assert pod["spec"]["tolerations"] == [toleration]
+
+
+def test_a_host_folder_must_be_there_already() -> None:
+    pod = pod_of(checkpoint={"store": {"claim": None, "hostPath": {"path": "/mnt/lustre"}}})
+    assert pod["spec"]["volumes"][1] == {"name": "store", "hostPath": {"path": "/mnt/lustre", "type": "Directory"}}
+
+
+def test_the_grace_leaves_time_to_stop_save_and_report() -> None:
+    pod = pod_of(recovery={"deadlines": {"stop": 5, "save": 30}})
+    assert pod["spec"]["terminationGracePeriodSeconds"] == 45
+
+
+def test_every_name_a_job_can_need_fits_into_a_label() -> None:
+    for workers in (1, 10, 11, 16384):
+        job = "x" * longest_job_name(workers)
+        assert len(pod_name(job, workers - 1, 9999)) == LABEL_LENGTH
+        assert len(secret_name(job)) <= LABEL_LENGTH
+
+
+def test_the_secret_holds_the_resolved_run_and_the_token() -> None:
+    spec = parsed()
+    run = build_run_config(make_job(), spec)
+    secret = build_secret(make_job(), run, "secret-token")
+    files = {name: base64.b64decode(text).decode() for name, text in secret.pop("data").items()}
+    assert secret == {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {
+            "name": "digits-run",
+            "namespace": "default",
+            "labels": {"app.kubernetes.io/managed-by": "capstan", "capstan.dev/job": "digits"},
+            "ownerReferences": [OWNER],
+        },
+        "type": "Opaque",
+        "immutable": True,
+    }
+    assert files["token"] == "secret-token"
+    assert RunConfig.parse(json.loads(files["run.json"])) == run
+    assert run.training.virtual_ranks == 2
+
+
+def test_the_runs_digest_changes_with_what_the_pods_read_and_with_nothing_else() -> None:
+    digest = run_digest(build_run_config(make_job(), parsed()))
+    same = parsed(workers={"resources": {"cpu": "1"}}, recovery={"budgets": {"crash": 9}}, suspend=True)
+    other = parsed(checkpoint={"interval": {"steps": 21}})
+    assert run_digest(build_run_config(make_job(), same)) == digest
+    assert run_digest(build_run_config(make_job(), other)) != digest
+
+
+@pytest.mark.parametrize(
+    ("quantity", "cores"), [("500m", 1), ("2", 2), ("2500m", 3), ("1.5", 2), ("1k", 1000), ("4Gi", 1), ("0", 1)]
+)
+def test_cores_are_counted_in_whole_ones(quantity: str, cores: int) -> None:
+    assert whole_cores(quantity) == cores
