@@ -136,7 +136,10 @@ def _beside(kubeconfig: Path, name: str) -> Path:
 
 def _ssl_context(path: Path, cluster: Object, user: Object) -> ssl.SSLContext:
     authority = _pem(path, cluster, "certificate-authority")
-    context = ssl.create_default_context(cadata=authority.decode() if authority else None)
+    try:
+        context = ssl.create_default_context(cadata=authority.decode() if authority else None)
+    except ssl.SSLError as error:
+        raise ValueError(f"{path}: certificate-authority is no PEM certificate: {error.reason or error}") from error
     if cluster.get("insecure-skip-tls-verify"):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

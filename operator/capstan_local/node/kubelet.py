@@ -47,6 +47,8 @@ class Kubelet:
         for method in ("GET", "POST"):
             app.router.add_route(method, "/exec/{namespace}/{pod}/{container}", self._exec)
             app.router.add_route(method, "/exec/{namespace}/{pod}/{uid}/{container}", self._exec)
+            for unsupported in ("attach", "portForward"):
+                app.router.add_route(method, f"/{unsupported}/{{namespace}}/{{pod}}{{rest:.*}}", self._refuse)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=STOP_SECONDS, handler_cancellation=True)
         self.port = 0
 
@@ -114,6 +116,13 @@ class Kubelet:
             await response.write(chunk)
         await response.write_eof()
         return response
+
+    async def _refuse(self, request: web.Request) -> web.StreamResponse:
+        what = request.path.split("/")[1]
+        raise web.HTTPNotImplemented(
+            text=f"{what} is not supported by this node: use kubectl exec and kubectl logs -f, "
+            "and reach ports of a pod at its podIP, an address of this machine"
+        )
 
     async def _exec(self, request: web.Request) -> web.StreamResponse:
         _, container = self._container(request)

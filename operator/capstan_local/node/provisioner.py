@@ -88,10 +88,13 @@ class Provisioner:
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _make_storage_class(self) -> None:
+        """The default class, unless the cluster has one already."""
+        existing, _ = await self._client.list(STORAGE_CLASSES)
+        has_default = any((item["metadata"].get("annotations") or {}).get(IS_DEFAULT) == "true" for item in existing)
         storage_class = {
             "apiVersion": "storage.k8s.io/v1",
             "kind": "StorageClass",
-            "metadata": {"name": STORAGE_CLASS, "annotations": {IS_DEFAULT: "true"}},
+            "metadata": {"name": STORAGE_CLASS, "annotations": {IS_DEFAULT: str(not has_default).lower()}},
             "provisioner": PROVISIONER,
             "reclaimPolicy": "Delete",
             "volumeBindingMode": "Immediate",

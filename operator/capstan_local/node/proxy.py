@@ -125,8 +125,14 @@ class Relay:
         self._server: asyncio.Server | None = None
         self._connections: set[asyncio.Task[Any]] = set()
 
+    @property
+    def address(self) -> Address:
+        """Where it listens."""
+        return self._address
+
     async def listen(self) -> None:
         self._server = await asyncio.start_server(self._serve, *self._address, limit=CHUNK_BYTES)
+        self._address = self._server.sockets[0].getsockname()[:2]
 
     def point_to(self, backends: list[Address]) -> None:
         self._backends = backends

@@ -107,6 +107,8 @@ def decide_phase(
         return "Pending"
     if any(state.terminated is None or restarts(policy, state.terminated["exitCode"]) for state in main):
         return "Running"
+    if any(state.is_running for state in init):  # sidecars, which end after the main containers
+        return "Running"
     return "Succeeded" if all(state.has_succeeded for state in main) else "Failed"
 
 
