@@ -6,14 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from capstan_local import crd_registry, openapi
+from capstan_local import crd_registry, openapi, openapi_binary
 from capstan_local.codec import dumps
 from capstan_local.errors import not_acceptable, path_not_found
-from capstan_local.representation import parse_accept
+from capstan_local.representation import MediaRange, parse_accept
 from capstan_local.resources import Catalog
 from capstan_local.storage import Store
 
+_V2 = "/openapi/v2"
 _PREFIX = "/openapi/v3"
+_JSON = "application/json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +24,7 @@ class Document:
 
     body: bytes
     etag: str
+    content_type: str = "application/json"
 
 
 class OpenApiDocuments:
@@ -31,7 +34,7 @@ class OpenApiDocuments:
         self._catalog = catalog
         self._store = store
         self._generation = -1
-        self._documents: dict[str, Document] = {}
+        self._documents: dict[tuple[str, str], Document] = {}
         self._builtin = [
             openapi.BuiltinResource(
                 group=resource.group,
@@ -47,28 +50,26 @@ class OpenApiDocuments:
         ]
 
     async def find(self, path: str, accept: str) -> Document:
-        """Raises ApiError 404, and 406 when only protobuf is accepted."""
+        """Raises ApiError 404 for what is not served and 406 for a form there is not."""
         path = path.rstrip("/")
-        if accept and not any(
-            wanted.media_type in ("application/json", "*/*", "application/*") for wanted in parse_accept(accept)
-        ):
-            raise not_acceptable()
+        content_type = _negotiate(path, accept)
         if self._generation != self._catalog.generation:
             self._documents.clear()
             self._generation = self._catalog.generation
-        found = self._documents.get(path)
+        found = self._documents.get((path, content_type))
         if found is None:
             generation = self._generation
-            body = await asyncio.to_thread(_serialise, self._maker(path))
-            found = Document(body, f'"{hashlib.sha256(body).hexdigest()[:32].upper()}"')
+            serialise = dumps if content_type == _JSON else openapi_binary.encode
+            body = await asyncio.to_thread(_serialised, self._maker(path), serialise)
+            found = Document(body, f'"{hashlib.sha256(body).hexdigest()[:32].upper()}"', content_type)
             if generation == self._generation:
-                self._documents[path] = found
+                self._documents[path, content_type] = found
         return found
 
     def _maker(self, path: str) -> Callable[[], Any]:
         crds = [entry.load() for entry in self._store.scan(crd_registry.CRDS)]
         builtin = self._builtin
-        if path == "/openapi/v2":
+        if path == _V2:
             return lambda: openapi.v2_document(builtin, crds)
         if path == _PREFIX:
             return lambda: openapi.v3_index(builtin, crds)
@@ -79,5 +80,15 @@ class OpenApiDocuments:
         return lambda: openapi.v3_document(group_version, builtin, crds)
 
 
-def _serialise(make: Callable[[], Any]) -> bytes:
-    return dumps(make())
+def _serialised(make: Callable[[], Any], serialise: Callable[[Any], bytes]) -> bytes:
+    return serialise(make())
+
+
+def _negotiate(path: str, accept: str) -> str:
+    """The form of a document: JSON, and for v2 the binary one too. Raises ApiError 406."""
+    for wanted in parse_accept(accept) if accept else [MediaRange(_JSON, {})]:
+        if wanted.media_type in (_JSON, "*/*", "application/*"):
+            return _JSON
+        if path == _V2 and wanted.media_type in openapi_binary.MEDIA_TYPES:
+            return openapi_binary.MEDIA_TYPE
+    raise not_acceptable()

@@ -140,7 +140,7 @@ class HttpServer:
         document = await self._documents.find(path, request.headers.get("Accept", ""))
         if request.headers.get("If-None-Match") == document.etag:
             return web.Response(status=304, headers={"ETag": document.etag})
-        return _respond(200, document.body, headers={"ETag": document.etag})
+        return _respond(200, document.body, document.content_type, {"ETag": document.etag})
 
     async def _watch(
         self, request: web.BaseRequest, asked: ResourceRequest, query: dict[str, str]

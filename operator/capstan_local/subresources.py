@@ -49,6 +49,7 @@ def scale_of(resource: Resource, obj: Object) -> Object:
     spec_path, status_path, selector_path = _paths(resource)
     meta = obj["metadata"]
     shown = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+    wanted = _at_path(obj, spec_path)
     status: Object = {"replicas": _at_path(obj, status_path) or 0}
     if resource.custom:
         selector = _at_path(obj, selector_path) if selector_path else None
@@ -60,7 +61,7 @@ def scale_of(resource: Resource, obj: Object) -> Object:
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": {field: meta[field] for field in shown if field in meta},
-        "spec": {"replicas": _at_path(obj, spec_path) or 0},
+        "spec": {"replicas": wanted} if wanted else {},  # Go leaves a zero out
         "status": status,
     }
 
