@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from capstan_operator.cluster import kube
 from capstan_operator.cluster.credentials import Credentials
-from capstan_operator.cluster.errors import ApiError
+from capstan_operator.cluster.errors import ApiError, api_error
 from capstan_operator.cluster.kinds import PODS, SECRETS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
@@ -38,6 +39,27 @@ async def test_an_existing_name_and_a_conflict_are_told_apart(api: FakeApi, clie
     other = await refusal(client.delete(PODS, "default", "p", uid="other", grace_seconds=None, lane=Lane.CREATE))
     assert (taken.is_already_exists, taken.is_conflict) == (True, False)
     assert (other.is_already_exists, other.is_conflict) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "is_refusal"),
+    [
+        (403, {"reason": "Forbidden", "message": "exceeded quota"}, True),
+        (422, {"reason": "Invalid"}, True),
+        (403, {"reason": "Forbidden", "details": {"causes": [{"reason": "NamespaceTerminating"}]}}, False),
+        (409, {"reason": "AlreadyExists"}, False),
+        (500, {}, False),
+        (0, {}, False),
+    ],
+)
+def test_only_what_a_person_must_mend_is_a_refusal(status: int, body: dict[str, object], is_refusal: bool) -> None:
+    assert api_error(status, json.dumps(body).encode(), "POST /x").is_refusal == is_refusal
+
+
+def test_an_answer_that_is_no_status_is_quoted() -> None:
+    assert (
+        str(api_error(502, b"<html>bad gateway</html>", "GET /x")) == "Http502 (502): GET /x: <html>bad gateway</html>"
+    )
 
 
 async def test_a_429_is_waited_out_and_tried_again(api: FakeApi, client: KubeClient, metrics: Metrics) -> None:

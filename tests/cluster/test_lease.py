@@ -124,6 +124,13 @@ async def test_a_lease_taken_by_somebody_else_is_given_up_at_once(api: FakeApi, 
         assert holder(api) == "intruder"
 
 
+async def test_a_lease_that_somebody_made_by_hand_is_taken(api: FakeApi, client: KubeClient) -> None:
+    api.put(LEASES, {"metadata": {"name": "capstan-operator", "namespace": "capstan"}})
+    async with candidate(client, "a") as (a, _):
+        await eventually(a.leading.is_set)
+    assert holder(api) == "a"
+
+
 async def test_a_deleted_lease_is_made_again(api: FakeApi, client: KubeClient) -> None:
     async with candidate(client, "a") as (a, _):
         await eventually(a.leading.is_set)

@@ -201,6 +201,20 @@ async def test_a_pod_that_does_not_answer_is_waited_for_only_so_long() -> None:
         assert world.poller.has_looked("job-uid")
 
 
+async def test_a_term_that_was_interrupted_leaves_nothing_behind() -> None:
+    async with polling(starts=False) as world:
+        one = await world.add(0)
+        for _ in range(3):
+            task = asyncio.create_task(world.poller.run())
+            for _ in range(3):
+                await asyncio.sleep(0)  # just long enough for a request to be planned and not begun
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+        task = asyncio.create_task(world.poller.run())
+        await eventually(lambda: one.asked >= 2)
+        task.cancel()
+
+
 async def test_pods_that_are_gone_are_asked_no_more() -> None:
     async with polling() as world:
         one = await world.add(0)

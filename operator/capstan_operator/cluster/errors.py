@@ -7,6 +7,8 @@ SupervisorError     a pod's supervisor refused, or gave no usable answer
 
 import msgspec
 
+NAMESPACE_TERMINATING = "NamespaceTerminating"
+
 
 class ApiError(Exception):
     """The API server's answer to a request that did not succeed."""
@@ -41,6 +43,8 @@ class ApiError(Exception):
     def is_refusal(self) -> bool:
         """The server understood and will not do it: a quota, an admission rule, a wrong field, a name that is taken.
         Only a person can change that."""
+        if self.reason == NAMESPACE_TERMINATING:
+            return False  # the job is about to go the same way
         return self.status in (400, 403, 413, 422) or isinstance(self, Stranger)
 
     @property
@@ -64,12 +68,26 @@ class SupervisorError(Exception):
     """A supervisor did not do as asked; the text is one line that says why."""
 
 
+class ErrorCause(msgspec.Struct, gc=False):
+    reason: str = ""
+
+
+class ErrorDetails(msgspec.Struct, gc=False):
+    causes: list[ErrorCause] | None = None
+
+
 class ErrorStatus(msgspec.Struct, gc=False):
     """The parts of a Kubernetes `Status` object that matter."""
 
     code: int = 0
     reason: str = ""
     message: str = ""
+    details: ErrorDetails | None = None
+
+    def nearest_reason(self) -> str:
+        """The reason, or that of its cause where that says more."""
+        causes = (self.details.causes if self.details is not None else None) or ()
+        return NAMESPACE_TERMINATING if any(c.reason == NAMESPACE_TERMINATING for c in causes) else self.reason
 
 
 _decode_status = msgspec.json.Decoder(ErrorStatus).decode
@@ -82,5 +100,5 @@ def api_error(status: int, body: bytes, request: str, retry_after: float | None 
     except msgspec.MsgspecError:
         answer = ErrorStatus(message=body[:200].decode("utf-8", "replace").strip())
     return ApiError(
-        status, answer.reason or f"Http{status}", f"{request}: {answer.message or 'no message'}", retry_after
+        status, answer.nearest_reason() or f"Http{status}", f"{request}: {answer.message or 'no message'}", retry_after
     )

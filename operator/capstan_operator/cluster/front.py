@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -10,6 +11,8 @@ from pydantic import ValidationError
 from capstan_operator.cluster.work_queue import JobKey
 from capstan_operator.metrics import Metrics
 from capstan_runtime.contract.state import Hint
+
+logger = logging.getLogger(__name__)
 
 MAX_HINT_BYTES = 4096
 HINTS_PER_SECOND = 100.0
@@ -45,6 +48,7 @@ class Front:
         await runner.setup()
         try:
             await web.TCPSite(runner, host, port).start()
+            logger.info("listening on %s", ", ".join(f"http://{a[0]}:{a[1]}" for a in runner.addresses))
             yield
         finally:
             await runner.cleanup()

@@ -134,6 +134,7 @@ class Elector:
         """Fetch the lease; note when it changed."""
         try:
             lease = orjson.loads(await self._client.get(LEASES, self._namespace, LEASE_NAME))
+            lease["spec"] = lease.get("spec") or {}  # one made by hand may have none
         except ApiError as error:
             if not error.is_not_found:
                 raise
