@@ -198,7 +198,8 @@ class _Apply:
         before = managers.pop(self.key, None)
         merged = merge({} if is_create else bare, self.applied, self.schema)
         if before is not None and before.fields:
-            merged = self._prune(merged, before.fields, union(mine, _owned(managers)))
+            pruned = self._prune(merged, before.fields, union(mine, _owned(managers)))
+            merged = merge(pruned, self.applied, self.schema)  # containers that are applied as empty are there
         changes = compare(bare, merged, self.schema)
         if not force:
             _refuse_conflicts(managers, changes)

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a message is one line, as the server sends it
 """x-kubernetes-validations: what compiles, what is refused, and what rules say about objects."""
 
 from typing import Any

@@ -1,3 +1,4 @@
+# ruff: noqa: E501 - a message is one line, as the server sends it
 """Structural schemas. Messages are those of a kube-apiserver; where releases differ, those of the newest."""
 
 from copy import deepcopy
