@@ -83,7 +83,9 @@ class Cluster:
 
     def event_reasons(self, job: str) -> list[str]:
         """Reasons of the job's events, oldest first, repetitions dropped."""
-        events = self.core.list_namespaced_event(NAMESPACE, field_selector=f"involvedObject.name={job}").items
+        events = self.core.list_namespaced_event(
+            NAMESPACE, field_selector=f"involvedObject.kind=TrainingJob,involvedObject.name={job}"
+        ).items
         events.sort(key=lambda event: event.first_timestamp or event.event_time or event.metadata.creation_timestamp)
         return list(dict.fromkeys(event.reason for event in events))
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from kubernetes import client, config
+
 from tests.conftest import real_assets_or_skip
 from tests.e2e.cluster import Cluster
 from tests.support.control_planes import RealControlPlane, Server

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from tests.e2e.cluster import Cluster
 from tests.e2e.jobs import program_job, small_job
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import psutil
 import pytest
+
 from tests.e2e.cluster import NAMESPACE, Cluster, Status
 from tests.e2e.jobs import FRAMEWORKS, small_job
 
@@ -56,7 +57,8 @@ def undisturbed_metrics() -> dict[str, dict[str, float]]:
 @pytest.fixture
 def job_name(cluster: Cluster, framework: str, request: pytest.FixtureRequest) -> Iterator[str]:
     """A fresh name with a claim; whatever the test leaves is removed."""
-    name = f"{request.function.__name__.removeprefix('test_').replace('_', '-')[:30].strip('-')}-{framework}"
+    short = request.function.__name__.removeprefix("test_").replace("_", "-")[:30].strip("-")
+    name = f"{short}-{request.node.callspec.id.removeprefix(cluster.name).strip('-')}"
     cluster.claim(name)
     yield name
     cluster.delete_job(name)
