@@ -38,11 +38,12 @@ def context_of(
     *,
     optimizer: dict[str, Any] = ADAMW,
     batch: int = 16,
-    virtual_ranks: int = 4,
+    virtual_ranks: int | None = None,
     gradient_clip: float | None = 1.0,
     precision: str = "fp32",
     patience_seconds: float = 120.0,
 ) -> TrainContext:
+    """A context of its own making; two micro-steps a rank unless `virtual_ranks` says otherwise."""
     run = RunConfig.parse(
         {
             "job": "tests/small",
@@ -55,7 +56,7 @@ def context_of(
             "training": {
                 "steps": 100,
                 "globalBatchSize": batch,
-                "virtualRanks": virtual_ranks,
+                "virtualRanks": virtual_ranks or 2 * world,
                 "precision": precision,
                 "seed": 7,
                 **({} if gradient_clip is None else {"gradientClip": gradient_clip}),

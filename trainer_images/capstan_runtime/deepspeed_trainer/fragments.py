@@ -111,21 +111,27 @@ def import_fragments(
     here = {fragment.spec.name: fragment for fragment in fragments}
     parameters = dict(engine.module.named_parameters())
     for spec in table:
-        fragment = here.get(spec.name)
-        readable = _is_whole(parameters[spec.name])
-        if fragment is None and not readable:
+        fragment, parameter = here.get(spec.name), parameters[spec.name]
+        if fragment is None and not _is_whole(parameter):
             continue
         weights = _read(source, spec, None)
-        if readable:
-            parameters[spec.name].data.copy_(weights)
+        if _is_whole(parameter):
+            parameter.data.copy_(weights)
         if fragment is not None:
-            for kind, tensor in fragment.tensors.items():
-                whole = weights if kind is None else _read(source, spec, kind)
-                tensor.copy_(whole.view(-1)[fragment.start : fragment.start + tensor.numel()])
+            _fill(fragment, parameter, weights, source)
+
+
+def _fill(fragment: Fragment, parameter: Any, weights: Tensor, source: TensorSource) -> None:
+    for kind, tensor in fragment.tensors.items():
+        whole = weights if kind is None else _read(source, fragment.spec, kind)
+        tensor.copy_(whole.view(-1)[fragment.start : fragment.start + tensor.numel()])
+    if hasattr(parameter, "ds_tensor"):  # stage 3: what whole parameters are gathered from, padded at the end
+        master = fragment.tensors[None]
+        parameter.ds_tensor.data.view(-1)[: master.numel()].copy_(master)
 
 
 def _is_whole(parameter: Any) -> bool:
-    """Whether the forward pass's copy of a parameter is here: always, but at stage 3 only of those it never lets go."""
+    """Whether all of the forward pass's copy of a parameter is here now: always, but at stage 3 only of small ones."""
     status = getattr(parameter, "ds_status", None)
     return status is None or status.name == "AVAILABLE"
 
