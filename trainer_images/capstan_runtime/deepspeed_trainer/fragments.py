@@ -41,7 +41,7 @@ def fragments_of(engine: Any, table: Sequence[ParameterSpec], kinds: tuple[str, 
     parameters = dict(engine.module.named_parameters())
     locate = {0: _locate_replicated, 1: _locate_flattened, 2: _locate_flattened, 3: _locate_partitioned}
     torch_optimizer = engine.basic_optimizer
-    moments_of: dict[int, dict[str, Tensor]] = {}
+    moments_of: dict[int, Mapping[str | None, Tensor]] = {}
     found = []
     for spec in table:
         address = locate[engine.zero_optimization_stage()](engine, parameters[spec.name])

@@ -4,6 +4,9 @@ Axes: B batch, T time, D model width, N query heads, K key and value heads, H he
 Shapes are all that the constructors decide: values come from `model_spec.initial_parameter` or a checkpoint.
 """
 
+# Calling a torch module has no type.
+# mypy: disable-error-code="no-any-return"
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

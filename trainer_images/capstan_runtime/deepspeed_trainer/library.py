@@ -3,12 +3,12 @@
 import logging
 import os
 import warnings
-from types import ModuleType
+from typing import Any
 
 import torch
 
 
-def load_deepspeed(device: torch.device) -> ModuleType:
+def load_deepspeed(device: torch.device) -> Any:
     """The `deepspeed` package, set to `device`, quiet, and without compiling anything."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     # One process per pod; DeepSpeed insists on being told.

@@ -3,6 +3,9 @@
 Axes: B batch, T time, D model width, N query heads, K key and value heads, H head width, S image side, C channels.
 """
 
+# Calling a torch module has no type.
+# mypy: disable-error-code="no-any-return"
+
 import math
 
 import torch

@@ -20,7 +20,8 @@ class DecoupledSgd(torch.optim.SGD):
         for group in self.param_groups:
             if group["decoupled_decay"] and group["params"]:
                 torch._foreach_mul_(group["params"], 1.0 - group["lr"] * group["decoupled_decay"])
-        return super().step(closure)
+        loss: float | None = super().step(closure)
+        return loss
 
 
 def build_optimizer(
@@ -52,7 +53,7 @@ def build_optimizer(
 
 def set_state(
     optimizer: torch.optim.Optimizer, flat_parameter: Tensor, kinds: tuple[str, ...], step: int
-) -> dict[str, Tensor]:
+) -> dict[str | None, Tensor]:
     """Gives `flat_parameter` its moments, zero unless it has them already, and the number of steps done.
 
     torch makes them at the first step; made before, they can be filled from a checkpoint. Returns the moments by kind.

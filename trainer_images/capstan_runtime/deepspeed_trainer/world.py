@@ -5,6 +5,7 @@ import re
 import socket
 from collections.abc import Iterator
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -55,12 +56,13 @@ class World:
             dist.destroy_process_group()
 
 
-def _meeting_place(membership: Membership, seconds: float) -> dist.Store:
+def _meeting_place(membership: Membership, seconds: float) -> Any:
+    stores: Any = dist  # torch exports its stores without telling type checkers
     if membership.world == 1:
-        return dist.HashStore()
+        return stores.HashStore()
     host, _, port = membership.coordinator.rpartition(":")
     listener = _listen(host, int(port)) if membership.rank == 0 else None
-    return dist.TCPStore(
+    return stores.TCPStore(
         host,
         int(port),
         world_size=membership.world,

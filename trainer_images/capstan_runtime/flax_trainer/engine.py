@@ -1,5 +1,8 @@
 """One rank of a Flax run: data parallel over all devices of all processes."""
 
+# JAX leaves these parts of its interface untyped.
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 

@@ -6,6 +6,7 @@ its parameters laid end to end, which is all that saving needs to know.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -62,7 +63,7 @@ class Structure:
         return nnx.merge(self._graph, jax.tree_util.tree_unflatten(self._tree, values))
 
 
-def _dotted(path: jax.tree_util.KeyPath) -> str:
+def _dotted(path: tuple[Any, ...]) -> str:
     keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     return ".".join(str(key) for key in keys)
 

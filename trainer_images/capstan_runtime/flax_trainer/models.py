@@ -4,6 +4,7 @@ Axes: B batch, T time, D model width, N query heads, K key and value heads, H he
 """
 
 import math
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,7 @@ class Attention(nnx.Module):
         return self.out(mixed_BTNH.reshape(batch, length, -1))
 
 
-def _attention_implementation(dtype: jnp.dtype, head_dim: int) -> str:
+def _attention_implementation(dtype: jnp.dtype, head_dim: int) -> Literal["cudnn", "xla"]:
     """The flash kernel where there is one: cuDNN, 16-bit, head width a multiple of 8 up to 128 on every GPU since
     Ampere. JAX itself never chooses it, and it raises elsewhere."""
     fits = dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128
@@ -133,7 +134,7 @@ class TransformerModel(nnx.Module):
         table = rotary_table(inputs.shape[1], self.config.dim // self.config.heads, self.config.rope_theta)
         structure, stacked = nnx.split(self.layers)
 
-        def layer(x_BTD: jax.Array, parameters: nnx.State) -> tuple[jax.Array, None]:
+        def layer(x_BTD: jax.Array, parameters: Any) -> tuple[jax.Array, None]:
             return nnx.merge(structure, parameters)(x_BTD, table), None
 
         x_BTD, _ = jax.lax.scan(layer, self.embed(inputs, dtype), stacked)

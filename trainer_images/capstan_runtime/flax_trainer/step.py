@@ -3,6 +3,9 @@
 Axes: M micro-steps, G samples of one micro-step on all devices, b samples on one device.
 """
 
+# JAX leaves these parts of its interface untyped.
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
