@@ -1,5 +1,6 @@
 """The API without HTTP framing: one parsed request in, one answer out."""
 
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +10,7 @@ from aiohttp import web
 
 from capstan_local import patches, requests, reviews, subresources
 from capstan_local.codec import dumps
+from capstan_local.collection import Entry
 from capstan_local.decoding import Strictness, parse_body, parse_yaml
 from capstan_local.deletion import DeleteOptions, Deleter, parse_options
 from capstan_local.errors import (
@@ -33,6 +35,7 @@ from capstan_local.writes import Transform, WriteOptions, Writer, Written
 Object = dict[str, Any]
 
 _PATCHES = (requests.JSON_PATCH, requests.MERGE_PATCH, requests.STRATEGIC_PATCH, requests.APPLY)
+_DELETED_AT_ONCE = 64  # so many share a commit
 _CUSTOM_PATCHES = (requests.JSON_PATCH, requests.MERGE_PATCH, requests.APPLY)
 
 
@@ -229,12 +232,16 @@ class Api:
         options = self._delete_options(call)
         selection = list_options(resource, asked.namespace, call.query).selection
         deleted = self._reader.select(resource, selection)
-        for entry in deleted:
+
+        async def delete(entry: Entry) -> None:
             try:
                 await self._deleter.delete(resource, entry.namespace, entry.name, options)
             except ApiError as error:
                 if error.code != 404:  # gone already, which is what was asked for
                     raise
+
+        for at in range(0, len(deleted), _DELETED_AT_ONCE):
+            await asyncio.gather(*(delete(entry) for entry in deleted[at : at + _DELETED_AT_ONCE]))
         return Answer(200, list_in_form(resource, deleted, Representation(), self.store.rv, "", None))
 
     def _written(self, call: _Call, written: Written, options: WriteOptions) -> Answer:

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any
 
+from capstan_local.collection import Change
 from capstan_local.decoding import Strictness
 from capstan_local.errors import ApiError
 from capstan_local.resources import Catalog
-from capstan_local.storage import Change, Store
+from capstan_local.storage import Store
 from capstan_local.workqueue import WorkQueue
 from capstan_local.writes import WriteOptions, Writer
 

@@ -1,7 +1,9 @@
 """The embedded control plane as a library: `async with LocalControlPlane(home) as plane: plane.kubeconfig_path`."""
 
 import asyncio
+import fcntl
 import ssl
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -13,24 +15,31 @@ from capstan_local.api import Api
 from capstan_local.bootstrap import Bootstrap
 from capstan_local.certificates import ensure_certificates
 from capstan_local.codec import index_entry
+from capstan_local.collection import Entry
+from capstan_local.event_expiry import expire_events
 from capstan_local.garbage import GarbageCollector
 from capstan_local.identity import Authenticator
 from capstan_local.kubeconfig import ensure_token, write_kubeconfig
 from capstan_local.lifecycle import Terminator
 from capstan_local.resources import Catalog, Resource
 from capstan_local.server import HttpServer
-from capstan_local.storage import Entry, Store
+from capstan_local.storage import Store
 
 DEFAULT_HOME = Path("~/.capstan")
 
 _UNSERVED = Resource("", "", "", "", namespaced=True)
 
 
+class HomeInUse(OSError):
+    """Another server has the same home."""
+
+
 class LocalControlPlane:
     """An API server on a loopback port with its state under `home` (mode 0700, made when absent).
 
     Port 0 takes a free one. While open: `url`, `token`, `ca_path`, `kubeconfig_path`; `kubelet_token` is what the
-    server shows to nodes when it asks them for logs and exec (KubeletAccess).
+    server shows to nodes when it asks them for logs and exec (KubeletAccess). Entering raises HomeInUse when another
+    server has the same home, and OSError when the port is taken.
     """
 
     def __init__(self, home: Path = DEFAULT_HOME, port: int = 0) -> None:
@@ -45,6 +54,7 @@ class LocalControlPlane:
         self._tasks: list[asyncio.Task[None]] = []
         self._store: Store | None = None
         self._server: HttpServer | None = None
+        self._held = ExitStack()
 
     async def __aenter__(self) -> Self:
         try:
@@ -62,6 +72,11 @@ class LocalControlPlane:
     async def _start(self) -> None:
         self.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.home.chmod(0o700)
+        lock = self._held.enter_context((self.home / "server.lock").open("a"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise HomeInUse(f"{self.home} is in use by another API server; stop it or choose another home") from None
         files = ensure_certificates(self.home / "pki")
         self.token = ensure_token(self.home / "token")
         self.kubelet_token = ensure_token(self.home / "kubelet-token")
@@ -82,6 +97,7 @@ class LocalControlPlane:
                 ("terminator", terminator.queue),
             )
         ]
+        self._tasks.append(asyncio.create_task(expire_events(store, self._catalog), name="event expiry"))
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(files.certificate, files.key)
@@ -98,6 +114,7 @@ class LocalControlPlane:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._store is not None:
             await self._store.close()
+        self._held.close()
 
     def _load_entry(self, storage_key: str, rv: int, body: bytes) -> Entry:
         """Index a stored object; CRDs are loaded first and served from here on."""

@@ -8,10 +8,10 @@ from typing import Any
 
 import orjson
 
+from capstan_local.collection import Entry
 from capstan_local.event_versions import core_event_to_v1, v1_event_to_core
 from capstan_local.resources import Resource
 from capstan_local.selectors import selectable_values
-from capstan_local.storage import Entry
 
 Object = dict[str, Any]
 

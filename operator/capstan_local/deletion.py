@@ -6,9 +6,10 @@ from typing import Any
 
 from capstan_local import crd_registry
 from capstan_local.codec import dumps, make_entry, render, to_version
+from capstan_local.collection import Entry
 from capstan_local.errors import ApiError, Cause, conflict, forbidden, invalid, not_found, not_supported
 from capstan_local.resources import Catalog, Resource
-from capstan_local.storage import Entry, Store
+from capstan_local.storage import Store
 from capstan_local.writes import is_finished_deleting
 
 Object = dict[str, Any]

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capstan_local.codec import make_entry
+from capstan_local.collection import Change, Entry, Key
 from capstan_local.deletion import FOREGROUND, ORPHAN, DeleteOptions, Deleter
 from capstan_local.errors import ApiError
 from capstan_local.resources import Catalog
-from capstan_local.storage import Change, Entry, Key, Store
+from capstan_local.storage import Store
 from capstan_local.workqueue import WorkQueue
 from capstan_local.writes import is_finished_deleting
 

@@ -5,11 +5,12 @@ from typing import Any
 
 from capstan_local import crd_registry
 from capstan_local.codec import make_entry
+from capstan_local.collection import Change, Entry
 from capstan_local.deletion import DeleteOptions, Deleter
 from capstan_local.errors import ApiError
 from capstan_local.metadata import now_rfc3339
 from capstan_local.resources import Catalog, Resource
-from capstan_local.storage import Change, Entry, Store
+from capstan_local.storage import Store
 from capstan_local.workqueue import WorkQueue
 from capstan_local.writes import is_finished_deleting
 

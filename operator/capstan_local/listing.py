@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import orjson
 
 from capstan_local.codec import render
+from capstan_local.collection import Entry, Gone, Key
 from capstan_local.errors import ApiError, Cause, bad_request, forbidden_value, gone, invalid, not_found, not_supported
 from capstan_local.representation import Representation, list_in_form, object_body
 from capstan_local.resources import Resource
 from capstan_local.selectors import Selection
-from capstan_local.storage import Entry, Gone, Key, Store
+from capstan_local.storage import Store
 
 _TOKEN_EXPIRED = (
     "The provided continue parameter is too old to display a consistent list result. You can start a new list without"

@@ -11,9 +11,9 @@ import orjson
 
 Object = dict[str, Any]
 
-MEDIA_TYPE = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf"
-# Go clients before 1.27 write the media type with a dot instead of the at sign.
-MEDIA_TYPES = (MEDIA_TYPE, MEDIA_TYPE.replace("@", "."))
+MEDIA_TYPE = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf"
+# Older clients write the media type with an at sign, which is not allowed in one: Go refuses it in an answer.
+MEDIA_TYPES = (MEDIA_TYPE, MEDIA_TYPE.replace("v2.v1.0", "v2@v1.0"))
 
 # Field numbers of openapi_v2.proto.
 _OPERATIONS = {"get": 2, "put": 3, "post": 4, "delete": 5, "options": 6, "head": 7, "patch": 8}

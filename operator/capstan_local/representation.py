@@ -10,9 +10,9 @@ import yaml
 
 from capstan_local import tables
 from capstan_local.codec import dumps, list_body, render
+from capstan_local.collection import Entry
 from capstan_local.errors import not_acceptable
 from capstan_local.resources import Resource
-from capstan_local.storage import Entry
 
 Object = dict[str, Any]
 Shape = Literal["object", "table", "metadata"]

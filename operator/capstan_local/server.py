@@ -24,7 +24,9 @@ log = logging.getLogger(__name__)
 _OPEN_PATHS = ("/livez", "/readyz", "/healthz", "/version")
 _MOST_BODY_BYTES = 3 << 20  # kube-apiserver's own limit
 _ROOTS = ("/api", "/apis", "/healthz", "/livez", "/openapi/v2", "/openapi/v3", "/readyz", "/version")
-_STOP_SECONDS = 5.0
+_STOP_SECONDS = 2.0
+# A client that neither reads nor writes for so long has hung; its connection is given up.
+_STALLED_SECONDS = 60.0
 _COMMON = {"Cache-Control": "no-cache, private"}
 
 
@@ -44,11 +46,9 @@ class HttpServer:
     async def start(self, context: ssl.SSLContext, port: int) -> None:
         """Listen on 127.0.0.1; port 0 takes a free one."""
         server = web.Server(self._handle, request_factory=_make_request, access_log=None, handler_cancellation=True)
-        self._runner = web.ServerRunner(server)
+        self._runner = web.ServerRunner(server, shutdown_timeout=_STOP_SECONDS)
         await self._runner.setup()
-        site = web.TCPSite(
-            self._runner, "127.0.0.1", port, ssl_context=context, backlog=1024, shutdown_timeout=_STOP_SECONDS
-        )
+        site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=context, backlog=1024)
         await site.start()
         self.port = self._runner.addresses[0][1]
         self.url = f"https://127.0.0.1:{self.port}"
@@ -70,10 +70,13 @@ class HttpServer:
             return _respond(error.code, dumps(error.status()), headers=error.headers)
         except StorageFailed as error:
             return _failure(ApiError(500, f"Internal error occurred: {error}"))
+        except (ConnectionError, TimeoutError):
+            # The client went away or stalled: there is nobody to answer, only a connection to give up.
+            if request.transport is not None:
+                request.transport.abort()
+            return web.Response()
         except web.HTTPRequestEntityTooLarge:
             return _failure(too_large(_MOST_BODY_BYTES))
-        except (ConnectionError, asyncio.CancelledError):
-            raise  # the client went away
         except Exception:
             log.exception("%s %s", request.method, request.path)
             return _failure(ApiError(500, "Internal error occurred: see the server's log"))
@@ -98,7 +101,10 @@ class HttpServer:
             return await self._api.connect(request, asked)
         if asked.verb == "watch":
             return await self._watch(request, asked, query)
-        body = await request.read() if request.method not in ("GET", "HEAD") else b""
+        body = b""
+        if request.method not in ("GET", "HEAD"):
+            async with asyncio.timeout(_STALLED_SECONDS):
+                body = await request.read()
         return _answered(await self._api.answer(asked, query, request.headers, body, user))
 
     def _open(self, path: str) -> web.Response:
@@ -167,7 +173,8 @@ class HttpServer:
     async def _send(self, response: web.StreamResponse, frames: AsyncGenerator[bytes, None]) -> None:
         async with aclosing(frames):
             async for frame in frames:
-                await response.write(frame)
+                async with asyncio.timeout(_STALLED_SECONDS):
+                    await response.write(frame)
 
     def _end_outdated_watches(self, storage_key: str, _change: Any) -> None:
         """After a change of a CRD its clients must come back to see the new schema, or that there is none."""

@@ -7,20 +7,13 @@ waiting are undone and their writers get the error.
 
 import asyncio
 import sqlite3
-from bisect import bisect_left, bisect_right, insort
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import orjson
+from capstan_local.collection import Change, Collection, Entry, Gone, Key, Listener
 
-Key = tuple[str, str]  # (namespace, name); namespace "" for cluster-scoped objects
-
-WINDOW_CHANGES = 4096
-WINDOW_BYTES = 16 << 20
 # Resource versions are handed out below a persisted ceiling, and a start begins at the ceiling: a version that somebody
 # saw just before a crash is never given to another object.
 _CEILING_STEP = 10_000
@@ -36,131 +29,11 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITH
 """
 
 
-class Gone(Exception):
-    """The changes since this resource version are no longer known."""
-
-    def __init__(self, rv: int, oldest: int) -> None:
-        super().__init__(f"too old resource version: {rv} ({oldest})")
-
-
 class StorageFailed(Exception):
     """A change could not be committed and was undone."""
 
 
-class Entry:
-    """One object at one resource version; never changed after it is made.
-
-    `body` is the object as JSON. `labels`, `fields` and `owners` (uids) are what selectors and garbage collection need.
-    `views` holds what was derived from the body for other versions or newer schemas (codec.render).
-    """
-
-    __slots__ = ("body", "deleting", "fields", "labels", "name", "namespace", "owners", "rv", "uid", "views")
-
-    def __init__(
-        self,
-        namespace: str,
-        name: str,
-        uid: str,
-        rv: int,
-        body: bytes,
-        labels: dict[str, str],
-        fields: dict[str, str],
-        owners: tuple[str, ...],
-        deleting: bool,
-    ) -> None:
-        self.namespace = namespace
-        self.name = name
-        self.uid = uid
-        self.rv = rv
-        self.body = body
-        self.labels = labels
-        self.fields = fields
-        self.owners = owners
-        self.deleting = deleting
-        self.views: dict[Any, bytes] | None = None
-
-    @property
-    def key(self) -> Key:
-        return (self.namespace, self.name)
-
-    def load(self) -> dict[str, Any]:
-        """A fresh copy of the object."""
-        loaded: dict[str, Any] = orjson.loads(self.body)
-        return loaded
-
-
-class Change:
-    """One step of a collection: `entry` is the object after it (of a deletion its last state), `before` that before."""
-
-    __slots__ = ("before", "deleted", "entry", "frames")
-
-    def __init__(self, entry: Entry, before: Entry | None, deleted: bool) -> None:
-        self.entry = entry
-        self.before = before
-        self.deleted = deleted
-        self.frames: dict[Any, bytes] = {}  # watch frames by (type, representation), shared by all watchers
-
-    @property
-    def rv(self) -> int:
-        return self.entry.rv
-
-
-Listener = Callable[[Change], None]
 GlobalListener = Callable[[str, Change], None]  # (storage key, change)
-
-
-@dataclass(slots=True)
-class Collection:
-    """All objects of one storage key, and the changes that led to them."""
-
-    entries: dict[Key, Entry] = field(default_factory=dict)
-    keys: list[Key] = field(default_factory=list)  # sorted
-    window: deque[Change] = field(default_factory=deque)
-    window_bytes: int = 0
-    window_start: int = 0  # every change with a greater rv is in the window
-    listeners: dict[int, Listener] = field(default_factory=dict)
-
-    def apply(self, change: Change) -> None:
-        key = change.entry.key
-        if change.deleted:
-            del self.entries[key]
-            del self.keys[bisect_left(self.keys, key)]
-        else:
-            if key not in self.entries:
-                insort(self.keys, key)
-            self.entries[key] = change.entry
-        self.window.append(change)
-        self.window_bytes += len(change.entry.body)
-
-    def undo(self, change: Change) -> None:
-        """Take back the newest change."""
-        key = change.entry.key
-        if change.before is None:
-            del self.entries[key]
-            del self.keys[bisect_left(self.keys, key)]
-        else:
-            if key not in self.entries:
-                insort(self.keys, key)
-            self.entries[key] = change.before
-        self.window.pop()
-        self.window_bytes -= len(change.entry.body)
-
-    def trim(self, committed_rv: int) -> None:
-        """Forget the oldest committed changes beyond the bounds of the window."""
-        while self.window and (len(self.window) > WINDOW_CHANGES or self.window_bytes > WINDOW_BYTES):
-            oldest = self.window[0]
-            if oldest.rv > committed_rv:
-                return
-            self.window.popleft()
-            self.window_bytes -= len(oldest.entry.body)
-            self.window_start = oldest.rv
-
-    def keys_in(self, namespace: str) -> list[Key]:
-        """Sorted keys of one namespace, or of all for ""."""
-        if not namespace:
-            return self.keys
-        first = bisect_left(self.keys, (namespace, ""))
-        return self.keys[first : bisect_right(self.keys, (namespace, "\U0010ffff"))]
 
 
 @dataclass(slots=True)
@@ -192,13 +65,8 @@ class Store:
 
     def open(self, entry_of: Callable[[str, int, bytes], Entry]) -> None:
         """Open or create the database and load it. `entry_of(storage_key, rv, body)` builds entries; it is called with
-        CustomResourceDefinitions first."""
-        connection = sqlite3.connect(self._database, check_same_thread=False, timeout=_BUSY_SECONDS)
-        connection.isolation_level = None
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-        connection.executescript(_SCHEMA)
-        self._connection = connection
+        CustomResourceDefinitions first. Raises OSError when the file is no database."""
+        connection = self._connection = _connected(self._database)
         row = connection.execute("SELECT value FROM meta WHERE key = 'rv_ceiling'").fetchone()
         self.rv = self.committed_rv = int(row[0]) if row else 1
         first = "storage_key != 'customresourcedefinitions.apiextensions.k8s.io'"
@@ -350,8 +218,8 @@ class Store:
                 ceiling = self._raised_ceiling() if self.rv + _CEILING_STEP // 2 > self._ceiling else None
                 try:
                     await loop.run_in_executor(self._executor, self._commit, rows, ceiling)
-                except sqlite3.Error as error:
-                    self._fail(group, error)
+                except Exception as error:
+                    self._fail(group, error)  # whatever it was, the writers of this group hear of it
                 else:
                     self._publish(group)
         finally:
@@ -368,7 +236,7 @@ class Store:
             if not item.done.done():
                 item.done.set_result(None)
 
-    def _fail(self, group: list[_Staged], error: sqlite3.Error) -> None:
+    def _fail(self, group: list[_Staged], error: Exception) -> None:
         """Undo the failed group and everything staged on top of it, newest first."""
         undone = group + self._staged
         self._staged = []
@@ -405,3 +273,16 @@ class Store:
         except BaseException:
             connection.rollback()
             raise
+
+
+def _connected(database: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(database, check_same_thread=False, timeout=_BUSY_SECONDS, isolation_level=None)
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        # Safe against the death of this process at any moment; the last writes before a power cut may be lost.
+        connection.execute("PRAGMA synchronous=NORMAL")
+        connection.executescript(_SCHEMA)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        raise OSError(f"{database}: {error}; move it away to start afresh") from error
+    return connection

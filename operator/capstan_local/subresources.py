@@ -8,12 +8,13 @@ from typing import Any
 import orjson
 
 from capstan_local.codec import dumps
+from capstan_local.collection import Entry
 from capstan_local.deletion import DeleteOptions, Deleter, parse_options, too_many_disruptions
 from capstan_local.errors import ApiError, bad_request, conflict, invalid, invalid_value, not_found, required
 from capstan_local.identity import ISSUER, Authenticator
 from capstan_local.metadata import now_rfc3339
 from capstan_local.resources import Resource
-from capstan_local.storage import Entry, Store
+from capstan_local.storage import Store
 from capstan_local.writes import WriteOptions, Writer
 
 Object = dict[str, Any]

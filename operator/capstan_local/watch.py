@@ -10,12 +10,13 @@ from typing import Any
 import orjson
 
 from capstan_local.codec import dumps, head, render
+from capstan_local.collection import Change, Entry, Gone
 from capstan_local.errors import Cause, bad_request, forbidden_value, gone, invalid
 from capstan_local.listing import parse_rv
 from capstan_local.representation import Representation, partial, table_of
 from capstan_local.resources import Resource
 from capstan_local.selectors import Selection
-from capstan_local.storage import Change, Entry, Gone, Store
+from capstan_local.storage import Store
 
 _BOOKMARK_SECONDS = 60.0
 _DEFAULT_TIMEOUT_SECONDS = 1800.0

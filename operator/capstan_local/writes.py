@@ -11,6 +11,7 @@ from typing import Any, Literal
 from capstan_local import crd_registry, defaults, managed_fields, metadata, strategy, validation
 from capstan_local.admission import Admission
 from capstan_local.codec import dumps, make_entry, render, to_stored, to_version
+from capstan_local.collection import Entry
 from capstan_local.decoding import Strictness, check_kind, decode
 from capstan_local.errors import (
     ApiError,
@@ -23,7 +24,7 @@ from capstan_local.errors import (
     not_found,
 )
 from capstan_local.resources import Catalog, Resource
-from capstan_local.storage import Entry, Store
+from capstan_local.storage import Store
 
 Object = dict[str, Any]
 Transform = Callable[[Object], Object]
