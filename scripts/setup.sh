@@ -24,8 +24,10 @@ say "Installing the pinned packages (about 2 GB with PyTorch and JAX; a few minu
 install 'pip>=24' wheel
 # DeepSpeed's build asks the installed torch what it can compile, so torch comes first and the build sees it.
 install "$(grep '^torch==' requirements.lock)"
-grep -v '^deepspeed==' requirements.lock >"$venv/without-deepspeed.txt"
-install -r "$venv/without-deepspeed.txt"
+grep -v -e '^deepspeed==' -e '^helm-sdkpy==' requirements.lock >"$venv/plain.txt"
+install -r "$venv/plain.txt"
+# Helm for the tests. Its wheel asks for Python 3.12 and runs on 3.11.
+install --ignore-requires-python --no-deps "$(grep '^helm-sdkpy==' requirements.lock)"
 DS_BUILD_OPS=0 install --no-build-isolation --no-deps "$(grep '^deepspeed==' requirements.lock)"
 say "Installing capstan itself (editable)"
 install --no-build-isolation --no-deps --editable .
