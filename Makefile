@@ -15,7 +15,7 @@ help: ## Show this list
 
 setup: $(READY) ## Create .venv with every pinned dependency (the other targets do it for you)
 
-$(READY): requirements.lock pyproject.toml scripts/setup.sh scripts/build_deepspeed_ops.py
+$(READY): requirements.lock pyproject.toml scripts/setup.sh
 	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)
 	@touch $@
 

@@ -13,7 +13,6 @@ install() { "$venv/bin/python" -m pip install "$@" | { grep -v -e '^Requirement 
 
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
   stop "$python is $("$python" -V 2>&1 || true); Python 3.11 or newer is needed: make PYTHON=python3.11 setup"
-command -v g++ >/dev/null || stop "g++ is missing; DeepSpeed compiles with it: apt-get install g++"
 
 started=$SECONDS
 if [ ! -x "$venv/bin/python" ]; then
@@ -31,6 +30,4 @@ install --ignore-requires-python --no-deps "$(grep '^helm-sdkpy==' requirements.
 DS_BUILD_OPS=0 install --no-build-isolation --no-deps "$(grep '^deepspeed==' requirements.lock)"
 say "Installing capstan itself (editable)"
 install --no-build-isolation --no-deps --editable .
-say "Compiling DeepSpeed's CPU communication op (about 2 minutes the first time)"
-"$venv/bin/python" scripts/build_deepspeed_ops.py
 say "Ready after $((SECONDS - started)) s: $venv"
