@@ -7,7 +7,7 @@ from pathlib import Path
 
 from benchmarks.report import environment, markdown
 
-BENCHMARKS = ("apiserver", "jobs", "checkpoints", "steps")
+BENCHMARKS = ("apiserver", "jobs")
 
 
 def main() -> int:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from benchmarks.report import Figure
 
+from benchmarks.report import Figure
 from capstan_local.client import Access, Client, Resource
 
 JOBS = Resource("capstan.dev", "v1alpha1", "trainingjobs")
