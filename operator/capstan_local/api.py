@@ -261,9 +261,9 @@ def _patcher(call: _Call) -> Transform:
     def transform(obj: Object) -> Object:
         try:
             if content_type == requests.JSON_PATCH:
-                return patches.apply_json_patch(obj, patch)  # type: ignore[no-any-return]
+                return patches.apply_json_patch(obj, patch)
             if content_type == requests.MERGE_PATCH:
-                return patches.apply_merge_patch(obj, patch)  # type: ignore[no-any-return]
+                return patches.apply_merge_patch(obj, patch)
             return patches.apply_strategic_merge_patch(obj, patch, kind_key)
         except patches.PatchError as error:
             if error.code == 422:

@@ -66,13 +66,12 @@ class Entry:
 class Change:
     """One step of a collection: `entry` is the object after it (of a deletion its last state), `before` that before."""
 
-    __slots__ = ("before", "deleted", "entry", "frames")
+    __slots__ = ("before", "deleted", "entry")
 
     def __init__(self, entry: Entry, before: Entry | None, deleted: bool) -> None:
         self.entry = entry
         self.before = before
         self.deleted = deleted
-        self.frames: dict[Any, bytes] = {}  # watch frames by (type, representation), shared by all watchers
 
     @property
     def rv(self) -> int:

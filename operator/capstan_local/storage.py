@@ -78,8 +78,8 @@ class Store:
             self._index(storage_key, None, entry)
         for collection in self._collections.values():
             collection.keys = sorted(collection.entries)
-        self._ceiling = self.rv
-        self._commit([], self._raised_ceiling())
+        self._ceiling = self.rv + _CEILING_STEP
+        self._commit([], self._ceiling)
 
     async def close(self) -> None:
         """Commit what is waiting, then close the database."""
@@ -215,12 +215,13 @@ class Store:
                     )
                     for item in group
                 ]
-                ceiling = self._raised_ceiling() if self.rv + _CEILING_STEP // 2 > self._ceiling else None
+                ceiling = self.rv + _CEILING_STEP if self.rv + _CEILING_STEP // 2 > self._ceiling else None
                 try:
                     await loop.run_in_executor(self._executor, self._commit, rows, ceiling)
                 except Exception as error:
                     self._fail(group, error)  # whatever it was, the writers of this group hear of it
                 else:
+                    self._ceiling = ceiling or self._ceiling
                     self._publish(group)
         finally:
             self._flusher = None
@@ -245,10 +246,6 @@ class Store:
             self._index(item.storage_key, None if item.change.deleted else item.change.entry, item.change.before)
             if not item.done.done():
                 item.done.set_exception(StorageFailed(f"cannot write {self._database}: {error}"))
-
-    def _raised_ceiling(self) -> int:
-        self._ceiling = max(self._ceiling, self.rv) + _CEILING_STEP
-        return self._ceiling
 
     def _commit(self, rows: Iterable[tuple[str, bool, Key, int, bytes]], ceiling: int | None) -> None:
         connection = self._connection

@@ -24,6 +24,7 @@ _DEFAULT_TIMEOUT_SECONDS = 1800.0
 _MOST_UNREAD = 20_000
 # Changes sent in one write: enough to amortise it, few enough to keep the loop responsive.
 _MOST_PER_WRITE = 256
+_PARTS = 3  # the pieces of which an event is made
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,10 @@ class Watch:
     async def frames(self) -> AsyncGenerator[bytes, None]:
         """Chunks of newline-ended events."""
         for at in range(0, len(self._first), _MOST_PER_WRITE):
-            yield b"".join(self._frame("ADDED", entry, None) for entry in self._first[at : at + _MOST_PER_WRITE])
+            parts: list[bytes] = []
+            for entry in self._first[at : at + _MOST_PER_WRITE]:
+                parts += self._frame("ADDED", entry)
+            yield b"".join(parts)
         self._first = []
         if self._options.send_initial and self._options.bookmarks:
             yield self._bookmark(initial_end=True)
@@ -151,7 +155,7 @@ class Watch:
     def _drain(self) -> bytes:
         """The events of what is unread and selected, up to a bound; empty when there is none."""
         parts: list[bytes] = []
-        while self._unread and len(parts) < _MOST_PER_WRITE:
+        while self._unread and len(parts) < _PARTS * _MOST_PER_WRITE:
             change = self._unread.popleft()
             if change.rv <= self._told_rv:
                 continue
@@ -159,9 +163,9 @@ class Watch:
             kind = self._kind_of(change)
             if kind == "DELETED" and not change.deleted and change.before is not None:
                 # It left the selection: the client gets the last state it was shown, at the version of the change.
-                parts.append(self._frame(kind, change.before, None, rv=change.rv))
+                parts += self._frame(kind, change.before, rv=change.rv)
             elif kind:
-                parts.append(self._frame(kind, change.entry, change))
+                parts += self._frame(kind, change.entry)
         return b"".join(parts)
 
     def _kind_of(self, change: Change) -> str:
@@ -177,15 +181,10 @@ class Watch:
     def _selects(self, entry: Entry) -> bool:
         return self._options.selection.matches(entry.namespace, entry.name, entry.labels, entry.fields)
 
-    def _frame(self, kind: str, entry: Entry, change: Change | None, rv: int | None = None) -> bytes:
+    def _frame(self, kind: str, entry: Entry, rv: int | None = None) -> tuple[bytes, bytes, bytes]:
+        """The pieces of one event; the object is the stored bytes themselves, shared with everybody."""
         if self._form.shape == "object":
-            if change is None:
-                return _wrap(kind, self._body(entry, rv))
-            key = (kind, self.resource.api_version)
-            frame = change.frames.get(key)
-            if frame is None:
-                frame = change.frames[key] = _wrap(kind, self._body(entry, None))
-            return frame
+            return _wrap(kind, self._body(entry, rv))
         obj = orjson.loads(self._body(entry, rv))
         if self._form.shape == "metadata":
             return _wrap(kind, dumps(partial(obj, self._form.version)))
@@ -205,6 +204,9 @@ class Watch:
         return dumps(obj)
 
     def _bookmark(self, *, initial_end: bool) -> bytes:
+        return b"".join(_wrap("BOOKMARK", self._bookmark_object(initial_end=initial_end)))
+
+    def _bookmark_object(self, *, initial_end: bool) -> bytes:
         if not self._unread:
             self._told_rv = max(self._told_rv, self._store.committed_rv)
         metadata: dict[str, Any] = {"resourceVersion": str(self._told_rv), "creationTimestamp": None}
@@ -212,21 +214,21 @@ class Watch:
             metadata["annotations"] = {"k8s.io/initial-events-end": "true"}
         if self._form.shape == "object":
             start = head(self.resource.kind, self.resource.api_version)
-            return _wrap("BOOKMARK", start + b'"metadata":' + dumps(metadata) + b"}")
+            return start + b'"metadata":' + dumps(metadata) + b"}"
         if self._form.shape == "metadata":
-            return _wrap("BOOKMARK", dumps(partial({"metadata": metadata}, self._form.version)))
+            return dumps(partial({"metadata": metadata}, self._form.version))
         table = {"kind": "Table", "apiVersion": f"meta.k8s.io/{self._form.version}", "metadata": metadata}
-        return _wrap("BOOKMARK", dumps({**table, "columnDefinitions": None, "rows": []}))
+        return dumps({**table, "columnDefinitions": None, "rows": []})
 
 
 def _nothing() -> None:
     """What ends a watch that has not begun to listen."""
 
 
-def _wrap(kind: str, body: bytes) -> bytes:
-    return b'{"type":"%s","object":%s}\n' % (kind.encode(), body)
+def _wrap(kind: str, body: bytes) -> tuple[bytes, bytes, bytes]:
+    return b'{"type":"%s","object":' % kind.encode(), body, b"}\n"
 
 
 def error_frame(status: dict[str, Any]) -> bytes:
     """The ERROR event that ends a watch."""
-    return _wrap("ERROR", dumps(status))
+    return b"".join(_wrap("ERROR", dumps(status)))
