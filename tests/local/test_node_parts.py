@@ -2,14 +2,17 @@
 
 import asyncio
 import itertools
+import socket
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
+import capstan_local.node as node_package
 from capstan_local.node.checks import Prober, Target
 from capstan_local.node.environment import ConfigError, PodFacts, build_environment, expand, field_value
 from capstan_local.node.images import ImageRule, UnknownImage, find_rule, host_rule, without_tag
+from capstan_local.node.interrupt import pause, unless
 from capstan_local.node.kubelet import parse_log_query
 from capstan_local.node.logs import LogQuery, LogWriter, older, read_log, stamp
 from capstan_local.node.machine import Devices, OomCounter
@@ -385,7 +388,7 @@ async def test_a_relay_takes_turns_skips_the_dead_and_passes_the_end_on() -> Non
     servers[2].close()
     await servers[2].wait_closed()
     relay = Relay(("127.0.0.1", 0))
-    await relay.listen()
+    relay.listen()
     relay.point_to(addresses)
 
     async def ask() -> bytes:
@@ -404,3 +407,62 @@ async def test_a_relay_takes_turns_skips_the_dead_and_passes_the_end_on() -> Non
         server.close()
     with pytest.raises(OSError, match="Connect call failed"):
         await ask()
+
+
+@pytest.mark.parametrize("turns", range(9))
+async def test_closing_a_relay_ends_every_connection_whatever_it_was_doing(turns: int) -> None:
+    async def never_answers(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(never_answers, "127.0.0.1", 0)
+    relay = Relay(("127.0.0.1", 0))
+    relay.listen()
+    relay.point_to([server.sockets[0].getsockname()[:2]])
+    with socket.create_connection(relay.address) as client:  # the kernel has accepted it, the relay has not
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        relay.close()
+        client.setblocking(False)
+        try:
+            told = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 1), 5)
+        except ConnectionResetError:
+            told = b""
+        assert told == b""
+    server.close()
+
+
+async def test_a_cancellation_that_comes_with_the_result_is_not_lost() -> None:
+    for waits in (unless, None):
+        done, never = asyncio.get_running_loop().create_future(), asyncio.Event()
+
+        async def work(done: asyncio.Future[None] = done) -> None:
+            await done
+
+        waiting = asyncio.create_task(waits(never, work()) if waits else pause(5, never))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        done.set_result(None)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_work_that_is_given_up_has_ended_before_one_goes_on() -> None:
+    stop, trace = asyncio.Event(), []
+
+    async def work() -> str:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.01)
+            trace.append("tidied up")
+        return "done"
+
+    asyncio.get_running_loop().call_soon(stop.set)
+    assert (await unless(stop, work()), trace) == (None, ["tidied up"])
+
+
+def test_the_node_never_waits_in_the_way_that_swallows_cancellations() -> None:
+    folder = Path(node_package.__file__).parent
+    assert [path.name for path in folder.glob("*.py") if "asyncio.wait_for(" in path.read_text()] == []

@@ -1,7 +1,6 @@
 """One container of a pod over all its restarts: start, probe, stop, wait, start again."""
 
 import asyncio
-import contextlib
 import logging
 import os
 import signal
@@ -233,8 +232,9 @@ class Container:
             await unless(self._must_end, process.wait())
         finally:
             checks.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await checks
+            await asyncio.wait({checks})
+        if not checks.cancelled():
+            checks.result()
         if not process.exited.done():
             self._set_ready(False)
             await self._end(process)

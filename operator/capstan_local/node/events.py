@@ -81,7 +81,8 @@ class EventRecorder:
     async def flush(self, timeout_seconds: float) -> None:
         """Waits until all is written, or the time is up."""
         try:
-            await asyncio.wait_for(self._queue.join(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):
+                await self._queue.join()
         except TimeoutError:
             log.warning("%d events were not written in %.0f s", self._queue.qsize(), timeout_seconds)
 

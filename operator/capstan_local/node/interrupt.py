@@ -1,7 +1,10 @@
-"""Waiting that gives way to an event."""
+"""Waiting that gives way to an event.
+
+Nothing in this package uses asyncio.wait_for: in Python 3.11 it swallows a cancellation that arrives together with the
+result, and what was to end goes on. `async with asyncio.timeout()` does not.
+"""
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from typing import TypeVar
 
@@ -19,8 +22,9 @@ async def unless(event: asyncio.Event, work: Coroutine[None, None, T]) -> T | No
     finally:
         for pending in (task, stop):
             pending.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+        await asyncio.wait({task})  # not `await task`: its cancellation is not to be confused with our own
+        if not task.cancelled():
+            task.exception()  # seen: what was given up may also have failed
 
 
 async def pause(seconds: float | None, *events: asyncio.Event) -> None:

@@ -68,7 +68,8 @@ class LogWriter:
         """Reads what is still in the pipe, then closes. Whoever else holds the pipe open is waited for only briefly."""
         if self._reader is not None:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.closed.wait(), DRAIN_SECONDS)
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await self.closed.wait()
         self.close()
 
     def close(self) -> None:

@@ -111,7 +111,8 @@ async def detect_gpus() -> list[str]:
     except FileNotFoundError:
         return []
     try:
-        output, _ = await asyncio.wait_for(process.communicate(), DETECT_SECONDS)
+        async with asyncio.timeout(DETECT_SECONDS):
+            output, _ = await process.communicate()
     except TimeoutError:
         process.kill()
         await process.wait()

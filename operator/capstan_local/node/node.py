@@ -197,7 +197,8 @@ class Node:
 
     async def _stop_pods(self, registration: Registration) -> None:
         try:
-            await asyncio.wait_for(registration.write_status(is_ready=False), FAREWELL_SECONDS)
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await registration.write_status(is_ready=False)
         except (ApiError, Unreachable, TimeoutError) as error:
             log.warning("the node could not say that it stops: %s", error or type(error).__name__)
         for pod in list(self._pods.values()):

@@ -102,7 +102,7 @@ class Pod:
                 task.cancel()
             await asyncio.gather(life, writer, return_exceptions=True)
         await self._say_farewell()
-        if self._ending is not Ending.NODE_STOPS:
+        if self._ending is Ending.GONE:
             self.folder.remove()
 
     # ---- living
@@ -253,6 +253,7 @@ class Pod:
         elif self._ending is Ending.DELETED:
             if self._ip is not None:
                 await self._persist(self.report.write)
+            self.folder.remove()  # first: who sees the pod gone may rely on nothing of it being left
             await self._persist(self._confirm_deletion)
 
     async def _confirm_deletion(self) -> None:

@@ -100,14 +100,17 @@ class Processes:
             with _sealed(spec) as document, _null() as null:
                 descriptors = [document.fileno(), null.fileno() if stdin is None else stdin, stdout, stderr]
                 self.tell({"op": "start", "id": request}, descriptors)
-                await asyncio.wait_for(started, START_SECONDS)
-        except (OSError, TimeoutError) as error:
-            raise StartError(f"the launcher does not answer: {error or type(error).__name__}") from error
+                async with asyncio.timeout(START_SECONDS):
+                    await started
+        except BaseException as error:
+            # Refused, or nobody waits for it any more: it must not run unseen.
+            self._alive.pop(request, None)
+            self.tell({"op": "signal", "id": request, "signal": signal.SIGKILL})
+            if isinstance(error, (OSError, TimeoutError)):
+                raise StartError(f"the launcher does not answer: {error or type(error).__name__}") from error
+            raise
         finally:
             self._started.pop(request, None)
-            if not process.pid:  # refused, or nobody waits for it any more: it must not run unseen
-                self._alive.pop(request, None)
-                self.tell({"op": "signal", "id": request, "signal": signal.SIGKILL})
         return process
 
     def end(self, container: str) -> None:
@@ -126,7 +129,8 @@ class Processes:
             return
         self._lose_launcher()
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._launcher.wait(), START_SECONDS)
+            async with asyncio.timeout(START_SECONDS):
+                await self._launcher.wait()
 
     async def open(self) -> None:
         """Starts the launcher unless it runs; done early, it does not delay the first process."""

@@ -5,8 +5,8 @@ import contextlib
 import ipaddress
 import itertools
 import logging
+import socket
 from collections.abc import Iterator
-from typing import Any
 
 from capstan_local.client import ENDPOINTS, SERVICES, Client, Informer, Key, Object, key_of
 
@@ -14,6 +14,8 @@ log = logging.getLogger(__name__)
 
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
 CHUNK_BYTES = 64 * 1024
+BACKLOG = 128
+ACCEPT_PAUSE_SECONDS = 0.5
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 5.0
 
@@ -39,14 +41,15 @@ class ServiceProxy:
                 await self._endpoints.synced.wait()
                 while True:
                     self._wake.clear()
-                    is_complete = await self._adjust()
+                    is_complete = self._adjust()
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._wake.wait(), None if is_complete else RETRY_SECONDS)
+                        async with asyncio.timeout(None if is_complete else RETRY_SECONDS):
+                            await self._wake.wait()
         finally:
             for relay in self._relays.values():
                 relay.close()
 
-    async def _adjust(self) -> bool:
+    def _adjust(self) -> bool:
         """Listens where it should and nowhere else; False when an address is taken by somebody else for now."""
         wanted = dict(self._wanted())
         for address in self._relays.keys() - wanted.keys():
@@ -57,7 +60,7 @@ class ServiceProxy:
             if relay is None:
                 relay = Relay(address)
                 try:
-                    await relay.listen()
+                    relay.listen()
                 except OSError as error:
                     log.warning("service address %s:%d: %s", *address, error)
                     is_complete = False
@@ -116,66 +119,98 @@ def endpoint_addresses(endpoints: Object, port_name: str) -> list[Address]:
 
 
 class Relay:
-    """Listens on one address and hands each connection to the next backend that accepts it."""
+    """Listens on one address and hands each connection to the next backend that accepts it.
+
+    Sockets are accepted here and not by asyncio.Server: up to Python 3.11 that one forgets a connection it has accepted
+    when it is closed before the next turn of the loop, and the client then waits for ever.
+    """
 
     def __init__(self, address: Address) -> None:
-        self._address = address
+        self.address = address
+        """Where it listens, once it does."""
         self._backends: list[Address] = []
         self._turns = itertools.count()
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[Any]] = set()
+        self._listener: socket.socket | None = None
+        self._connections: set[asyncio.Task[None]] = set()
 
-    @property
-    def address(self) -> Address:
-        """Where it listens."""
-        return self._address
-
-    async def listen(self) -> None:
-        self._server = await asyncio.start_server(self._serve, *self._address, limit=CHUNK_BYTES)
-        self._address = self._server.sockets[0].getsockname()[:2]
+    def listen(self) -> None:
+        """Raises OSError when the address is taken."""
+        listener = socket.create_server(self.address, backlog=BACKLOG)
+        listener.setblocking(False)
+        self._listener = listener
+        self.address = listener.getsockname()[:2]
+        asyncio.get_running_loop().add_reader(listener, self._accept)
 
     def point_to(self, backends: list[Address]) -> None:
         self._backends = backends
 
     def close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        """Refuses connections from now on and ends those there are."""
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
         for connection in self._connections:
             connection.cancel()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            self._connections.add(task)
-            task.add_done_callback(self._connections.discard)
+    def _accept(self) -> None:
+        if self._listener is None:
+            return
         try:
-            upstream = await self._connect()
-            if upstream is not None:
-                up_reader, up_writer = upstream
-                try:
-                    await asyncio.gather(_pump(reader, up_writer), _pump(up_reader, writer))
-                finally:
-                    up_writer.close()
-        except OSError as error:  # a peer reset the connection: closing ours says so to the other
-            log.debug("relay %s:%d: %s", *self._address, error)
-        finally:
-            writer.close()
+            client, _ = self._listener.accept()
+        except (BlockingIOError, ConnectionAbortedError):  # it changed its mind
+            return
+        except OSError as error:  # out of descriptors, say: those waiting go on waiting
+            log.warning("relay %s:%d: %s", *self.address, error)
+            asyncio.get_running_loop().remove_reader(self._listener)
+            asyncio.get_running_loop().call_later(ACCEPT_PAUSE_SECONDS, self._accept_again)
+            return
+        client.setblocking(False)
+        # Known and sure to be closed from this moment, even if the task is cancelled before it begins.
+        task = asyncio.create_task(self._serve(client))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: client.close())
 
-    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept)
+
+    async def _serve(self, client: socket.socket) -> None:
+        backend = await self._connect()
+        if backend is None:
+            return
+        with backend:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    group.create_task(_pump(client, backend))
+                    group.create_task(_pump(backend, client))
+            except* OSError as errors:  # one side was reset: closing both tells the other
+                log.debug("relay %s:%d: %s", *self.address, errors.exceptions[0])
+
+    async def _connect(self) -> socket.socket | None:
+        """A connection to the backend whose turn it is, or the next that accepts one; None when none does."""
         backends, turn = list(self._backends), next(self._turns)
         for offset in range(len(backends)):
-            host, port = backends[(turn + offset) % len(backends)]
+            address = backends[(turn + offset) % len(backends)]
+            backend = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            backend.setblocking(False)
             try:
-                return await asyncio.wait_for(asyncio.open_connection(host, port), CONNECT_SECONDS)
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await asyncio.get_running_loop().sock_connect(backend, address)
+                return backend
             except (OSError, TimeoutError) as error:
-                log.debug("relay %s:%d: backend %s:%d: %s", *self._address, host, port, error)
+                backend.close()
+                log.debug("relay %s:%d: backend %s:%d: %s", *self.address, *address, error)
+            except asyncio.CancelledError:
+                backend.close()
+                raise
         return None
 
 
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def _pump(source: socket.socket, target: socket.socket) -> None:
     """Copies until the end, then passes the end on, so that half-closed connections go on in the other direction."""
-    while chunk := await reader.read(CHUNK_BYTES):
-        writer.write(chunk)
-        await writer.drain()
-    if writer.can_write_eof():
-        writer.write_eof()
+    loop = asyncio.get_running_loop()
+    while chunk := await loop.sock_recv(source, CHUNK_BYTES):
+        await loop.sock_sendall(target, chunk)
+    target.shutdown(socket.SHUT_WR)
