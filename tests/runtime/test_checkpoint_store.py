@@ -3,6 +3,8 @@
 import errno
 import math
 import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,8 @@ from capstan_runtime.checkpoint.digest import LEAF_BYTES, cut_into_leaves
 from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT, QUARANTINED, SHARDS, SaveName, new_attempt
 from capstan_runtime.checkpoint.manifest import Claim
-from capstan_runtime.checkpoint.reader import open_checkpoint
-from capstan_runtime.checkpoint.retention import Retention, Rules
+from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
+from capstan_runtime.checkpoint.retention import Retention, Rules, remove_checkpoint
 from capstan_runtime.checkpoint.saver import Identity, Saver
 from capstan_runtime.checkpoint.writer import Save, SaveFailed, Superseded, commit, write_shards
 from capstan_runtime.contract.state import Checkpoint, Quarantine
@@ -191,6 +193,91 @@ def test_a_commit_of_an_attempt_that_was_replaced_does_not_count(tmp_path: Path)
     assert [open_checkpoint(folder).root for folder in listing.stale] == [late.root]
 
 
+def after_the_first_exchange(action: Callable[[], object]) -> Callable[[bytes], list[bytes]]:
+    """An exchange of a world of one that, once candidates have been proposed, lets `action` happen elsewhere."""
+    turns = iter((action,))
+
+    def exchange(payload: bytes) -> list[bytes]:
+        next(turns, lambda: None)()
+        return [payload]
+
+    return exchange
+
+
+def test_an_older_attempt_neither_adds_nor_removes_while_a_newer_one_verifies(tmp_path: Path) -> None:
+    roots = [save(tmp_path, step, fence=1).root for step in (10, 20, 30)]
+
+    def live_on() -> None:
+        with pytest.raises(Superseded, match="fence 2 has taken over; fence 1 may not commit"):
+            save(tmp_path, 40, fence=1)
+        with pytest.raises(StoreUnavailable, match="fence 2 has taken over; fence 1 may not remove anything"):
+            retention(tmp_path, 2, [], fence=1).sweep()
+
+    chosen = choose(tmp_path, fence=2, exchange=after_the_first_exchange(live_on))
+    assert chosen is not None
+    assert chosen.root == roots[-1]
+    assert steps_in(tmp_path) == [30, 20, 10]
+
+
+def test_an_attempt_that_has_been_superseded_does_not_start(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    choose(tmp_path, fence=5)
+    with pytest.raises(StoreUnavailable, match="fence 5 has taken over; fence 4 may not train"):
+        choose(tmp_path, fence=4)
+
+
+def test_a_checkpoint_removed_while_it_is_verified_is_not_called_corrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path, save(tmp_path, 10).root)
+    quarantined: list[Quarantine] = []
+
+    def opened(folder: Path) -> OpenCheckpoint:
+        remove_checkpoint(folder, Disk())
+        return open_checkpoint(folder)
+
+    monkeypatch.setattr("capstan_runtime.checkpoint.choose.open_checkpoint", opened)
+    with pytest.raises(StoreUnavailable, match="was removed while it was read"):
+        choose(tmp_path, quarantined=quarantined)
+    assert (folder.exists(), quarantined) == (False, [])
+
+
+def test_what_is_copied_back_after_a_halt_counts_again(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path / "store", 10)
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")
+    (folder_of(tmp_path / "store", checkpoint.root) / "MANIFEST.json").write_bytes(b"{}")
+    with pytest.raises(CorruptCheckpoint):
+        choose(tmp_path / "store", fence=2, floor_step=10)
+    shutil.rmtree(tmp_path / "store" / next((tmp_path / "copy").iterdir()).name)
+    with pytest.raises(CorruptCheckpoint):
+        choose(tmp_path / "store", fence=3, floor_step=10)
+    shutil.copytree(tmp_path / "copy", tmp_path / "store", dirs_exist_ok=True)
+    chosen = choose(tmp_path / "store", fence=4, floor_step=10)
+    assert chosen is not None
+    assert chosen.root == checkpoint.root
+
+
+def test_the_newest_checkpoint_that_was_ever_seen_is_waited_for(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    late = threading.Timer(0.3, lambda: save(tmp_path, 20))
+    late.start()
+    quarantined: list[Quarantine] = []
+    chosen = choose(tmp_path, floor_step=20, quarantined=quarantined, visible_seconds=20)
+    late.join()
+    assert chosen is not None
+    assert (chosen.manifest.step, quarantined) == (20, [])
+
+
+def test_steps_that_a_vanished_checkpoint_takes_along_are_told(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    quarantined: list[Quarantine] = []
+    chosen = choose(tmp_path, floor_step=20, quarantined=quarantined)
+    assert chosen is not None
+    assert chosen.manifest.step == 10
+    reason = "it was committed, but the store does not hold it any more"
+    assert quarantined == [Quarantine(step=20, root="unknown", reason=reason)]
+
+
 def test_the_newest_claim_lists_what_counted_and_older_ones_go(tmp_path: Path) -> None:
     first = save(tmp_path, 10, fence=1)
     for fence in (2, 3, 4):
@@ -251,6 +338,15 @@ def test_nothing_is_removed_while_fewer_than_two_verify(tmp_path: Path) -> None:
     retention(tmp_path, 2, []).sweep()
     assert steps_in(tmp_path) == [10]
     assert len([path for path in tmp_path.iterdir() if path.name.startswith("0000")]) == 3
+
+
+def test_remains_of_dead_attempts_go_before_the_first_save(tmp_path: Path) -> None:
+    torn = tmp_path / str(SaveName(20, 3, new_attempt(RUN)))
+    (torn / SHARDS).mkdir(parents=True)
+    keeper = retention(tmp_path, 2, [])
+    keeper.begin()
+    keeper.wait(20)
+    assert not torn.exists()
 
 
 def test_torn_saves_of_older_fences_go_and_of_other_runs_stay(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def choose(
     verify: Verify = "full",
     quarantined: list[Quarantine] | None = None,
     exchange: Callable[[bytes], list[bytes]] = lambda payload: [payload],
+    visible_seconds: float = 0.2,
 ) -> OpenCheckpoint | None:
     """What a world of one rank resumes from."""
     return choose_checkpoint(
@@ -101,5 +102,6 @@ def choose(
             exchange=exchange,
             on_quarantine=(quarantined if quarantined is not None else []).append,
             disk=Disk(),
+            visible_seconds=visible_seconds,
         )
     )

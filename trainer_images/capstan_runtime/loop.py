@@ -222,6 +222,7 @@ class _Attempt:
         )
         if self.start.root is not None and run.checkpoint.verify == "full":
             retention.note_verified(self.start.root)
+        retention.begin()
         return retention
 
     def _introduce(self) -> None:

@@ -1,6 +1,7 @@
 """Which checkpoint an attempt resumes from: the newest whose bytes verify, the same on every rank.
 
-Rank 0 proposes, newest first; every rank checks its share of the bytes and votes with the root it saw. One bad vote
+Rank 0 claims the store, so that older attempts can neither add to it nor remove from it any more, and proposes, newest
+first; every rank checks its share of the bytes and votes with the root it saw. One bad vote
 quarantines the checkpoint and the next one is proposed. If there were candidates and none verifies, the run halts:
 it never starts again from step 0 unasked.
 """
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capstan_runtime.checkpoint.candidates import Candidate, Listing, list_candidates, quarantine
-from capstan_runtime.checkpoint.claims import write_claim
+from capstan_runtime.checkpoint.claims import newer_fence, withdraw_claim, write_claim
 from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT
 from capstan_runtime.checkpoint.manifest import Claim
@@ -28,8 +29,7 @@ Exchange = Callable[[bytes], list[bytes]]
 _MOST_PROPOSED = 200
 """Candidates proposed at most; with short problems, the proposal stays below the 64 KiB of one exchange."""
 _LONGEST_PROBLEM = 120
-_VISIBLE_SECONDS = 10.0
-"""How long a network file system may take to show on one node what another wrote."""
+_POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +45,17 @@ class Choosing:
     on_quarantine: Callable[[Quarantine], None]
     """Called on rank 0 alone."""
     disk: Disk
+    visible_seconds: float = 10.0
+    """How long a network file system may take to show on one node what another wrote."""
 
 
 def choose_checkpoint(choosing: Choosing) -> OpenCheckpoint | None:
     """The checkpoint to resume from, verified; None: there is none and never was, start from step 0. Collective.
 
-    Afterwards the store is claimed for this fence: older attempts cannot add to it. Raises CorruptCheckpoint when
-    there were checkpoints and none verifies, StoreUnavailable when ranks see different stores.
+    Afterwards the store is claimed for this fence. Raises CorruptCheckpoint when there were checkpoints and none
+    verifies, StoreUnavailable when ranks see different stores or a newer attempt has taken over.
     """
-    listing, proposals = _propose(choosing)
+    taken, proposals = _propose(choosing)
     chosen: OpenCheckpoint | None = None
     failed: list[str] = []
     for name, problem in proposals:
@@ -62,29 +64,69 @@ def choose_checkpoint(choosing: Choosing) -> OpenCheckpoint | None:
             chosen = opened
             break
         failed.append(f"{name}: {problem}")
-        if listing is not None:
-            _pass_over(choosing, listing, name, problem or "does not verify")
+        if taken is not None:
+            _pass_over(choosing, taken.listing, name, problem or "does not verify")
     if chosen is None and (proposals or choosing.membership.floor_step > 0):
-        raise CorruptCheckpoint(_nothing_left(choosing, failed))
-    if listing is not None:
-        _claim(choosing, listing, chosen)
+        raise CorruptCheckpoint(_nothing_left(choosing, failed) + _withdrawn(choosing, taken))
+    if taken is not None and chosen is not None:
+        _claim(choosing, taken.claim.model_copy(update={"resumed": chosen.root}))
     return chosen
 
 
-def _propose(choosing: Choosing) -> tuple[Listing | None, list[tuple[str, str | None]]]:
-    """Folder names and known problems, newest first: rank 0's look at the store, told to all. Only rank 0 gets the
-    listing itself."""
-    listing: Listing | None = None
+@dataclass(frozen=True, slots=True)
+class _TakenOver:
+    """What rank 0 found in the store, and the claim that says so."""
+
+    listing: Listing
+    claim: Claim
+
+
+def _take_over(choosing: Choosing) -> _TakenOver:
+    """Claims the store before anything in it is verified, which may take minutes: meanwhile a process that should be
+    dead could commit, and its retention remove what is being verified. Raises OSError, StoreUnavailable."""
+    fence = choosing.membership.fence
+    newer = newer_fence(choosing.store, choosing.run, fence)
+    if newer is not None:
+        raise StoreUnavailable(f"fence {newer} has taken over; fence {fence} may not train")
+    listing = _look(choosing)
+    roots = tuple(candidate.root for candidate in listing.candidates if candidate.root is not None)
+    claim = Claim(run=choosing.run, fence=fence, attempt=choosing.attempt, resumed=None, committed=roots)
+    if listing.candidates or choosing.membership.floor_step == 0:
+        _claim(choosing, claim)
+    return _TakenOver(listing, claim)
+
+
+def _look(choosing: Choosing) -> Listing:
+    """The store, once it shows the newest checkpoint that the operator has seen; without it when it does not in time,
+    which is told: the steps since the one before are lost."""
+    floor_step = choosing.membership.floor_step
+    give_up_at = time.monotonic() + choosing.visible_seconds
+    while True:
+        listing = list_candidates(choosing.store, choosing.run)
+        newest_step = max((candidate.name.step for candidate in listing.candidates), default=0)
+        if newest_step >= floor_step:
+            return listing
+        if time.monotonic() > give_up_at:
+            break
+        time.sleep(_POLL_SECONDS)
+    if listing.candidates:
+        reason = "it was committed, but the store does not hold it any more"
+        choosing.on_quarantine(Quarantine(step=floor_step, root="unknown", reason=reason))
+    return listing
+
+
+def _propose(choosing: Choosing) -> tuple[_TakenOver | None, list[tuple[str, str | None]]]:
+    """Folder names and known problems, newest first: rank 0's look at the store, told to all. Only rank 0 gets what
+    it has taken over."""
+    taken: _TakenOver | None = None
     message = b""
     if choosing.membership.rank == 0:
         try:
-            listing = list_candidates(choosing.store, choosing.run)
-        except OSError as error:
-            message = json.dumps({"unavailable": str(error)}).encode()
-        except StoreUnavailable as error:
+            taken = _take_over(choosing)
+        except (OSError, StoreUnavailable) as error:
             message = json.dumps({"unavailable": str(error)}).encode()
         else:
-            newest = listing.candidates[:_MOST_PROPOSED]
+            newest = taken.listing.candidates[:_MOST_PROPOSED]
             rows = [
                 [str(candidate.name), candidate.problem and candidate.problem[:_LONGEST_PROBLEM]]
                 for candidate in newest
@@ -93,7 +135,7 @@ def _propose(choosing: Choosing) -> tuple[Listing | None, list[tuple[str, str | 
     answer = json.loads(choosing.exchange(message)[0])
     if "unavailable" in answer:
         raise StoreUnavailable(f"checkpoint store {choosing.store} on rank 0: {answer['unavailable']}")
-    return listing, [(name, problem) for name, problem in answer["candidates"]]
+    return taken, [(name, problem) for name, problem in answer["candidates"]]
 
 
 def _vote(choosing: Choosing, name: str) -> tuple[OpenCheckpoint | None, str | None]:
@@ -116,17 +158,19 @@ def _vote(choosing: Choosing, name: str) -> tuple[OpenCheckpoint | None, str | N
 
 def _own_ballot(choosing: Choosing, name: str) -> tuple[OpenCheckpoint | None, dict[str, str]]:
     folder = choosing.store / name
-    give_up_at = time.monotonic() + _VISIBLE_SECONDS
+    give_up_at = time.monotonic() + choosing.visible_seconds
     while not (folder / COMMIT).exists():
         if time.monotonic() > give_up_at:
             reason = f"{folder} is not there, but rank 0 sees it; the store must be one volume shared by all workers"
             return None, {"unavailable": reason}
-        time.sleep(0.1)
+        time.sleep(_POLL_SECONDS)
     try:
         opened = open_checkpoint(folder)
         if choosing.verify == "full":
             opened.verify(choosing.membership.rank, choosing.membership.world)
     except CorruptCheckpoint as error:
+        if not (folder / COMMIT).exists():
+            return None, {"unavailable": f"{name} was removed while it was read"}
         return None, {"corrupt": str(error)[:500]}
     except StoreUnavailable as error:
         return None, {"unavailable": str(error)[:500]}
@@ -162,16 +206,19 @@ def _nothing_left(choosing: Choosing, failed: list[str]) -> str:
     )
 
 
-def _claim(choosing: Choosing, listing: Listing, chosen: OpenCheckpoint | None) -> None:
-    roots = tuple(candidate.root for candidate in listing.candidates if candidate.root is not None)
-    claim = Claim(
-        run=choosing.run,
-        fence=choosing.membership.fence,
-        attempt=choosing.attempt,
-        resumed=chosen.root if chosen else None,
-        committed=roots,
-    )
+def _claim(choosing: Choosing, claim: Claim) -> None:
     try:
         write_claim(choosing.store, claim, choosing.disk)
     except OSError as error:
         raise StoreUnavailable(f"checkpoint store {choosing.store} cannot be written: {error}") from error
+
+
+def _withdrawn(choosing: Choosing, taken: _TakenOver | None) -> str:
+    """Empty, or why the claim stays."""
+    if taken is None or not taken.listing.candidates:
+        return ""
+    try:
+        withdraw_claim(choosing.store, taken.claim, choosing.disk)
+    except OSError as error:
+        return f"; the claim of fence {taken.claim.fence} cannot be withdrawn: {error}"
+    return ""

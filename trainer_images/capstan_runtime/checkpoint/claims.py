@@ -28,6 +28,12 @@ def newest_claim(store: Path, run: str) -> Claim | None:
     return None
 
 
+def newer_fence(store: Path, run: str, fence: int) -> int | None:
+    """The fence of an attempt that has taken over from `fence`; None: there is none. Raises OSError."""
+    claim = newest_claim(store, run)
+    return claim.fence if claim is not None and claim.fence > fence else None
+
+
 def write_claim(store: Path, claim: Claim, disk: Disk) -> None:
     """From the moment this returns, older fences can add nothing to the store. Raises OSError."""
     folder = store / CLAIMS
@@ -37,6 +43,13 @@ def write_claim(store: Path, claim: Claim, disk: Disk) -> None:
     disk.sync_folder(store)
     for path in _claim_files(store, claim.run)[_KEPT:]:
         disk.remove(path)
+
+
+def withdraw_claim(store: Path, claim: Claim, disk: Disk) -> None:
+    """Undoes `write_claim` for an attempt that found nothing to go on from: what somebody copies back into the store
+    must not be taken for the work of a dead process. Raises OSError."""
+    disk.remove(store / CLAIMS / claim_name(claim.fence, claim.attempt))
+    disk.sync_folder(store / CLAIMS)
 
 
 def _claim_files(store: Path, run: str) -> list[Path]:

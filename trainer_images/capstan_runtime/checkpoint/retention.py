@@ -1,7 +1,8 @@
 """After a commit: reading it back, and removing old checkpoints without ever removing what a run might need.
 
 Kept: the newest `last`, and the two newest that verify, read back from the store. So before anything goes, two that
-stay have been proven. What fails the proof is quarantined, and what is left of dead attempts is swept up.
+stay have been proven. What fails the proof is quarantined, and what is left of dead attempts is swept up. An attempt
+that has been superseded removes nothing: the newer one may be reading it.
 """
 
 import threading
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from capstan_runtime.checkpoint.candidates import Candidate, list_candidates
 from capstan_runtime.checkpoint.choose import quarantine_and_report
+from capstan_runtime.checkpoint.claims import newer_fence
 from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.reader import open_checkpoint
@@ -67,10 +69,18 @@ class Retention:
         with self._lock:
             self._newest = checkpoint
             self._on_checkpoint(checkpoint)
-            self._is_wanted = True
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._sweep_while_wanted, name="retention", daemon=True)
-                self._thread.start()
+            self._want_sweep()
+
+    def begin(self) -> None:
+        """Starts a sweep in the background: what a dead attempt left may be all that keeps the disk full."""
+        with self._lock:
+            self._want_sweep()
+
+    def _want_sweep(self) -> None:
+        self._is_wanted = True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._sweep_while_wanted, name="retention", daemon=True)
+            self._thread.start()
 
     def wait(self, deadline_seconds: float) -> None:
         """Returns when no sweep is running, or at the deadline: whatever is left over, the next attempt sweeps up."""
@@ -92,17 +102,24 @@ class Retention:
                 self._on_trouble(f"checkpoints are not read back, old ones are not removed: {error}")
 
     def sweep(self) -> None:
-        """Proves the two newest and removes what need not be kept. Raises OSError, StoreUnavailable."""
+        """Removes the remains of older attempts, proves the two newest and removes what need not be kept.
+
+        Raises OSError, StoreUnavailable.
+        """
         listing = list_candidates(self._rules.store, self._rules.run)
-        good = [candidate for candidate in listing.candidates if candidate.problem is None]
-        for candidate in self._expendable(good):
-            remove_checkpoint(candidate.folder, self._disk)
-        for folder in listing.stale:
-            remove_checkpoint(folder, self._disk)
-        for folder in listing.torn:
+        for folder in (*listing.stale, *listing.torn):
             name = SaveName.parse(folder.name)
             if name is not None and name.fence < self._rules.fence:
-                self._disk.remove_tree(folder)
+                self._remove(folder)
+        good = [candidate for candidate in listing.candidates if candidate.problem is None]
+        for candidate in self._expendable(good):
+            self._remove(candidate.folder)
+
+    def _remove(self, folder: Path) -> None:
+        newer = newer_fence(self._rules.store, self._rules.run, self._rules.fence)
+        if newer is not None:
+            raise StoreUnavailable(f"fence {newer} has taken over; fence {self._rules.fence} may not remove anything")
+        remove_checkpoint(folder, self._disk)
 
     def _expendable(self, good: list[Candidate]) -> list[Candidate]:
         """Of committed checkpoints, newest first, those that may go: none before two have been proven."""
@@ -128,6 +145,8 @@ class Retention:
                 opened.verify()
                 self._report_verified(candidate.root)
         except CorruptCheckpoint as error:
+            if not (candidate.folder / COMMIT).exists():
+                return False  # taken back while it was read: no checkpoint any more, so no broken one either
             quarantine_and_report(candidate, str(error), self._on_quarantine, self._disk)
             return False
         self._proven.add(candidate.root)

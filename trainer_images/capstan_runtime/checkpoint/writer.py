@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from capstan_runtime.checkpoint.claims import newest_claim
+from capstan_runtime.checkpoint.claims import newer_fence
 from capstan_runtime.checkpoint.digest import Buffer, cut_into_leaves, digest_of, name_of, pack_digests
 from capstan_runtime.checkpoint.disk import Disk, write_file
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, SHARDS, SaveName, rank_manifest_name, shard_name
@@ -239,11 +239,9 @@ def _checked_rank(save: Save, rank: int, data: bytes) -> RankManifest:
 
 
 def _publish(save: Save, manifest: Manifest, disk: Disk) -> Checkpoint:
-    claim = newest_claim(save.store, save.run)
-    if claim is not None and claim.fence > save.name.fence:
-        raise Superseded(
-            f"step {save.name.step}: fence {claim.fence} has taken over; fence {save.name.fence} may not commit"
-        )
+    newer = newer_fence(save.store, save.run, save.name.fence)
+    if newer is not None:
+        raise Superseded(f"step {save.name.step}: fence {newer} has taken over; fence {save.name.fence} may not commit")
     data = canonical_bytes(manifest)
     root = name_of(digest_of(data))
     write_file(disk, save.folder / MANIFEST, [data])
