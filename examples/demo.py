@@ -135,6 +135,16 @@ def row(job: Object) -> tuple[str, ...]:
     )
 
 
+def paint(lines: Sequence[str], shown: Sequence[str]) -> None:
+    """On a terminal the new table over the old one; in a file only the lines that changed."""
+    if not sys.stdout.isatty():
+        print("\n".join(line for line in lines if line not in shown), flush=True)
+        return
+    width = shutil.get_terminal_size().columns
+    up = f"\033[{len(shown)}A" if shown else ""
+    print(up + "\n".join(f"\033[2K{line[:width]}" for line in lines), flush=True)
+
+
 async def watch(client: Client, names: Sequence[str]) -> list[Object]:
     """The jobs once all have ended; paints their progress until then. Raises DemoFailed when one fails."""
     is_terminal = sys.stdout.isatty()
@@ -145,12 +155,7 @@ async def watch(client: Client, names: Sequence[str]) -> list[Object]:
         phases = [job.get("status", {}).get("phase") for job in jobs]
         lines = table(jobs)
         if lines != shown:
-            if is_terminal and shown:
-                print(f"\033[{len(shown)}A", end="")
-            width = shutil.get_terminal_size().columns if is_terminal else math.inf
-            for line in lines:
-                text = line if len(line) <= width else line[: int(width)]
-                print(("\033[2K" if is_terminal else "") + text, flush=True)
+            paint(lines, shown)
             shown = lines
         if all(phase in ("Succeeded", "Failed", "Invalid") for phase in phases):
             break

@@ -22,6 +22,7 @@ from capstan_local.client import Access, ApiError, Client, Resource, Unreachable
 from capstan_local.cluster import LocalControlPlane
 from capstan_local.controllers import run_controllers
 from capstan_local.node.images import ImageRule, host_rule
+from capstan_local.node.kubelet import KubeletAccess
 from capstan_local.node.node import Node
 from capstan_operator.api.meta import FIELD_MANAGER, GROUP
 from capstan_operator.crdgen import training_job_crd
@@ -118,7 +119,8 @@ async def _run_cluster(home: Home, port: int, gpus: int | None) -> None:
         LocalControlPlane(home=home.folder, port=port) as plane,
         Client(Access.from_kubeconfig(plane.kubeconfig_path)) as client,
     ):
-        node = Node(client, home=home.folder / "node", images=image_rules(), gpus=gpus)
+        access = KubeletAccess(token=plane.kubelet_token)
+        node = Node(client, home=home.folder / "node", images=image_rules(), gpus=gpus, access=access)
         await _until_stopped(lambda stop: run_controllers(client, stop), node.run)
 
 
@@ -233,7 +235,7 @@ async def _has_ready_node(client: Client) -> bool:
 async def _operator_is_ready(client: Client) -> bool:
     deployment = await client.get(DEPLOYMENTS, OPERATOR, NAMESPACE)
     status = deployment.get("status", {})
-    is_current = status.get("observedGeneration") == deployment["metadata"]["generation"]
+    is_current: bool = status.get("observedGeneration") == deployment["metadata"]["generation"]
     return is_current and status.get("updatedReplicas", 0) > 0 and status.get("readyReplicas", 0) > 0
 
 
