@@ -170,3 +170,21 @@ async def test_logs_and_exec_need_the_token_when_there_is_one(client: Client, na
             assert (await ask(f"{logs}?tailLines=-1", "right"))[0] == 400
             assert (await ask(f"/containerLogs/{namespace}/other/main", "right"))[0] == 404
     await client.delete(NODES, ("", name))
+
+
+async def test_a_stopping_node_starts_nothing_again(client: Client, namespace: str, node_home: Path) -> None:
+    """The echo of a pod's last status arrives when the pod has ended already, and looks like a pod to be run."""
+    name = f"node-{namespace}"
+    async with node_running(client, node_home, name) as running:
+        script = "exec sleep 4200"
+        pods = [
+            await running.create(namespace, f"p{index}", shell(script), restartPolicy="Always") for index in range(20)
+        ]
+        for pod in pods:
+            await running.wait_phase(pod, "Running")
+    after = [await client.get(PODS, pod["metadata"]["name"], namespace) for pod in pods]
+    assert [state_of(pod)["restartCount"] for pod in after] == [0] * 20
+    assert [state_of(pod)["state"]["terminated"]["exitCode"] for pod in after] == [143] * 20
+    for pod in pods:
+        await client.delete(PODS, (namespace, pod["metadata"]["name"]), grace_seconds=0)
+    await client.delete(NODES, ("", name))

@@ -78,6 +78,9 @@ class Node:
         self._max_pods = max_pods
         self._pods: dict[str, Pod] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._ended: set[str] = set()
+        """uids of pods this node is done with that the API server still shows: news of them is our own echo."""
+        self._is_stopping = False
 
     async def run(self, stop: asyncio.Event) -> None:
         """Until `stop` is set; then stops all containers within STOP_SECONDS and reports the node as not ready.
@@ -175,18 +178,24 @@ class Node:
             uid = obj["metadata"]["uid"]
             pod = self._pods.get(uid)
             if kind == "DELETED":
+                self._ended.discard(uid)
                 if pod is not None:
                     pod.end(Ending.GONE)
             elif pod is not None:
                 pod.update(obj)
-            else:
-                self._adopt(Pod(machine, obj), provisioner)
+            elif uid not in self._ended and not self._is_stopping:
+                self._adopt(Pod(machine, obj), provisioner, informer)
 
-        return Informer(self._client, PODS, on_change, selectors={"fieldSelector": f"spec.nodeName={self.name}"})
+        selectors = {"fieldSelector": f"spec.nodeName={self.name}"}
+        informer = Informer(self._client, PODS, on_change, selectors=selectors)
+        return informer
 
-    def _adopt(self, pod: Pod, provisioner: Provisioner) -> None:
+    def _adopt(self, pod: Pod, provisioner: Provisioner, informer: Informer) -> None:
         def forget(task: asyncio.Task[None]) -> None:
             del self._pods[pod.uid], self._tasks[pod.uid]
+            shown = informer.objects.get(pod.key)
+            if shown is not None and shown["metadata"]["uid"] == pod.uid:
+                self._ended.add(pod.uid)
             provisioner.wake()
             if not task.cancelled() and task.exception() is not None:
                 log.error("pod %s/%s", *pod.key, exc_info=task.exception())
@@ -196,6 +205,7 @@ class Node:
         task.add_done_callback(forget)
 
     async def _stop_pods(self, registration: Registration) -> None:
+        self._is_stopping = True
         try:
             async with asyncio.timeout(FAREWELL_SECONDS):
                 await registration.write_status(is_ready=False)
