@@ -2,6 +2,7 @@
 
 import errno
 import math
+import os
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ from capstan_runtime.checkpoint.writer import SaveFailed
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.config import Schedule
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
-from capstan_runtime.contract.state import Checkpoint
+from capstan_runtime.contract.state import Checkpoint, Progress
 from capstan_runtime.engine import Batch, EvaluationSums
 from capstan_runtime.errors import (
     ConfigError,
     GpuOutOfMemory,
+    NumericalFailure,
     PeerLost,
     StoreUnavailable,
     exit_code_of,
@@ -207,10 +209,11 @@ class Result:
 
     loss: float
     fetches: int = 0
+    gradient_norm: float = 1.0
 
     def fetch(self) -> Mapping[str, float]:
         self.fetches += 1
-        return {"loss": self.loss, "gradient_norm": 1.0}
+        return {"loss": self.loss, "gradient_norm": self.gradient_norm}
 
 
 def step_of(done: int, result: Result, *, is_last: bool = False, verdict: Verdict = CARRY_ON) -> Step:
@@ -281,6 +284,35 @@ def test_the_last_step_must_be_saved_and_a_stop_need_not() -> None:
     hook.run(step_of(7, Result(1.0), verdict=Verdict(stop=True)))
     with pytest.raises(StoreUnavailable, match="step 8: No space left"):
         hook.run(step_of(8, Result(1.0), is_last=True))
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (Result(math.nan), "step 2: the loss is nan; lower the learning rate"),
+        (Result(0.5, gradient_norm=math.nan), "step 2: the gradient norm is nan; lower the learning rate"),
+        (Result(0.5, gradient_norm=math.inf), "step 2: the gradient norm is inf; lower the learning rate"),
+    ],
+)
+def test_a_step_that_ruined_the_weights_is_never_saved(result: Result, message: str) -> None:
+    saver = FailingSaver(set())
+    with pytest.raises(NumericalFailure, match=f"^{message}"):
+        save_state(saver).run(step_of(2, result))
+    assert saver.saved == []
+
+
+def test_a_metric_that_is_not_finite_is_absent_and_spoils_no_report() -> None:
+    reading, writing = os.pipe()
+    voice = Voice(Reporter(writing), 0, 6)
+    voice.report_metrics(1, {"loss": 0.5, "validation_loss": 2.0})
+    voice.report_metrics(2, {"loss": 0.4, "validation_loss": math.inf})
+    os.close(writing)
+    with os.fdopen(reading) as lines:
+        found = [Progress.model_validate_json(line) for line in lines]
+    assert found == [
+        Progress(step=1, metrics={"loss": 0.5, "validation_loss": 2.0}),
+        Progress(step=2, metrics={"loss": 0.4}),
+    ]
 
 
 def test_saves_are_due_by_steps_at_the_end_and_when_agreed() -> None:

@@ -61,13 +61,16 @@ class Hook(Protocol):
 
 
 def checked_loss(step: Step) -> float:
-    """The step's loss. Raises NumericalFailure when it is not finite: nothing after it can be worth keeping."""
-    loss = step.outcome.fetch()["loss"]
-    if not math.isfinite(loss):
-        raise NumericalFailure(
-            f"step {step.done}: the loss is {loss}; lower the learning rate, lengthen the warm-up or set gradientClip"
-        )
-    return loss
+    """The step's loss. Raises NumericalFailure when it or the gradient is not finite: nothing after it can be worth
+    keeping. The loss is of the weights before the step, so it may be fine when the gradient has just ruined them."""
+    values = step.outcome.fetch()
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            raise NumericalFailure(
+                f"step {step.done}: the {name.replace('_', ' ')} is {values[name]}; "
+                "lower the learning rate, lengthen the warm-up or set gradientClip"
+            )
+    return values["loss"]
 
 
 class Log:

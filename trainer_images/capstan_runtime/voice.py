@@ -1,5 +1,6 @@
 """Where a rank speaks: Progress to its supervisor and, on rank 0, lines for people."""
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -22,7 +23,8 @@ class Voice:
         self.reporter.send(Progress.model_validate(changed, by_name=True))
 
     def report_metrics(self, step: int, fresh: Mapping[str, float]) -> None:
-        self.metrics.update(fresh)
+        """A value that is not finite is absent: JSON has no word for it, and the old one is no longer true."""
+        self.metrics = {name: value for name, value in {**self.metrics, **fresh}.items() if math.isfinite(value)}
         self.report(step=step, metrics=dict(self.metrics))
 
     def say(self, line: str) -> None:
