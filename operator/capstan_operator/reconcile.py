@@ -14,7 +14,7 @@ import orjson
 
 from capstan_operator.api.training_job import TrainingJobStatus
 from capstan_operator.cluster.children import Children
-from capstan_operator.cluster.errors import ApiError, Stranger, SupervisorError
+from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger, SupervisorError
 from capstan_operator.cluster.events import EventWriter, JobRef
 from capstan_operator.cluster.job_audit import JobAudit
 from capstan_operator.cluster.kinds import TRAINING_JOBS
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 WORKERS = 112
 REPAIR_WORKERS = 16
 """These take nothing but repairs, so a repair never waits for the last pass of a burst to end."""
+
+_REFUSALS = {Stranger: Reason.NAME_TAKEN, Predecessor: Reason.PREDECESSOR_LEAVING}
 
 Decide = Callable[[Observed, float], Decision]
 
@@ -134,7 +136,7 @@ class Reconciler:
         try:
             await self._write_children(key, observed, decision)
         except ApiError as error:
-            if error.is_refusal:
+            if error.is_refusal or isinstance(error, Predecessor):
                 await self._show_refusal(key, observed, error, version)
             raise
         lane = Lane.REPAIR if decision.is_repair else Lane.STATUS
@@ -151,11 +153,11 @@ class Reconciler:
         return did or has_written
 
     async def _write_children(self, key: JobKey, observed: Observed, decision: Decision) -> None:
-        uid, lane = observed.job.uid, Lane.REPAIR if decision.is_repair else Lane.CREATE
-        await self._children.apply(decision.apply, uid, lane=lane)
-        await self._children.create_pods(decision.create, uid, lane=lane)
+        job, lane = observed.job, Lane.REPAIR if decision.is_repair else Lane.CREATE
+        await self._children.apply(decision.apply, job, lane=lane)
+        await self._children.create_pods(decision.create, job, lane=lane)
         await self._children.delete_pods(key.namespace, decision.delete, lane=lane)
-        await self._children.delete_secrets(key.namespace, decision.delete_secrets, uid, lane=lane)
+        await self._children.delete_secrets(decision.delete_secrets, job, lane=lane)
 
     async def _write_status(
         self, key: JobKey, observed: Observed, status: TrainingJobStatus, version: str, lane: Lane
@@ -178,11 +180,12 @@ class Reconciler:
         return True
 
     async def _show_refusal(self, key: JobKey, observed: Observed, error: ApiError, version: str) -> None:
-        """Say on status, and once as an event, what only a person can change."""
-        reason = Reason.NAME_TAKEN if isinstance(error, Stranger) else Reason.CHILDREN_REFUSED
+        """Say on status, and once as an event, what is in the way."""
+        reason = _REFUSALS.get(type(error), Reason.CHILDREN_REFUSED)
         status = show_refusal(observed, reason, error.message, time.time())
         if await self._write_status(key, observed, status, version, Lane.STATUS):
-            note = EventNote("Warning", reason.value, error.message)
+            is_passing = reason is Reason.PREDECESSOR_LEAVING
+            note = EventNote("Normal" if is_passing else "Warning", reason.value, error.message)
             self._events.note(JobRef(key, observed.job.uid, version), note)
 
     async def _push(self, key: JobKey, pushes: tuple[MembershipPush, ...], token: str) -> None:

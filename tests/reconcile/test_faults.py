@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from capstan_operator.api.meta import LABEL_MANAGED_BY
+from capstan_operator.api.meta import API_VERSION, LABEL_INCARNATION, LABEL_MANAGED_BY, LABEL_WORKER
+from capstan_operator.api.training_job import TrainingJobStatus
 from capstan_operator.cluster import job_audit
 from capstan_operator.cluster.kinds import EVENTS, PODS, SECRETS, TRAINING_JOBS
+from capstan_operator.decide.types import Decision
+from capstan_operator.observe import Observed
 from tests.support.fake_api import FakeApi, names
 from tests.support.fake_node import FakeNode
 from tests.support.operators import eventually, run_one
-from tests.support.small_decide import decide_small, job_document
+from tests.support.small_decide import FINISHED_AT, decide_small, job_document
 
 
 def status_of(api: FakeApi, name: str = "train") -> dict[str, Any]:
@@ -74,6 +77,38 @@ async def test_a_strangers_secret_is_never_touched(api: FakeApi) -> None:
         api.put(TRAINING_JOBS, job_document("train"))
         await eventually(lambda: status_of(api).get("reason") == "NameTaken")
     assert (api.get(SECRETS, "train-run"), api.of(PODS)) == (secret, [])
+
+
+async def test_what_a_deleted_job_of_the_same_name_left_is_waited_for(api: FakeApi) -> None:
+    owner = {"apiVersion": API_VERSION, "kind": "TrainingJob", "name": "train", "uid": "old", "controller": True}
+    left = stranger_pod("train-1-0")
+    left["metadata"] |= {"ownerReferences": [owner], "uid": "left", "resourceVersion": "7"}
+    left["metadata"]["labels"] |= {LABEL_WORKER: "1", LABEL_INCARNATION: "0"}
+    api.objects["pods", "default", "train-1-0"] = left
+    async with run_one(api.kubeconfig, decide_small):
+        api.put(TRAINING_JOBS, job_document("train"))
+        await eventually(lambda: status_of(api).get("reason") == "PredecessorLeaving")
+        message = "Pod default/train-1-0 is left of a deleted job of the same name; this job starts when it is gone"
+        assert (status_of(api)["message"], status_of(api)["phase"]) == (message, "Pending")
+        assert status_of(api)["conditions"][0]["status"] == "True"
+        await eventually(lambda: [(e["type"], e["message"]) for e in api.of(EVENTS)] == [("Normal", message)])
+        api.remove(PODS, "default", "train-1-0")
+        await eventually(lambda: len(api.of(PODS)) == 2 and "reason" not in status_of(api))
+
+
+async def test_how_a_job_ended_stays_on_status_when_it_cannot_be_cleared_away(api: FakeApi) -> None:
+    def clear_away(observed: Observed, now: float) -> Decision:
+        done = TrainingJobStatus.parse(ended)
+        return Decision(status=done.model_copy(update={"cleaned_up_at": "later"}), delete_secrets=("train-run",))
+
+    condition = {"type": "Succeeded", "status": "True", "reason": "Completed", "lastTransitionTime": FINISHED_AT}
+    ended = {"phase": "Succeeded", "reason": "Completed", "message": "all 9 steps are done", "conditions": [condition]}
+    api.put(TRAINING_JOBS, job_document("train") | {"status": ended})
+    fault = api.fail("patch", "secrets", times=3, status=403)
+    async with run_one(api.kubeconfig, clear_away):
+        await eventually(lambda: fault.times == 1)
+        assert status_of(api) == ended
+        await eventually(lambda: status_of(api).get("cleanedUpAt") == "later")
 
 
 async def test_a_used_up_quota_is_shown_until_there_is_room(api: FakeApi) -> None:

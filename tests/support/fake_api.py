@@ -269,6 +269,8 @@ class FakeApi:
         new["metadata"] = {**old["metadata"], **(new.get("metadata") or {})}
         if call.is_dry_run or new == old:
             return old, 200
+        if old.get("immutable") and new.get("data") != old.get("data"):
+            raise Refusal(422, "Invalid", f"{key[2]}: data: field is immutable when `immutable` is set")
         return self._store(resource, copy.deepcopy(new), "MODIFIED", old), 200
 
     def _delete(self, resource: Resource, call: Call, old: Document) -> Document:

@@ -7,7 +7,8 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 
-from capstan_operator.cluster.errors import ApiError, Stranger
+from capstan_operator.build.children import Owner
+from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.kinds import APPLICABLE, PODS, SECRETS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
@@ -35,36 +36,48 @@ class Children:
         self._client = client
         self._store = store
 
-    async def apply(self, manifests: Sequence[Manifest], job_uid: str, *, lane: Lane) -> None:
-        """Server-side apply. Raises Stranger before touching an object that is not this job's."""
+    async def apply(self, manifests: Sequence[Manifest], job: Owner, *, lane: Lane) -> None:
+        """Server-side apply. Raises Stranger or Predecessor before touching an object that is not this job's."""
         for manifest in manifests:
             resource = APPLICABLE[manifest["apiVersion"], manifest["kind"]]
             namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
             metadata = await self._look(resource, namespace, name, lane)
-            if metadata is not None:
-                _check_owner(resource, metadata, job_uid)
-            await self._client.apply(resource, namespace, name, manifest, lane=lane, force=metadata is not None)
+            if metadata is None:
+                await self._client.apply(resource, namespace, name, manifest, lane=lane, force=False)
+                continue
+            _check_owner(resource, metadata, job)
+            try:
+                await self._client.apply(resource, namespace, name, manifest, lane=lane, force=True)
+            except ApiError as error:
+                if not (error.is_invalid and manifest.get("immutable")):
+                    raise
+                # Made with another key of the operator's: no pod that starts from it would ever listen to us. Pods
+                # that run have read theirs.
+                await _ignore_gone(
+                    self._client.delete(resource, namespace, name, uid=metadata.uid, grace_seconds=None, lane=lane)
+                )
+                await self._client.apply(resource, namespace, name, manifest, lane=lane, force=False)
 
-    async def create_pods(self, manifests: Sequence[Manifest], job_uid: str, *, lane: Lane) -> None:
-        """Create all pods, many at once. One that exists is adopted if it is this job's; else Stranger is raised,
-        after the others were tried."""
-        await _for_all(manifests, lambda manifest: self._create_pod(manifest, job_uid, lane))
+    async def create_pods(self, manifests: Sequence[Manifest], job: Owner, *, lane: Lane) -> None:
+        """Create all pods, many at once. One that exists is adopted if it is this job's; else Stranger or Predecessor
+        is raised, after the others were tried."""
+        await _for_all(manifests, lambda manifest: self._create_pod(manifest, job, lane))
 
     async def delete_pods(self, namespace: str, deletions: Sequence[PodDeletion], *, lane: Lane) -> None:
         """Delete exactly these pods. Gone already, or replaced by another of the same name, is fine."""
         await _for_all(deletions, lambda deletion: self._delete_pod(namespace, deletion, lane))
 
-    async def delete_secrets(self, namespace: str, names: Iterable[str], job_uid: str, *, lane: Lane) -> None:
+    async def delete_secrets(self, names: Iterable[str], job: Owner, *, lane: Lane) -> None:
         """Delete these Secrets if they are this job's; a stranger's stays, and one that is gone is fine."""
         for name in names:
-            metadata = await self._look(SECRETS, namespace, name, lane)
-            if metadata is None or not _is_owned(metadata, job_uid):
+            metadata = await self._look(SECRETS, job.namespace, name, lane)
+            if metadata is None or not _is_owned(metadata, job):
                 continue
             await _ignore_gone(
-                self._client.delete(SECRETS, namespace, name, uid=metadata.uid, grace_seconds=None, lane=lane)
+                self._client.delete(SECRETS, job.namespace, name, uid=metadata.uid, grace_seconds=None, lane=lane)
             )
 
-    async def _create_pod(self, manifest: Manifest, job_uid: str, lane: Lane) -> None:
+    async def _create_pod(self, manifest: Manifest, job: Owner, lane: Lane) -> None:
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
         try:
             answer = await self._client.create(PODS, namespace, orjson.dumps(manifest), lane=lane)
@@ -73,7 +86,7 @@ class Children:
                 raise
             # Ours if an earlier request was carried out but its answer was lost.
             answer = await self._client.get(PODS, namespace, name, lane=lane)
-            _check_owner(PODS, decode_pod(answer).metadata, job_uid)
+            _check_owner(PODS, decode_pod(answer).metadata, job)
         self._store.put(decode_pod(answer))
 
     async def _delete_pod(self, namespace: str, deletion: PodDeletion, lane: Lane) -> None:
@@ -98,15 +111,17 @@ class Children:
         return _decode_object(answer).metadata
 
 
-def _is_owned(metadata: Metadata, job_uid: str) -> bool:
+def _is_owned(metadata: Metadata, job: Owner) -> bool:
     owner = metadata.controller()
-    return owner is not None and owner.uid == job_uid
+    return owner is not None and owner.uid == job.uid
 
 
-def _check_owner(resource: Resource, metadata: Metadata, job_uid: str) -> None:
-    if _is_owned(metadata, job_uid):
+def _check_owner(resource: Resource, metadata: Metadata, job: Owner) -> None:
+    if _is_owned(metadata, job):
         return
     owner = metadata.controller()
+    if owner is not None and (owner.kind, owner.name) == ("TrainingJob", job.name):
+        raise Predecessor(resource.kind, metadata.namespace, metadata.name)
     whose = f"it belongs to {owner.kind} {owner.name}, uid {owner.uid}" if owner is not None else "it has no owner"
     raise Stranger(resource.kind, metadata.namespace, metadata.name, whose)
 

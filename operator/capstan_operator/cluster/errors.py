@@ -2,7 +2,9 @@
 
 ApiError            the API server refused, or gave no usable answer
   Stranger          a child's name is taken by an object that is not the job's
+  Predecessor       a child's name is still taken by a child of a deleted job of the same name
 SupervisorError     a pod's supervisor refused, or gave no usable answer
+  TokenRefused      it does not know the token of its job
 """
 
 import msgspec
@@ -50,7 +52,12 @@ class ApiError(Exception):
     @property
     def is_conflict(self) -> bool:
         """The object changed meanwhile, or a precondition does not hold."""
-        return self.status == 409 and self.reason != "AlreadyExists"
+        return self.status == 409 and not (self.is_already_exists or isinstance(self, Stranger | Predecessor))
+
+    @property
+    def is_invalid(self) -> bool:
+        """The object breaks a rule, such as that an immutable Secret cannot change."""
+        return self.status == 422
 
 
 class Stranger(ApiError):
@@ -64,8 +71,23 @@ class Stranger(ApiError):
         )
 
 
+class Predecessor(ApiError):
+    """A child's computed name belongs to a child of a job that was deleted. It leaves by itself, and is waited for."""
+
+    def __init__(self, kind: str, namespace: str, name: str) -> None:
+        super().__init__(
+            409,
+            "PredecessorLeaving",
+            f"{kind} {namespace}/{name} is left of a deleted job of the same name; this job starts when it is gone",
+        )
+
+
 class SupervisorError(Exception):
     """A supervisor did not do as asked; the text is one line that says why."""
+
+
+class TokenRefused(SupervisorError):
+    """It answers, but not to the token computed for its job."""
 
 
 class ErrorCause(msgspec.Struct, gc=False):

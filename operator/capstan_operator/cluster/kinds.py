@@ -65,7 +65,11 @@ RULES: tuple[Rule, ...] = (
     Rule(GROUP, "trainingjobs/finalizers", ("update",), "watched", "Owner references with blockOwnerDeletion need it."),
     Rule("", "pods", ("get", "list", "watch", "create", "delete"), "watched", "The workers."),
     Rule(
-        "", "secrets", ("create", "patch"), "watched", "Run configuration and token of each job, server-side applied."
+        "",
+        "secrets",
+        ("create", "patch", "delete"),
+        "watched",
+        "Run configuration and token of each job, server-side applied; deleted after the TTL.",
     ),
     Rule("", "events", ("create", "patch"), "watched", "What happened to a job."),
     Rule("coordination.k8s.io", "leases", ("create",), "own", "Leader election."),

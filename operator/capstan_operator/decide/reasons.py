@@ -25,6 +25,8 @@ class Reason(StrEnum):
     """A node cannot create a container: a volume, Secret or security setting is in the way."""
     NAME_TAKEN = "NameTaken"
     """A pod or Secret that is not this job's has the name that one of its own must have."""
+    PREDECESSOR_LEAVING = "PredecessorLeaving"
+    """A pod or Secret of a deleted job of the same name is still there; this job starts when it is gone."""
     CHILDREN_REFUSED = "ChildrenRefused"
     """The API server refuses a pod or Secret: a quota is used up, an admission rule or a field of podPatch is wrong."""
     ATTEMPT_STARTING = "AttemptStarting"
