@@ -58,6 +58,14 @@ def test_a_run_of_two_ranks_reports_logs_and_commits(tmp_path: Path) -> None:
     assert second.output == ""
 
 
+def test_no_rank_leaves_before_the_last_checkpoint_was_read_back(tmp_path: Path) -> None:
+    run, has_been_read = Run(tmp_path, steps=2), tmp_path / "read"
+    ended = run_trainers(run, world=2, SLOW_READ=str(has_been_read))
+    assert [each.code for each in ended] == [0, 0], ended[0].output
+    said_success = (tmp_path / "report-1-1.jsonl").stat().st_mtime_ns
+    assert has_been_read.stat().st_mtime_ns <= said_success, "rank 1 leaves first, and rank 0 takes it for dead"
+
+
 def test_a_killed_run_resumes_and_ends_bit_for_bit_as_if_nothing_had_happened(tmp_path: Path) -> None:
     undisturbed, disturbed = Run(tmp_path / "undisturbed"), Run(tmp_path / "disturbed")
     run_trainers(undisturbed, world=2, STEP_LOG=str(tmp_path / "undisturbed.log"))

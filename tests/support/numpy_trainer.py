@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from capstan_runtime import loop
+from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.context import TrainContext
 from capstan_runtime.engine import Batch
 from tests.support.numpy_engine import Done, NumpyEngine
@@ -53,5 +54,13 @@ class FaultyEngine(NumpyEngine):
         return result
 
 
+def read_slowly(checkpoint: OpenCheckpoint, share: int = 0, shares: int = 1) -> None:
+    """Stands in for `OpenCheckpoint.verify` of a checkpoint of many gigabytes; touches SLOW_READ when it is done."""
+    time.sleep(0.7)
+    Path(os.environ["SLOW_READ"]).touch()
+
+
 if __name__ == "__main__":
+    if "SLOW_READ" in os.environ:
+        OpenCheckpoint.verify = read_slowly  # type: ignore[method-assign]
     raise SystemExit(loop.main(FaultyEngine))

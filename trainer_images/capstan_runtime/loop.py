@@ -156,10 +156,16 @@ class _Attempt:
             if step.verdict.stop:
                 self.voice.say(f"stopped at step {step.done}, as asked")
                 break
-        if retention is not None:
-            self.voice.report(phase=Phase.SAVING if finished else Phase.STOPPING)
-            retention.wait(self.context.deadlines.save)
+        self._settle(finished, retention)
         return finished
+
+    def _settle(self, finished: bool, retention: Retention | None) -> None:
+        """Waits for rank 0 to have read the last checkpoint back. All ranks wait: one that left, and was ended for
+        taking long to leave, would look like a lost peer to rank 0, and end a run that has been won."""
+        self.voice.report(phase=Phase.SAVING if finished else Phase.STOPPING)
+        if retention is not None:
+            retention.wait(self.context.deadlines.save)
+        self.engine.exchange(b"")
 
     def _queued_steps(self, meter: Meter, save_clock: SaveClock) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""
