@@ -47,7 +47,7 @@ class FlaxEngine:
     def __init__(self, context: TrainContext) -> None:
         """Joins the world. Raises PeerLost if others do not, ConfigError if model, data and devices do not fit."""
         training = context.run.training
-        configure_jax(context.environ)
+        configure_jax(training.precision, context.environ)
         self._structure = Structure(context.run.model, context.data)
         self._optimizer = context.run.optimizer
         self._moment_kinds = moments(self._optimizer)
@@ -128,10 +128,11 @@ class FlaxEngine:
         return jax.make_array_from_single_device_arrays(array.shape, self._local_replicated, shards)
 
 
-def configure_jax(environ: Mapping[str, str]) -> None:
+def configure_jax(precision: str, environ: Mapping[str, str]) -> None:
     """Settings of the whole process, before JAX looks at its devices."""
-    # On GPUs JAX would round the inputs of fp32 products to 10 bits (TF32): fp32 means fp32.
-    jax.config.update("jax_default_matmul_precision", "highest")
+    if precision == "fp32":
+        # On GPUs JAX would round the inputs of fp32 products to 10 bits (TF32): fp32 means fp32.
+        jax.config.update("jax_default_matmul_precision", "highest")
     if environ.get("JAX_COMPILATION_CACHE_DIR"):
         # Worth keeping from 0.2 s on: a restart compiles only the two functions of step.py and some trifles.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
