@@ -11,6 +11,7 @@ from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import SaveName, new_attempt
 from capstan_runtime.checkpoint.manifest import TrainerState
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
 from capstan_runtime.contract.config import Verify
 from capstan_runtime.contract.run_config import Membership
@@ -105,3 +106,25 @@ def choose(
             visible_seconds=visible_seconds,
         )
     )
+
+
+def flip(path: Path, at: int) -> None:
+    """Changes one bit of the byte `at`."""
+    data = bytearray(path.read_bytes())
+    data[at] ^= 0x40
+    path.write_bytes(data)
+
+
+def retention(store: Path, keep_last: int, quarantined: list[Quarantine], fence: int = 9) -> Retention:
+    """One whose troubles are failures of the test."""
+
+    def fail(message: str) -> None:
+        raise AssertionError(message)
+
+    rules = Rules(store, RUN, fence, keep_last, "full")
+    return Retention(rules, lambda _: None, quarantined.append, fail, Disk())
+
+
+def steps_in(store: Path) -> list[int]:
+    """Of the usable checkpoints, newest first."""
+    return [each.name.step for each in list_candidates(store, RUN).candidates if each.problem is None]

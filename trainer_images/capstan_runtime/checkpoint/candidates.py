@@ -12,7 +12,7 @@ from capstan_runtime.checkpoint.disk import Disk, write_file
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SaveName
 from capstan_runtime.checkpoint.manifest import Commit, Manifest
 from capstan_runtime.checkpoint.reader import read_manifest
-from capstan_runtime.errors import CorruptCheckpoint
+from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,10 @@ class Listing:
 
 
 def list_candidates(store: Path, run: str) -> Listing:
-    """What is in `store` for the run with uid `run`. An absent store is an empty one. Raises StoreUnavailable."""
+    """What is in `store` for the run with uid `run`. An absent store is an empty one.
+
+    Raises OSError, StoreUnavailable, and ConfigError for a checkpoint of this run that a later version has written.
+    """
     candidates: list[Candidate] = []
     torn: list[Path] = []
     stale: list[Path] = []
@@ -79,6 +82,10 @@ def _inspect(folder: Path, name: SaveName, run: str) -> Candidate | None:
         if not name.is_of_run(run) and not _claims_to_be_of(folder, run):
             return None
         return Candidate(folder, name, None, str(error), quarantined.exists())
+    except ConfigError:  # of a later version of Capstan
+        if not name.is_of_run(run):
+            return None
+        raise
     if manifest.run != run:
         return None
     if quarantined.exists():

@@ -116,7 +116,10 @@ class Manifest(Record):
 
 
 class Commit(Record):
-    """The content of COMMIT: nothing that the manifest and the folder's name do not confirm."""
+    """The content of COMMIT: nothing that the manifest and the folder's name do not confirm.
+
+    No digest covers it, so a later format would look like damage: it stays as it is, and the manifest's changes.
+    """
 
     format: Literal["capstan-commit/1"] = "capstan-commit/1"
     root: str
@@ -142,7 +145,19 @@ class Claim(Record):
 
 def canonical_bytes(record: Record) -> bytes:
     """The one spelling of `record` as UTF-8 JSON: sorted keys, no spaces, null where a field is None."""
-    document = record.model_dump(mode="json", by_alias=True)
+    return _spelled(record.model_dump(mode="json", by_alias=True))
+
+
+def is_canonical(data: bytes) -> bool:
+    """Whether `data` is spelled as `canonical_bytes` would spell it, whatever its fields: one that is added later, and
+    may be absent, must not make older checkpoints look damaged."""
+    try:
+        return _spelled(json.loads(data)) == data
+    except ValueError:
+        return False
+
+
+def _spelled(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 

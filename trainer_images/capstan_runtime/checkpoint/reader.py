@@ -21,13 +21,13 @@ from capstan_runtime.checkpoint.manifest import (
     NotTiled,
     RankManifest,
     ShardFile,
-    canonical_bytes,
+    is_canonical,
     whole_tensors,
 )
 from capstan_runtime.checkpoint.safetensors import item_bytes, numpy_dtype
 from capstan_runtime.contract.base import Record
 from capstan_runtime.engine import Array
-from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
+from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
 _LEAVES_HELD = 4
 """Verified leaves kept in memory, 16 MiB: many small tensors share a leaf."""
@@ -138,19 +138,20 @@ class VerifiedTensors:
 
 
 def read_manifest(folder: Path) -> tuple[str, Manifest]:
-    """Root and manifest of the committed checkpoint in `folder`. Raises CorruptCheckpoint, StoreUnavailable.
+    """Root and manifest of the committed checkpoint in `folder`.
 
-    COMMIT, MANIFEST.json and the folder's name must say the same, byte for byte in canonical form.
+    COMMIT, MANIFEST.json and the folder's name must say the same, byte for byte in canonical form. Raises
+    CorruptCheckpoint, StoreUnavailable, and ConfigError for what a later version of Capstan has written.
     """
     name = SaveName.parse(folder.name)
     if name is None:
         raise CorruptCheckpoint(f"{folder.name}: is not the name of a checkpoint, <step>.<fence>.<attempt>")
-    note = _parse(Commit, folder / COMMIT)
+    note = _parse(Commit, folder / COMMIT, _read_file(folder / COMMIT), is_proven=False)
     data = _read_file(folder / MANIFEST)
     root = name_of(digest_of(data))
     if root != note.root:
         raise CorruptCheckpoint(f"{_shown(folder / MANIFEST)}: is {root}, committed was {note.root}")
-    manifest = _parse(Manifest, folder / MANIFEST, data)
+    manifest = _parse(Manifest, folder / MANIFEST, data, is_proven=True)
     for record in (note, manifest):
         if SaveName(record.step, record.fence, record.attempt) != name:
             raise CorruptCheckpoint(f"{folder.name}: holds a checkpoint of step {record.step}, fence {record.fence}")
@@ -170,7 +171,7 @@ def open_checkpoint(folder: Path) -> OpenCheckpoint:
         data = _read_file(path)
         if name_of(digest_of(data)) != entry.digest:
             raise CorruptCheckpoint(f"{_shown(path)}: is {name_of(digest_of(data))}, committed was {entry.digest}")
-        rank = _parse(RankManifest, path, data)
+        rank = _parse(RankManifest, path, data, is_proven=True)
         if (rank.rank, rank.step, rank.fence, rank.attempt, rank.run) != (
             index,
             manifest.step,
@@ -220,17 +221,29 @@ def _verified_file(path: Path, file: ShardFile) -> VerifiedFile:
     return VerifiedFile(path, file.bytes, leaves)
 
 
-def _parse(kind: type[AnyRecord], path: Path, data: bytes | None = None) -> AnyRecord:
-    data = _read_file(path) if data is None else data
+def _parse(kind: type[AnyRecord], path: Path, data: bytes, is_proven: bool) -> AnyRecord:
+    """`is_proven`: a digest says that these bytes were committed. So if they make no sense, they are no damage."""
     try:
         record = kind.model_validate_json(data)
     except ValidationError as error:
+        if is_proven:
+            _refuse_other_formats(kind, path, data)
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
         raise CorruptCheckpoint(f"{_shown(path)}: {where}: {first['msg']}") from error
-    if canonical_bytes(record) != data:
+    if not is_canonical(data):
         raise CorruptCheckpoint(f"{_shown(path)}: is not in canonical form")
     return record
+
+
+def _refuse_other_formats(kind: type[Record], path: Path, data: bytes) -> None:
+    """An older image must stop before a newer one's checkpoint: to quarantine it would throw good work away."""
+    known: str = kind.model_fields["format"].default
+    if f'"format":"{known}"'.encode() not in data:
+        raise ConfigError(
+            f"{_shown(path)}: its format is not {known}, the one that this version reads; "
+            "use the image that wrote it, or a newer one"
+        )
 
 
 def _read_file(path: Path) -> bytes:
