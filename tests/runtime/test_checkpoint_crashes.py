@@ -41,26 +41,33 @@ def test_a_writer_killed_between_any_two_operations_leaves_the_last_commit_or_it
 
 
 def test_after_a_power_cut_between_any_two_operations_the_last_durable_commit_is_read(tmp_path: Path) -> None:
-    store = tmp_path / "store"
-    store.mkdir()
-    cut = PowerCut(store)
-    first = save(store, 10, disk=cut.disk())
+    volume = tmp_path / "volume"
+    volume.mkdir()
+    cut = PowerCut(volume)
+    first = save(volume / "jobs" / "uid", 10, disk=cut.disk())
     committed = len(cut.snapshots)
-    second = save(store, 20, parent=first.root, disk=cut.disk())
-    found = []
-    for number, snapshot in enumerate(cut.snapshots):
-        after = tmp_path / "after" / str(number)
+    second = save(volume / "jobs" / "uid", 20, parent=first.root, disk=cut.disk())
+
+    def read_after_the_cut(snapshot: dict[str, bytes | None]) -> str | None:
+        after = tmp_path / "after"
         restore(snapshot, after)
         quarantined: list[Quarantine] = []
-        chosen = choose(after, quarantined=quarantined)
-        assert quarantined == []
+        chosen = choose(after / "jobs" / "uid", quarantined=quarantined)
+        assert quarantined == [], "what was not committed is no candidate, and no broken one"
         if chosen is not None:
             chosen.verify()
-        found.append(chosen.root if chosen else None)
+        shutil.rmtree(after)
+        return chosen.root if chosen else None
+
+    found = [read_after_the_cut(snapshot) for snapshot in cut.snapshots]
     roots = [None, first.root, second.root]
     assert found == sorted(found, key=roots.index), "a later cut never shows an older state"
     assert found[committed - 1] == first.root, "what commit() returned survives"
     assert found[-1] == second.root
+    assert sum(map(len, cut.strays)) > 50
+    for surely, strays in zip(found, cut.strays, strict=True):
+        for snapshot in strays:
+            assert roots.index(read_after_the_cut(snapshot)) >= roots.index(surely)
 
 
 def test_a_removal_killed_between_any_two_operations_never_leaves_half_a_checkpoint(tmp_path: Path) -> None:

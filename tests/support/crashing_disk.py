@@ -95,13 +95,18 @@ class _File:
 
 
 class PowerCut:
-    """What is left of a disk when the power fails after each operation, in the worst case that POSIX allows: bytes
-    that were not fsynced and names that were not fsynced through their folder are gone."""
+    """What is left of a disk when the power fails after each operation, as far as POSIX allows.
+
+    Bytes that were not fsynced are gone. Names that were not fsynced through their folder may be gone, and each of
+    them may be there all the same, because a disk writes names in an order of its own.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self.snapshots: list[dict[str, bytes | None]] = []
-        """After each operation: path below the root -> content, None for a folder."""
+        """After each operation, if no name came through early: path below the root -> content, None for a folder."""
+        self.strays: list[list[dict[str, bytes | None]]] = []
+        """After each operation: the same once for each name that may have come through before the others."""
         self._inodes: dict[int, _File] = {}
         self._live: dict[str, int | None] = {}
         self._durable: dict[str, int | None] = {}
@@ -112,14 +117,19 @@ class PowerCut:
         return str(path.relative_to(self.root))
 
     def _note(self) -> None:
+        self.snapshots.append(self._reachable(self._durable))
+        early = [name for name, inode in self._live.items() if self._durable.get(name, 0) != inode]
+        self.strays.append([self._reachable({**self._durable, name: self._live[name]}) for name in early])
+
+    def _reachable(self, names: dict[str, int | None]) -> dict[str, bytes | None]:
         reachable: dict[str, bytes | None] = {}
-        for name in sorted(self._durable):
+        for name in sorted(names):
             parent = str(Path(name).parent)
             if parent != "." and parent not in reachable:
                 continue
-            inode = self._durable[name]
+            inode = names[name]
             reachable[name] = None if inode is None else self._inodes[inode].synced
-        self.snapshots.append(reachable)
+        return reachable
 
     def disk(self) -> Disk:
         return _WatchedDisk(self)
@@ -157,11 +167,11 @@ class _WatchedDisk(Disk):
         self._cut._note()
 
     def make_folder(self, path: Path) -> None:
-        super().make_folder(path)
         for folder in (path, *path.parents):
             if folder != self._cut.root and folder.is_relative_to(self._cut.root):
                 self._cut._live.setdefault(self._cut._below(folder), None)
         self._cut._note()
+        super().make_folder(path)
 
     def sync_folder(self, path: Path) -> None:
         super().sync_folder(path)

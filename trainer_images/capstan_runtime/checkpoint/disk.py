@@ -28,7 +28,11 @@ class Disk:
         source.rename(target)
 
     def make_folder(self, path: Path) -> None:
+        """`path`, and those above it that are missing; their names survive a power cut, `path`'s own may not."""
+        missing = [folder for folder in path.parents if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in missing:
+            self.sync_folder(folder.parent)
 
     def sync_folder(self, path: Path) -> None:
         """Makes the names in `path` survive a power cut."""

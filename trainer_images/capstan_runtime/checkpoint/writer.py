@@ -246,7 +246,6 @@ def _publish(save: Save, manifest: Manifest, disk: Disk) -> Checkpoint:
     root = name_of(digest_of(data))
     write_file(disk, save.folder / MANIFEST, [data])
     disk.sync_folder(save.folder)
-    disk.sync_folder(save.store)
     note = Commit(root=root, run=save.run, step=manifest.step, fence=manifest.fence, attempt=manifest.attempt)
     write_file(disk, save.folder / COMMIT, [canonical_bytes(note)])
     disk.sync_folder(save.folder)
