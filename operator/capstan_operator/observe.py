@@ -74,8 +74,10 @@ class Observed:
     """Bearer token that this job's supervisors accept; the same at every look."""
     silent_since: Mapping[str, float] = field(default_factory=dict)
     """By pod uid: when the first of the newest unanswered requests to its supervisor was made (seconds since 1970). A
-    pod whose newest request was answered, or that was never asked, is missing: an operator that slept or has just
-    started must not take its own silence for a pod's."""
+    pod that was never asked, or did answer one of the newest two requests, is missing: an operator that slept or has
+    just started must not take its own silence for a pod's, nor one lost packet for a lost node."""
+    refusing: frozenset[str] = frozenset()
+    """Uids of those silent pods whose supervisors are there, but do not know the token of their job."""
     settings: "OperatorSettings" = field(default_factory=lambda: OperatorSettings())
 
 

@@ -193,7 +193,7 @@ class Reconciler:
 
         async def push(one: MembershipPush) -> None:
             await self._supervisors.push_membership(one.ip, token, one.membership)
-            self._poller.ask_pod_now(key, one.pod_uid)
+            self._poller.ask_now(key, one.pod_name)
 
         results = await asyncio.gather(*map(push, pushes), return_exceptions=True)
         for result in results:

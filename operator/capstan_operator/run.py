@@ -43,6 +43,7 @@ from capstan_operator.metrics import Metrics
 from capstan_operator.observe import OperatorSettings
 from capstan_operator.reconcile import Decide, Reconciler
 from capstan_runtime.contract.env import SUPERVISOR_PORT
+from capstan_runtime.contract.state import Hint
 
 logger = logging.getLogger(__name__)
 
@@ -269,10 +270,11 @@ class _Operator:
         if kind is None and self._audit.synced.is_set():
             self._audit.suspect()
 
-    def _take_hint(self, key: JobKey) -> None:
-        job = self._store.job(key)
-        if job is not None and self._elector.leading.is_set():
-            self._poller.ask_now(job)
+    def _take_hint(self, hint: Hint) -> bool:
+        """Whether this replica acts; what the hint leads to is not the pod's business."""
+        if self._elector.leading.is_set():
+            self._poller.take_hint(JobKey(hint.namespace, hint.job), hint.pod)
+        return self._elector.leading.is_set()
 
     def _token_of(self, job_uid: str) -> str:
         return job_token(self._key, job_uid)

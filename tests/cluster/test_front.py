@@ -35,10 +35,15 @@ class Served:
 
     def __init__(self) -> None:
         self.problem: str | None = None
-        self.hints: list[JobKey] = []
+        self.hints: list[Hint] = []
+        self.is_leading = True
         self.url = f"http://127.0.0.1:{free_port()}"
         self.session = aiohttp.ClientSession()
-        self.front = Front(Metrics(), lambda: self.problem, self.hints.append)
+        self.front = Front(Metrics(), lambda: self.problem, self.take_hint)
+
+    def take_hint(self, hint: Hint) -> bool:
+        self.hints.append(hint)
+        return self.is_leading
 
     async def get(self, path: str) -> tuple[int, str]:
         async with self.session.get(self.url + path) as response:
@@ -73,7 +78,23 @@ async def test_metrics_are_readable_and_carry_our_prefix(served: Served) -> None
 
 async def test_a_hint_is_accepted_at_once(served: Served) -> None:
     assert await served.hint(json.dumps(HINT).encode()) == 202
-    assert served.hints == [KEY]
+    assert [hint.document() for hint in served.hints] == [HINT]
+
+
+async def test_a_replica_that_stands_by_says_that_it_cannot_use_a_hint(served: Served) -> None:
+    served.is_leading = False
+    assert await served.hint(json.dumps(HINT).encode()) == 503
+
+
+async def test_a_hint_that_never_ends_is_given_up(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capstan_operator.cluster.front.HINT_SECONDS", 0.1)
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async with served.session.post(f"{served.url}/hint", data=endless()) as response:
+        assert response.status == 408
 
 
 @pytest.mark.parametrize(("body", "status"), [(b"{", 400), (b'{"job": 1}', 400), (b"[" * 5000, 413)])

@@ -145,18 +145,56 @@ async def test_an_exit_is_a_repair() -> None:
         await eventually(lambda: Priority.REPAIR in world.woken)
 
 
-async def test_a_hint_asks_all_pods_of_the_job_at_once() -> None:
+async def test_a_hint_asks_the_pod_that_sent_it_at_once_and_no_other() -> None:
     async with polling(30.0) as world:
         ones = [await world.add(number) for number in range(3)]
         await eventually(lambda: all(one.asked == 1 for one in ones))
-        job = world.store.job(KEY)
-        assert job is not None
-        await asyncio.sleep(0.25)
         for _ in range(50):
-            world.poller.ask_now(job)
-        await eventually(lambda: all(one.asked == 2 for one in ones))
+            world.poller.take_hint(KEY, "job-1-0")
+        for key, name in ((KEY, "job-7-0"), (JobKey("default", "other"), "job-1-0")):
+            world.poller.take_hint(key, name)
+        await eventually(lambda: ones[1].asked == 2)
         await asyncio.sleep(0.1)
-        assert [one.asked for one in ones] == [2, 2, 2]
+        assert [one.asked for one in ones] == [1, 2, 1]
+
+
+async def test_one_that_fell_silent_is_asked_again_soon_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capstan_operator.cluster.poller.MAX_POLLS_PER_SECOND", 0.1)  # a regular turn in 20 s
+    async with polling() as world:
+        quiet, lively = await world.add(0), await world.add(1)
+        quiet.answer = b"not json"
+        await eventually(lambda: quiet.asked >= 4, seconds=5)
+        assert lively.asked == 1
+        quiet.answer = None
+        await eventually(lambda: world.state(0) == quiet.state, seconds=5)
+        observed = world.store.observe(KEY)
+        assert observed is not None
+        assert observed.silent_since == {}
+
+
+async def test_many_silent_ones_do_not_use_up_all_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("capstan_operator.cluster.poller.MAX_AT_ONCE", 2)
+    monkeypatch.setattr("capstan_operator.cluster.poller.MAX_SILENT_AT_ONCE", 1)
+    async with polling() as world:
+        silent = [await world.add(number) for number in range(3)]
+        for one in silent:
+            one.answer = b"not json"
+        await eventually(lambda: all(world.store.is_silent(f"uid-{number}") for number in range(3)))
+        for one in silent:
+            one.hangs = True
+        await asyncio.sleep(0.3)
+        lively = await world.add(3)
+        await eventually(lambda: lively.asked >= 5, seconds=2.5)
+
+
+async def test_a_supervisor_that_does_not_know_the_token_is_silent_for_that_reason() -> None:
+    async with polling() as world:
+        one = await world.add(0)
+        one.token = "another"
+        await eventually(lambda: world.store.is_silent("uid-0"))
+        observed = world.store.observe(KEY)
+        assert observed is not None
+        assert observed.refusing == {"uid-0"}
 
 
 async def test_silence_wakes_once_and_is_remembered() -> None:

@@ -319,21 +319,40 @@ def test_steps_and_metrics_alone_are_no_news(world: World) -> None:
     assert observed.supervisors["pod-uid"].fetched_at == 3.0
 
 
+def silences(world: World) -> tuple[dict[str, float], frozenset[str]]:
+    observed = world.store.observe(KEY)
+    assert observed is not None
+    return dict(observed.silent_since), observed.refusing
+
+
 def test_silence_is_measured_from_its_first_unanswered_request_and_ends_with_an_answer(world: World) -> None:
     world.store.put(pod(1, phase="Running", podIP="10.0.0.1"))
     (record,) = world.store.pods_to_ask()
-    assert world.store.put_silence(record, 10.0)
-    assert not world.store.put_silence(record, 12.0)
-    observed = world.store.observe(KEY)
-    assert observed is not None
-    assert observed.silent_since == {"pod-uid": 10.0}
+    assert [world.store.put_silence(record, at) for at in (10.0, 12.0, 14.0)] == [False, True, False]
+    assert silences(world) == ({"pod-uid": 10.0}, frozenset())
     state = State(pod="job-0-0", uid="job-uid")
-    assert world.store.put_state(record, state, 13.0)
-    assert world.store.put_silence(record, 14.0)
-    assert world.store.put_state(record, state, 15.0)  # the same answer, but it is back
-    observed = world.store.observe(KEY)
-    assert observed is not None
-    assert observed.silent_since == {}
+    assert world.store.put_state(record, state, 15.0)
+    assert [world.store.put_silence(record, at) for at in (16.0, 18.0)] == [False, True]
+    assert world.store.put_state(record, state, 19.0)  # the same answer, but it is back
+    assert silences(world) == ({}, frozenset())
+
+
+def test_one_lost_request_is_no_silence(world: World) -> None:
+    world.store.put(pod(1, phase="Running", podIP="10.0.0.1"))
+    (record,) = world.store.pods_to_ask()
+    state = State(pod="job-0-0", uid="job-uid")
+    assert world.store.put_state(record, state, 9.0)
+    assert not world.store.put_silence(record, 10.0)
+    assert silences(world) == ({}, frozenset())
+    assert not world.store.put_state(record, state, 11.0)
+
+
+def test_a_refused_token_is_told_from_silence(world: World) -> None:
+    world.store.put(pod(1, phase="Running", podIP="10.0.0.1"))
+    (record,) = world.store.pods_to_ask()
+    news = [world.store.put_silence(record, at, refuses_token=at > 12.0) for at in (10.0, 12.0, 14.0, 16.0)]
+    assert news == [False, True, True, False]
+    assert silences(world) == ({"pod-uid": 10.0}, frozenset({"pod-uid"}))
 
 
 def test_only_running_pods_of_unfinished_jobs_are_asked(world: World) -> None:

@@ -10,6 +10,7 @@ given:
             `final` is a State
   says      by pod name, what its supervisor says, merged into the stage's State; null: it never answered
   silent    by pod name, for how many seconds it has not answered
+  refusing  names of those silent pods that are there but do not know the token
 expected:
   create, delete (pod names), secret (applied), delete_secrets, pushes, events, requeue_after, is_repair: left out, none
   status    what changed: top-level fields with their new value, null for what went; conditions as `status reason`
@@ -41,7 +42,7 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def observe(given: dict[str, Any]) -> Observed:
     """The look that `given` describes."""
-    unknown = given.keys() - {"stage", "now", "spec", "job", "status", "pods", "says", "silent"}
+    unknown = given.keys() - {"stage", "now", "spec", "job", "status", "pods", "says", "silent", "refusing"}
     assert not unknown, f"given has unknown keys {sorted(unknown)}"
     base = lived_until(given.get("stage", "running"))
     now = given.get("now", DEFAULT_NOW)
@@ -67,7 +68,8 @@ def observe(given: dict[str, Any]) -> Observed:
             before = states[name].document() if name in states else {"pod": name, "uid": JOB_UID}
             states[name] = State.parse(merged(before, change))
     silent = {pods[name].uid: now - seconds for name, seconds in given.get("silent", {}).items()}
-    return look(job, list(pods.values()), states, silent)
+    refusing = frozenset(pods[name].uid for name in given.get("refusing", []))
+    return look(job, list(pods.values()), states, silent, refusing=refusing)
 
 
 def decided(given: dict[str, Any]) -> dict[str, Any]:

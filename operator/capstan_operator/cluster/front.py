@@ -8,24 +8,26 @@ from collections.abc import AsyncIterator, Callable
 from aiohttp import web
 from pydantic import ValidationError
 
-from capstan_operator.cluster.work_queue import JobKey
 from capstan_operator.metrics import Metrics
 from capstan_runtime.contract.state import Hint
 
 logger = logging.getLogger(__name__)
 
 MAX_HINT_BYTES = 4096
+HINT_SECONDS = 5.0
+"""How long a hint may take to arrive."""
 HINTS_PER_SECOND = 100.0
 HINT_BURST = 200.0
 
 
 class Front:
-    """Answers while `serve` is entered. `problem()` says in one line why the operator is not ready, None when it is.
+    """Answers while `serve` is entered. `problem()` says in one line why the operator is not ready, None when it is;
+    `on_hint` takes a hint and says whether this replica can use it.
 
     A hint needs no password because it means nothing: it only makes the operator look sooner, and not too often.
     """
 
-    def __init__(self, metrics: Metrics, problem: Callable[[], str | None], on_hint: Callable[[JobKey], None]) -> None:
+    def __init__(self, metrics: Metrics, problem: Callable[[], str | None], on_hint: Callable[[Hint], bool]) -> None:
         self._metrics = metrics
         self._problem = problem
         self._on_hint = on_hint
@@ -69,14 +71,21 @@ class Front:
             self._metrics.hints.labels("limited").inc()
             return web.Response(status=429, headers={"Retry-After": "1"}, text="too many hints\n")
         try:
-            hint = Hint.model_validate_json(await request.read(), by_alias=True, by_name=False, extra="ignore")
+            async with asyncio.timeout(HINT_SECONDS):
+                body = await request.read()
+            hint = Hint.model_validate_json(body, by_alias=True, by_name=False, extra="ignore")
+        except TimeoutError:
+            self._metrics.hints.labels("refused").inc()
+            return web.Response(status=408, text=f"the hint did not arrive within {HINT_SECONDS:g} s\n")
         except ValidationError as error:
             self._metrics.hints.labels("refused").inc()
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "hint"
             return web.Response(status=400, text=f"{where}: {first['msg']}\n")
+        if not self._on_hint(hint):
+            self._metrics.hints.labels("standby").inc()
+            return web.Response(status=503, text="this replica stands by; another one acts\n")
         self._metrics.hints.labels("accepted").inc()
-        self._on_hint(JobKey(hint.namespace, hint.job))
         return web.Response(status=202)
 
     def _has_hint_left(self) -> bool:

@@ -10,8 +10,8 @@ import random
 import time
 from collections.abc import Callable
 
-from capstan_operator.cluster.errors import SupervisorError
-from capstan_operator.cluster.store import JobRecord, PodRecord, Store
+from capstan_operator.cluster.errors import SupervisorError, TokenRefused
+from capstan_operator.cluster.store import PodRecord, Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient
 from capstan_operator.cluster.work_queue import JobKey, Priority
 from capstan_operator.metrics import Metrics
@@ -21,11 +21,13 @@ logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 2.0
 MAX_POLLS_PER_SECOND = 200.0
 MAX_AT_ONCE = 64
+MAX_SILENT_AT_ONCE = 32
+"""Of these, for supervisors that did not answer of late: each costs 3 s, and a rack that died must not use up all."""
 PROGRESS_SECONDS = 1.0
 """Steps alone wake a job at most this often."""
 FIRST_LOOK_SECONDS = 5.0
 HINT_SECONDS = 0.2
-"""All pods of a job are asked because of hints at most this often."""
+"""A pod is asked because of its hints at most this often."""
 
 
 class Poller:
@@ -48,15 +50,18 @@ class Poller:
         self._metrics = metrics
         self._interval_seconds = interval_seconds
         self._due: list[tuple[float, str]] = []
-        """Heap of (when, pod uid)."""
+        """Heap of (when, pod uid); an entry that `_next` does not confirm is void."""
+        self._next: dict[str, float] = {}
+        """When each known pod is asked next, by uid."""
         self._known: dict[str, PodRecord] = {}
-        """The pods in the heap, by uid."""
+        """The pods to ask, by uid."""
         self._unseen: dict[str, set[str]] = {}
         """Pods that ran when the term began and were not asked yet, by job uid."""
         self._term_began = float("-inf")
         self._asking: set[str] = set()
         self._progress_woke: dict[JobKey, float] = {}
-        self._hinted: dict[JobKey, float] = {}
+        self._hinted: dict[str, float] = {}
+        """By pod uid."""
         self._free = asyncio.Semaphore(MAX_AT_ONCE)
         self._urgent: asyncio.Queue[PodRecord] = asyncio.Queue()
 
@@ -72,21 +77,20 @@ class Poller:
         """Whether each pod of the job that ran when the term began was asked, or five seconds are over."""
         return job_uid not in self._unseen or time.monotonic() - self._term_began > FIRST_LOOK_SECONDS
 
-    def ask_now(self, job: JobRecord) -> None:
-        """Ask all pods of this job at once (somebody hinted), at most five times a second."""
+    def take_hint(self, key: JobKey, pod_name: str) -> None:
+        """This pod says that it has news: ask it at once, but not more than five times a second."""
+        record = self._store.pod_to_ask(key, pod_name)
         now = time.monotonic()
-        if now - self._hinted.get(job.key, float("-inf")) < HINT_SECONDS:
+        if record is None or now - self._hinted.get(record.pod.uid, float("-inf")) < HINT_SECONDS:
             return
-        self._hinted[job.key] = now
-        for record in self._store.pods_to_ask_of(job):
-            self._urgent.put_nowait(record)
+        self._hinted[record.pod.uid] = now
+        self._urgent.put_nowait(record)
 
-    def ask_pod_now(self, job_key: JobKey, pod_uid: str) -> None:
-        """Ask one pod at once: it was just told something."""
-        job = self._store.job(job_key)
-        for record in self._store.pods_to_ask_of(job) if job is not None else ():
-            if record.pod.uid == pod_uid:
-                self._urgent.put_nowait(record)
+    def ask_now(self, key: JobKey, pod_name: str) -> None:
+        """Ask this pod at once: it was just told something."""
+        record = self._store.pod_to_ask(key, pod_name)
+        if record is not None:
+            self._urgent.put_nowait(record)
 
     async def run(self) -> None:
         # A run that was cancelled may have left requests that never began, and with them what they held.
@@ -113,26 +117,34 @@ class Poller:
             if not self._due or self._due[0][0] > now:
                 await asyncio.sleep(0.05 if not self._due else min(0.05, self._due[0][0] - now))
                 continue
-            _, uid = heapq.heappop(self._due)
-            record = self._known.get(uid)
-            if record is None:
+            due, uid = heapq.heappop(self._due)
+            if self._next.get(uid) != due:
                 continue
             interval = max(self._interval_seconds, len(self._known) / MAX_POLLS_PER_SECOND)
-            heapq.heappush(self._due, (now + interval * random.uniform(0.9, 1.1), uid))  # noqa: S311
-            await self._start(group, record)
+            self._schedule(uid, now + interval * random.uniform(0.9, 1.1))  # noqa: S311
+            if self._store.is_silent(uid) and sum(map(self._store.is_silent, self._asking)) >= MAX_SILENT_AT_ONCE:
+                self._schedule(uid, now + self._interval_seconds)
+                continue
+            await self._start(group, self._known[uid])
+
+    def _schedule(self, uid: str, due: float) -> None:
+        self._next[uid] = due
+        heapq.heappush(self._due, (due, uid))
 
     def _refresh(self, now: float) -> None:
         """Take in new pods, which are asked at once, and drop those that are gone."""
         wanted = {record.pod.uid: record for record in self._store.pods_to_ask()}
+        for uid in self._known.keys() - wanted.keys():
+            self._next.pop(uid, None)
+            self._hinted.pop(uid, None)
         for uid in wanted.keys() - self._known.keys():
-            heapq.heappush(self._due, (now, uid))
+            self._schedule(uid, now)
         self._known = wanted
         if len(self._due) > 2 * len(wanted) + 64:
-            self._due = [(due, uid) for due, uid in self._due if uid in wanted]
+            self._due = [(due, uid) for uid, due in self._next.items()]
             heapq.heapify(self._due)
-        for memory in (self._progress_woke, self._hinted):
-            for key in [key for key in memory if self._store.job(key) is None]:
-                del memory[key]
+        for key in [key for key in self._progress_woke if self._store.job(key) is None]:
+            del self._progress_woke[key]
 
     async def _start(self, group: asyncio.TaskGroup, record: PodRecord) -> None:
         if record.pod.uid in self._asking:
@@ -161,8 +173,11 @@ class Poller:
         except SupervisorError as error:
             self._metrics.supervisor_polls.labels("error").inc()
             logger.debug("no answer from pod %s: %s", pod.name, error, extra={"job": str(record.key)})
-            if self._store.put_silence(record, asked_at):
+            if self._store.put_silence(record, asked_at, refuses_token=isinstance(error, TokenRefused)):
                 self._wake(record.key, Priority.NORMAL)
+            if pod.uid in self._next:
+                # However many pods there are: before a verdict, one that fell silent is asked more than once.
+                self._schedule(pod.uid, time.monotonic() + self._interval_seconds)
             return
         is_news = self._store.put_state(record, state, time.time())
         self._metrics.supervisor_polls.labels("news" if is_news else "progress").inc()

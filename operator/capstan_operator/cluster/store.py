@@ -29,6 +29,8 @@ from capstan_runtime.contract.state import State
 logger = logging.getLogger(__name__)
 
 MAX_TOMBSTONES = 10_000
+SILENT_AFTER = 2
+"""Unanswered requests in a row that make a supervisor silent: one is lost now and then on the best of networks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,17 @@ class JobRecord:
             other.is_deleting,
             other.status,
         )
+
+
+@dataclass(slots=True)
+class Silence:
+    """The newest unanswered requests to one supervisor."""
+
+    since: float
+    """When the first of them was made, in seconds since 1970."""
+    requests: int
+    refuses_token: bool
+    """It was there at the last one, but did not know its job's token."""
 
 
 @dataclass(slots=True)
@@ -88,8 +101,8 @@ class Store:
         """By job uid, then pod name."""
         self._supervisors: dict[str, ObservedSupervisor] = {}
         """By pod uid."""
-        self._silent_since: dict[str, float] = {}
-        """By pod uid: see `Observed.silent_since`."""
+        self._silences: dict[str, Silence] = {}
+        """By pod uid."""
         metrics.jobs.set_function(lambda: len(self._jobs))
         metrics.pods.set_function(lambda: sum(map(len, self._pods.values())))
 
@@ -181,8 +194,14 @@ class Store:
 
     def pods_to_ask_of(self, job: JobRecord) -> Iterator[PodRecord]:
         for record in self._pods.get(job.uid, {}).values():
-            if record.pod.phase == "Running" and record.pod.ip is not None:
+            if _can_be_asked(record.pod):
                 yield record
+
+    def pod_to_ask(self, key: JobKey, name: str) -> PodRecord | None:
+        """The pod of this name, if it is one to ask."""
+        job = self._jobs.get(key)
+        record = self._pods.get(job.uid, {}).get(name) if job is not None else None
+        return record if record is not None and _can_be_asked(record.pod) else None
 
     def _drop_pod(self, record: PodRecord) -> None:
         pods = self._pods[record.job_uid]
@@ -199,20 +218,29 @@ class Store:
         if not self._is_current(record):
             return False  # the pod went away while it answered
         known = self._supervisors.get(record.pod.uid)
-        was_silent = self._silent_since.pop(record.pod.uid, None) is not None
+        was_silent = self.is_silent(record.pod.uid)
+        self._silences.pop(record.pod.uid, None)
         self._supervisors[record.pod.uid] = ObservedSupervisor(state, now)
         return known is None or was_silent or _without_progress(known.state) != _without_progress(state)
 
-    def put_silence(self, record: PodRecord, asked_at: float) -> bool:
+    def put_silence(self, record: PodRecord, asked_at: float, *, refuses_token: bool = False) -> bool:
         """Take in that a supervisor did not answer a request made at `asked_at`. Returns whether that is news."""
-        if not self._is_current(record) or record.pod.uid in self._silent_since:
+        if not self._is_current(record):
             return False
-        self._silent_since[record.pod.uid] = asked_at
-        return True
+        silence = self._silences.setdefault(record.pod.uid, Silence(asked_at, 0, refuses_token))
+        is_news = silence.requests == SILENT_AFTER - 1 or silence.refuses_token != refuses_token
+        silence.requests += 1
+        silence.refuses_token = refuses_token
+        return is_news and silence.requests >= SILENT_AFTER
+
+    def is_silent(self, pod_uid: str) -> bool:
+        """Whether so many requests in a row were not answered that it means something."""
+        silence = self._silences.get(pod_uid)
+        return silence is not None and silence.requests >= SILENT_AFTER
 
     def forget_silence(self) -> None:
         """Nobody was asked for a while: what was silent then says nothing about now."""
-        self._silent_since.clear()
+        self._silences.clear()
 
     def _is_current(self, record: PodRecord) -> bool:
         known = self._pods.get(record.job_uid, {}).get(record.pod.name)
@@ -220,7 +248,7 @@ class Store:
 
     def _forget_supervisor(self, pod_uid: str) -> None:
         self._supervisors.pop(pod_uid, None)
-        self._silent_since.pop(pod_uid, None)
+        self._silences.pop(pod_uid, None)
 
     # The snapshot
 
@@ -245,7 +273,8 @@ class Store:
             pods=pods,
             supervisors={p.uid: self._supervisors[p.uid] for p in pods if p.uid in self._supervisors},
             token=self._token_of(job.uid),
-            silent_since={p.uid: self._silent_since[p.uid] for p in pods if p.uid in self._silent_since},
+            silent_since={p.uid: self._silences[p.uid].since for p in pods if self.is_silent(p.uid)},
+            refusing=frozenset(p.uid for p in pods if self.is_silent(p.uid) and self._silences[p.uid].refuses_token),
             settings=self._settings,
         )
 
@@ -296,6 +325,10 @@ def _job_record(document: Mapping[str, Any]) -> JobRecord:
         status=orjson.dumps(status, option=orjson.OPT_SORT_KEYS),
         is_finished=bool(status.get("finishedAt")),
     )
+
+
+def _can_be_asked(pod: ObservedPod) -> bool:
+    return pod.phase == "Running" and pod.ip is not None
 
 
 def _is_trouble(pod: ObservedPod) -> bool:

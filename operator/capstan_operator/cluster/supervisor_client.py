@@ -7,7 +7,7 @@ from typing import Self
 import aiohttp
 from pydantic import ValidationError
 
-from capstan_operator.cluster.errors import SupervisorError
+from capstan_operator.cluster.errors import SupervisorError, TokenRefused
 from capstan_operator.cluster.pods import read_state
 from capstan_runtime.contract.env import SUPERVISOR_PORT
 from capstan_runtime.contract.run_config import Membership
@@ -82,6 +82,8 @@ class SupervisorClient:
             raise SupervisorError(f"{method} {path} of {ip}: {type(error).__name__}: {error}") from error
         if answer is None:
             raise SupervisorError(f"{method} {path} of {ip}: the answer is longer than {MAX_ANSWER_BYTES} bytes")
+        if response.status == 401:
+            raise TokenRefused(f"{method} {path} of {ip}: 401: it does not know the token of its job")
         if response.status // 100 != 2:
             raise SupervisorError(
                 f"{method} {path} of {ip}: {response.status}: {answer[:200].decode(errors='replace')}"

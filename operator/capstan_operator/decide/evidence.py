@@ -140,6 +140,8 @@ def _silent(worker: Worker, situation: Situation) -> Evidence | None:
     if not situation.is_lost(worker):
         return None
     message = f"its supervisor did not answer for {situation.silence_limit(worker):.0f} s"
+    if worker.refuses_token:
+        message = "its supervisor does not know the operator's token: Secret capstan-operator-key was replaced"
     return Evidence(worker.index, worker.pod, FailureClass.LOST, message, Weight.POD)
 
 

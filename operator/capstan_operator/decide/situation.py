@@ -29,6 +29,8 @@ class Worker:
     """Newest answer of the newest pod's supervisor; None: it never answered."""
     silent_seconds: float | None
     """How long requests to it have been unanswered; None: it answers, or was not asked."""
+    refuses_token: bool = False
+    """Its supervisor is there, but does not know the token of its job."""
 
     @property
     def pod(self) -> ObservedPod | None:
@@ -83,6 +85,8 @@ class Situation:
     """One for each place in the wanted world, by index."""
     surplus: tuple[ObservedPod, ...]
     """Pods of workers that are not wanted any more."""
+    answering: int
+    """How many of the workers answer."""
     now: float
 
     @property
@@ -106,9 +110,11 @@ class Situation:
         """Seconds of silence after which `worker` is lost."""
         if worker.answer is None:
             # It is still starting, or it runs a program that has no supervisor.
-            return float("inf") if self.blueprint.has_own_command else self.blueprint.spec.recovery.deadlines.form
-        others = (other for other in self.workers if other.index != worker.index)
-        return SILENCE_SECONDS if any(other.is_answering for other in others) else SHARED_SILENCE_SECONDS
+            if self.blueprint.has_own_command:
+                return float("inf")
+            return SILENCE_SECONDS if worker.refuses_token else self.blueprint.spec.recovery.deadlines.form
+        is_network_fine = worker.refuses_token or self.answering > int(worker.is_answering)
+        return SILENCE_SECONDS if is_network_fine else SHARED_SILENCE_SECONDS
 
     def is_lost(self, worker: Worker) -> bool:
         """It has been silent for longer than the limit while its pod runs."""
@@ -129,7 +135,8 @@ def look(observed: Observed, blueprint: Blueprint, now: float) -> Situation:
     for pod in sorted(observed.pods, key=lambda pod: -pod.incarnation):
         by_worker.get(pod.worker, surplus).append(pod)
     workers = tuple(_look_at_worker(index, pods, observed, now) for index, pods in by_worker.items())
-    return Situation(observed, blueprint, observed.job.status, workers, tuple(surplus), now)
+    answering = sum(worker.is_answering for worker in workers)
+    return Situation(observed, blueprint, observed.job.status, workers, tuple(surplus), answering, now)
 
 
 def wanted_world(status: TrainingJobStatus, blueprint: Blueprint) -> int:
@@ -157,6 +164,7 @@ def _look_at_worker(index: int, pods: list[ObservedPod], observed: Observed, now
         pods=tuple(pods),
         answer=_answer_of(newest, observed) if newest else None,
         silent_seconds=None if silent_since is None else max(0.0, now - silent_since),
+        refuses_token=newest is not None and newest.uid in observed.refusing,
     )
 
 
