@@ -6,11 +6,13 @@ import random
 import re
 import signal
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,8 +28,8 @@ StartPod = Callable[..., Pod]
 def start_pod() -> Iterator[StartPod]:
     pods: list[Pod] = []
 
-    def start(run: Run, name: str = "small-0", **faults: str) -> Pod:
-        pods.append(Pod(run, name, **faults))
+    def start(run: Run, name: str = "small-0", **details: Any) -> Pod:
+        pods.append(Pod(run, name, **details))
         pods[-1].wait_until_up()
         return pods[-1]
 
@@ -261,6 +263,43 @@ def test_no_trainer_outlives_its_supervisor(tmp_path: Path, start_pod: StartPod)
     while is_alive(trainer):
         assert time.monotonic() < give_up_at
         time.sleep(0.02)
+
+
+def test_a_full_log_costs_its_lines_and_not_the_training(tmp_path: Path, start_pod: StartPod) -> None:
+    pod = start_pod(Run(tmp_path, steps=5), log_to="/dev/full")
+    pod.put(alone(1, pod))
+    code, words = pod.wait_for_end()
+    assert (code, words.phase, words.step) == (0, Phase.SUCCEEDED, 5)
+
+
+def test_a_log_that_nobody_reads_never_stops_the_supervisor(tmp_path: Path, start_pod: StartPod) -> None:
+    run = Run(tmp_path, overrides={"deadlines": {"form": 2}})
+    pod = start_pod(run, log_to=subprocess.PIPE, FLOOD="300000")  # more than the two pipes to the reader hold
+    pod.put(alone(1, pod))
+    end = pod.wait_for(Phase.EXITED).exit
+    assert end is not None
+    assert (end.failure, end.message[:15]) == (FailureClass.HANG, "no progress for")
+    pod.terminate()
+    assert pod.wait_for_end()[0] == ExitCode.STOPPED
+
+
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+
+
+@pytest.mark.skipif(
+    subprocess.run([*NAMESPACE, "true"], capture_output=True).returncode != 0, reason="needs PID namespaces"
+)
+def test_as_pid_1_it_collects_orphans_and_keeps_the_status_of_the_trainer(tmp_path: Path, start_pod: StartPod) -> None:
+    faults = {"ORPHANS": "5", "FAULT_KIND": "exit", "FAULT_STEP": "40", "FAULT_CODE": "93", "STEP_SECONDS": "0.02"}
+    pod = start_pod(Run(tmp_path, steps=100), prefix=NAMESPACE, **faults)
+    pod.put(alone(1, pod))
+    pod.wait_for(Phase.TRAINING)
+    (first,) = children_of(pod.process.pid)
+    assert Path(f"/proc/{first}/status").read_text().split("NSpid:")[1].split()[1] == "1"
+    end = pod.wait_for(Phase.EXITED).exit
+    assert end is not None
+    assert (end.code, end.failure) == (93, FailureClass.DO_NOT_RESTART)
+    assert children_of(first) == [], "no zombie is left"
 
 
 def test_a_trainer_that_cannot_be_imported_says_so(tmp_path: Path, start_pod: StartPod) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,9 @@ class FaultyEngine(NumpyEngine):
 
     def __init__(self, context: TrainContext) -> None:
         super().__init__(context)
+        print("x" * int(os.environ.get("FLOOD", "0")))
+        for _ in range(int(os.environ.get("ORPHANS", "0"))):
+            subprocess.run(["sh", "-c", "sleep 0.1 & exit 0"], check=True)
         self._fault = os.environ.get("FAULT_KIND")
         self._step = int(os.environ.get("FAULT_STEP", "0"))
         if context.membership.fence != int(os.environ.get("FAULT_FENCE", "1")):

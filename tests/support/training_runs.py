@@ -133,14 +133,17 @@ def losses(log: Path) -> list[tuple[int, str]]:
 class Pod:
     """A supervisor process with an address of its own."""
 
-    def __init__(self, run: Run, name: str, **faults: str) -> None:
+    def __init__(
+        self, run: Run, name: str, prefix: tuple[str, ...] = (), log_to: str | int | None = None, **faults: str
+    ) -> None:
+        """`prefix` comes before the command; `log_to` is a file, or subprocess.PIPE, that takes the place of `log`."""
         self.name = name
         self.address = f"127.{random.randint(1, 254)}.{random.randint(0, 255)}.{random.randint(2, 254)}"
         self.termination_log = run.folder / f"{name}.termination"
         self.log = run.folder / f"{name}.log"
-        with self.log.open("wb") as output:
+        with (Path(log_to) if isinstance(log_to, str) else self.log).open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.numpy_supervisor"],
+                [*prefix, sys.executable, "-m", "tests.support.numpy_supervisor"],
                 env=run.environ(
                     **{
                         env.POD_NAME: name,
@@ -149,7 +152,7 @@ class Pod:
                         **faults,
                     }
                 ),
-                stdout=output,
+                stdout=log_to if isinstance(log_to, int) else output,
                 stderr=subprocess.STDOUT,
             )
 

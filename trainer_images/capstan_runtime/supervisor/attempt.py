@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import sys
 import time
 from collections.abc import Callable
 from signal import SIGTERM, SIGUSR1
@@ -12,6 +11,7 @@ from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Exit, Phase, Progress
 from capstan_runtime.supervisor.child import Child
 from capstan_runtime.supervisor.ending import Evidence, exit_of
+from capstan_runtime.supervisor.log import Log
 from capstan_runtime.supervisor.memory import oom_kills
 from capstan_runtime.supervisor.settings import Settings
 from capstan_runtime.supervisor.watch import Watch
@@ -29,11 +29,14 @@ _NOTHING_TO_SAVE = frozenset({Phase.STARTING, Phase.RESTORING, Phase.COMPILING})
 class Attempt:
     """Runs one trainer. `run` ends when the trainer has ended, for whatever reason."""
 
-    def __init__(self, settings: Settings, membership: Membership, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, settings: Settings, membership: Membership, on_progress: Callable[[Progress], None], log: Log
+    ) -> None:
         """Starts the trainer. Raises OSError when its command cannot be run."""
         self._deadlines = settings.run.deadlines
         self._membership = membership
         self._on_progress = on_progress
+        self._log = log
         self._memory_events = settings.memory_events
         self._oom_kills = oom_kills(settings.memory_events)
         self._hang: str | None = None
@@ -82,12 +85,13 @@ class Attempt:
 
     def abandon(self) -> None:
         """Kills the trainer at once: its world has ended, and a broken world cannot save."""
-        self.child.kill_group()
+        if not self.child.has_exited:  # else its number may belong to somebody else by now
+            self.child.kill_group()
 
     async def _listen(self) -> None:
         async for progress in self.child.progress():
             if isinstance(progress, str):
-                print(f"supervisor: {progress}", file=sys.stderr, flush=True)
+                self._log.say(progress)
                 continue
             self._watch.note(progress, time.monotonic())
             if progress.failure is not None:
@@ -117,6 +121,6 @@ class Attempt:
     async def _dump(self, reason: str) -> None:
         """Has the trainer write every thread's stack to its output."""
         self._hang = reason
-        print(f"supervisor: {reason}; its stacks follow", file=sys.stderr, flush=True)
+        self._log.say(f"{reason}; its stacks follow")
         self.child.signal_leader(SIGUSR1)
         await asyncio.sleep(_DUMP_SECONDS)

@@ -17,7 +17,7 @@ from capstan_runtime.supervisor.settings import Settings
 
 _PR_SET_PDEATHSIG = 1
 _LONGEST_LINE_BYTES = 256 * 1024
-_libc = ctypes.CDLL(None, use_errno=True)
+_prctl = ctypes.CDLL(None, use_errno=True).prctl  # found here: between fork and exec the loader's lock may be held
 
 
 class Child:
@@ -112,7 +112,7 @@ class Child:
 
 def _die_with(parent: int) -> None:
     """Runs in the child between fork and exec: no trainer outlives its supervisor."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(1)
 

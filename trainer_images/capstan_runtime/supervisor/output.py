@@ -4,6 +4,8 @@ import os
 import threading
 from collections import deque
 
+from capstan_runtime.supervisor.log import write_or_lose
+
 _LINES_KEPT = 60
 _LONGEST_LINE = 2000
 _CHUNK_BYTES = 65536
@@ -32,10 +34,10 @@ class Output:
         rest = b""
         try:
             while chunk := os.read(self._descriptor, _CHUNK_BYTES):
-                _write_all(1, chunk)
                 *lines, rest = (rest + chunk).split(b"\n")
                 self._keep(lines)
                 rest = rest[-_LONGEST_LINE:]
+                write_or_lose(1, chunk)
         finally:
             os.close(self._descriptor)
             self._keep([rest] if rest else [])
@@ -43,12 +45,6 @@ class Output:
     def _keep(self, lines: list[bytes]) -> None:
         with self._lock:
             self._lines.extend(line[:_LONGEST_LINE].decode(errors="replace").rstrip("\r") for line in lines)
-
-
-def _write_all(descriptor: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while len(rest):
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def exception_line(lines: list[str]) -> str | None:

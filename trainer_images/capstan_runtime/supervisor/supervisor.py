@@ -3,9 +3,7 @@
 import asyncio
 import os
 import signal
-import sys
 import time
-from pathlib import Path
 
 from aiohttp import web
 
@@ -16,6 +14,7 @@ from capstan_runtime.supervisor.attempt import Attempt
 from capstan_runtime.supervisor.child import reap_orphans
 from capstan_runtime.supervisor.hint import Hints
 from capstan_runtime.supervisor.last_words import fit
+from capstan_runtime.supervisor.log import Log
 from capstan_runtime.supervisor.server import Refused, make_app
 from capstan_runtime.supervisor.settings import Settings
 
@@ -24,6 +23,7 @@ _RECORDS = ("metrics", "checkpoint", "resumed_from")
 """Fields of a Progress that become the State's field of the same name."""
 _KEEP_ALIVE_SECONDS = 10.0
 _CONNECTION_SECONDS = 60.0
+_FLUSH_SECONDS = 2.0
 
 
 class Supervisor:
@@ -42,6 +42,7 @@ class Supervisor:
         self._news = asyncio.Event()
         """Set when there is a newer membership or a wish to stop."""
         self._hints = Hints(settings)
+        self._log = Log()
 
     @property
     def state(self) -> State:
@@ -105,6 +106,7 @@ class Supervisor:
             await self._hints.flush()
             server.close()
             await runner.cleanup()
+            await self._log.flush(_FLUSH_SECONDS)
 
     async def _run_memberships(self) -> int:
         while True:
@@ -124,7 +126,7 @@ class Supervisor:
         self._clear_last_words()
         try:
             self._attempt = Attempt(
-                self._settings, membership, lambda progress: self._take_in(membership.fence, progress)
+                self._settings, membership, lambda progress: self._take_in(membership.fence, progress), self._log
             )
         except OSError as error:
             self._end(membership.fence, _cannot_start(membership.fence, self._settings.command, error))
@@ -156,7 +158,7 @@ class Supervisor:
             return False
         self._update(phase=Phase.EXITED if end else Phase.SUCCEEDED, exit=end)
         if end is not None:
-            print(f"supervisor: {end.failure}: {end.message}", file=sys.stderr, flush=True)
+            self._log.say(f"{end.failure}: {end.message}")
         self._say_last_words()
         self._hints.send()
         return end is None
@@ -174,11 +176,19 @@ class Supervisor:
 
     def _say_last_words(self) -> None:
         """Leaves the state where it outlives this process, at every end: the pod may be killed at any time."""
-        _write(self._settings.termination_log, fit(self._state))
+        self._write_last_words(fit(self._state))
 
     def _clear_last_words(self) -> None:
         """The words of an attempt that is over must not be taken for those of the next."""
-        _write(self._settings.termination_log, b"")
+        self._write_last_words(b"")
+
+    def _write_last_words(self, words: bytes) -> None:
+        if self._settings.termination_log is None:
+            return
+        try:
+            self._settings.termination_log.write_bytes(words)
+        except OSError as error:
+            self._log.say(f"the termination message cannot be written: {error}")
 
 
 def _short_lived(runner: web.AppRunner, loop: asyncio.AbstractEventLoop) -> asyncio.BaseProtocol:
@@ -188,15 +198,6 @@ def _short_lived(runner: web.AppRunner, loop: asyncio.AbstractEventLoop) -> asyn
     connection = runner.server()
     loop.call_later(_CONNECTION_SECONDS, connection.close)
     return connection
-
-
-def _write(path: Path | None, words: bytes) -> None:
-    if path is None:
-        return
-    try:
-        path.write_bytes(words)
-    except OSError as error:
-        print(f"supervisor: the termination message cannot be written: {error}", file=sys.stderr, flush=True)
 
 
 def _cannot_start(fence: int, command: tuple[str, ...], error: OSError) -> Exit:
