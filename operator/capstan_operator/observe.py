@@ -50,6 +50,8 @@ class ObservedPod:
     """OOMKilled, Error, Completed, or the pod's own reason such as Evicted or NodeLost."""
     final: State | None = None
     """The supervisor's last words, from the termination message; None when there are none."""
+    last_lines: tuple[str, ...] = ()
+    """The end of the container's log, oldest first; empty while it runs, after success, and when there is `final`."""
 
 
 @dataclass(frozen=True, slots=True)

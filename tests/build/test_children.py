@@ -85,7 +85,7 @@ def test_a_cpu_pod_of_the_flax_trainer_is_this_and_nothing_else() -> None:
                     "ports": [{"name": "supervisor", "containerPort": 8470}],
                     "resources": {"requests": {}, "limits": {}},
                     "terminationMessagePath": "/dev/termination-log",
-                    "terminationMessagePolicy": "File",
+                    "terminationMessagePolicy": "FallbackToLogsOnError",
                     "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
                     "volumeMounts": [
                         {"name": "run", "mountPath": "/etc/capstan", "readOnly": True},

@@ -231,7 +231,7 @@ def test_what_a_pod_waits_for_is_told_only_when_something_is_wrong(
     assert observed.pods[0].waiting == expected
 
 
-@pytest.mark.parametrize("message", ["killed", '{"pod": 1}', "[]", "{" * 20000])
+@pytest.mark.parametrize("message", ['{"pod": 1}', '{"pod"' + "x" * 20000])
 def test_a_termination_message_that_cannot_be_read_is_counted_and_passed_over(world: World, message: str) -> None:
     world.store.put(pod(phase="Failed", containerStatuses=exited(1, message)))
     observed = world.store.observe(KEY)
@@ -241,6 +241,30 @@ def test_a_termination_message_that_cannot_be_read_is_counted_and_passed_over(wo
         "capstan_operator_bad_documents_total", {"what": "termination_message"}
     )
     assert counted == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "lines"),
+    [
+        ("", ()),
+        ("killed", ("killed",)),
+        ('{"level": "error"}\n', ('{"level": "error"}',)),
+        (
+            "Traceback:\n\n  File x\r\n\x1b[31mModuleNotFoundError: no torch\x1b[0m\n",
+            ("Traceback:", "File x", "[31mModuleNotFoundError: no torch[0m"),
+        ),
+        ("\n".join(map(str, range(50))), tuple(map(str, range(40, 50)))),
+        ("x" * 20000, ("x" * 200,)),
+    ],
+)
+def test_the_end_of_a_log_in_the_place_of_last_words_is_kept(
+    world: World, message: str, lines: tuple[str, ...]
+) -> None:
+    world.store.put(pod(phase="Failed", containerStatuses=exited(1, message)))
+    observed = world.store.observe(KEY)
+    assert observed is not None
+    assert (observed.pods[0].final, observed.pods[0].last_lines) == (None, lines)
+    assert "bad_documents_total{" not in world.metrics.render().decode()
 
 
 def test_kubelet_noise_does_not_wake_the_job(world: World) -> None:

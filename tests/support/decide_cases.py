@@ -135,4 +135,6 @@ def _changed_pod(pod: ObservedPod, change: dict[str, Any]) -> ObservedPod:
     change = dict(change)
     if "final" in change:
         change["final"] = State.parse({"pod": pod.name, "uid": JOB_UID, **change["final"]})
+    if "last_lines" in change:
+        change["last_lines"] = tuple(change["last_lines"])
     return replace(pod, **change)

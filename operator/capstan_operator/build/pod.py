@@ -100,7 +100,8 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         # Requests equal limits: the Guaranteed class is the last to be evicted.
         "resources": {"requests": resources, "limits": resources},
         "terminationMessagePath": TERMINATION_LOG,
-        "terminationMessagePolicy": "File",
+        # A supervisor that dies before it can write its last words leaves the end of its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
         "volumeMounts": mounts,
     }

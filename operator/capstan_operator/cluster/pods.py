@@ -13,6 +13,8 @@ from capstan_runtime.contract.state import State
 TRAINER_CONTAINER = "trainer"
 MAX_TERMINATION_BYTES = 12 * 1024
 """What Kubernetes keeps of all termination messages of a pod together."""
+MAX_LINES = 10
+MAX_LINE_LENGTH = 200
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of waiting that mean: nothing is wrong."""
 
@@ -130,13 +132,15 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         exit_code=terminated.exit_code if terminated is not None else None,
         exit_reason=_exit_reason(status, terminated),
         final=final,
+        last_lines=read_lines(terminated.message) if terminated is not None and final is None else (),
     )
     return observed, flaw
 
 
 def read_final(message: str) -> tuple[State | None, str | None]:
-    """The supervisor's last words, or why they cannot be read. An empty message is neither."""
-    if not message.strip():
+    """The supervisor's last words, or why they cannot be read. Neither, if the message is empty or the end of the log,
+    which the kubelet puts in the place of words that were never written."""
+    if not message.startswith('{"pod"'):
         return None, None
     if len(message) > MAX_TERMINATION_BYTES:
         return None, f"{len(message)} characters are too many"
@@ -145,6 +149,12 @@ def read_final(message: str) -> tuple[State | None, str | None]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         return None, f"{'.'.join(map(str, first['loc'])) or 'document'}: {first['msg']}"
+
+
+def read_lines(message: str) -> tuple[str, ...]:
+    """The last lines of a message that is not a State, without empty ones and terminal codes."""
+    lines = ("".join(filter(str.isprintable, line)).strip() for line in message[-MAX_TERMINATION_BYTES:].splitlines())
+    return tuple(line[:MAX_LINE_LENGTH] for line in lines if line)[-MAX_LINES:]
 
 
 def read_state(document: str | bytes) -> State:

@@ -119,7 +119,9 @@ def _failed(worker: Worker, situation: Situation) -> Evidence | None:
     failure = classify_exit(pod.exit_code)
     if failure is FailureClass.STOPPED:
         failure = FailureClass.LOST
-    return Evidence(worker.index, pod, failure, "its container ended", Weight.POD)
+    # Of a traceback, and of a supervisor that gives up, the last line is the one that says why.
+    message = pod.last_lines[-1] if pod.last_lines else "its container ended"
+    return Evidence(worker.index, pod, failure, message, Weight.POD)
 
 
 def _failed_at_start(worker: Worker, situation: Situation) -> Evidence | None:

@@ -122,6 +122,7 @@ def pause_seconds(situation: Situation) -> float:
 def describe_failure(situation: Situation, culprit: Evidence) -> FailureStatus:
     """The failure block of status."""
     pod, exit_ = culprit.pod, culprit.exit
+    lines = exit_.last_lines if exit_ else list(pod.last_lines) if pod else []
     return FailureStatus(
         rank=culprit.worker,
         pod=pod.name if pod else None,
@@ -131,7 +132,7 @@ def describe_failure(situation: Situation, culprit: Evidence) -> FailureStatus:
         signal=exit_.signal if exit_ else None,
         failure_class=culprit.failure.value,
         message=culprit.message[:MESSAGE_LENGTH],
-        last_lines=exit_.last_lines[-LAST_LINES:] if exit_ else [],
+        last_lines=lines[-LAST_LINES:],
         at=rfc3339(situation.now),
     )
 
