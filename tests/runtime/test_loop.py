@@ -142,6 +142,12 @@ def test_an_exception_is_reported_in_one_line_and_shown_with_its_traceback(tmp_p
     assert "Traceback (most recent call last):" in ended.output
 
 
+def test_a_library_that_exits_is_a_failure_and_no_wish_to_stop(tmp_path: Path) -> None:
+    ended = run_trainers(Run(tmp_path), world=1, FAULT_KIND="leave", FAULT_STEP="3")[0]
+    assert ended.code == ExitCode.APPLICATION
+    assert failure(ended) == Progress(failure=FailureClass.APPLICATION, message="SystemExit: a library gave up")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -53,6 +53,13 @@ def test_the_run_continues_at_the_step_and_root_of_the_checkpoint(tmp_path: Path
     assert (start.step, start.root, int(engine.found["optimizer/count"])) == (20, checkpoint.root, 20)
 
 
+def test_ranks_that_see_different_data_do_not_start(tmp_path: Path) -> None:
+    engine = ReadingEngine()
+    engine.exchange = lambda payload: [payload, payload.replace(b"blake3:00", b"blake3:ff")]  # type: ignore[method-assign]
+    with pytest.raises(ConfigError, match=r"^spec.data: rank 1 sees blake3:ff where rank 0 sees blake3:00; the data"):
+        restored(tmp_path, engine)
+
+
 def test_a_tensor_the_model_needs_and_the_checkpoint_lacks_is_a_config_error(tmp_path: Path) -> None:
     save(tmp_path, 20)
     with pytest.raises(ConfigError, match=r"^spec.model: the checkpoint of step 20 has no tensor params/other; "):

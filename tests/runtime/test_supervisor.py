@@ -308,7 +308,10 @@ def test_a_trainer_that_cannot_be_imported_says_so(tmp_path: Path, start_pod: St
     end = pod.wait_for(Phase.EXITED).exit
     assert end is not None
     assert (end.code, end.failure) == (1, FailureClass.APPLICATION)
-    assert "No module named tests.support.no_such_trainer" in " ".join(end.last_lines)
+    assert re.fullmatch(
+        r"the trainer exited with code 1 before it began: \S+: No module named tests.support.no_such_trainer",
+        end.message,
+    )
 
 
 def test_the_operator_is_hinted_at_the_first_step_each_commit_and_the_end(tmp_path: Path, start_pod: StartPod) -> None:

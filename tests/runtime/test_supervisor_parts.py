@@ -61,6 +61,7 @@ SEEN = Evidence(
     failure=None,
     message=None,
     hang=None,
+    has_spoken=True,
     was_asked_to_stop=False,
     was_out_of_memory=False,
     lines=[],
@@ -71,6 +72,14 @@ SEEN = Evidence(
     ("changes", "code", "signal", "failure", "message"),
     [
         ({}, 1, None, FailureClass.APPLICATION, "the trainer exited with code 1"),
+        (
+            {"lines": ["python: No module named x"], "has_spoken": False},
+            1,
+            None,
+            FailureClass.APPLICATION,
+            "the trainer exited with code 1 before it began: python: No module named x",
+        ),
+        ({"lines": ["step 3/30"]}, 1, None, FailureClass.APPLICATION, "the trainer exited with code 1"),
         ({"status": 42}, 42, None, FailureClass.APPLICATION, "the trainer exited with code 42"),
         ({"status": 78}, 78, None, FailureClass.CONFIG, "the trainer exited with code 78"),
         ({"status": -11}, 139, "SIGSEGV", FailureClass.CRASH, "the trainer was killed by SIGSEGV"),

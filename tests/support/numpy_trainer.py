@@ -19,7 +19,7 @@ class FaultyEngine(NumpyEngine):
 
     def __init__(self, context: TrainContext) -> None:
         super().__init__(context)
-        print("x" * int(os.environ.get("FLOOD", "0")))
+        print("x" * int(os.environ.get("FLOOD", "0")), end="")
         for _ in range(int(os.environ.get("ORPHANS", "0"))):
             subprocess.run(["sh", "-c", "sleep 0.1 & exit 0"], check=True)
         self._fault = os.environ.get("FAULT_KIND")
@@ -53,6 +53,8 @@ class FaultyEngine(NumpyEngine):
             case "exit":
                 sys.stdout.flush()
                 os._exit(int(os.environ["FAULT_CODE"]))
+            case "leave":
+                sys.exit("a library gave up")
             case "nan":
                 return Done({**result.values, "loss": float("nan")})
         return result

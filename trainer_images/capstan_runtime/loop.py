@@ -69,10 +69,10 @@ def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ) -> in
     reporter = Reporter.from_environ(environ)
     try:
         return run_attempt(make_engine, environ, reporter, stop)
-    except SystemExit:
-        code = ExitCode.STOPPED
     except BaseException as error:
-        code = _explain(error, reporter)
+        # A library that calls sys.exit has failed; only this process's own SIGTERM is a wish to stop.
+        was_stopped = isinstance(error, SystemExit) and stop.wanted
+        code = ExitCode.STOPPED if was_stopped else _explain(error, reporter)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not `return`: a framework's exit hooks wait for peers that may be gone, for minutes; the answer is known now.

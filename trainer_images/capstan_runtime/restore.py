@@ -1,5 +1,6 @@
 """Where a run continues: the chosen checkpoint is put into the engine, or the run begins at step 0."""
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,9 +36,9 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
     """Where the run continues, with the engine in that state. Collective.
 
     Raises CorruptCheckpoint when nothing verifies, StoreUnavailable when the store fails, ConfigError when the
-    checkpoint belongs to another configuration.
+    checkpoint belongs to another configuration or the ranks see different data.
     """
-    attempt = engine.exchange(new_attempt(context.run.uid).encode())[0].decode()
+    attempt = _agree(context, engine)
 
     def tell_quarantine(quarantined: Quarantine) -> None:
         voice.warn(f"checkpoint of step {quarantined.step} is passed over: {quarantined.reason}")
@@ -74,6 +75,21 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
         f"saved by {chosen.manifest.world} ranks at fence {chosen.manifest.fence}"
     )
     return Start(step, attempt, chosen.root)
+
+
+def _agree(context: TrainContext, engine: Engine) -> str:
+    """The attempt's name, which rank 0 gives. Raises ConfigError when the ranks do not see the same data: each would
+    train on its own, and nothing would look wrong."""
+    payload = json.dumps([new_attempt(context.run.uid), context.data.fingerprint]).encode()
+    answers: list[list[str]] = [json.loads(answer) for answer in engine.exchange(payload)]
+    attempt, fingerprint = answers[0]
+    for rank, (_, other) in enumerate(answers):
+        if other != fingerprint:
+            raise ConfigError(
+                f"spec.data: rank {rank} sees {other[:23]} where rank 0 sees {fingerprint[:23]}; "
+                "the data must be the same on every worker: mount one volume, or correct the copies"
+            )
+    return attempt
 
 
 def _import(engine: Engine, chosen: OpenCheckpoint, tell_quarantine: Callable[[Quarantine], None], disk: Disk) -> None:

@@ -2,9 +2,7 @@
 
 from capstan_runtime.checkpoint.manifest import TrainerState
 from capstan_runtime.context import TrainContext
-
-PLAN_VERSION = 1
-"""Of `data.plan`: goes up when the same seed and step no longer mean the same samples."""
+from capstan_runtime.data.plan import PLAN_VERSION
 
 
 def trainer_state(context: TrainContext, step: int, loss: float) -> TrainerState:

@@ -15,6 +15,9 @@ import numpy.typing as npt
 from capstan_runtime.data.spec import Ids
 from capstan_runtime.errors import ConfigError
 
+PLAN_VERSION = 1
+"""Goes up when the same seed and step no longer mean the same samples. Checkpoints carry it."""
+
 _ROUNDS = 6
 """Four give a strong permutation for an ideal round function (Luby and Rackoff, 1988); two more for a cheap one."""
 

@@ -39,6 +39,7 @@ class Attempt:
         self._log = log
         self._memory_events = settings.memory_events
         self._oom_kills = oom_kills(settings.memory_events)
+        self._has_spoken = False
         self._hang: str | None = None
         self._failure: FailureClass | None = None
         self._message: str | None = None
@@ -69,6 +70,7 @@ class Attempt:
                 failure=self._failure,
                 message=self._message,
                 hang=self._hang,
+                has_spoken=self._has_spoken,
                 was_asked_to_stop=self._stop_by is not None,
                 was_out_of_memory=oom_kills(self._memory_events) > self._oom_kills,
                 lines=lines,
@@ -93,6 +95,7 @@ class Attempt:
             if isinstance(progress, str):
                 self._log.say(progress)
                 continue
+            self._has_spoken = True
             self._watch.note(progress, time.monotonic())
             if progress.failure is not None:
                 self._failure, self._message = progress.failure, progress.message

@@ -28,6 +28,8 @@ class Evidence:
     message: str | None
     hang: str | None
     """Why it was killed as hung; None: it was not."""
+    has_spoken: bool
+    """It reported anything at all: its interpreter and its imports worked."""
     was_asked_to_stop: bool
     was_out_of_memory: bool
     """The kernel killed something for memory meanwhile."""
@@ -74,7 +76,10 @@ def _judge(seen: Evidence) -> tuple[FailureClass, str]:
     if by_signal is None and named is not None:
         return classify_exit(seen.status), named
     code = 128 + by_signal if by_signal is not None else seen.status
-    return classify_exit(code), f"the trainer {_ended(seen.status)}"
+    ended = f"the trainer {_ended(seen.status)}"
+    if not seen.has_spoken and seen.lines:
+        ended += f" before it began: {seen.lines[-1]}"
+    return classify_exit(code), ended
 
 
 def _ended(status: int) -> str:
