@@ -35,7 +35,7 @@ from capstan_operator.cluster.poller import INTERVAL_SECONDS, Poller
 from capstan_operator.cluster.reflector import Reflector
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient, job_token
-from capstan_operator.cluster.work_queue import JobKey, WorkQueue
+from capstan_operator.cluster.work_queue import JobKey, Priority, WorkQueue
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.handlers import JobWatch
 from capstan_operator.logging_setup import set_up_logging
@@ -123,11 +123,11 @@ class _Operator:
         self._client = KubeClient(credentials, limiter, metrics)
         self._supervisors = SupervisorClient(settings.supervisor_port)
         self._queue = WorkQueue(metrics)
-        self._store = Store(self._queue.add, token_of=self._token_of, settings=settings.operator, metrics=metrics)
+        self._store = Store(self._wake, token_of=self._token_of, settings=settings.operator, metrics=metrics)
         self._poller = Poller(
             self._store,
             self._supervisors,
-            self._queue.add,
+            self._wake,
             self._token_of,
             metrics,
             interval_seconds=settings.poll_seconds,
@@ -141,7 +141,7 @@ class _Operator:
             namespace=settings.namespace,
             selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}",
         )
-        self._audit = JobAudit(self._client, self._store, self._queue, settings.namespace)
+        self._audit = JobAudit(self._client, self._store, self._wake, settings.namespace)
         self._jobs = JobWatch(credentials, self._take_job, namespace=settings.namespace)
         self._elector = Elector(self._client, self._namespace, self._identity, metrics, settings.lease)
         self._events = EventWriter(self._client, self._identity, metrics)
@@ -259,6 +259,12 @@ class _Operator:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._reconciler.run())
             group.create_task(self._poller.run())
+
+    def _wake(self, key: JobKey, priority: Priority) -> None:
+        """A term begins with a look at every job. A standby that queued what it sees would keep the key of every job
+        there ever was."""
+        if self._elector.leading.is_set():
+            self._queue.add(key, priority)
 
     def _take_job(self, kind: str | None, document: dict[str, Any]) -> None:
         """An event of kopf's. One out of a list, after the first list, means that the watch has started over."""

@@ -12,7 +12,7 @@ from capstan_operator.cluster.job_audit import JobAudit
 from capstan_operator.cluster.kinds import TRAINING_JOBS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.store import Store
-from capstan_operator.cluster.work_queue import JobKey, WorkQueue
+from capstan_operator.cluster.work_queue import JobKey
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import OperatorSettings
 from tests.support.fake_api import FakeApi
@@ -27,7 +27,7 @@ def store(metrics: Metrics) -> Store:
 @pytest.fixture
 def audit(client: KubeClient, store: Store, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> JobAudit:
     monkeypatch.setattr(job_audit, "PATIENCE_SECONDS", 0.3)
-    return JobAudit(client, store, WorkQueue(metrics), None)
+    return JobAudit(client, store, lambda *_: None, None)
 
 
 def known(store: Store) -> dict[str, str]:

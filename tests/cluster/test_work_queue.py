@@ -136,3 +136,16 @@ async def test_all_is_quiet_only_when_the_last_key_in_flight_is_done() -> None:
     assert not quiet.done()
     queue.done(B)
     await asyncio.wait_for(quiet, 1)
+
+
+async def test_far_dates_of_keys_that_are_woken_all_the_time_do_not_pile_up() -> None:
+    queue = WorkQueue(Metrics())
+    for _ in range(2000):
+        queue.add(A)
+        await queue.get()
+        queue.done(A)
+        queue.add_after(A, 7 * 86400.0)
+        queue.add_after(B, 86400.0)
+    assert len(queue._heap) <= 2 * 2 + 64
+    queue.add_after(A, 0.01)
+    assert await asyncio.wait_for(queue.get(), 5) == (A, Priority.NORMAL)

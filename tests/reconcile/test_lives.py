@@ -148,6 +148,9 @@ async def test_a_stop_gives_the_lease_back_and_the_standby_acts_at_once(api: Fak
             api.put(TRAINING_JOBS, job_document("before"))
             await eventually(lambda: len(api.of(PODS)) == 2 and second.value("pods") == 2 and second.value("jobs") == 1)
             assert (first.value("leader"), second.value("leader")) == (1, 0)
+            assert [second.value("queue_depth", priority=word) for word in ("repair", "normal", "background")] == [
+                0
+            ] * 3
             lists = sum(call.verb == "list" for call in api.calls)
             await first.stop()
             api.put(TRAINING_JOBS, job_document("after"))

@@ -7,6 +7,7 @@ what vanished in between; nobody but this comparison would ever notice.
 import asyncio
 import logging
 import random
+from collections.abc import Callable
 
 import msgspec
 import orjson
@@ -17,7 +18,7 @@ from capstan_operator.cluster.kube import METADATA_LIST, KubeClient
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.pods import Metadata
 from capstan_operator.cluster.store import Store, is_newer
-from capstan_operator.cluster.work_queue import JobKey, Priority, WorkQueue
+from capstan_operator.cluster.work_queue import JobKey, Priority
 
 logger = logging.getLogger(__name__)
 
@@ -49,10 +50,12 @@ _decode_page = msgspec.json.Decoder(_Page).decode
 class JobAudit:
     """`run` never returns; `synced` is set once every listed job has been seen."""
 
-    def __init__(self, client: KubeClient, store: Store, queue: WorkQueue, namespace: str | None) -> None:
+    def __init__(
+        self, client: KubeClient, store: Store, wake: Callable[[JobKey, Priority], None], namespace: str | None
+    ) -> None:
         self._client = client
         self._store = store
-        self._queue = queue
+        self._wake = wake
         self._namespace = namespace
         self._suspicion = asyncio.Event()
         self.synced = asyncio.Event()
@@ -71,7 +74,7 @@ class JobAudit:
                 continue
             self.synced.set()
             for job in self._store.jobs():
-                self._queue.add(job.key, Priority.BACKGROUND)
+                self._wake(job.key, Priority.BACKGROUND)
             try:
                 async with asyncio.timeout(INTERVAL_SECONDS * random.uniform(0.8, 1.2)):  # noqa: S311
                     await self._suspicion.wait()

@@ -79,6 +79,10 @@ class WorkQueue:
         if due < self._delayed.get(key, float("inf")):
             self._delayed[key] = due
             heapq.heappush(self._heap, (due, key))
+            if len(self._heap) > 2 * len(self._delayed) + 64:
+                # A key that is woken before it is due leaves its date behind: of a deadline next week, one per look.
+                self._heap = [(due, key) for key, due in self._delayed.items()]
+                heapq.heapify(self._heap)
             self._set_timer()
 
     def retry(self, key: JobKey) -> float:
