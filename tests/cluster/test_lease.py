@@ -56,6 +56,18 @@ async def test_after_a_crash_the_other_takes_over_when_the_lease_has_run_out_and
     assert (lease["holderIdentity"], lease["leaseTransitions"]) == ("b", 2)
 
 
+async def test_a_lease_that_runs_out_is_taken_then_and_not_at_the_next_regular_try(
+    api: FakeApi, client: KubeClient
+) -> None:
+    spec = {"holderIdentity": "gone", "leaseDurationSeconds": 1, "leaseTransitions": 0}
+    api.put(LEASES, {"metadata": {"name": "capstan-operator", "namespace": "capstan"}, "spec": spec})
+    rare = Elector(client, "capstan", "a", Metrics(), LeaseTimes(duration=60, renew_deadline=50, retry=40))
+    task = asyncio.create_task(rare.run())
+    await eventually(rare.leading.is_set, seconds=5)
+    task.cancel()
+    assert holder(api) == "a"
+
+
 async def test_a_graceful_stop_hands_over_at_the_next_try(api: FakeApi, client: KubeClient) -> None:
     slow = LeaseTimes(duration=60, renew_deadline=40, retry=0.1)
     a, b = (Elector(client, "capstan", name, Metrics(), slow) for name in "ab")

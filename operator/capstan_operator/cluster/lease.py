@@ -77,7 +77,8 @@ class Elector:
                 log("lease %s/%s: %s", self._namespace, LEASE_NAME, error or "no answer in time")
                 self._lease = None if isinstance(error, ApiError) and error.is_not_found else self._lease
             self._settle(loop.time())
-            await asyncio.sleep(max(0.05, began + wait * random.uniform(0.9, 1.0) - loop.time()))  # noqa: S311
+            next_try = began + wait * random.uniform(0.9, 1.0)  # noqa: S311
+            await asyncio.sleep(max(0.05, min(next_try, self._runs_out_at(began)) - loop.time()))
 
     async def release(self) -> None:
         """Give the lease back, so that the next replica need not wait for it to run out. Errors are only logged."""
@@ -127,8 +128,17 @@ class Elector:
         await self._look(now)
         if self._lease is None or self._holder() in ("", self._identity):
             return True
-        seconds = float(self._lease["spec"].get("leaseDurationSeconds") or self._times.duration)
-        return now - self._changed_at > seconds
+        return now > self._changed_at + self._lease_seconds(self._lease)
+
+    def _runs_out_at(self, now: float) -> float:
+        """When another holder's lease, as last seen, will have run out: by the loop's clock; endless if it has."""
+        if self.leading.is_set() or self._lease is None:
+            return float("inf")
+        runs_out_at = self._changed_at + self._lease_seconds(self._lease)
+        return runs_out_at + 0.01 if runs_out_at >= now else float("inf")
+
+    def _lease_seconds(self, lease: dict[str, Any]) -> float:
+        return float(lease["spec"].get("leaseDurationSeconds") or self._times.duration)
 
     async def _look(self, now: float) -> None:
         """Fetch the lease; note when it changed."""
