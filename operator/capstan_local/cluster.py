@@ -10,20 +10,21 @@ from typing import Self
 
 import orjson
 
-from capstan_local import builtin_schemas, crd_registry
-from capstan_local.api import Api
-from capstan_local.bootstrap import Bootstrap
-from capstan_local.certificates import ensure_certificates
-from capstan_local.codec import index_entry
-from capstan_local.collection import Entry
-from capstan_local.event_expiry import expire_events
-from capstan_local.garbage import GarbageCollector
-from capstan_local.identity import Authenticator
-from capstan_local.kubeconfig import ensure_token, write_kubeconfig
-from capstan_local.lifecycle import Terminator
-from capstan_local.resources import Catalog, Resource
-from capstan_local.server import HttpServer
-from capstan_local.storage import Store
+from capstan_local.schema import builtin_schemas
+from capstan_local.server import crd_registry
+from capstan_local.server.api import Api
+from capstan_local.server.bootstrap import Bootstrap
+from capstan_local.server.certificates import ensure_certificates
+from capstan_local.server.codec import index_entry
+from capstan_local.server.collection import Entry
+from capstan_local.server.event_expiry import expire_events
+from capstan_local.server.garbage import GarbageCollector
+from capstan_local.server.identity import Authenticator
+from capstan_local.server.kubeconfig import ensure_token, write_kubeconfig
+from capstan_local.server.lifecycle import Terminator
+from capstan_local.server.resources import Catalog, Resource
+from capstan_local.server.server import HttpServer
+from capstan_local.server.storage import Store
 
 DEFAULT_HOME = Path("~/.capstan")
 

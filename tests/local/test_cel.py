@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from capstan_local.structural import check_structural, compile_schema
+from capstan_local.schema.structural import check_structural, compile_schema
 
 Object = dict[str, Any]
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_local import field_sets, managed_fields, type_schema
-from capstan_local.managed_fields import ApplyConflict, record_update, server_side_apply
+from capstan_local.schema import field_sets, managed_fields, type_schema
+from capstan_local.schema.managed_fields import ApplyConflict, record_update, server_side_apply
 
 Object = dict[str, Any]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from capstan_local import builtin_schemas
-from capstan_local.openapi import BuiltinResource, v2_document, v3_document, v3_index
+from capstan_local.schema import builtin_schemas
+from capstan_local.schema.openapi import BuiltinResource, v2_document, v3_document, v3_index
 
 Object = dict[str, Any]
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_local.patches import PatchError, apply_json_patch, apply_merge_patch, apply_strategic_merge_patch
+from capstan_local.schema.patches import PatchError, apply_json_patch, apply_merge_patch, apply_strategic_merge_patch
 
 names = st.text(alphabet="ab/~é", min_size=1, max_size=3)
 scalars = st.none() | st.booleans() | st.integers(-3, 3) | st.floats(0, 2) | names

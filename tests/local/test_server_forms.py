@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from capstan_local import discovery, openapi_binary, protobuf
-from capstan_local.errors import ApiError
-from capstan_local.event_versions import core_event_to_v1, v1_event_to_core
-from capstan_local.identity import Authenticator, User
-from capstan_local.metadata import name_problems, qualified_name_problems
-from capstan_local.quantity_form import canonical
-from capstan_local.representation import Representation, negotiate
-from capstan_local.requests import parse_path, write_options
-from capstan_local.resources import BUILTIN, Catalog, version_priority
-from capstan_local.selectors import Selection, parse_label_selector, selectable_values
+from capstan_local.server import discovery, openapi_binary, protobuf
+from capstan_local.server.errors import ApiError
+from capstan_local.server.event_versions import core_event_to_v1, v1_event_to_core
+from capstan_local.server.identity import Authenticator, User
+from capstan_local.server.metadata import name_problems, qualified_name_problems
+from capstan_local.server.quantity_form import canonical
+from capstan_local.server.representation import Representation, negotiate
+from capstan_local.server.requests import parse_path, write_options
+from capstan_local.server.resources import BUILTIN, Catalog, version_priority
+from capstan_local.server.selectors import Selection, parse_label_selector, selectable_values
 
 KINDS = {resource.kind_key: resource for resource in BUILTIN}
 POD = KINDS["v1/Pod"]

@@ -18,9 +18,9 @@ import orjson
 import pytest
 import yaml
 
-from capstan_local import server, watch
 from capstan_local.cluster import HomeInUse, LocalControlPlane
-from capstan_local.event_expiry import delete_older
+from capstan_local.server import server, watch
+from capstan_local.server.event_expiry import delete_older
 from tests.support.embedded_server import Embedded, config_map, embedded, eventually
 
 CONFIG_MAPS = "/api/v1/namespaces/default/configmaps"

@@ -13,7 +13,7 @@ import orjson
 import pytest
 from aiohttp import web
 
-from capstan_local.certificates import ensure_certificates
+from capstan_local.server.certificates import ensure_certificates
 from tests.support.embedded_server import Embedded, embedded, pod
 
 PODS = "/api/v1/namespaces/default/pods"

@@ -10,11 +10,11 @@ from pathlib import Path
 import orjson
 import pytest
 
-from capstan_local import collection
-from capstan_local.codec import index_entry, make_entry
-from capstan_local.collection import Change, Entry, Gone
-from capstan_local.resources import BUILTIN
-from capstan_local.storage import StorageFailed, Store
+from capstan_local.server import collection
+from capstan_local.server.codec import index_entry, make_entry
+from capstan_local.server.collection import Change, Entry, Gone
+from capstan_local.server.resources import BUILTIN
+from capstan_local.server.storage import StorageFailed, Store
 
 CONFIG_MAPS = next(resource for resource in BUILTIN if resource.plural == "configmaps")
 KEY = "configmaps"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_local.structural import check_structural, compile_schema
+from capstan_local.schema.structural import check_structural, compile_schema
 
 Object = dict[str, Any]
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from capstan_local.durations import age, human_duration
-from capstan_local.jsonpath import find
-from capstan_local.tables import to_table
+from capstan_local.schema.durations import age, human_duration
+from capstan_local.schema.jsonpath import find
+from capstan_local.schema.tables import to_table
 
 Object = dict[str, Any]
 NOW = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)

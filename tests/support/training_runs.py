@@ -94,8 +94,10 @@ class Ended:
     progress: list[Progress]
 
 
-def run_trainers(run: Run, world: int, fence: int = 1, floor_step: int = 0, **faults: str) -> list[Ended]:
-    """All ranks of one attempt, without supervisors, to their end."""
+def run_trainers(
+    run: Run, world: int, fence: int = 1, floor_step: int = 0, prefix: tuple[str, ...] = (), **faults: str
+) -> list[Ended]:
+    """All ranks of one attempt, without supervisors, to their end. `prefix` comes before each one's command."""
     coordinator = f"127.0.0.1:{free_port()}"
     started = []
     for rank in range(world):
@@ -103,7 +105,7 @@ def run_trainers(run: Run, world: int, fence: int = 1, floor_step: int = 0, **fa
         report = run.folder / f"report-{fence}-{rank}.jsonl"
         with report.open("wb") as pipe:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.support.numpy_trainer"],
+                [*prefix, sys.executable, "-m", "tests.support.numpy_trainer"],
                 env=run.environ(
                     **{env.MEMBERSHIP: member.model_dump_json(by_alias=True), env.REPORT_FD: str(pipe.fileno())},
                     **faults,

@@ -1,0 +1,1 @@
+"""Schemas and patches of Kubernetes objects: pure functions, no I/O."""

@@ -1,0 +1,1 @@
+"""The API server: storage, verbs, watches, and the controllers that live in it."""
