@@ -1,6 +1,6 @@
 """What to do next, given what has ended: an ordered list of plans, the first that applies is carried out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from capstan_operator.api.meta import Phase, TrainingJobCondition
@@ -16,6 +16,7 @@ from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker, is_changed
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import Manifest, MembershipPush, PodDeletion
+from capstan_operator.observe import ObservedPod
 
 WAITING_REASONS = {
     "Unschedulable": Reason.UNSCHEDULABLE,
@@ -30,6 +31,10 @@ WAITING_REASONS = {
     "RunContainerError": Reason.CONTAINER_NOT_CREATED,
 }
 """Kubernetes' words for why a pod waits, in ours."""
+
+START_SECONDS = 60.0
+"""A pod that has a node and is older than this without having started is worth a word, and another look at what the
+operator owes it: its Secret."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +137,9 @@ def _placing(situation: Situation) -> Plan | None:
         return None
     reason, message, is_wrong = _waiting_for(situation)
     status = _activated(situation)
-    _, wait = find_culprit(situation)
+    _, until_lost = find_culprit(situation)
+    until_slow, is_slow = _slow_start(situation)
+    waits = [wait for wait in (until_lost, until_slow) if wait is not None]
     recovering = situation.is_recovering
     if recovering and not is_wrong:
         reason, message = Reason.REPLACING_PODS, restart_sentence(situation)
@@ -142,10 +149,11 @@ def _placing(situation: Situation) -> Plan | None:
         reason,
         message,
         is_progressing=not is_wrong,
-        apply=_secret(situation) if create else (),
+        # Somebody may have deleted the Secret since; without it a kubelet waits for ever and tells nobody but events.
+        apply=_secret(situation) if create or is_slow else (),
         create=create,
         delete=plan_deletions(situation),
-        wait_seconds=0.0 if is_more_to_come else wait,
+        wait_seconds=0.0 if is_more_to_come else min(waits, default=None),
         is_repair=recovering,
     )
 
@@ -227,7 +235,26 @@ def _waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
         if worker.pod and waiting:
             reason = WAITING_REASONS.get(waiting.partition(":")[0], Reason.WAITING_FOR_WORKERS)
             return reason, f"pod {worker.pod.name}: {waiting}", reason is not Reason.WAITING_FOR_WORKERS
-    return Reason.WAITING_FOR_WORKERS, f"waiting for {_count(situation.world, 'pod')} to start", False
+    message = f"waiting for {_count(situation.world, 'pod')} to start"
+    slow = next((pod for pod in _starting_pods(situation) if situation.now - pod.created_at >= START_SECONDS), None)
+    if slow is not None:
+        message += f"; {slow.name} is slow to start on node {slow.node}: kubectl describe pod {slow.name}"
+    return Reason.WAITING_FOR_WORKERS, message, False
+
+
+def _starting_pods(situation: Situation) -> Iterator[ObservedPod]:
+    """Newest pods that have a node, on which they do not run yet, and nothing says why."""
+    for worker in situation.workers:
+        pod = worker.pod
+        if pod and pod.phase == "Pending" and pod.node and not pod.waiting and not pod.is_deleting:
+            yield pod
+
+
+def _slow_start(situation: Situation) -> tuple[float | None, bool]:
+    """(seconds until a pod that starts is worth a look for being slow, or None; whether one is slow now)."""
+    ages = [situation.now - pod.created_at for pod in _starting_pods(situation)]
+    waits = [START_SECONDS if age >= START_SECONDS else START_SECONDS - age for age in ages]
+    return min(waits, default=None), any(age >= START_SECONDS for age in ages)
 
 
 def _was_running(situation: Situation) -> bool:
