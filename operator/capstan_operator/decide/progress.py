@@ -15,6 +15,8 @@ IN_WORLD = MAKES_STEPS | {Phase.COMPILING}
 """Phases of a process that has joined the others and holds its state."""
 RATES = frozenset({"samples_per_second", "step_seconds"})
 """Metrics that say nothing once the steps stop."""
+QUARANTINES_KEPT = 20
+QUARANTINE_REASON_LENGTH = 300
 METRIC_DIGITS = 6
 """Significant digits kept of a metric: more are noise, and make status differ for nothing."""
 
@@ -143,11 +145,15 @@ def _complete(newest: CheckpointStatus | None, known: list[CheckpointStatus]) ->
 
 
 def _quarantined(known: list[QuarantineStatus], words: Iterable[State]) -> list[QuarantineStatus]:
+    """The quarantined checkpoints of the highest steps, a bounded number: an object has no room for all, and which
+    ones are kept may not depend on who told of them first."""
     entries = {entry.root: entry for entry in known}
     for word in words:
         for entry in word.quarantined:
-            entries.setdefault(entry.root, QuarantineStatus(step=entry.step, root=entry.root, reason=entry.reason))
-    return list(entries.values())
+            reason = entry.reason[:QUARANTINE_REASON_LENGTH]
+            entries.setdefault(entry.root, QuarantineStatus(step=entry.step, root=entry.root, reason=reason))
+    kept = sorted(entries.values(), key=lambda entry: (entry.step, entry.root))[-QUARANTINES_KEPT:]
+    return [entry for entry in entries.values() if entry in kept]
 
 
 def _describe(checkpoint: Checkpoint) -> CheckpointStatus:
