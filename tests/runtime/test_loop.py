@@ -1,6 +1,7 @@
 """The loop with a numpy engine, as processes: exact resume, and an exit code that tells why."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
 from capstan_runtime.checkpoint.reader import open_checkpoint
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
 from capstan_runtime.contract.state import Phase, Progress
-from tests.support.training_runs import Ended, Run, losses, run_trainers
+from tests.support.training_runs import Ended, Run, Undisturbed, losses, run_trainers
 
 
 def committed(run: Run) -> list[int]:
@@ -66,10 +67,10 @@ def test_no_rank_leaves_before_the_last_checkpoint_was_read_back(tmp_path: Path)
     assert has_been_read.stat().st_mtime_ns <= said_success, "rank 1 leaves first, and rank 0 takes it for dead"
 
 
-def test_a_killed_run_resumes_and_ends_bit_for_bit_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    undisturbed, disturbed = Run(tmp_path / "undisturbed"), Run(tmp_path / "disturbed")
-    run_trainers(undisturbed, world=2, STEP_LOG=str(tmp_path / "undisturbed.log"))
-    log = tmp_path / "disturbed.log"
+def test_a_killed_run_resumes_and_ends_bit_for_bit_as_if_nothing_had_happened(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    disturbed, log = Run(tmp_path), tmp_path / "disturbed.log"
     for fence, (rank, step) in enumerate([(1, 7), (0, 13), (1, 29)], start=1):
         faults = {"FAULT_KIND": "kill", "FAULT_RANK": str(rank), "FAULT_STEP": str(step), "FAULT_FENCE": str(fence)}
         ended = run_trainers(disturbed, world=2, fence=fence, STEP_LOG=str(log), **faults)
@@ -80,21 +81,20 @@ def test_a_killed_run_resumes_and_ends_bit_for_bit_as_if_nothing_had_happened(tm
     assert [each.code for each in ended] == [0, 0], ended[0].output
     resumed = [each.resumed_from for each in ended[1].progress if each.resumed_from]
     assert [each.step for each in resumed] == [20]
-    wanted = losses(tmp_path / "undisturbed.log")
-    assert sorted(set(losses(log))) == wanted, "a step done twice has the same loss to the last bit"
-    assert losses(log)[-10:] == wanted[-10:]
-    assert final_tensors(disturbed) == final_tensors(undisturbed)
+    assert sorted(set(losses(log))) == undisturbed.losses, "a step done twice has the same loss to the last bit"
+    assert losses(log)[-10:] == undisturbed.losses[-10:]
+    assert final_tensors(disturbed) == final_tensors(undisturbed.run)
 
 
-def test_another_number_of_ranks_continues_with_the_same_samples(tmp_path: Path) -> None:
+def test_another_number_of_ranks_continues_with_the_same_samples(tmp_path: Path, undisturbed: Undisturbed) -> None:
     run = Run(tmp_path)
     run_trainers(run, world=2, FAULT_KIND="kill", FAULT_STEP="12")
-    (ended,) = run_trainers(run, world=1, fence=2, floor_step=10)
+    log = tmp_path / "steps.log"
+    (ended,) = run_trainers(run, world=1, fence=2, floor_step=10, STEP_LOG=str(log))
     assert ended.code == 0, ended.output
     assert [each.resumed_from.step for each in ended.progress if each.resumed_from] == [10]
-    undisturbed = Run(tmp_path / "undisturbed")
-    (whole,) = run_trainers(undisturbed, world=1)
-    assert last_metrics(ended)["loss"] == pytest.approx(last_metrics(whole)["loss"], rel=1e-5)
+    found, wanted = ([float(loss) for _, loss in each] for each in (losses(log), undisturbed.losses[10:]))
+    assert found == pytest.approx(wanted, rel=1e-5)
 
 
 def test_the_newest_checkpoint_is_bad_so_the_one_before_is_taken(tmp_path: Path) -> None:
@@ -140,6 +140,24 @@ def test_an_exception_is_reported_in_one_line_and_shown_with_its_traceback(tmp_p
     assert ended.code == ExitCode.APPLICATION
     assert failure(ended) == Progress(failure=FailureClass.APPLICATION, message="RuntimeError: the step went wrong")
     assert "Traceback (most recent call last):" in ended.output
+
+
+MOUNT = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=24k none "$0" && exec "$@"')
+
+
+@pytest.mark.skipif(subprocess.run(["unshare", "--mount", "true"]).returncode != 0, reason="needs mount namespaces")
+def test_a_volume_that_is_full_ends_the_run_with_the_reason_after_three_saves(tmp_path: Path) -> None:
+    run = Run(tmp_path, save_every=2)
+    run.store.mkdir()
+    (ended,) = run_trainers(run, world=1, prefix=(*MOUNT, str(run.store)))
+    assert ended.code == ExitCode.RETRYABLE, ended.output
+    assert [each.checkpoint.step for each in ended.progress if each.checkpoint and not each.checkpoint.verified_at] == [
+        2
+    ]
+    assert failure(ended) == Progress(
+        failure=FailureClass.RETRYABLE,
+        message="checkpoint not saved, 3 times in a row: step 8, rank 0: [Errno 28] No space left on device",
+    )
 
 
 def test_a_library_that_exits_is_a_failure_and_no_wish_to_stop(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def losses(log: Path) -> list[tuple[int, str]]:
     return [(int(step), loss) for step, loss in (line.split() for line in log.read_text().splitlines())]
 
 
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run of 30 steps on two ranks that nothing happened to."""
+
+    run: Run
+    losses: list[tuple[int, str]]
+
+
 class Pod:
     """A supervisor process with an address of its own."""
 
