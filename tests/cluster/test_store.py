@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -341,6 +342,23 @@ def test_steps_and_metrics_alone_are_no_news(world: World) -> None:
     observed = world.store.observe(KEY)
     assert observed is not None
     assert observed.supervisors["pod-uid"].fetched_at == 3.0
+
+
+def test_a_job_takes_hardly_more_memory_than_its_json(world: World) -> None:
+    documents = [
+        job(1, uid=f"uid-{number}", status={"phase": "Running", "message": "m" * 900})
+        | {"metadata": {"name": f"job-{number}", "namespace": "default", "uid": f"{number}", "resourceVersion": "1"}}
+        for number in range(200)
+    ]
+    text_bytes = sum(len(orjson.dumps(document)) for document in documents)
+    tracemalloc.start()
+    try:
+        for document in documents:
+            world.store.put_job(document)
+        kept_bytes, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept_bytes < 2 * text_bytes
 
 
 def silences(world: World) -> tuple[dict[str, float], frozenset[str]]:
