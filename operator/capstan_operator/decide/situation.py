@@ -90,6 +90,11 @@ class Situation:
     now: float
 
     @property
+    def has_last_words(self) -> bool:
+        """A worker's newest pod is going away or has ended: what it says now is not heard again."""
+        return any(w.pod is not None and (w.pod.is_deleting or w.pod.final is not None) for w in self.workers)
+
+    @property
     def world(self) -> int:
         """How many workers are wanted."""
         return len(self.workers)

@@ -48,7 +48,9 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
         plan = make_plan(situation).without_children()
     situation = situation.after(plan.status)
     full = _describe(situation, plan)
-    status, wait = hold_back(old, full, now, observed.settings.progress_seconds)
+    # What a pod says while it goes away will not be said again.
+    every_seconds = 0.0 if situation.has_last_words else observed.settings.progress_seconds
+    status, wait = hold_back(old, full, now, every_seconds)
     return Decision(
         status=status,
         apply=plan.apply,
