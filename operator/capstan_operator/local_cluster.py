@@ -88,12 +88,17 @@ class Home:
         return None
 
 
-def image_rules() -> list[ImageRule]:
+def image_rules(home: Path) -> list[ImageRule]:
     """Capstan's images run from this very environment; `local/host` is the machine's own programs."""
     path = [str(Path(sys.executable).parent), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
     # Two workers share the machine; a thread per core in each would fight over the cores in every collective.
     threads = str(max(1, (os.cpu_count() or 1) // 2))
-    return [ImageRule("capstan/*", path, {"OMP_NUM_THREADS": threads}), host_rule()]
+    environ = {
+        "OMP_NUM_THREADS": threads,
+        # Shared by all pods: a restarted trainer does not compile its step again.
+        "JAX_COMPILATION_CACHE_DIR": str(home / "jax-cache"),
+    }
+    return [ImageRule("capstan/*", path, environ), host_rule()]
 
 
 # serve and node: the processes themselves
@@ -120,7 +125,7 @@ async def _run_cluster(home: Home, port: int, gpus: int | None) -> None:
         Client(Access.from_kubeconfig(plane.kubeconfig_path)) as client,
     ):
         access = KubeletAccess(token=plane.kubelet_token)
-        node = Node(client, home=home.folder / "node", images=image_rules(), gpus=gpus, access=access)
+        node = Node(client, home=home.folder / "node", images=image_rules(home.folder), gpus=gpus, access=access)
         await _until_stopped(lambda stop: run_controllers(client, stop), node.run)
 
 
@@ -129,7 +134,7 @@ def _node(options: argparse.Namespace) -> int:
         async with Client(Access.from_kubeconfig(options.kubeconfig)) as client:
             home = options.home.expanduser().absolute()
             await _until_stopped(
-                Node(client, home=home / "node", name=options.name, images=image_rules(), gpus=options.gpus).run
+                Node(client, home=home / "node", name=options.name, images=image_rules(home), gpus=options.gpus).run
             )
 
     asyncio.run(run())

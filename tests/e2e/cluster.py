@@ -16,6 +16,7 @@ from kubernetes.client.exceptions import ApiException
 GROUP, VERSION, PLURAL = "capstan.dev", "v1alpha1", "trainingjobs"
 NAMESPACE = "default"
 Status = dict[str, Any]
+ENDED = ("Failed", "Invalid", "Succeeded")
 
 
 class TimedOut(AssertionError):
@@ -28,6 +29,8 @@ class Cluster:
 
     name: str
     kubeconfig: Path
+    home: Path
+    """Where the node keeps its volumes."""
     restart_operator: Callable[[], None]
     """Kills the operator without warning and lets it come back."""
 
@@ -96,9 +99,18 @@ class Cluster:
             status = self.status(job)
             if holds(status):
                 return status
-            if time.monotonic() > deadline or status.get("phase") in ("Failed", "Invalid", "Succeeded"):
+            if time.monotonic() > deadline or status.get("phase") in ENDED:
                 raise TimedOut(f"{job}: not {what}\n{self.story(job)}")
             time.sleep(0.2)
+
+    def wait_committed(self, job: str, seconds: float = 120) -> None:
+        """Returns as soon as the job's store holds a committed checkpoint, before status has had time to say so."""
+        uid = self.job(job)["metadata"]["uid"]
+        deadline = time.monotonic() + seconds
+        while not any(self.home.glob(f"**/volumes/*/*/*/{job}/{uid}/*/COMMIT")):
+            if time.monotonic() > deadline or self.status(job).get("phase") in ENDED:
+                raise TimedOut(f"{job}: no checkpoint was committed\n{self.story(job)}")
+            time.sleep(0.05)
 
     def wait_phase(self, job: str, phase: str, seconds: float = 180) -> Status:
         return self.wait(job, phase, lambda status: status.get("phase") == phase, seconds)

@@ -38,7 +38,7 @@ def embedded_cluster(home: Path) -> Iterator[Cluster]:
             assert [pod.status.phase for pod in pods] == ["Running"]
             core.delete_namespaced_pod(pods[0].metadata.name, "capstan-system", grace_period_seconds=0)
 
-        yield Cluster("embedded", kubeconfig, restart_operator)
+        yield Cluster("embedded", kubeconfig, home, restart_operator)
     finally:
         subprocess.run([*CAPSTAN, "local", "down", *arguments], check=True, timeout=90)
 
@@ -68,7 +68,7 @@ def real_cluster(home: Path, assets: Path) -> Iterator[Cluster]:
             operator.process.wait(10)
             operator = start("operator", "run", "--port", "0")
 
-        yield Cluster("real", plane.kubeconfig, restart_operator)
+        yield Cluster("real", plane.kubeconfig, home, restart_operator)
 
 
 @pytest.fixture(scope="session", params=["embedded", "real"])
