@@ -144,7 +144,9 @@ class Arrays(Record):
     """Labelled arrays in one file: .npz, .h5/.hdf5, or a .zarr folder."""
 
     path: Annotated[str, Field(min_length=1, description="File in the pod. The ending names the format.")]
-    inputs: Annotated[str, Field(min_length=1, description="Name of the input array; its first axis is samples.")] = "inputs"
+    inputs: Annotated[str, Field(min_length=1, description="Name of the input array; its first axis is samples.")] = (
+        "inputs"
+    )
     labels: Annotated[str, Field(min_length=1, description="Name of the integer label array.")] = "labels"
     validation_fraction: Held = 0.1
 
