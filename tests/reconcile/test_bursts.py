@@ -23,7 +23,11 @@ async def test_a_repair_overtakes_a_burst_of_new_jobs(api: FakeApi, node: FakeNo
         node.fail("first-1-0")
         seen = len(api.calls)
         await eventually(lambda: "first-1-1" in names(api.of(PODS)))
-        order = [call.body["metadata"]["name"] for call in api.calls[before:] if call.resource == "pods"]
+        order = [
+            call.body["metadata"]["name"]
+            for call in api.calls[before:]
+            if (call.verb, call.resource) == ("create", "pods")
+        ]
         overtaken = 800 - order.index("first-1-1")
         assert overtaken > 400, f"{overtaken} creates of the burst came after the repair, seen at call {seen - before}"
         await eventually(lambda: len(api.of(PODS)) == 802, seconds=40)
