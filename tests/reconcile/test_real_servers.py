@@ -13,13 +13,19 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from capstan_operator.build.secret import build_secret
+from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import read_kubeconfig
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import EVENTS, LEASES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
+from capstan_operator.cluster.store import Store
+from capstan_operator.decide.blueprint import Blueprint, read_blueprint
 from capstan_operator.metrics import Metrics
+from capstan_operator.observe import OperatorSettings
 from tests.support.control_planes import ControlPlane
+from tests.support.looks import make_job
 from tests.support.operators import RunningOperator, eventually, run_one
 from tests.support.small_decide import decide_small
 
@@ -258,6 +264,28 @@ async def test_the_table_of_rights_is_all_the_operator_needs(
         await cluster.until(TRAINING_JOBS, "train", "fence", 2)
         await eventually(lambda: operator.value("events_total", result="written") >= 1)
     assert [record.getMessage() for record in caplog.records if " cannot " in record.getMessage()] == []
+
+
+async def test_a_secret_made_with_another_key_is_made_anew_on_a_real_server(cluster: Cluster, tmp_path: Path) -> None:
+    """Under the table of rights: a real server refuses to change immutable Secrets, and to delete without a right."""
+    await _grant_rules(cluster, "writer")
+    job = await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+    observed = make_job(name="train", namespace=cluster.namespace, uid=job["metadata"]["uid"])
+    blueprint = read_blueprint(observed, OperatorSettings())
+    assert isinstance(blueprint, Blueprint)
+    credentials = read_kubeconfig(await _kubeconfig_of(cluster, "writer", tmp_path))
+    store = Store(lambda *_: None, token_of=lambda _: "t", settings=OperatorSettings(), metrics=Metrics())
+    async with KubeClient(credentials, Limiter(), Metrics()) as client:
+        children = Children(client, store)
+        uids = []
+        for token in ("old", "new", "new"):
+            await children.apply((build_secret(observed, blueprint.run, token),), observed, lane=Lane.CREATE)
+            secret = await cluster.get(SECRETS, "train-run")
+            assert base64.b64decode(secret["data"]["token"]).decode() == token
+            uids.append(secret["metadata"]["uid"])
+        assert (uids[0] == uids[1], uids[1] == uids[2]) == (False, True)
+        await children.delete_secrets(("train-run",), observed, lane=Lane.CREATE)
+    assert "train-run" not in await cluster.names(SECRETS)
 
 
 async def _grant_rules(cluster: Cluster, account: str) -> None:
