@@ -2,14 +2,21 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from capstan_runtime.checkpoint.cli import add_arguments, run
+from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import SHARDS, SaveName, new_attempt
+from capstan_runtime.checkpoint.reader import open_checkpoint, read_manifest
+from capstan_runtime.checkpoint.retention import remove_checkpoint
 from capstan_runtime.contract.exit_codes import ExitCode
 from tests.support.checkpoints import RUN, folder_of, save
+
+cli = "capstan_runtime.checkpoint.cli"
 
 
 @pytest.fixture
@@ -55,6 +62,25 @@ def test_ls_as_json_is_complete(store: Path, capsys: pytest.CaptureFixture[str])
         "path": str(folder),
         "problem": None,
     }
+
+
+def test_a_checkpoint_that_its_run_removes_meanwhile_is_neither_listed_nor_called_bad(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def removed(folder: Path) -> Any:
+        if folder.name.startswith("000000000010") and folder.exists():
+            remove_checkpoint(folder, Disk())
+        return folder
+
+    for command in ("ls", "verify"):
+        shutil.copytree(store, store.parent / command)
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{cli}.read_manifest", lambda folder: read_manifest(removed(folder)))
+            patch.setattr(f"{cli}.open_checkpoint", lambda folder: open_checkpoint(removed(folder)))
+            assert capstan_checkpoint(command, str(store.parent / command), "--output", "json") == 0
+        found = json.loads(capsys.readouterr().out)
+        assert {Path(each["path"]).name[:12] for each in found} <= {"000000000020", "000000000030"}
+        assert all(each["problem"] in (None, "was never committed") for each in found)
 
 
 def test_show_tells_lineage_state_and_tensors(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ import zarr
 
 from capstan_runtime.contract.config import Data
 from capstan_runtime.contract.env import POD_MOUNTS
+from capstan_runtime.data.fingerprint import fingerprint_of_folder
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.spec import Dataset, DataSpec
 from capstan_runtime.errors import ConfigError
@@ -268,3 +269,12 @@ def test_a_fingerprint_names_the_contents_wherever_they_lie(tmp_path: Path) -> N
         prints.append(opened(arrays(path)).spec.fingerprint)
     assert prints[0] == prints[1] != prints[2]
     assert prints[0].startswith("blake3:")
+
+
+def test_a_folder_with_other_contents_of_the_same_sizes_has_another_name(tmp_path: Path) -> None:
+    prints = []
+    for number, contents in enumerate((b"abcd", b"abcd", b"abce")):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "chunk").write_bytes(contents)
+        prints.append(fingerprint_of_folder(tmp_path / str(number)))
+    assert prints[0] == prints[1] != prints[2]

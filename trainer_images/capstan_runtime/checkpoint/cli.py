@@ -91,9 +91,19 @@ class _Row:
         return {names.get(name, name): getattr(self, name) for name in self.__slots__}
 
 
-def _row(folder: Path) -> _Row:
+def _row(folder: Path) -> _Row | None:
+    """None when the checkpoint is being removed at this moment."""
     name = SaveName.parse(folder.name)
     assert name is not None, "only folders of saves are listed"
+    was_committed = (folder / COMMIT).exists()
+    try:
+        row = _inspected(folder, name)
+    except FileNotFoundError:
+        return None
+    return None if was_committed and not (folder / COMMIT).exists() else row
+
+
+def _inspected(folder: Path, name: SaveName) -> _Row:
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if not (folder / COMMIT).exists():
         return _Row("Torn", name.step, name.fence, None, None, size, None, None, str(folder), "was never committed")
@@ -107,7 +117,7 @@ def _row(folder: Path) -> _Row:
 
 
 def _list(folders: list[Path], output: str) -> int:
-    rows = [_row(folder) for folder in folders]
+    rows = [row for row in map(_row, folders) if row is not None]
     if output == "json":
         print(json.dumps([row.document() for row in rows], indent=2))
         return ExitCode.OK
@@ -171,8 +181,8 @@ def _verify(folders: list[Path], output: str) -> int:
     """Every committed checkpoint, all bytes. What was never committed is nothing to verify."""
     results = []
     for folder in folders:
-        if (folder / COMMIT).exists():
-            results.append(_verified(folder, show=output == "text"))
+        if (folder / COMMIT).exists() and (result := _verified(folder, show=output == "text")) is not None:
+            results.append(result)
     if output == "json":
         print(json.dumps(results, indent=2))
     bad = [each for each in results if each["problem"]]
@@ -181,7 +191,8 @@ def _verify(folders: list[Path], output: str) -> int:
     return ExitCode.CORRUPT_CHECKPOINT if bad or not results else ExitCode.OK
 
 
-def _verified(folder: Path, show: bool) -> dict[str, Any]:
+def _verified(folder: Path, show: bool) -> dict[str, Any] | None:
+    """None when the checkpoint was removed meanwhile: its run keeps only the newest."""
     result: dict[str, Any] = {"path": str(folder), "root": None, "bytes": None, "problem": None}
     started = time.monotonic()
     try:
@@ -189,6 +200,8 @@ def _verified(folder: Path, show: bool) -> dict[str, Any]:
         result |= {"root": opened.root, "bytes": opened.size}
         _verify_files(opened, show)
     except CorruptCheckpoint as error:
+        if not (folder / COMMIT).exists():
+            return None
         result["problem"] = str(error)
     if show and result["problem"]:
         print(f"BAD  {folder}: {result['problem']}")

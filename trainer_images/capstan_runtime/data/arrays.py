@@ -11,7 +11,7 @@ import numpy as np
 
 from capstan_runtime.contract.config import Arrays
 from capstan_runtime.contract.env import host_path
-from capstan_runtime.data.fingerprint import fingerprint_of, fingerprint_of_file
+from capstan_runtime.data.fingerprint import fingerprint_of_file, fingerprint_of_folder
 from capstan_runtime.data.spec import Array, DataSpec, Ids, Samples
 from capstan_runtime.errors import ConfigError
 
@@ -137,5 +137,4 @@ def _fingerprint(path: Path, inputs: _Stored, labels: Array) -> str:
     facts = ("arrays", inputs.shape, str(inputs.dtype), labels.tobytes())
     if path.is_file():
         return fingerprint_of_file(path, *facts)
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return fingerprint_of(*facts, [(file.relative_to(path).as_posix(), file.stat().st_size) for file in files])
+    return fingerprint_of_folder(path, *facts)

@@ -34,3 +34,14 @@ def fingerprint_of_file(path: Path, *facts: object) -> str:
             file.seek((size - _BLOCK_BYTES) * block // (_BLOCKS - 1))
             digest.update(file.read(_BLOCK_BYTES))
     return fingerprint_of(*facts, size, digest.digest())
+
+
+def fingerprint_of_folder(folder: Path, *facts: object) -> str:
+    """Names the contents of a folder: name and size of every file, and the beginning of at most 64, evenly spaced."""
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    listing = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+    digest = blake3()
+    for number in range(min(_BLOCKS, len(files))):
+        with files[number * len(files) // min(_BLOCKS, len(files))].open("rb") as file:
+            digest.update(file.read(_BLOCK_BYTES))
+    return fingerprint_of(*facts, listing, digest.digest())
