@@ -75,7 +75,7 @@ def test_applying_what_get_shows_changes_nothing(cluster: Cluster, kubectl: str,
     cluster.wait_phase("again", "Succeeded", seconds=60)
     assert run("apply", "-f", str(manifest)) == "trainingjob.capstan.dev/again unchanged\n"
     before = cluster.job("again")
-    # kubectl itself says "configured" here, of any kind on any server: its last-applied note now holds the whole object.
+    # kubectl says "configured" here, of any kind on any server: its last-applied note now holds the whole object.
     run("apply", "-f", "-", given=run("get", "tj", "again", "-o", "yaml"))
     after = cluster.job("again")
     assert (after["spec"], after["status"]) == (before["spec"], before["status"])
