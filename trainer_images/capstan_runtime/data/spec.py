@@ -36,7 +36,7 @@ class DataSpec:
     """Classes of an image or a vector; vocabulary of tokens."""
     fingerprint: str
     """`blake3:<hex>` of the contents, the same on every machine: two runs see the same samples in the same order if
-    fingerprint, seed and batch agree. Of files over 64 MiB, and of folders, it covers sizes and evenly spaced blocks."""
+    fingerprint, seed and batch agree. Of files over 64 MiB, and of folders, it covers sizes and some of the bytes."""
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.input_shape))
