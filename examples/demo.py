@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from capstan_local.client import Access, ApiError, Client, Resource
+from capstan_local.client import Access, ApiError, Client, Resource, Unreachable
 
 HOME = Path.home() / ".capstan"
 KUBECONFIG = HOME / "kubeconfig"
@@ -127,7 +127,7 @@ def row(job: Object) -> tuple[str, ...]:
         job["metadata"]["name"],
         status.get("phase") or "Pending",
         bar(status.get("percent")),
-        f"{status['step']}/{status['steps']}" if status.get("steps") else "",
+        f"{status.get('step', 0)}/{status['steps']}" if status.get("steps") else "",
         number(metrics.get("loss"), 4),
         number(metrics.get("accuracy"), 3),
         number(metrics.get("samples_per_second"), 0),
@@ -230,13 +230,16 @@ async def run() -> None:
 
 
 def main() -> int:
-    was_up = cluster_is_up()
     started = time.monotonic()
-    say("The embedded cluster is up already" if was_up else "Starting the embedded cluster:  capstan local up")
+    was_up = True  # until we know better: what we did not start we do not stop
     try:
+        was_up = cluster_is_up()
+        say("The embedded cluster is up already" if was_up else "Starting the embedded cluster:  capstan local up")
         capstan("local", "up")
         asyncio.run(run())
-    except DemoFailed as error:
+    except subprocess.CalledProcessError:
+        return 1  # the command has said why
+    except (DemoFailed, ApiError, Unreachable) as error:
         print(f"\ndemo: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -55,12 +55,26 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--context", help="context of the kubeconfig; default: its current one")
     run.add_argument("--namespace", help="look after the TrainingJobs of this namespace only")
     run.add_argument("--host", default="127.0.0.1", help="address of /metrics, /healthz, /readyz and /hint")
-    run.add_argument("--port", type=int, default=8080, help="port of the same; 0 takes a free one (default 8080)")
+    run.add_argument("--port", type=_port, default=8080, help="port of the same; 0 takes a free one (default 8080)")
     run.add_argument("--url", help="URL under which pods reach that port; left out: they are polled only")
     run.add_argument("--flax-image", help="image of Flax workers that name none")
     run.add_argument("--deepspeed-image", help="image of DeepSpeed workers that name none")
     run.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     run.set_defaults(call=_run)
+
+
+def _port(text: str) -> int:
+    port = int(text)
+    if not 0 <= port <= 65535:
+        raise argparse.ArgumentTypeError(f"{port} is not a port; choose 0 to 65535")
+    return port
+
+
+def _count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"{count} is below 0")
+    return count
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -101,9 +115,9 @@ def _add_local(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action = actions.add_parser(name, help=description, description=description)
         action.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of its state (default ~/.capstan)")
         if name in ("up", "serve"):
-            action.add_argument("--port", type=int, default=0, help="port of the API server; 0 keeps the last one")
+            action.add_argument("--port", type=_port, default=0, help="port of the API server; 0 takes a free one")
         if name in ("up", "serve", "node"):
-            action.add_argument("--gpus", type=int, help="GPUs to offer; default: what nvidia-smi lists")
+            action.add_argument("--gpus", type=_count, help="GPUs to offer; default: what nvidia-smi lists")
         if name == "node":
             action.add_argument("--kubeconfig", type=Path, required=True, help="the cluster to join")
             action.add_argument("--name", help="name of the node; default: this machine's host name")

@@ -52,7 +52,7 @@ def main(options: argparse.Namespace) -> int:
     actions = {"up": _up, "down": _down, "status": _status, "serve": _serve, "node": _node}
     try:
         return actions[options.action](options)
-    except (LocalClusterError, ApiError, Unreachable) as error:
+    except (LocalClusterError, ApiError, Unreachable, OSError) as error:
         print(f"capstan local {options.action}: {error}", file=sys.stderr)
         return 1
 

@@ -100,7 +100,10 @@ def main(settings: RunSettings, *, log_level: str = "INFO") -> int:
 
     try:
         asyncio.run(run())
-    except (CredentialsError, OperatorKeyError, OperatorCrash, OSError) as error:
+    except (CredentialsError, OperatorKeyError, OSError) as error:
+        logger.critical("%s", error)
+        return 1
+    except OperatorCrash as error:
         logger.critical("%s", error, exc_info=error.__cause__)
         return 1
     return 0

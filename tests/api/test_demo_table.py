@@ -1,0 +1,46 @@
+"""The demo's table shows every status a job can have, the emptiest too."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+_SPEC = importlib.util.spec_from_file_location("demo", Path("examples/demo.py"))
+assert _SPEC is not None
+assert _SPEC.loader is not None
+demo = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(demo)
+
+
+@pytest.mark.parametrize(
+    ("status", "cells"),
+    [
+        ({}, ("j", "Pending", "░" * 20, "", "", "", "", "")),
+        # Known from the spec before the first step is made.
+        ({"phase": "Starting", "steps": 200}, ("j", "Starting", "░" * 20, "0/200", "", "", "", "")),
+        (
+            {
+                "phase": "Restarting",
+                "step": 50,
+                "steps": 200,
+                "percent": 25,
+                "metrics": {"loss": 1.23456, "accuracy": 0.5, "samples_per_second": 1234.5},
+                "checkpoint": {"summary": "50@3fa9c1d2"},
+                "restarts": {"total": 1},
+            },
+            (
+                "j",
+                "Restarting",
+                "█" * 5 + "░" * 15,
+                "50/200",
+                "1.2346",
+                "0.500",
+                "1,234",
+                "50@3fa9c1d2  1 restarts",
+            ),
+        ),
+    ],
+)
+def test_a_row_for_every_status(status: dict[str, Any], cells: tuple[str, ...]) -> None:
+    assert demo.row({"metadata": {"name": "j"}, "status": status}) == cells
