@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from capstan_local.structural import check_structural, compile_schema
+from capstan_local.schema.structural import check_structural, compile_schema
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.crdgen import MAX_CRD_BYTES, UntranslatableSchema, render, structural, training_job_crd
 

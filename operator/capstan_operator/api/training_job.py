@@ -112,7 +112,7 @@ class Budgets(Record):
     gpu_out_of_memory: Budget = 3
     lost: Budget = 20
     hang: Budget = 3
-    corrupt_checkpoint: Budget = 3
+    corrupt_checkpoint: Budget = 1
     numerical: Budget = 0
 
 

@@ -69,5 +69,9 @@ def _started(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Trai
 
 def _attempt_sentence(situation: Situation, new: TrainingJobStatus) -> str:
     workers = f"{situation.world} worker" + ("s" if situation.world > 1 else "")
-    start = f"step {new.checkpoint.step} (root {short_root(new.checkpoint.root)})" if new.checkpoint else "step 0"
+    if new.checkpoint:
+        start = f"step {new.checkpoint.step} (root {short_root(new.checkpoint.root)})"
+    else:
+        # With nothing but checkpoints that did not verify the trainer will not start over; it stops.
+        start = "the newest checkpoint that verifies, if there is one" if new.quarantined else "step 0"
     return f"attempt {new.fence}: {workers} from {start}"
