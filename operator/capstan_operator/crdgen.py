@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from capstan_operator.api.meta import CATEGORY, GROUP, VERSION
-from capstan_operator.api.training_job import TrainingJobSpec, TrainingJobStatus
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.api.training_job_status import TrainingJobStatus
 
 Schema = dict[str, Any]
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_runtime.contract.state import State
 
 

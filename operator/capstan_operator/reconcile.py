@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger, SupervisorError
 from capstan_operator.cluster.events import EventWriter, JobRef

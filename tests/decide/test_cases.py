@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.training_job import decide_training_job
 from tests.support import decide_cases
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from capstan_operator.api.meta import API_VERSION, LABEL_INCARNATION, LABEL_MANAGED_BY, LABEL_WORKER
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.cluster import job_audit
 from capstan_operator.cluster.kinds import EVENTS, PODS, SECRETS, TRAINING_JOBS
 from capstan_operator.decide.types import Decision

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed, ObservedJob, ObservedPod, ObservedSupervisor, OperatorSettings

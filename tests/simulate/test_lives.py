@@ -9,7 +9,8 @@ from collections import Counter
 
 import pytest
 
-from capstan_operator.api.training_job import Budgets, TrainingJobStatus
+from capstan_operator.api.training_job import Budgets
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract.exit_codes import FailureClass
 from tests.simulate.operator_model import Operator, Trouble

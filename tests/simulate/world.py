@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from capstan_operator.api.meta import LABEL_INCARNATION, LABEL_WORKER
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.observe import ObservedPod
 from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.contract.run_config import Membership

@@ -13,7 +13,7 @@ from capstan_runtime.checkpoint.manifest import TrainerState
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
-from capstan_runtime.contract.config import Verify
+from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.engine import LocalTensor
@@ -87,7 +87,7 @@ def choose(
     *,
     fence: int = 2,
     floor_step: int = 0,
-    verify: Verify = "full",
+    verify: VerifyLevel = "full",
     quarantined: list[Quarantine] | None = None,
     exchange: Callable[[bytes], list[bytes]] = lambda payload: [payload],
     visible_seconds: float = 0.2,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.children import pod_name
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.observe import Observed, ObservedJob, ObservedPod, ObservedSupervisor

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from capstan_operator.api.meta import API_VERSION, LABEL_INCARNATION, LABEL_JOB, LABEL_MANAGED_BY, LABEL_WORKER
-from capstan_operator.api.training_job import WorkersStatus
+from capstan_operator.api.training_job_status import WorkersStatus
 from capstan_operator.decide.types import Decision, EventNote, Manifest, MembershipPush, PodDeletion
 from capstan_operator.observe import Observed, ObservedPod
 from capstan_runtime.contract.run_config import Membership

@@ -48,6 +48,11 @@ class TensorSource(Protocol):
         """The whole tensor. Raises CorruptCheckpoint if a byte is wrong, KeyError if there is none."""
         ...
 
+    def read_range(self, name: str, start: int, stop: int) -> Array:
+        """Elements [start, stop) of the flattened tensor, one-dimensional. Raises as `read`; reads, and so verifies,
+        only the leaves that they touch."""
+        ...
+
 
 class StepResult(Protocol):
     """The outcome of a step that the device may still be working on."""

@@ -220,13 +220,13 @@ class _Attempt:
             self.voice.report(quarantined=quarantined)
 
         retention = Retention(
-            Rules(self.store, run.uid, membership.fence, run.checkpoint.retention.last, run.checkpoint.verify),
+            Rules(self.store, run.uid, membership.fence, run.checkpoint.retention.last, run.checkpoint.verify.level),
             on_checkpoint=lambda checkpoint: self.voice.report(checkpoint=checkpoint),
             on_quarantine=tell_quarantine,
             on_trouble=self.voice.warn,
             disk=self.disk,
         )
-        if self.start.root is not None and run.checkpoint.verify == "full":
+        if self.start.root is not None and run.checkpoint.verify.level == "full":
             retention.note_verified(self.start.root)
         retention.begin()
         return retention

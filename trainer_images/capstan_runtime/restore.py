@@ -50,7 +50,7 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
             run=context.run.uid,
             membership=context.membership,
             attempt=attempt,
-            verify=context.run.checkpoint.verify,
+            verify=context.run.checkpoint.verify.level,
             exchange=engine.exchange,
             on_quarantine=tell_quarantine,
             disk=disk,
@@ -62,7 +62,7 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
     _require_same_run(context, chosen.manifest.trainer)
     _import(engine, chosen, tell_quarantine, disk)
     step, now = chosen.manifest.step, time.time()
-    read_at = now if context.run.checkpoint.verify == "full" else None
+    read_at = now if context.run.checkpoint.verify.level == "full" else None
     voice.report(
         phase=Phase.COMPILING,
         step=step,

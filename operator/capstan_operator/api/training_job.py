@@ -4,19 +4,20 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from capstan_operator.api.meta import Condition
 from capstan_runtime.contract.base import OneOf, Record, cel
+from capstan_runtime.contract.chaos import Fault
 from capstan_runtime.contract.config import (
     Data,
     Framework,
     Interval,
     Model,
+    Numerical,
     Optimizer,
     Positive,
     Retention,
     Schedule,
     Training,
-    Verify,
+    Verification,
 )
 
 Quantity = Annotated[
@@ -78,11 +79,49 @@ class HostPath(Record):
     path: Annotated[str, Field(min_length=1, pattern="^/", description="Absolute path on the nodes.")]
 
 
+class ObjectStore(Record):
+    """A bucket of an object store: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
+
+    url: Annotated[
+        str,
+        Field(
+            pattern=r"^(s3|gs|az)://[^/]+(/.*)?$",
+            description="s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.",
+        ),
+    ]
+    endpoint: Annotated[
+        str | None,
+        Field(pattern=r"^https?://", description="Of an S3-compatible server. Left out: the provider's own."),
+    ] = None
+    region: Annotated[str | None, Field(min_length=1, description="Of the bucket, for S3.")] = None
+    secret_name: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Secret in the job's namespace whose keys become environment variables of the pods, such as "
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Left out: the pods' own identity.",
+        ),
+    ] = None
+
+
 class Store(OneOf):
-    """Where checkpoints are kept. Each run writes to its own folder `<namespace>/<job>/<uid>` in it."""
+    """Where checkpoints are kept. Each run writes below its own `<namespace>/<job>/<uid>` in it."""
 
     claim: Annotated[Claim | None, Field(description="A PersistentVolumeClaim.")] = None
     host_path: Annotated[HostPath | None, Field(description="A folder on the nodes.")] = None
+    object: Annotated[ObjectStore | None, Field(description="A bucket of an object store.")] = None
+
+
+class Signing(Record):
+    """Signs the manifest of every checkpoint."""
+
+    secret_name: Annotated[
+        str,
+        Field(
+            min_length=1,
+            description="Secret in the job's namespace whose key private.pem holds an ECDSA private key.",
+        ),
+    ]
 
 
 class CheckpointSpec(Record):
@@ -91,10 +130,8 @@ class CheckpointSpec(Record):
     store: Annotated[Store, Field(description="Where checkpoints are kept.")]
     interval: Annotated[Interval, Field(description="How often to save.")] = Interval(seconds=600)
     retention: Annotated[Retention, Field(description="What to keep.")] = Retention()
-    verify: Annotated[
-        Verify,
-        Field(description="What is checked before a resume: full reads and hashes every byte, manifest only names."),
-    ] = "full"
+    verify: Annotated[Verification, Field(description="What is checked before a resume.")] = Verification()
+    sign: Annotated[Signing | None, Field(description="Left out: checkpoints are hashed, not signed.")] = None
 
 
 Budget = Annotated[int, Field(ge=0, le=1000, description="Restarts allowed for this cause over the job's life.")]
@@ -113,7 +150,7 @@ class Budgets(Record):
     lost: Budget = 20
     hang: Budget = 3
     corrupt_checkpoint: Budget = 1
-    numerical: Budget = 0
+    numerical: Budget = 3
 
 
 class RecoveryDeadlines(Record):
@@ -138,6 +175,57 @@ class Recovery(Record):
     deadlines: Annotated[RecoveryDeadlines, Field(description="How long each wait may take, in seconds.")] = (
         RecoveryDeadlines()
     )
+    numerical: Annotated[Numerical, Field(description="What to do when the arithmetic goes wrong.")] = Numerical()
+    no_progress_attempts: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=100,
+            description="Failed attempts in a row without a newer checkpoint after which the job is failed.",
+        ),
+    ] = 3
+    warm_spare: Annotated[
+        bool,
+        Field(
+            description="Keep a second process with its imports done in every pod, so that a restart takes seconds. It "
+            "costs memory, about 0.5 GB per pod."
+        ),
+    ] = True
+    memory_tier: Annotated[
+        bool,
+        Field(
+            description="Keep each pod's part of the newest two saves in its memory, so that a restart need not read "
+            "the store. It costs that much memory per pod."
+        ),
+    ] = True
+
+
+class Chaos(Record):
+    """One fault, injected on purpose. Nothing happens unless the operator runs with --allow-chaos and the namespace
+    carries the label capstan.dev/chaos=allowed."""
+
+    model_config = cel(("has(self.step) != has(self.seconds)", "'set exactly one of step, seconds'"))
+
+    name: Annotated[
+        str,
+        Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63, description="Unique in the job."),
+    ]
+    fault: Annotated[Fault, Field(description="What breaks.")]
+    step: Annotated[Positive | None, Field(description="After this optimizer step. Set this or seconds.")] = None
+    seconds: Annotated[
+        int | None, Field(ge=0, description="So many seconds after the first step of the job. Set this or step.")
+    ] = None
+    rank: Annotated[
+        int | None, Field(ge=0, description="Which rank suffers it. Left out: one chosen at random by seed.")
+    ] = None
+    seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Of the choice of the rank.")] = 0
+    duration_seconds: Annotated[int, Field(ge=1, le=86400, description="Of SlowRank, SlowNetwork and DataStall.")] = 10
+
+    @model_validator(mode="after")
+    def _one_time(self) -> Self:
+        if (self.step is None) == (self.seconds is None):
+            raise ValueError("set exactly one of step, seconds")
+        return self
 
 
 # CEL spellings of the two properties of TrainingJobSpec that have a default made of another field.
@@ -202,6 +290,13 @@ class TrainingJobSpec(Record):
     workers: Annotated[Workers, Field(description="How many pods train together.")]
     checkpoint: Annotated[CheckpointSpec, Field(description="Where, how often and how carefully the run is saved.")]
     recovery: Annotated[Recovery, Field(description="What happens when something breaks.")] = Recovery()
+    chaos: Annotated[
+        list[Chaos],
+        Field(
+            max_length=100,
+            description="Faults to inject, for testing recovery. Needs the operator's and the namespace's consent.",
+        ),
+    ] = []
     suspend: Annotated[
         bool, Field(description="Stop after saving a checkpoint, and free the pods; false again continues from it.")
     ] = False
@@ -280,117 +375,3 @@ def _bf16_needs_zero(spec: TrainingJobSpec) -> None:
     deepspeed = spec.framework.deepspeed
     if deepspeed and deepspeed.zero_stage == 0 and spec.training.precision == "bf16":
         raise ValueError("framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3")
-
-
-class WorkersStatus(Record):
-    """Pods of the job."""
-
-    ready: Annotated[int, Field(description="Workers whose supervisor answers.")] = 0
-    desired: Annotated[int, Field(description="Workers wanted now.")] = 0
-    summary: Annotated[str, Field(description="ready/desired, for the table.")] = "0/0"
-
-
-class CheckpointStatus(Record):
-    """A checkpoint, named by the digest of its manifest."""
-
-    step: Annotated[int, Field(description="Optimizer steps it holds.")]
-    root: Annotated[str, Field(description="Digest of the canonical manifest: the checkpoint's name.")]
-    committed_at: Annotated[str | None, Field(description="When it was committed (RFC 3339).")] = None
-    verified_at: Annotated[str | None, Field(description="When its bytes were last read and matched (RFC 3339).")] = (
-        None
-    )
-    summary: Annotated[str | None, Field(description="step@short digest, for the table.")] = None
-
-
-class Restarts(Record):
-    """Attempts after the first."""
-
-    total: Annotated[int, Field(description="All restarts.")] = 0
-    by_cause: Annotated[dict[str, int], Field(description="Restarts by failure class; compared with the budgets.")] = {}
-
-
-class FailureStatus(Record):
-    """The first failing rank of the newest failed attempt: where to look."""
-
-    rank: Annotated[int | None, Field(description="Rank that failed first.")] = None
-    pod: Annotated[str | None, Field(description="Its pod.")] = None
-    node: Annotated[str | None, Field(description="Its node.")] = None
-    fence: Annotated[int, Field(description="The attempt that failed.")]
-    exit_code: Annotated[int | None, Field(description="Exit status; 128 + N for signal N.")] = None
-    signal: Annotated[str | None, Field(description="Signal name, when one ended the process.")] = None
-    failure_class: Annotated[str, Field(alias="class", description="What kind of failure this is.")]
-    message: Annotated[str, Field(description="One line: what went wrong.")]
-    last_lines: Annotated[list[str], Field(description="Last lines of output, oldest first.")] = []
-    at: Annotated[str, Field(description="When it was seen (RFC 3339).")]
-
-
-class QuarantineStatus(Record):
-    """A committed checkpoint that failed verification and was passed over."""
-
-    step: Annotated[int, Field(description="Its step.")]
-    root: Annotated[str, Field(description="Its name.")]
-    reason: Annotated[str, Field(description="What did not match.")]
-
-
-class TrainingJobStatus(Record):
-    """The truth about the run, written by the operator alone."""
-
-    observed_generation: Annotated[int | None, Field(description="Generation of the spec this describes.")] = None
-    phase: Annotated[str | None, Field(description="One word for people; see conditions for the facts.")] = None
-    reason: Annotated[str | None, Field(description="Why the job is in this phase, in one CamelCase word.")] = None
-    message: Annotated[str | None, Field(description="The same in one sentence.")] = None
-    conditions: Annotated[
-        list[Condition],
-        Field(
-            description="Facts about the job, one per type.",
-            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
-        ),
-    ] = []
-    step: Annotated[int | None, Field(description="Optimizer steps done.")] = None
-    steps: Annotated[int | None, Field(description="Optimizer steps in all.")] = None
-    percent: Annotated[int | None, Field(description="step / steps in percent, rounded down.")] = None
-    metrics: Annotated[
-        dict[str, float],
-        Field(
-            description="Newest values: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds."
-        ),
-    ] = {}
-    workers: Annotated[WorkersStatus, Field(description="Pods of the job.")] = WorkersStatus()
-    world: Annotated[
-        int | None, Field(description="Processes in the current attempt, or in the one being prepared.")
-    ] = None
-    fence: Annotated[int, Field(description="Number of the current attempt; grows for ever.")] = 0
-    members: Annotated[
-        str | None, Field(description="Digest of the pods that make up the current attempt; absent: there is none.")
-    ] = None
-    checkpoint: Annotated[CheckpointStatus | None, Field(description="Newest committed checkpoint.")] = None
-    resumed_from: Annotated[
-        CheckpointStatus | None, Field(description="Checkpoint the current attempt continued from; absent: step 0.")
-    ] = None
-    quarantined: Annotated[
-        list[QuarantineStatus], Field(description="Checkpoints passed over because they did not verify, newest last.")
-    ] = []
-    restarts: Annotated[Restarts, Field(description="Attempts after the first.")] = Restarts()
-    failure: Annotated[FailureStatus | None, Field(description="First failing rank of the newest failed attempt.")] = (
-        None
-    )
-    started_at: Annotated[str | None, Field(description="When the first attempt began (RFC 3339).")] = None
-    attempt_started_at: Annotated[str | None, Field(description="When the newest attempt began (RFC 3339).")] = None
-    finished_at: Annotated[str | None, Field(description="When the job succeeded or failed (RFC 3339).")] = None
-    active_seconds: Annotated[
-        float | None, Field(description="Seconds run before the current activation; kept over suspensions.")
-    ] = None
-    active_since: Annotated[str | None, Field(description="When the current activation began (RFC 3339).")] = None
-    estimated_finish_at: Annotated[
-        str | None, Field(description="When the job will be done at the present speed (RFC 3339).")
-    ] = None
-    progress_at: Annotated[
-        str | None, Field(description="When step, metrics, checkpoint and workers were last refreshed here (RFC 3339).")
-    ] = None
-    run_digest: Annotated[
-        str | None,
-        Field(description="Digest of the run.json that the pods were first started with; it stays for good."),
-    ] = None
-    cleaned_up_at: Annotated[
-        str | None, Field(description="When the pods were removed after ttlSecondsAfterFinished (RFC 3339).")
-    ] = None

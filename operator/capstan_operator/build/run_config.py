@@ -23,6 +23,9 @@ def build_run_config(job: Owner, spec: TrainingJobSpec) -> RunConfig:
         checkpoint=CheckpointPlan(
             interval=spec.checkpoint.interval, retention=spec.checkpoint.retention, verify=spec.checkpoint.verify
         ),
+        numerical=spec.recovery.numerical,
+        warm_spare=spec.recovery.warm_spare,
+        memory_tier=spec.recovery.memory_tier,
         deadlines=Deadlines(
             form=deadlines.form,
             first_step=deadlines.first_step,

@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 from pydantic import ValidationError
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.cluster.pods import Pod, observe_pod, owning_job, seconds_of, worker_of
 from capstan_operator.cluster.work_queue import JobKey, Priority
 from capstan_operator.metrics import Metrics

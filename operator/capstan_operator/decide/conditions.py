@@ -1,7 +1,7 @@
 """Conditions: one fact each, in a fixed order, stamped when their status turns."""
 
 from capstan_operator.api.meta import Condition, TrainingJobCondition
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.progress import summary
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, is_changed

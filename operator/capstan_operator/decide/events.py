@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from capstan_operator.api.meta import TrainingJobCondition
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.failure import restart_sentence
 from capstan_operator.decide.lifecycle import end_of

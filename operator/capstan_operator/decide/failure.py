@@ -2,7 +2,8 @@
 
 from enum import Enum, auto
 
-from capstan_operator.api.training_job import Budgets, FailureStatus, Restarts, TrainingJobStatus
+from capstan_operator.api.training_job import Budgets
+from capstan_operator.api.training_job_status import FailureStatus, Restarts, TrainingJobStatus
 from capstan_operator.decide.evidence import Evidence, Weight, find_broken_pod, find_evidence
 from capstan_operator.decide.reasons import Reason, budget_exhausted
 from capstan_operator.decide.situation import Situation

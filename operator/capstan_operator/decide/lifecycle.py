@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from capstan_operator.api.meta import Condition, TrainingJobCondition
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find, put
 from capstan_operator.decide.failure import (
     budget_of,

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.progress import without_rates
 from capstan_operator.decide.situation import Situation, word_of
 from capstan_operator.decide.times import rfc3339

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from capstan_operator.api.meta import Phase, TrainingJobCondition
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.secret import build_secret
 from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.failure import find_culprit, pause_seconds, restart_sentence

@@ -4,7 +4,12 @@ import math
 from collections.abc import Iterable, Mapping
 
 from capstan_operator.api.meta import Condition, TrainingJobCondition
-from capstan_operator.api.training_job import CheckpointStatus, QuarantineStatus, TrainingJobStatus, WorkersStatus
+from capstan_operator.api.training_job_status import (
+    CheckpointStatus,
+    QuarantineStatus,
+    TrainingJobStatus,
+    WorkersStatus,
+)
 from capstan_operator.decide.situation import Situation, word_of
 from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_runtime.contract.state import Checkpoint, Phase, State
@@ -168,7 +173,7 @@ def _describe(checkpoint: Checkpoint) -> CheckpointStatus:
 
 
 def _describe_resumed(checkpoint: Checkpoint, situation: Situation) -> CheckpointStatus:
-    is_read = situation.blueprint.spec.checkpoint.verify == "full"
+    is_read = situation.blueprint.spec.checkpoint.verify.level == "full"
     return CheckpointStatus(
         step=checkpoint.step,
         root=checkpoint.root,

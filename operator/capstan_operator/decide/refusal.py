@@ -1,7 +1,7 @@
 """What status says when a decision was right but the API server would not have it carried out."""
 
 from capstan_operator.api.meta import Phase, TrainingJobCondition
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import put_condition
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.reasons import Reason

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from capstan_operator.api.training_job import TrainingJobStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint
 from capstan_operator.observe import Observed, ObservedPod
 from capstan_runtime.contract.state import Phase, State

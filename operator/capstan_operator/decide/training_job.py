@@ -1,7 +1,7 @@
 """The decision for a TrainingJob, as a table of contents. Each step is a file of this folder."""
 
 from capstan_operator.api.meta import Phase, TrainingJobCondition
-from capstan_operator.api.training_job import TrainingJobStatus, WorkersStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus, WorkersStatus
 from capstan_operator.decide.after_end import decide_after_end
 from capstan_operator.decide.blueprint import Refusal, read_blueprint
 from capstan_operator.decide.conditions import (

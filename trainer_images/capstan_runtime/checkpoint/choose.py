@@ -18,7 +18,7 @@ from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT
 from capstan_runtime.checkpoint.manifest import Claim
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
-from capstan_runtime.contract.config import Verify
+from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Quarantine
 from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
@@ -40,7 +40,7 @@ class Choosing:
     run: str
     membership: Membership
     attempt: str
-    verify: Verify
+    verify: VerifyLevel
     exchange: Exchange
     on_quarantine: Callable[[Quarantine], None]
     """Called on rank 0 alone."""

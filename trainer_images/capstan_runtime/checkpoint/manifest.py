@@ -9,12 +9,17 @@ from pydantic import Field
 
 from capstan_runtime.checkpoint.digest import ALGORITHM, LEAF_BYTES
 from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.run_config import Skip
 
 Count = Annotated[int, Field(ge=0)]
 
 
 class Chunk(Record):
-    """A run of one tensor's elements in one file."""
+    """A run of one tensor's elements in one file.
+
+    The whole tensor's bytes are cut into leaves of 4 MiB; the chunk is hashed piece by piece where those cuts fall. So
+    each byte is hashed once, and the digests of leaves that lie in one chunk are the same however the tensor is sharded.
+    """
 
     tensor: str
     dtype: str
@@ -28,6 +33,9 @@ class Chunk(Record):
     """Index into the rank manifest's `files`."""
     offset: Count
     """First byte in the file."""
+    leaves: str
+    """Digests of the chunk's pieces in order, as `digest.pack_digests` writes them. The first and the last piece may be
+    parts of a leaf."""
 
 
 class ShardFile(Record):
@@ -35,14 +43,16 @@ class ShardFile(Record):
 
     name: str
     bytes: Count
-    leaves: str
-    """Digests of the file's leaves in order, as `digest.pack_digests` writes them."""
+    header_bytes: Count
+    """Of safetensors' header with its length; the chunks follow without gaps to the file's end."""
+    header: str
+    """Digest of the header."""
 
 
 class RankManifest(Record):
     """Everything one rank wrote for one save. Its presence says that the files it names are on disk."""
 
-    format: Literal["capstan-shards/1"] = "capstan-shards/1"
+    format: Literal["capstan-shards/2"] = "capstan-shards/2"
     run: str
     step: Count
     fence: int
@@ -66,6 +76,8 @@ class TensorEntry(Record):
     name: str
     dtype: str
     shape: tuple[Count, ...]
+    digest: str
+    """Of the digests of its leaves, end to end: of its content alone, however it is cut."""
 
 
 class DigestPlan(Record):
@@ -89,12 +101,14 @@ class TrainerState(Record):
     learning_rate_step: Count
     loss: float
     """Of the last step."""
+    skips: tuple[Skip, ...] = ()
+    """Batches that were left out before this step."""
 
 
 class Manifest(Record):
     """One checkpoint. The digest of its canonical bytes is the root."""
 
-    format: Literal["capstan-checkpoint/1"] = "capstan-checkpoint/1"
+    format: Literal["capstan-checkpoint/2"] = "capstan-checkpoint/2"
     digest: DigestPlan = DigestPlan()
     job: str
     run: str
@@ -111,6 +125,10 @@ class Manifest(Record):
     tensors: tuple[TensorEntry, ...]
     """Sorted by name."""
     trainer: TrainerState
+    logical: str
+    """Digest of `tensors`: equal for equal states, however sharded and by whichever framework saved."""
+    metrics: dict[str, float] = {}
+    """As far as known at the save: loss, accuracy, validation_loss, …; retention goes by them."""
     framework: str
     """`flax` or `deepspeed`: which trainer wrote it."""
 

@@ -17,7 +17,7 @@ from capstan_runtime.checkpoint.claims import newer_fence
 from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.reader import open_checkpoint
-from capstan_runtime.contract.config import Verify
+from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
 
@@ -32,7 +32,7 @@ class Rules:
     run: str
     fence: int
     keep_last: int
-    verify: Verify
+    verify: VerifyLevel
 
 
 class Retention:

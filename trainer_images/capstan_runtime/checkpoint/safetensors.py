@@ -62,7 +62,7 @@ def chunk_name(tensor: LocalTensor) -> str:
 
 def header_bytes(tensors: Sequence[LocalTensor]) -> bytes:
     """The start of a file that holds `tensors` one after the other, in this order, without gaps."""
-    header: dict[str, object] = {"__metadata__": {"format": "capstan-shards/1"}}
+    header: dict[str, object] = {"__metadata__": {"format": "capstan-shards/2"}}
     offset = 0
     for tensor in tensors:
         name = chunk_name(tensor)

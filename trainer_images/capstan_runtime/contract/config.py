@@ -288,10 +288,79 @@ class Interval(OneOf):
     seconds: Annotated[Positive | None, Field(description="Seconds between two saves.")] = None
 
 
+class Best(Record):
+    """The checkpoints that did best by one metric."""
+
+    metric: Annotated[
+        str, Field(min_length=1, description="A metric of status.metrics, such as accuracy or validation_loss.")
+    ]
+    mode: Annotated[Literal["max", "min"], Field(description="Whether more or less of the metric is better.")]
+    keep: Annotated[int, Field(ge=1, description="How many of the best to keep.")] = 1
+
+
 class Retention(Record):
-    """Which committed checkpoints are kept. The two newest verified ones are never removed."""
+    """Which committed checkpoints are kept: those that any of these rules names, and those pinned by
+    `capstan checkpoint pin`. The two newest verified ones are never removed."""
 
     last: Annotated[int, Field(ge=2, description="How many of the newest checkpoints to keep.")] = 3
+    every_steps: Annotated[
+        Positive | None, Field(description="Also keep every checkpoint whose step is a multiple of this.")
+    ] = None
+    best: Annotated[Best | None, Field(description="Also keep the best by a metric.")] = None
+    newer_than_seconds: Annotated[
+        Positive | None, Field(description="Also keep what was committed within so many seconds.")
+    ] = None
 
 
-Verify = Literal["manifest", "full"]
+VerifyLevel = Literal["manifest", "sampled", "full"]
+
+
+class Verification(Record):
+    """What is checked before a checkpoint is believed."""
+
+    level: Annotated[
+        VerifyLevel,
+        Field(
+            description="full hashes every byte that is read, as it is read; sampled a random part of each file; "
+            "manifest only names, sizes and digests of digests."
+        ),
+    ] = "full"
+    public_key: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="PEM of an ECDSA public key. Given: only checkpoints whose manifest it signed are resumed from.",
+        ),
+    ] = None
+
+
+NumericalAction = Literal["ignore", "rewind", "halt"]
+
+
+class LossSpike(Record):
+    """A loss far above what it was."""
+
+    factor: Annotated[
+        float, Field(gt=1.0, description="A loss above factor x the median of the recent losses is a spike.")
+    ]
+    window: Annotated[int, Field(ge=5, le=1000, description="How many recent steps the median is taken of.")] = 50
+    action: Annotated[
+        NumericalAction,
+        Field(description="ignore reports it; rewind goes back to the last checkpoint and leaves the batch out."),
+    ] = "rewind"
+
+
+class Numerical(Record):
+    """What to do when the arithmetic goes wrong."""
+
+    non_finite: Annotated[
+        NumericalAction,
+        Field(
+            description="A loss or gradient that is NaN or infinite: ignore drops that update, rewind goes back to the "
+            "last checkpoint and leaves the batch out, halt ends the job."
+        ),
+    ] = "halt"
+    loss_spike: Annotated[LossSpike | None, Field(description="Left out: the loss may jump.")] = None
+    skip_steps: Annotated[
+        int, Field(ge=1, le=10000, description="Batches left out from the bad one on, after a rewind.")
+    ] = 1

@@ -5,16 +5,18 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.chaos import Injection
 from capstan_runtime.contract.config import (
     Data,
     Framework,
     Interval,
     Model,
+    Numerical,
     Optimizer,
     Retention,
     Schedule,
     Training,
-    Verify,
+    Verification,
 )
 
 
@@ -23,7 +25,7 @@ class CheckpointPlan(Record):
 
     interval: Interval
     retention: Retention = Retention()
-    verify: Verify = "full"
+    verify: Verification = Verification()
 
 
 class Deadlines(Record):
@@ -56,7 +58,12 @@ class RunConfig(Record):
     training: Training
     """`virtual_ranks` is always set here; the operator resolves the default."""
     checkpoint: CheckpointPlan
+    numerical: Numerical = Numerical()
     deadlines: Deadlines = Deadlines()
+    warm_spare: bool = True
+    """Each pod keeps a process with its imports done, so that a restart does not wait for them."""
+    memory_tier: bool = True
+    """Each pod keeps its part of the newest saves in memory (`env.MEMORY`), so that a restart need not read the store."""
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:
@@ -71,6 +78,14 @@ class RunConfig(Record):
         return self
 
 
+class Skip(Record):
+    """Batches of the data order that are left out."""
+
+    first: Annotated[int, Field(ge=0)]
+    """Index of the first of them in the data order, counted from 0 as if nothing were left out."""
+    count: Annotated[int, Field(ge=1)]
+
+
 class Membership(Record):
     """One pod's place in one attempt of the world; pushed by the operator with `PUT /membership`."""
 
@@ -83,6 +98,17 @@ class Membership(Record):
     floor_step: Annotated[int, Field(ge=0)] = 0
     """Step of the newest checkpoint the operator has seen committed. If it is above 0 and no committed checkpoint
     verifies, the trainer stops with CORRUPT_CHECKPOINT: a run never starts silently from step 0."""
+    micro_splits: Annotated[int, Field(ge=1)] = 1
+    """Each virtual rank's samples are computed in so many micro-steps: doubled when the device runs out of memory."""
+    skips: tuple[Skip, ...] = ()
+    """Batches left out after rewinds, in the order of the data, disjoint."""
+    peers: tuple[str, ...] = ()
+    """`address:port` of every rank's supervisor, in rank order: where its part of the newest saves is in memory."""
+    chaos: tuple[Injection, ...] = ()
+    """Faults that this rank is to suffer in this attempt, none of which it has suffered yet."""
+    leave_at_checkpoint: bool = False
+    """Stop after the next save, because the world is about to change. May be set by a second push of the same fence;
+    everything else of a fence's membership stays as it was."""
 
     @model_validator(mode="after")
     def _rank_in_world(self) -> Self:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.chaos import Injected
 from capstan_runtime.contract.exit_codes import FailureClass
 
 
@@ -41,6 +42,42 @@ class Checkpoint(Record):
     """Seconds since 1970 when it was committed or, for `resumed_from`, fully verified."""
     verified_at: float | None = None
     """Seconds since 1970 when all its bytes were read back and matched their digests; None: not since the commit."""
+    logical: str | None = None
+    """Digest of the tensors alone, `blake3:<64 hex>`: the same state has the same one however it is sharded and by
+    whichever framework it was saved. None: not known."""
+
+
+class Source(StrEnum):
+    """Where the bytes of a restored state came from."""
+
+    STORE = "Store"
+    MEMORY = "Memory"
+    """The pods' memory tier: a save that its processes left there when they died."""
+
+
+class Restored(Record):
+    """How an attempt got its state back."""
+
+    source: Source
+    bytes: Annotated[int, Field(ge=0)]
+    """Read by this rank."""
+    seconds: Annotated[float, Field(ge=0)]
+    """From the choice of the checkpoint to the state being in place, verification included."""
+    verify_seconds: Annotated[float, Field(ge=0)]
+    """Of these, spent hashing; threads added up."""
+
+
+class Section(StrEnum):
+    """What the trainer's main thread is doing, for telling who waits from who is waited for."""
+
+    HOST = "Host"
+    DATA = "Data"
+    """Waiting for the next batch."""
+    STEP = "Step"
+    """Computing: may be waiting for other ranks inside a collective."""
+    EXCHANGE = "Exchange"
+    """Waiting for the other ranks' messages."""
+    SAVE = "Save"
 
 
 class Exit(Record):
@@ -56,6 +93,16 @@ class Exit(Record):
     """One line: the head of the exception, or what the supervisor saw."""
     last_lines: list[str] = []
     """The last lines of output, oldest first, at most 10 of at most 200 characters."""
+    step: int | None = None
+    """Optimizer steps this rank had done; None: it had not begun."""
+    section: Section | None = None
+    """What it was doing; None: it did not say."""
+    process_state: str | None = None
+    """Of a hung process: the kernel's letter for it (R, S, D, T, …); T is stopped. None: not a hang."""
+    stack: list[str] = []
+    """Of a hung process: the main thread's innermost frames, `file:line function`, innermost first, at most 12."""
+    bad_batch: int | None = None
+    """With NUMERICAL and the policy rewind: index in the data order of the batch to leave out. None: do not rewind."""
     at: float
     """Seconds since 1970 when the end was seen."""
 
@@ -79,8 +126,16 @@ class Progress(Record):
     metrics: dict[str, float] | None = None
     """Newest value by name: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds, …"""
     checkpoint: Checkpoint | None = None
+    staged: Checkpoint | None = None
+    """Newest save whose part of this rank is complete and hashed in the memory tier."""
     resumed_from: Checkpoint | None = None
+    restored: Restored | None = None
     quarantined: Quarantine | None = None
+    injected: Injected | None = None
+    note: str | None = None
+    """One line that the operator makes an event of: a spike that was ignored, an update that was dropped."""
+    bad_batch: int | None = None
+    """With `failure` NUMERICAL and the policy rewind: see `Exit.bad_batch`."""
     failure: FailureClass | None = None
     message: str | None = None
     """With `failure`: one line that says why the trainer is about to exit."""
@@ -104,6 +159,20 @@ class State(Record):
     """Newest one committed by this rank's process in any attempt; only rank 0 commits."""
     resumed_from: Checkpoint | None = None
     """What this attempt started from; None: from step 0, or not known yet."""
+    restored: Restored | None = None
+    """How; None as `resumed_from`."""
+    staged: Checkpoint | None = None
+    """Newest save in this pod's memory tier; survives attempts. None: there is none."""
+    timeline: dict[Phase, float] = {}
+    """Seconds since 1970 when this attempt first entered each phase; a phase it has not entered is missing."""
+    seconds: dict[Phase, float] = {}
+    """Seconds this attempt has spent in each phase so far, up to the newest report."""
+    micro_splits: int = 1
+    """As the membership says."""
+    injected: list[Injected] = []
+    """Faults executed in this pod, in any attempt, newest last, at most 20."""
+    notes: list[str] = []
+    """Of this attempt, newest last, at most 5."""
     quarantined: list[Quarantine] = []
     exit: Exit | None = None
     """Of the newest attempt that did not succeed; None while it runs."""

@@ -1,0 +1,122 @@
+"""The status of a TrainingJob: the truth about the run."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from capstan_operator.api.meta import Condition
+from capstan_runtime.contract.base import Record
+
+
+class WorkersStatus(Record):
+    """Pods of the job."""
+
+    ready: Annotated[int, Field(description="Workers whose supervisor answers.")] = 0
+    desired: Annotated[int, Field(description="Workers wanted now.")] = 0
+    summary: Annotated[str, Field(description="ready/desired, for the table.")] = "0/0"
+
+
+class CheckpointStatus(Record):
+    """A checkpoint, named by the digest of its manifest."""
+
+    step: Annotated[int, Field(description="Optimizer steps it holds.")]
+    root: Annotated[str, Field(description="Digest of the canonical manifest: the checkpoint's name.")]
+    committed_at: Annotated[str | None, Field(description="When it was committed (RFC 3339).")] = None
+    verified_at: Annotated[str | None, Field(description="When its bytes were last read and matched (RFC 3339).")] = (
+        None
+    )
+    summary: Annotated[str | None, Field(description="step@short digest, for the table.")] = None
+
+
+class Restarts(Record):
+    """Attempts after the first."""
+
+    total: Annotated[int, Field(description="All restarts.")] = 0
+    by_cause: Annotated[dict[str, int], Field(description="Restarts by failure class; compared with the budgets.")] = {}
+
+
+class FailureStatus(Record):
+    """The first failing rank of the newest failed attempt: where to look."""
+
+    rank: Annotated[int | None, Field(description="Rank that failed first.")] = None
+    pod: Annotated[str | None, Field(description="Its pod.")] = None
+    node: Annotated[str | None, Field(description="Its node.")] = None
+    fence: Annotated[int, Field(description="The attempt that failed.")]
+    exit_code: Annotated[int | None, Field(description="Exit status; 128 + N for signal N.")] = None
+    signal: Annotated[str | None, Field(description="Signal name, when one ended the process.")] = None
+    failure_class: Annotated[str, Field(alias="class", description="What kind of failure this is.")]
+    message: Annotated[str, Field(description="One line: what went wrong.")]
+    last_lines: Annotated[list[str], Field(description="Last lines of output, oldest first.")] = []
+    at: Annotated[str, Field(description="When it was seen (RFC 3339).")]
+
+
+class QuarantineStatus(Record):
+    """A committed checkpoint that failed verification and was passed over."""
+
+    step: Annotated[int, Field(description="Its step.")]
+    root: Annotated[str, Field(description="Its name.")]
+    reason: Annotated[str, Field(description="What did not match.")]
+
+
+class TrainingJobStatus(Record):
+    """The truth about the run, written by the operator alone."""
+
+    observed_generation: Annotated[int | None, Field(description="Generation of the spec this describes.")] = None
+    phase: Annotated[str | None, Field(description="One word for people; see conditions for the facts.")] = None
+    reason: Annotated[str | None, Field(description="Why the job is in this phase, in one CamelCase word.")] = None
+    message: Annotated[str | None, Field(description="The same in one sentence.")] = None
+    conditions: Annotated[
+        list[Condition],
+        Field(
+            description="Facts about the job, one per type.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+        ),
+    ] = []
+    step: Annotated[int | None, Field(description="Optimizer steps done.")] = None
+    steps: Annotated[int | None, Field(description="Optimizer steps in all.")] = None
+    percent: Annotated[int | None, Field(description="step / steps in percent, rounded down.")] = None
+    metrics: Annotated[
+        dict[str, float],
+        Field(
+            description="Newest values: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds."
+        ),
+    ] = {}
+    workers: Annotated[WorkersStatus, Field(description="Pods of the job.")] = WorkersStatus()
+    world: Annotated[
+        int | None, Field(description="Processes in the current attempt, or in the one being prepared.")
+    ] = None
+    fence: Annotated[int, Field(description="Number of the current attempt; grows for ever.")] = 0
+    members: Annotated[
+        str | None, Field(description="Digest of the pods that make up the current attempt; absent: there is none.")
+    ] = None
+    checkpoint: Annotated[CheckpointStatus | None, Field(description="Newest committed checkpoint.")] = None
+    resumed_from: Annotated[
+        CheckpointStatus | None, Field(description="Checkpoint the current attempt continued from; absent: step 0.")
+    ] = None
+    quarantined: Annotated[
+        list[QuarantineStatus], Field(description="Checkpoints passed over because they did not verify, newest last.")
+    ] = []
+    restarts: Annotated[Restarts, Field(description="Attempts after the first.")] = Restarts()
+    failure: Annotated[FailureStatus | None, Field(description="First failing rank of the newest failed attempt.")] = (
+        None
+    )
+    started_at: Annotated[str | None, Field(description="When the first attempt began (RFC 3339).")] = None
+    attempt_started_at: Annotated[str | None, Field(description="When the newest attempt began (RFC 3339).")] = None
+    finished_at: Annotated[str | None, Field(description="When the job succeeded or failed (RFC 3339).")] = None
+    active_seconds: Annotated[
+        float | None, Field(description="Seconds run before the current activation; kept over suspensions.")
+    ] = None
+    active_since: Annotated[str | None, Field(description="When the current activation began (RFC 3339).")] = None
+    estimated_finish_at: Annotated[
+        str | None, Field(description="When the job will be done at the present speed (RFC 3339).")
+    ] = None
+    progress_at: Annotated[
+        str | None, Field(description="When step, metrics, checkpoint and workers were last refreshed here (RFC 3339).")
+    ] = None
+    run_digest: Annotated[
+        str | None,
+        Field(description="Digest of the run.json that the pods were first started with; it stays for good."),
+    ] = None
+    cleaned_up_at: Annotated[
+        str | None, Field(description="When the pods were removed after ttlSecondsAfterFinished (RFC 3339).")
+    ] = None

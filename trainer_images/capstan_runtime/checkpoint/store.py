@@ -1,0 +1,63 @@
+"""Where checkpoints are kept: a space of named objects, in a folder or in a bucket.
+
+A key is a path without a leading slash, `000000000120.3.5f0c2ea91b77/shards/r0-0.safetensors`. An object is there as a
+whole or not at all. Everything above this module speaks of keys, never of paths or URLs.
+"""
+
+from collections.abc import Iterable
+from typing import Protocol
+
+from capstan_runtime.checkpoint.digest import Buffer
+
+
+class ObjectMissing(Exception):
+    """There is no object of that key, or it ends before the bytes that were asked for. The message names the key."""
+
+
+class StoreError(OSError):
+    """The store does not answer as it should. One line; everything that a backend raises becomes this or an OSError."""
+
+
+class Store(Protocol):
+    """One run's objects. Any thread may call any method. Every call ends within a deadline of the backend's."""
+
+    @property
+    def place(self) -> str:
+        """The folder or URL, for messages."""
+        ...
+
+    def put(self, key: str, pieces: Iterable[Buffer]) -> None:
+        """The object holds exactly `pieces`, durably; until then there is none, or the one before. Raises OSError."""
+        ...
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """False, and nothing done, when there already is such an object: of two writers one wins. Raises OSError."""
+        ...
+
+    def settle(self, prefix: str) -> None:
+        """The names of all objects put below `prefix` so far survive a power cut. Raises OSError."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """The whole object. Raises ObjectMissing, OSError."""
+        ...
+
+    def read_into(self, key: str, offset: int, target: memoryview) -> None:
+        """Fills `target` with the object's bytes from `offset` on. Raises ObjectMissing, OSError."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """In bytes; None: there is no such object. Raises OSError."""
+        ...
+
+    def children(self, prefix: str = "") -> list[str]:
+        """Names directly below `prefix`, sorted: of objects, and the first parts of longer keys. Raises OSError."""
+        ...
+
+    def remove(self, key: str) -> None:
+        """There is no such object any more; harmless if there was none. Raises OSError."""
+        ...
+
+    def remove_all(self, prefix: str) -> None:
+        """Nothing is left below `prefix`. Raises OSError."""
+        ...
