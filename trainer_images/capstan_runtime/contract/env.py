@@ -30,6 +30,8 @@ MEMBERSHIP = "CAPSTAN_MEMBERSHIP"
 """JSON of the Membership; set by the supervisor for the trainer."""
 REPORT_FD = "CAPSTAN_REPORT_FD"
 """Number of the inherited pipe on which the trainer writes Progress lines."""
+PAGE = "CAPSTAN_PAGE"
+"""Number of the inherited file in memory where the trainer says what it is doing (`beat.py`)."""
 
 POD_MOUNTS = "POD_MOUNTS"
 """JSON object {mount path: folder}, set by a node that runs containers as plain processes, where nothing can be

@@ -1,0 +1,80 @@
+"""What the trainer's main thread is doing right now, where its supervisor can read it at any time: a shared page.
+
+The trainer writes and nobody waits: not for a pipe, not for a reader. The page is still there, and still true, when the
+process is stopped, hung or dead.
+"""
+
+import mmap
+import os
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from capstan_runtime.contract import env
+from capstan_runtime.contract.state import Section
+
+PAGE_BYTES = 64
+_LAYOUT = struct.Struct("=8sqq")
+"""Section in ASCII, optimizer steps done, nanoseconds of CLOCK_MONOTONIC."""
+_SECTIONS = {section.encode(): section for section in Section}
+_MOST_READS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """What a page said when it was read."""
+
+    section: Section
+    step: int
+    """Optimizer steps done."""
+    since_ns: int
+    """When it was entered: `time.monotonic_ns()`, one clock for all processes of a machine."""
+
+
+class Beat:
+    """The trainer's side. `enter` costs about 0.3 µs, with or without a supervisor to read it."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        """`descriptor` is of a file of PAGE_BYTES or more; None: nobody reads. Raises OSError when it cannot be mapped."""
+        self._page = mmap.mmap(-1 if descriptor is None else descriptor, PAGE_BYTES)
+        self._write = _LAYOUT.pack_into
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> "Beat":
+        number = environ.get(env.PAGE)
+        return cls(int(number) if number is not None else None)
+
+    def enter(self, section: Section, step: int) -> None:
+        """From now on the main thread is in `section`, `step` optimizer steps being done. Only that thread calls this."""
+        self._write(self._page, 0, section.encode(), step, time.monotonic_ns())
+
+
+class Page:
+    """The supervisor's side: one page for one trainer, gone when both have let go of it."""
+
+    def __init__(self) -> None:
+        self.descriptor = os.memfd_create("capstan-beat", os.MFD_CLOEXEC)
+        """To be passed to the trainer as `env.PAGE`."""
+        os.ftruncate(self.descriptor, PAGE_BYTES)
+        self._page = mmap.mmap(self.descriptor, PAGE_BYTES, prot=mmap.PROT_READ)
+
+    def read(self) -> Sign | None:
+        """What the trainer wrote last; None: nothing yet, or nothing that could be understood."""
+        section, step, since_ns = _LAYOUT.unpack(self._settled())
+        known = _SECTIONS.get(section.rstrip(b"\0"))
+        return Sign(known, step, since_ns) if known is not None else None
+
+    def close(self) -> None:
+        self._page.close()
+        os.close(self.descriptor)
+
+    def _settled(self) -> bytes:
+        """The written part of the page, not caught halfway through a write: the same in two readings."""
+        before = self._page[: _LAYOUT.size]
+        for _ in range(_MOST_READS):
+            now = self._page[: _LAYOUT.size]
+            if now == before:
+                break
+            before = now
+        return before
