@@ -36,7 +36,7 @@ class Beat:
     """The trainer's side. `enter` costs about 0.3 µs, with or without a supervisor to read it."""
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """`descriptor` is of a file of PAGE_BYTES or more; None: nobody reads. Raises OSError when it cannot be mapped."""
+        """`descriptor` is of a file of PAGE_BYTES; None: nobody reads. Raises OSError when it cannot be mapped."""
         self._page = mmap.mmap(-1 if descriptor is None else descriptor, PAGE_BYTES)
         self._write = _LAYOUT.pack_into
 
@@ -46,7 +46,7 @@ class Beat:
         return cls(int(number) if number is not None else None)
 
     def enter(self, section: Section, step: int) -> None:
-        """From now on the main thread is in `section`, `step` optimizer steps being done. Only that thread calls this."""
+        """From now on the main thread, which alone calls this, is in `section`, with `step` optimizer steps done."""
         self._write(self._page, 0, section.encode(), step, time.monotonic_ns())
 
 
