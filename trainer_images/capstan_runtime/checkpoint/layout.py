@@ -5,8 +5,10 @@
     shards/r0-0.safetensors        tensors of rank 0, readable by any safetensors reader
     shards/r0.json                 what rank 0 wrote, and the digest of every 4 MiB of it
     MANIFEST.json                  the whole checkpoint; its BLAKE3 digest is the root, the checkpoint's name
+    MANIFEST.sig                   a signature over MANIFEST.json, where the run has a signing key
     COMMIT                         written last: without it there is no checkpoint
     QUARANTINED                    written by a reader that found wrong bytes; nobody resumes from here again
+    PINNED                         written by a person: retention never removes it
   claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
 """
 
@@ -19,7 +21,9 @@ from blake3 import blake3
 
 COMMIT = "COMMIT"
 MANIFEST = "MANIFEST.json"
+SIGNATURE = "MANIFEST.sig"
 QUARANTINED = "QUARANTINED"
+PINNED = "PINNED"
 SHARDS = "shards"
 CLAIMS = "claims"
 PART = ".part"
