@@ -1,13 +1,12 @@
-"""What a checkpoint says about itself: records, their canonical bytes, and the proof that no element is missing."""
+"""What a checkpoint says about itself: records, and their canonical bytes."""
 
 import json
-import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from capstan_runtime.checkpoint.digest import ALGORITHM, LEAF_BYTES
+from capstan_runtime.checkpoint.digest import ALGORITHM, LEAF_BYTES, digest_of, name_of
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.run_config import Skip
 
@@ -18,7 +17,7 @@ class Chunk(Record):
     """A run of one tensor's elements in one file.
 
     The whole tensor's bytes are cut into leaves of 4 MiB; the chunk is hashed piece by piece where those cuts fall. So
-    each byte is hashed once, and the digests of leaves that lie in one chunk are the same however the tensor is sharded.
+    each byte is hashed once, and a leaf that lies in one chunk has the same digest however the tensor is sharded.
     """
 
     tensor: str
@@ -105,6 +104,24 @@ class TrainerState(Record):
     """Batches that were left out before this step."""
 
 
+class SaveFacts(Record):
+    """All that makes up a manifest beside the shards. Fixed when rank 0 stages the save, so that the save has one root,
+    whether rank 0 commits it or a later attempt puts it together from what the pods hold in memory."""
+
+    format: Literal["capstan-save/1"] = "capstan-save/1"
+    job: str
+    run: str
+    step: Count
+    fence: int
+    attempt: str
+    world: Annotated[int, Field(ge=1)]
+    parent: str | None
+    created_at: float
+    trainer: TrainerState
+    metrics: dict[str, float] = {}
+    framework: str
+
+
 class Manifest(Record):
     """One checkpoint. The digest of its canonical bytes is the root."""
 
@@ -179,33 +196,7 @@ def _spelled(document: object) -> bytes:
     return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
 
 
-class NotTiled(ValueError):
-    """Some element of a tensor is in no chunk, or in more than one."""
-
-
-def whole_tensors(ranks: Iterable[RankManifest]) -> tuple[TensorEntry, ...]:
-    """The tensors that the chunks of all `ranks` make up, sorted by name.
-
-    Raises NotTiled, naming tensor and element, unless every element of every tensor is in exactly one chunk.
-    """
-    chunks: dict[str, list[Chunk]] = {}
-    for rank in ranks:
-        for chunk in rank.chunks:
-            chunks.setdefault(chunk.tensor, []).append(chunk)
-    return tuple(_whole_tensor(name, chunks[name]) for name in sorted(chunks))
-
-
-def _whole_tensor(name: str, chunks: list[Chunk]) -> TensorEntry:
-    entries = {(chunk.dtype, chunk.shape) for chunk in chunks}
-    if len(entries) > 1:
-        raise NotTiled(f"{name}: ranks disagree about type and shape: {sorted(entries)}")
-    dtype, shape = entries.pop()
-    covered = 0
-    for chunk in sorted(chunks, key=lambda chunk: chunk.start):
-        if chunk.start != covered:
-            problem = "saved twice" if chunk.start < covered else "saved by nobody"
-            raise NotTiled(f"{name}: element {min(chunk.start, covered)} is {problem}")
-        covered += chunk.count
-    if covered != math.prod(shape):
-        raise NotTiled(f"{name}: {covered} elements were saved of {math.prod(shape)}")
-    return TensorEntry(name=name, dtype=dtype, shape=shape)
+def logical_root(tensors: Sequence[TensorEntry]) -> str:
+    """The digest of the state alone: equal for equal tensors of equal names, however sharded and whoever saved them."""
+    entries = [entry.model_dump(mode="json", by_alias=True) for entry in sorted(tensors, key=lambda each: each.name)]
+    return name_of(digest_of(_spelled(entries)))

@@ -1,14 +1,13 @@
 """Saving as the loop sees it: collective, all or nothing, the same answer on every rank."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.layout import SaveName
-from capstan_runtime.checkpoint.manifest import TrainerState
-from capstan_runtime.checkpoint.retention import remove_checkpoint
+from capstan_runtime.checkpoint.layout import COMMIT
+from capstan_runtime.checkpoint.manifest import SaveFacts, TrainerState
+from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Save, SaveFailed, Superseded, commit, write_shards
 from capstan_runtime.contract.state import Checkpoint
 from capstan_runtime.engine import LocalTensor
@@ -21,7 +20,7 @@ _LONGEST_MESSAGE = 500
 class Identity:
     """Who saves, and where."""
 
-    store: Path
+    store: Store
     job: str
     run: str
     framework: str
@@ -40,14 +39,12 @@ class Saver:
         parent: str | None,
         exchange: Callable[[bytes], list[bytes]],
         deadline_seconds: float,
-        disk: Disk,
     ) -> None:
         """`parent` is the root resumed from; None: the run began at step 0."""
         self._identity = identity
         self._parent = parent
         self._exchange = exchange
         self._deadline_seconds = deadline_seconds
-        self._disk = disk
 
     def save(self, trainer: TrainerState, tensors: Iterator[LocalTensor]) -> Checkpoint:
         """The committed checkpoint. Collective; every rank returns, or raises, the same.
@@ -55,16 +52,16 @@ class Saver:
         Raises SaveFailed: nothing was committed, what was written is removed, the checkpoint before stays valid.
         Raises StoreUnavailable when a newer attempt has taken over the store.
         """
-        save = self._save(trainer.step)
+        save = self._save(trainer)
         problem = ""
         try:
-            write_shards(save, tensors, self._disk)
+            write_shards(save, tensors)
         except SaveFailed as error:
             problem = str(error)[:_LONGEST_MESSAGE]
         problems = [answer.decode() for answer in self._exchange(problem.encode())]
         answer = {"failed": next(filter(None, problems), "")}
         if not answer["failed"]:
-            answer = json.loads(self._exchange(self._commit(save, trainer))[0])
+            answer = json.loads(self._exchange(self._commit(save))[0])
         if "failed" in answer:
             self._remove(save, answer["failed"])
             raise SaveFailed(answer["failed"])
@@ -74,17 +71,28 @@ class Saver:
         self._parent = checkpoint.root
         return checkpoint
 
-    def _save(self, step: int) -> Save:
+    def _save(self, trainer: TrainerState) -> Save:
         who = self._identity
-        name = SaveName(step, who.fence, who.attempt)
-        return Save(who.store, who.job, who.run, who.framework, name, who.rank, who.world)
+        facts = SaveFacts(
+            job=who.job,
+            run=who.run,
+            step=trainer.step,
+            fence=who.fence,
+            attempt=who.attempt,
+            world=who.world,
+            parent=self._parent,
+            created_at=time.time(),
+            trainer=trainer,
+            framework=who.framework,
+        )
+        return Save(who.store, facts, who.rank)
 
-    def _commit(self, save: Save, trainer: TrainerState) -> bytes:
+    def _commit(self, save: Save) -> bytes:
         """Rank 0 commits and tells the others how it went."""
         if save.rank != 0:
             return b""
         try:
-            checkpoint = commit(save, trainer, self._parent, self._deadline_seconds, self._disk)
+            checkpoint = commit(save, self._deadline_seconds)
         except Superseded as error:
             return json.dumps({"superseded": str(error)[:_LONGEST_MESSAGE]}).encode()
         except SaveFailed as error:
@@ -93,9 +101,10 @@ class Saver:
 
     def _remove(self, save: Save, problem: str) -> None:
         """Gives the space back: a full disk would stay full. Nobody writes here any more."""
-        if save.rank != 0 or not save.folder.exists():
+        if save.rank != 0:
             return
         try:
-            remove_checkpoint(save.folder, self._disk)
+            save.store.remove(f"{save.name}/{COMMIT}")
+            save.store.remove_all(str(save.name))
         except OSError as error:
             raise SaveFailed(f"{problem}; its remains cannot be removed: {error}") from error
