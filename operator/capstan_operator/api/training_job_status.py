@@ -13,6 +13,7 @@ class WorkersStatus(Record):
 
     ready: Annotated[int, Field(description="Workers whose supervisor answers.")] = 0
     desired: Annotated[int, Field(description="Workers wanted now.")] = 0
+    idle: Annotated[int, Field(description="Workers that are ready but have no place in the world.")] = 0
     summary: Annotated[str, Field(description="ready/desired, for the table.")] = "0/0"
 
 
@@ -38,7 +39,9 @@ class Restarts(Record):
 class FailureStatus(Record):
     """The first failing rank of the newest failed attempt: where to look."""
 
-    rank: Annotated[int | None, Field(description="Rank that failed first.")] = None
+    rank: Annotated[
+        int | None, Field(description="Rank that failed first; absent: a pod that had no place in an attempt yet.")
+    ] = None
     pod: Annotated[str | None, Field(description="Its pod.")] = None
     node: Annotated[str | None, Field(description="Its node.")] = None
     fence: Annotated[int, Field(description="The attempt that failed.")]
@@ -47,7 +50,36 @@ class FailureStatus(Record):
     failure_class: Annotated[str, Field(alias="class", description="What kind of failure this is.")]
     message: Annotated[str, Field(description="One line: what went wrong.")]
     last_lines: Annotated[list[str], Field(description="Last lines of output, oldest first.")] = []
+    step: Annotated[
+        int | None, Field(description="Optimizer steps the rank had done; absent: it had not begun, or did not say.")
+    ] = None
+    section: Annotated[str | None, Field(description="What the rank was doing.")] = None
+    action: Annotated[
+        str | None,
+        Field(description="What follows: RestartInPlace, ReplacePod, ReplaceNode, RollBack or Halt."),
+    ] = None
+    remedy: Annotated[str | None, Field(description="What the next attempt does differently, in one clause.")] = None
     at: Annotated[str, Field(description="When it was seen (RFC 3339).")]
+
+
+class SkipStatus(Record):
+    """Batches of the data order that are left out after a rewind."""
+
+    first: Annotated[int, Field(description="Index of the first of them in the data order.")]
+    count: Annotated[int, Field(description="How many.")]
+
+
+class NodeFault(Record):
+    """A node on which something broke within the last hour."""
+
+    node: Annotated[str, Field(description="Its name.")]
+    failure_class: Annotated[str, Field(alias="class", description="What kind of failure it was.")]
+    count: Annotated[int, Field(description="How often, none longer than an hour after the one before.")]
+    at: Annotated[str, Field(description="When it was last seen (RFC 3339).")]
+    avoided_until: Annotated[
+        str | None,
+        Field(description="Until then new pods are kept away from the node (RFC 3339); absent: they are not."),
+    ] = None
 
 
 class QuarantineStatus(Record):
@@ -86,6 +118,21 @@ class TrainingJobStatus(Record):
         int | None, Field(description="Processes in the current attempt, or in the one being prepared.")
     ] = None
     fence: Annotated[int, Field(description="Number of the current attempt; grows for ever.")] = 0
+    next_world: Annotated[
+        int | None,
+        Field(description="Size of the world for which the current attempt stops at its next checkpoint."),
+    ] = None
+    valid_worlds: Annotated[
+        list[int], Field(description="Sizes the world may have: those from min to max that divide virtualRanks.")
+    ] = []
+    size_message: Annotated[str | None, Field(description="Why the world is not larger; absent: it is at max.")] = None
+    virtual_ranks: Annotated[
+        int | None, Field(description="Slices of the global batch the run was started with; they stay for good.")
+    ] = None
+    ranks: Annotated[
+        str | None,
+        Field(description="Workers of the newest attempt in the order of their ranks, such as 0-2,5."),
+    ] = None
     members: Annotated[
         str | None, Field(description="Digest of the pods that make up the current attempt; absent: there is none.")
     ] = None
@@ -97,9 +144,29 @@ class TrainingJobStatus(Record):
         list[QuarantineStatus], Field(description="Checkpoints passed over because they did not verify, newest last.")
     ] = []
     restarts: Annotated[Restarts, Field(description="Attempts after the first.")] = Restarts()
+    attempts_without_progress: Annotated[
+        int, Field(description="Failed attempts in a row since the newest checkpoint; see recovery.noProgressAttempts.")
+    ] = 0
     failure: Annotated[FailureStatus | None, Field(description="First failing rank of the newest failed attempt.")] = (
         None
     )
+    node_faults: Annotated[
+        list[NodeFault], Field(description="Nodes on which something broke within the last hour, at most 10.")
+    ] = []
+    micro_splits: Annotated[
+        int | None,
+        Field(description="Micro-steps per virtual rank, raised when a GPU ran out of memory; absent: 1."),
+    ] = None
+    skips: Annotated[
+        list[SkipStatus], Field(description="Batches left out after rewinds, in the order of the data.")
+    ] = []
+    base_step: Annotated[
+        int | None, Field(description="Step of the newest checkpoint when the newest attempt began; absent: none.")
+    ] = None
+    floor_step: Annotated[
+        int | None,
+        Field(description="The same, quarantined ones included: if it is there, no attempt starts from step 0."),
+    ] = None
     started_at: Annotated[str | None, Field(description="When the first attempt began (RFC 3339).")] = None
     attempt_started_at: Annotated[str | None, Field(description="When the newest attempt began (RFC 3339).")] = None
     finished_at: Annotated[str | None, Field(description="When the job succeeded or failed (RFC 3339).")] = None

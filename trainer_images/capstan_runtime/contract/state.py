@@ -169,6 +169,8 @@ class State(Record):
     """Seconds this attempt has spent in each phase so far, up to the newest report."""
     micro_splits: int = 1
     """As the membership says."""
+    leave_at_checkpoint: bool = False
+    """As the newest push of the membership says: what was heard need not be said again."""
     injected: list[Injected] = []
     """Faults executed in this pod, in any attempt, newest last, at most 20."""
     notes: list[str] = []
