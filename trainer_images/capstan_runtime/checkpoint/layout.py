@@ -8,6 +8,7 @@
     MANIFEST.sig                   a signature over MANIFEST.json, where the run has a signing key
     COMMIT                         written last: without it there is no checkpoint
     QUARANTINED                    written by a reader that found wrong bytes; nobody resumes from here again
+    VERIFIED                       written by who read every byte back after the commit and found it whole
     PINNED                         written by a person: retention never removes it
   claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
 """
@@ -23,6 +24,7 @@ COMMIT = "COMMIT"
 MANIFEST = "MANIFEST.json"
 SIGNATURE = "MANIFEST.sig"
 QUARANTINED = "QUARANTINED"
+VERIFIED = "VERIFIED"
 PINNED = "PINNED"
 SHARDS = "shards"
 CLAIMS = "claims"

@@ -1,0 +1,47 @@
+"""Small objects beside a commit that say what somebody did with it: pinned it, or read it back.
+
+They are no part of the checkpoint and no digest covers them. So none of them can make a checkpoint count that does
+not, and one that is damaged is as good as none; a pin alone holds whatever its content, so that it errs on the safe side.
+"""
+
+import json
+import time
+
+from capstan_runtime.checkpoint.layout import PINNED, VERIFIED, SaveName
+from capstan_runtime.checkpoint.store import ObjectMissing, Store
+
+
+def pin(store: Store, name: SaveName) -> None:
+    """Retention keeps the checkpoint until `unpin`. Raises OSError."""
+    store.put(f"{name}/{PINNED}", [_note({"at": time.time()})])
+    store.settle(str(name))
+
+
+def unpin(store: Store, name: SaveName) -> None:
+    """Undoes `pin`. Raises OSError."""
+    store.remove(f"{name}/{PINNED}")
+    store.settle(str(name))
+
+
+def is_pinned(store: Store, name: SaveName) -> bool:
+    """Raises OSError."""
+    return store.size(f"{name}/{PINNED}") is not None
+
+
+def mark_verified(store: Store, name: SaveName, root: str, at: float) -> None:
+    """Notes that all bytes below `root` were read back at `at`, seconds since 1970. Raises OSError."""
+    store.put(f"{name}/{VERIFIED}", [_note({"root": root, "at": at})])
+    store.settle(str(name))
+
+
+def verified_at(store: Store, name: SaveName, root: str) -> float | None:
+    """Seconds since 1970 when all bytes below `root` were read back; None: nobody says so. Raises OSError."""
+    try:
+        note = json.loads(store.get(f"{name}/{VERIFIED}"))
+        return float(note["at"]) if note["root"] == root else None
+    except (ObjectMissing, ValueError, KeyError, TypeError):
+        return None
+
+
+def _note(document: dict[str, object]) -> bytes:
+    return json.dumps(document, sort_keys=True).encode()
