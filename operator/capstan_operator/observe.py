@@ -61,6 +61,9 @@ class ObservedSupervisor:
     state: State
     fetched_at: float
     """Seconds since 1970."""
+    busy_seconds: tuple[float, ...] = ()
+    """The metric of that name in the newest answers of this attempt, each after further steps, newest last, at most
+    three."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +83,8 @@ class Observed:
     just started must not take its own silence for a pod's, nor one lost packet for a lost node."""
     refusing: frozenset[str] = frozenset()
     """Uids of those silent pods whose supervisors are there, but do not know the token of their job."""
+    is_chaos_allowed: bool = False
+    """Both the operator and the job's namespace allow injected faults."""
     settings: "OperatorSettings" = field(default_factory=lambda: OperatorSettings())
 
 
@@ -93,3 +98,5 @@ class OperatorSettings:
     """Base URL under which pods reach the operator's hint endpoint; None: pods are polled only."""
     progress_seconds: float = 5.0
     """Least time between two status writes that only carry progress."""
+    allow_chaos: bool = False
+    """Faults of `spec.chaos` are injected in namespaces that allow it too."""

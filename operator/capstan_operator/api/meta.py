@@ -21,6 +21,9 @@ LABEL_WORKER = f"{GROUP}/worker"
 """Index of the worker, 0 to world - 1; its rank in every membership."""
 LABEL_INCARNATION = f"{GROUP}/incarnation"
 """How many pods this worker had before this one."""
+LABEL_CHAOS = f"{GROUP}/chaos"
+"""On a namespace: with the value CHAOS_ALLOWED its jobs may ask for faults (`spec.chaos`)."""
+CHAOS_ALLOWED = "allowed"
 
 
 class Condition(Record):
@@ -47,6 +50,10 @@ class TrainingJobCondition(StrEnum):
     """Optimizer steps are being made, or the next thing needed for that is under way."""
     CHECKPOINT_VERIFIED = "CheckpointVerified"
     """The newest committed checkpoint's bytes match its digests."""
+    STRAGGLING = "Straggling"
+    """One rank needs much longer for its share than the others, who wait for it at every step."""
+    CHAOS_REFUSED = "ChaosRefused"
+    """spec.chaos asks for faults that the operator or the namespace does not allow; none is injected."""
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"

@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from capstan_operator.api.meta import Condition
+from capstan_operator.api.recovery_status import GoodputStatus, InjectedStatus, NoteStatus, RecoveryStatus
 from capstan_runtime.contract.base import Record
 
 
@@ -167,7 +168,28 @@ class TrainingJobStatus(Record):
         int | None,
         Field(description="The same, quarantined ones included: if it is there, no attempt starts from step 0."),
     ] = None
+    recoveries: Annotated[
+        list[RecoveryStatus],
+        Field(
+            description="How each attempt came to follow another and what that cost, newest last, at most 20.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["fence"]},
+        ),
+    ] = []
+    injected: Annotated[
+        list[InjectedStatus],
+        Field(
+            description="Faults of spec.chaos that were injected, newest last.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
+        ),
+    ] = []
+    notes: Annotated[
+        list[NoteStatus], Field(description="What ranks found worth telling, newest last, at most 20.")
+    ] = []
+    goodput: Annotated[GoodputStatus | None, Field(description="What the job's time was spent on.")] = None
     started_at: Annotated[str | None, Field(description="When the first attempt began (RFC 3339).")] = None
+    first_step_at: Annotated[
+        str | None, Field(description="When the first step of the job was done (RFC 3339); chaos counts from it.")
+    ] = None
     attempt_started_at: Annotated[str | None, Field(description="When the newest attempt began (RFC 3339).")] = None
     finished_at: Annotated[str | None, Field(description="When the job succeeded or failed (RFC 3339).")] = None
     active_seconds: Annotated[

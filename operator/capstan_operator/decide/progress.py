@@ -105,6 +105,8 @@ def without_progress(status: TrainingJobStatus) -> TrainingJobStatus:
             "resumed_from": None,
             "estimated_finish_at": None,
             "progress_at": None,
+            "first_step_at": None,
+            "goodput": None,
         }
     )
 

@@ -76,6 +76,17 @@ class Reason(StrEnum):
     NUMERICAL_BUDGET_EXHAUSTED = "NumericalBudgetExhausted"
     """The loss was not a number more often than budgets.numerical allows."""
 
+    RANK_IS_SLOW = "RankIsSlow"
+    """One rank is busy for much longer per step than the median of the others."""
+    RANKS_ARE_EVEN = "RanksAreEven"
+    """The rank that was slow is not any more, or another attempt runs."""
+    OPERATOR_FORBIDS_CHAOS = "OperatorForbidsChaos"
+    """The operator runs without --allow-chaos."""
+    NAMESPACE_FORBIDS_CHAOS = "NamespaceForbidsChaos"
+    """The namespace lacks the label capstan.dev/chaos=allowed."""
+    CHAOS_ALLOWED = "ChaosAllowed"
+    """Operator and namespace allow the faults of spec.chaos now, or it asks for none any more."""
+
     NO_CHECKPOINT_YET = "NoCheckpointYet"
     """Nothing has been committed so far."""
     COMMITTED = "Committed"

@@ -4,6 +4,7 @@ from capstan_operator.api.meta import Phase, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus, WorkersStatus
 from capstan_operator.decide.after_end import decide_after_end
 from capstan_operator.decide.blueprint import Refusal, read_blueprint
+from capstan_operator.decide.chaos import chaos_deletions, learn_injected, put_chaos, seconds_until_chaos
 from capstan_operator.decide.conditions import (
     find,
     put,
@@ -40,6 +41,7 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
         return _refuse(observed, blueprint, now)
     situation = look(observed, blueprint, now)
     situation = situation.after(learn(situation))
+    situation = situation.after(learn_injected(situation))
     ended = record_end(situation)
     if ended is None:
         plan = make_plan(situation)
@@ -55,10 +57,12 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
         status=status,
         apply=plan.apply,
         create=plan.create,
-        delete=plan.delete,
+        delete=plan.delete + tuple(pod for pod in chaos_deletions(situation) if pod not in plan.delete),
         pushes=plan.pushes,
         events=tell(situation, plan, old, status),
-        requeue_after=_soonest(plan.wait_seconds, wait, seconds_until_deadline(situation)),
+        requeue_after=_soonest(
+            plan.wait_seconds, wait, seconds_until_deadline(situation), seconds_until_chaos(situation)
+        ),
         is_repair=plan.is_repair,
     )
 
@@ -88,6 +92,7 @@ def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
     status = put(situation, status, TrainingJobCondition.RUNNING, plan.is_running, plan.reason, plan.message)
     status = put(situation, status, TrainingJobCondition.PROGRESSING, plan.is_progressing, plan.reason, plan.message)
     status = put_checkpoint_verified(situation, status)
+    status = put_chaos(situation, status)
     is_suspended = plan.phase is Phase.SUSPENDED
     if is_suspended or plan.phase is Phase.SUSPENDING:
         return put(situation, status, TrainingJobCondition.SUSPENDED, is_suspended, plan.reason, plan.message)
