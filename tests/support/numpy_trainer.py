@@ -1,72 +1,22 @@
-"""A trainer whose framework is numpy, as a process. Faults are injected through FAULT_* variables."""
+"""A trainer whose framework is numpy, as a process."""
 
 import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-from capstan_runtime import loop
-from capstan_runtime.checkpoint.reader import OpenCheckpoint
-from capstan_runtime.context import TrainContext
-from capstan_runtime.engine import Batch
-from tests.support.numpy_engine import Done, NumpyEngine
+from capstan_runtime.entry import begin
+
+if TYPE_CHECKING:
+    from capstan_runtime.loop import MakeEngine
 
 
-class FaultyEngine(NumpyEngine):
-    """Does what FAULT_KIND says at step FAULT_STEP of the attempt whose fence is FAULT_FENCE."""
+def load() -> "MakeEngine":
+    from capstan_runtime.checkpoint.reader import OpenCheckpoint
+    from tests.support.faulty_engine import FaultyEngine, read_slowly
 
-    def __init__(self, context: TrainContext) -> None:
-        super().__init__(context)
-        print("x" * int(os.environ.get("FLOOD", "0")), end="")
-        for _ in range(int(os.environ.get("ORPHANS", "0"))):
-            subprocess.run(["sh", "-c", "sleep 0.1 & exit 0"], check=True)
-        self._fault = os.environ.get("FAULT_KIND")
-        self._step = int(os.environ.get("FAULT_STEP", "0"))
-        if context.membership.fence != int(os.environ.get("FAULT_FENCE", "1")):
-            self._fault = None
-        if self._fault and context.membership.rank != int(os.environ.get("FAULT_RANK", "0")):
-            self._fault = None
-        self._pause_seconds = float(os.environ.get("STEP_SECONDS", "0"))
-        self._done = Path(os.environ["STEP_LOG"]) if "STEP_LOG" in os.environ else None
-
-    def train_step(self, batch: Batch, learning_rate: float) -> Done:
-        result = super().train_step(batch, learning_rate)
-        time.sleep(self._pause_seconds)
-        step = int(self.state["optimizer/count"])
-        if self._done is not None and self.rank == 0:
-            with self._done.open("a") as log:
-                log.write(f"{step} {result.values['loss']!r}\n")
-        if self._fault and step == self._step:
-            return self._fail(result)
-        return result
-
-    def _fail(self, result: Done) -> Done:
-        match self._fault:
-            case "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            case "hang":
-                time.sleep(3600)
-            case "raise":
-                raise RuntimeError("the step went wrong\nand this is detail")
-            case "exit":
-                sys.stdout.flush()
-                os._exit(int(os.environ["FAULT_CODE"]))
-            case "leave":
-                sys.exit("a library gave up")
-            case "nan":
-                return Done({**result.values, "loss": float("nan")})
-        return result
-
-
-def read_slowly(checkpoint: OpenCheckpoint, share: int = 0, shares: int = 1) -> None:
-    """Stands in for `OpenCheckpoint.verify` of a checkpoint of many gigabytes; touches SLOW_READ when it is done."""
-    time.sleep(0.7)
-    Path(os.environ["SLOW_READ"]).touch()
+    if "SLOW_READ" in os.environ:
+        OpenCheckpoint.verify = read_slowly  # type: ignore[method-assign]
+    return FaultyEngine
 
 
 if __name__ == "__main__":
-    if "SLOW_READ" in os.environ:
-        OpenCheckpoint.verify = read_slowly  # type: ignore[method-assign]
-    raise SystemExit(loop.main(FaultyEngine))
+    begin(load)

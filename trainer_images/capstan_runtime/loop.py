@@ -1,6 +1,5 @@
 """The training loop, the same for every framework: fetch, step, hooks. And the one way in and out of a trainer."""
 
-import faulthandler
 import os
 import signal
 import sys
@@ -57,18 +56,32 @@ class StopSignal:
             raise SystemExit(ExitCode.STOPPED)
 
 
-def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ) -> int:
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a trainer needs that is the same in every attempt."""
+
+    run: RunConfig
+    dataset: Dataset
+
+
+def prepare(environ: Mapping[str, str]) -> Prepared:
+    """Reads the run and opens its data; asks for no membership. Raises ConfigError."""
+    run = _read_run(environ)
+    return Prepared(run, open_dataset(run.data, run.training.seed, environ))
+
+
+def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ, prepared: Prepared | None = None) -> int:
     """The exit code of one attempt: OK, or STOPPED. Does not return after a failure.
 
     Reads the run and its membership from `environ`, opens the data, makes the engine, restores, trains, saves. Any
-    exception becomes one Progress with failure and message, and the exit code of its class.
+    exception becomes one Progress with failure and message, and the exit code of its class. `prepared` is what
+    `prepare` returned, if it was called before.
     """
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
     stop = StopSignal()
     reporter = Reporter.from_environ(environ)
     try:
-        return run_attempt(make_engine, environ, reporter, stop)
+        reporter.send(Progress(phase=Phase.STARTING))
+        return run_attempt(make_engine, environ, reporter, stop, prepared or prepare(environ))
     except BaseException as error:
         # A library that calls sys.exit has failed; only this process's own SIGTERM is a wish to stop.
         was_stopped = isinstance(error, SystemExit) and stop.wanted
@@ -97,11 +110,11 @@ def _explain(error: BaseException, reporter: Reporter) -> ExitCode:
     return exit_code_of(error)
 
 
-def run_attempt(make_engine: MakeEngine, environ: Mapping[str, str], reporter: Reporter, stop: StopSignal) -> int:
+def run_attempt(
+    make_engine: MakeEngine, environ: Mapping[str, str], reporter: Reporter, stop: StopSignal, prepared: Prepared
+) -> int:
     """One attempt from start to end: OK when all steps are done and committed, STOPPED when asked to stop."""
-    reporter.send(Progress(phase=Phase.STARTING))
-    run, membership = _read_run(environ), _read_membership(environ)
-    dataset = open_dataset(run.data, run.training.seed, environ)
+    run, dataset, membership = prepared.run, prepared.dataset, _read_membership(environ)
     training = run.training
     assert training.virtual_ranks is not None
     plan = SamplePlan(training.seed, len(dataset.train), training.global_batch_size, training.virtual_ranks)

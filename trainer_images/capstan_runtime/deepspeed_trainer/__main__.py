@@ -1,13 +1,22 @@
 """`python -m capstan_runtime.deepspeed_trainer`: one rank of a DeepSpeed run, started by the supervisor."""
 
-import os
-import sys
+from typing import TYPE_CHECKING
 
-from capstan_runtime.deepspeed_trainer.engine import DeepSpeedEngine
-from capstan_runtime.loop import main
+from capstan_runtime.entry import begin
 
-code = main(DeepSpeedEngine)
-sys.stdout.flush()
-sys.stderr.flush()
-# Not sys.exit: the framework's exit handlers wait for peers, who may be gone. What must be done is done.
-os._exit(code)
+if TYPE_CHECKING:
+    from capstan_runtime.loop import MakeEngine
+
+
+def load() -> "MakeEngine":
+    """Imports torch, DeepSpeed and all of this trainer. Makes no CUDA context: choosing a device would."""
+    import torch
+
+    from capstan_runtime.deepspeed_trainer.engine import DeepSpeedEngine
+    from capstan_runtime.deepspeed_trainer.library import load_deepspeed
+
+    load_deepspeed(torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+    return DeepSpeedEngine
+
+
+begin(load)

@@ -1,13 +1,18 @@
 """`python -m capstan_runtime.flax_trainer`: one rank of a Flax run, started by the supervisor."""
 
-import os
-import sys
+from typing import TYPE_CHECKING
 
-from capstan_runtime.flax_trainer.engine import FlaxEngine
-from capstan_runtime.loop import main
+from capstan_runtime.entry import begin
 
-code = main(FlaxEngine)
-sys.stdout.flush()
-sys.stderr.flush()
-# Not sys.exit: JAX's exit handlers wait for peers, who may be gone. What must be done is done.
-os._exit(code)
+if TYPE_CHECKING:
+    from capstan_runtime.loop import MakeEngine
+
+
+def load() -> "MakeEngine":
+    """Imports JAX and all of this trainer. JAX looks for devices only when the engine asks for them."""
+    from capstan_runtime.flax_trainer.engine import FlaxEngine
+
+    return FlaxEngine
+
+
+begin(load)

@@ -1,0 +1,99 @@
+"""How a trainer's process begins: at once or, as a warm spare, once everything is imported and a membership has come.
+
+This module imports nothing heavy, so that a spare can do that in its own way.
+"""
+
+import contextlib
+import faulthandler
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from capstan_runtime.contract import env
+
+if TYPE_CHECKING:
+    from capstan_runtime.loop import MakeEngine, Prepared
+
+READY = b"ready\n"
+"""What a spare writes on its descriptor once it could begin at once."""
+_NICE = 10
+"""Of a spare's imports: they take a tenth of a core that the trainer wants all of, and a second where one is free."""
+_OOM_SCORE = Path("/proc/self/oom_score_adj")
+_FIRST_TO_GO = "1000"
+
+
+def begin(load: Callable[[], "MakeEngine"]) -> NoReturn:
+    """Runs one attempt and ends the process with its exit code.
+
+    `load` imports all that the trainer needs and returns what makes its engine. It must neither touch a device nor
+    start a framework's backend: a spare calls it long before it knows whether it will ever train.
+    """
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    descriptor = os.environ.pop(env.SPARE, None)
+    if descriptor is None:
+        make_engine, prepared = load(), None
+    else:
+        make_engine, prepared = _stand_by(load, int(descriptor))
+    from capstan_runtime.loop import main
+
+    code = main(make_engine, prepared=prepared)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not sys.exit: frameworks' exit handlers wait for peers, who may be gone. What must be done is done.
+    os._exit(code)
+
+
+def _stand_by(load: Callable[[], "MakeEngine"], descriptor: int) -> "tuple[MakeEngine, Prepared]":
+    """Everything a trainer needs but its membership, which is in the environment when this returns.
+
+    Ends the process when there will be no membership, or when it would be of no use: then a trainer that is started
+    the ordinary way will find the same trouble and report it.
+    """
+    with socket.socket(fileno=descriptor) as line, _first_to_be_killed_for_memory():
+        # Starts BLAS' threads, which live as long as the process, at this thread's priority.
+        import numpy  # noqa: F401
+
+        loaded: list[tuple[MakeEngine, Prepared]] = []
+        # Only a thread can be nice and leave no trace: a process without privileges can never raise its priority again.
+        importing = threading.Thread(target=lambda: loaded.append(_load_nicely(load)), name="imports")
+        importing.start()
+        importing.join()
+        if not loaded:
+            os._exit(1)  # the thread has said why
+        line.sendall(READY)
+        with line.makefile("rb") as lines:
+            membership = lines.readline()
+    if not membership.endswith(b"\n"):
+        os._exit(0)  # the supervisor is gone, or needs no trainer any more
+    os.environ[env.MEMBERSHIP] = membership.decode()
+    return loaded[0]
+
+
+def _load_nicely(load: Callable[[], "MakeEngine"]) -> "tuple[MakeEngine, Prepared]":
+    os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux: of this thread alone
+    make_engine = load()
+    from capstan_runtime.loop import prepare
+
+    return make_engine, prepare(os.environ)
+
+
+@contextlib.contextmanager
+def _first_to_be_killed_for_memory() -> Iterator[None]:
+    """While this lasts, the kernel kills this process before any other when memory runs out."""
+    try:
+        before = _OOM_SCORE.read_text()
+        _OOM_SCORE.write_text(_FIRST_TO_GO)
+    except OSError:  # a hardened container: then it is as likely to be killed as the trainer
+        yield
+        return
+    try:
+        yield
+    finally:
+        # Without privileges it may go back to what the container's runtime had set, and it does.
+        _OOM_SCORE.write_text(before)
