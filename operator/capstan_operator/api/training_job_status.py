@@ -14,7 +14,9 @@ class WorkersStatus(Record):
 
     ready: Annotated[int, Field(description="Workers whose supervisor answers.")] = 0
     desired: Annotated[int, Field(description="Workers wanted now.")] = 0
-    idle: Annotated[int, Field(description="Workers that are ready but have no place in the world.")] = 0
+    idle: Annotated[
+        int | None, Field(description="Workers that are ready but have no place in the world; absent: none.")
+    ] = None
     summary: Annotated[str, Field(description="ready/desired, for the table.")] = "0/0"
 
 

@@ -29,8 +29,9 @@ METRIC_DIGITS = 6
 def learn(situation: Situation) -> TrainingJobStatus:
     """Status with everything added that the pods say: rank 0 speaks for all, last words count as words."""
     status = _learn_checkpoints(situation)
-    word = situation.workers[0].word
-    if word is None or word.fence != status.fence or status.fence == 0:
+    speaker = situation.speaker
+    word = speaker.word if speaker else None
+    if speaker is None or word is None or word.fence != status.fence or status.fence == 0:
         return status
     resumed = _describe_resumed(word.resumed_from, situation) if word.resumed_from else status.resumed_from
     update: dict[str, object] = {"resumed_from": resumed}
@@ -40,8 +41,7 @@ def learn(situation: Situation) -> TrainingJobStatus:
         # Lower than the newest checkpoint if that one did not verify.
         update["step"] = word.resumed_from.step
     if word.phase in MAKES_STEPS:
-        answer = situation.workers[0].answer
-        metrics = word.metrics or (answer.metrics if answer else {})
+        metrics = word.metrics or (speaker.answer.metrics if speaker.answer else {})
         update |= {"step": word.step, "metrics": status.metrics | rounded(metrics)}
     return status.model_copy(update=update)
 

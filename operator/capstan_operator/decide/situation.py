@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint
+from capstan_operator.decide.ranks import rank_of, read_ranks
 from capstan_operator.observe import Observed, ObservedPod
 from capstan_runtime.contract.state import Phase, State
 
@@ -20,9 +21,10 @@ LEAVING = frozenset({Phase.SUCCEEDED, Phase.STOPPING})
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """One worker of the world with all pods it ever had that still exist."""
+    """One worker with all pods it ever had that still exist."""
 
     index: int
+    """Of the worker; its rank is told by the attempt (`Situation.rank_of`)."""
     pods: tuple[ObservedPod, ...]
     """Newest incarnation first."""
     answer: State | None
@@ -81,10 +83,12 @@ class Situation:
     observed: Observed
     blueprint: Blueprint
     status: TrainingJobStatus
+    worlds: tuple[int, ...]
+    """Sizes the world may have, smallest first; never empty."""
     workers: tuple[Worker, ...]
-    """One for each place in the wanted world, by index."""
+    """By index: one for each place in the largest world, and those beyond it that are in the attempt."""
     surplus: tuple[ObservedPod, ...]
-    """Pods of workers that are not wanted any more."""
+    """Pods of workers that are neither."""
     answering: int
     """How many of the workers answer."""
     now: float
@@ -95,9 +99,37 @@ class Situation:
         return any(w.pod is not None and (w.pod.is_deleting or w.pod.final is not None) for w in self.workers)
 
     @property
+    def wanted(self) -> int:
+        """How many workers should have a pod: the largest valid world."""
+        return self.worlds[-1]
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """Workers of the newest attempt by index, in the order of their ranks; empty before the first."""
+        return ranks_of(self.status)
+
+    @property
+    def members(self) -> tuple[Worker, ...]:
+        """Workers of the attempt that is on, in the order of their ranks; empty when none is."""
+        if self.status.members is None:
+            return ()
+        by_index = {worker.index: worker for worker in self.workers}
+        return tuple(by_index[index] for index in self.ranks)
+
+    @property
     def world(self) -> int:
-        """How many workers are wanted."""
-        return len(self.workers)
+        """How many processes are in the attempt that is on, or are wanted in the next."""
+        return self.wanted if self.status.members is None else len(self.ranks)
+
+    @property
+    def speaker(self) -> Worker | None:
+        """The worker of rank 0 in the newest attempt; None: there was none, or its worker is not wanted any more."""
+        first = next(iter(self.ranks), None)
+        return next((worker for worker in self.workers if worker.index == first), None)
+
+    def rank_of(self, worker: Worker) -> int | None:
+        """Its rank in the newest attempt; None: it had none."""
+        return rank_of(worker.index, self.ranks)
 
     @property
     def failed_pod(self) -> str | None:
@@ -134,21 +166,37 @@ class Situation:
 
 def look(observed: Observed, blueprint: Blueprint, now: float) -> Situation:
     """The situation of a job with a valid spec."""
-    world = wanted_world(observed.job.status, blueprint)
-    by_worker: dict[int, list[ObservedPod]] = {index: [] for index in range(world)}
+    status = observed.job.status
+    worlds = valid_worlds(status, blueprint)
+    in_attempt = ranks_of(status) if status.members is not None else ()
+    by_worker: dict[int, list[ObservedPod]] = {index: [] for index in sorted({*range(worlds[-1]), *in_attempt})}
     surplus: list[ObservedPod] = []
     for pod in sorted(observed.pods, key=lambda pod: -pod.incarnation):
         by_worker.get(pod.worker, surplus).append(pod)
     workers = tuple(_look_at_worker(index, pods, observed, now) for index, pods in by_worker.items())
     answering = sum(worker.is_answering for worker in workers)
-    return Situation(observed, blueprint, observed.job.status, workers, tuple(surplus), answering, now)
+    return Situation(observed, blueprint, status, worlds, workers, tuple(surplus), answering, now)
 
 
-def wanted_world(status: TrainingJobStatus, blueprint: Blueprint) -> int:
-    """The largest valid world, or, when the spec no longer is the one that runs, the world that runs."""
-    if status.world and is_changed(status, blueprint):
-        return status.world
-    return blueprint.spec.valid_worlds()[-1]
+def ranks_of(status: TrainingJobStatus) -> tuple[int, ...]:
+    """Workers of the newest attempt by index, in the order of their ranks; empty before the first."""
+    if status.ranks is None:
+        return tuple(range(status.world or 0)) if status.fence else ()
+    return read_ranks(status.ranks)
+
+
+def valid_worlds(status: TrainingJobStatus, blueprint: Blueprint) -> tuple[int, ...]:
+    """Sizes the world may have, smallest first; never empty.
+
+    The virtual ranks are those the run was started with. When a later spec has no size between its min and max that
+    divides them, the largest one below max must do.
+    """
+    spec = blueprint.spec
+    if status.virtual_ranks is None and status.world and is_changed(status, blueprint):
+        return (status.world,)
+    virtual_ranks = status.virtual_ranks or spec.virtual_ranks
+    divisors = [world for world in range(1, spec.workers.max + 1) if virtual_ranks % world == 0]
+    return tuple(world for world in divisors if world >= spec.min_workers) or (divisors[-1],)
 
 
 def is_changed(status: TrainingJobStatus, blueprint: Blueprint) -> bool:
