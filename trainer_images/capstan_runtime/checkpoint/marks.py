@@ -1,7 +1,7 @@
 """Small objects beside a commit that say what somebody did with it: pinned it, or read it back.
 
 They are no part of the checkpoint and no digest covers them. So none of them can make a checkpoint count that does
-not, and one that is damaged is as good as none; a pin alone holds whatever its content, so that it errs on the safe side.
+not, and one that is damaged is as good as none. A pin alone holds whatever its content: to keep too much is safe.
 """
 
 import json
