@@ -15,6 +15,7 @@ import yaml
 from capstan_operator.api.meta import CATEGORY, GROUP, VERSION
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.build.children import longest_job_name
 
 Schema = dict[str, Any]
 
@@ -128,13 +129,18 @@ def open_api_schema(spec: type[TrainingJobSpec], status: type[TrainingJobStatus]
             "metadata": {"type": "object"},
             **parts,
         },
-        "x-kubernetes-validations": [
-            {
-                # The name is a label value of every pod, and 63 characters is the most a label may have.
-                "rule": "size(self.metadata.name) <= 63",
-                "message": "metadata.name is longer than 63 characters, the most a pod label can hold; shorten it",
-            }
-        ],
+        "x-kubernetes-validations": [_name_rule()],
+    }
+
+
+def _name_rule() -> dict[str, str]:
+    """The name is part of every pod's name, which is a label value. The twin of `validation.spec_problems`."""
+    name_and_digits = longest_job_name(1) + 1  # one worker: its index has one digit
+    room = f"({name_and_digits} - size(string(self.spec.workers.max - 1)))"
+    return {
+        "rule": f"size(self.metadata.name) <= {room}",
+        "messageExpression": f"'metadata.name: has ' + string(size(self.metadata.name)) + ' characters; pods such as "
+        f"<name>-worker-' + string(self.spec.workers.max - 1) + ' leave room for ' + string({room}) + '; shorten it'",
     }
 
 

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 
 from capstan_local.schema.structural import check_structural, compile_schema
 from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.build.children import longest_job_name
 from capstan_operator.crdgen import MAX_CRD_BYTES, UntranslatableSchema, render, structural, training_job_crd
+from capstan_operator.decide.validation import spec_problems
 
 CRD = training_job_crd()
 SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
@@ -35,13 +37,13 @@ def a_spec(**changes: Any) -> dict[str, Any]:
     }
 
 
-def a_job(spec: dict[str, Any]) -> dict[str, Any]:
-    return {"apiVersion": "capstan.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": "j"}, "spec": spec}
+def a_job(spec: dict[str, Any], name: str = "j") -> dict[str, Any]:
+    return {"apiVersion": "capstan.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": name}, "spec": spec}
 
 
-def schema_refusals(spec: dict[str, Any], old: dict[str, Any] | None = None) -> list[str]:
+def schema_refusals(spec: dict[str, Any], old: dict[str, Any] | None = None, name: str = "j") -> list[str]:
     """What the API server says to creating (or, with `old`, updating to) this spec; unknown fields included."""
-    job = COMPILED.default(copy.deepcopy(a_job(spec)))
+    job = COMPILED.default(copy.deepcopy(a_job(spec, name)))
     before = COMPILED.default(copy.deepcopy(a_job(old))) if old is not None else None
     pruned, unknown = COMPILED.prune(copy.deepcopy(job))
     return unknown + [str(error) for error in COMPILED.validate(pruned, before)]
@@ -106,9 +108,9 @@ REFUSED = {
     "a string for a number": (a_spec(training={"steps": "10", "globalBatchSize": 8}), "spec.training.steps"),
     "two optimizers": (
         a_spec(optimizer={"adamw": {"learningRate": 0.1}, "sgd": {"learningRate": 0.1}}),
-        "spec.optimizer",
+        "got adamw, sgd: set exactly one of adamw",
     ),
-    "no optimizer": (a_spec(optimizer={}), "spec.optimizer"),
+    "no optimizer": (a_spec(optimizer={}), "got none: set exactly one of adamw"),
     "neither steps nor epochs": (a_spec(training={"globalBatchSize": 8}), "set exactly one of steps, epochs"),
     "steps and epochs": (
         a_spec(training={"globalBatchSize": 8, "steps": 1, "epochs": 1}),
@@ -118,7 +120,27 @@ REFUSED = {
         a_spec(workers={"max": 3}, training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8}),
         "workers: max 3 does not divide virtualRanks 8",
     ),
-    "a batch the ranks do not divide": (a_spec(workers={"max": 3}), "globalBatchSize 8 is not a multiple"),
+    "a batch the ranks do not divide": (
+        a_spec(workers={"max": 3}),
+        "globalBatchSize 8 is not a multiple of virtualRanks 3 (default: workers.max); choose",
+    ),
+    "a claim and a bucket": (
+        a_spec(checkpoint={"store": {"claim": {"name": "c"}, "object": {"url": "s3://b"}}}),
+        "got claim, object: set exactly one of claim, hostPath, object",
+    ),
+    "an endpoint that is not of S3": (
+        a_spec(checkpoint={"store": {"object": {"url": "gs://b/p", "endpoint": "http://e"}}}),
+        "endpoint and region are for s3:// only, not for gs://b/p; remove them",
+    ),
+    "a fault at no time": (a_spec(chaos=[{"name": "a", "fault": "Kill"}]), "set exactly one of step, seconds"),
+    "two faults of one name": (
+        a_spec(chaos=[{"name": "a", "fault": "Kill", "step": 1}, {"name": "a", "fault": "NaN", "step": 2}]),
+        "spec.chaos[1]: Duplicate value",
+    ),
+    "a fault for a rank that never is": (
+        a_spec(chaos=[{"name": "a", "fault": "Kill", "step": 1, "rank": 2}]),
+        "chaos: a is for a rank that is not below workers.max 2; lower its rank",
+    ),
     "min above max": (a_spec(workers={"max": 2, "min": 4}), "workers: min 4 is above max 2"),
     "17 GPUs in one worker": (a_spec(workers={"max": 2, "gpus": 17}), "spec.workers.gpus"),
     "a CNN on text": (
@@ -150,6 +172,34 @@ def test_what_the_run_is_cannot_change_but_its_size_and_suspension_can() -> None
     changed = schema_refusals({**old, "model": {"cnn": {"channels": [16]}}}, old)
     assert len(changed) == 1
     assert "model: cannot change after the job was created" in changed[0]
+
+
+def test_where_checkpoints_are_cannot_change_but_faults_may_come_and_go() -> None:
+    old = a_spec(checkpoint={"store": {"object": {"url": "s3://b/p", "region": "r"}}})
+    assert schema_refusals({**old, "chaos": [{"name": "a", "fault": "Kill", "step": 1}]}, old) == []
+    moved = a_spec(checkpoint={"store": {"object": {"url": "s3://b/q", "region": "r"}}})
+    refusals = schema_refusals(moved, old)
+    assert len(refusals) == 1
+    assert "checkpoint.store: cannot change" in refusals[0]
+
+
+@pytest.mark.parametrize("field", ["max", "min"])
+def test_a_number_of_workers_below_one_is_refused_in_one_line(field: str) -> None:
+    refusals = schema_refusals(a_spec(workers={"max": 2, field: 0}))
+    assert len(refusals) == 1, refusals
+    assert f"spec.workers.{field}" in refusals[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 10, 11, 100])
+def test_the_longest_name_is_the_same_at_apply_time_as_for_the_operator(workers: int) -> None:
+    spec = a_spec(workers={"max": workers}, training={"steps": 1, "globalBatchSize": workers})
+    room = longest_job_name(workers)
+    assert schema_refusals(spec, name="x" * room) == []
+    refusals = schema_refusals(spec, name="x" * (room + 1))
+    assert len(refusals) == 1
+    assert f"leave room for {room}; shorten it" in refusals[0]
+    assert spec_problems("x" * room, TrainingJobSpec.parse(spec)) == []
+    assert len(spec_problems("x" * (room + 1), TrainingJobSpec.parse(spec))) == 1
 
 
 BASES = (
@@ -202,10 +252,51 @@ VALUES: dict[str, Any] = {
     "workers.tolerations": ([], [{}], [{"operator": "Exists", "tolerationSeconds": 3}], [{"seconds": 3}], {}),
     "workers.podPatch": ({}, {"spec": {"anything": [1]}}, []),
     "checkpoint.store": ({}, {"claim": {"name": ""}}, {"hostPath": {"path": "/p"}}, {"hostPath": {"path": "p"}}),
+    "checkpoint.store.object": (
+        {},
+        {"url": "s3://b"},
+        {"url": "s3://"},
+        {"url": "http://b"},
+        {"url": "gs://b/p", "region": "r"},
+        {"url": "az://c", "secretName": ""},
+        {"url": "s3://b/p", "endpoint": "http://localhost:9000", "secretName": "s"},
+        {"url": "s3://b/p", "endpoint": "localhost:9000"},
+    ),
+    "checkpoint.sign": ({}, {"secretName": ""}, {"secretName": "key"}, {"secret": "key"}),
     "checkpoint.interval": ({}, {"steps": 0}, {"steps": 1}, {"seconds": 1}, {"steps": 1, "seconds": 1}),
     "checkpoint.verify": ("full", "manifest", "maybe"),
     "checkpoint.retention": ({"last": 1}, {"last": 2}, {}),
     "recovery.budgets": ({"lost": 0}, {"lost": -1}, {"lots": 1}),
+    "recovery.numerical": (
+        {"nonFinite": "rewind"},
+        {"nonFinite": "stop"},
+        {"skipSteps": 0},
+        {"lossSpike": {}},
+        {"lossSpike": {"factor": 1.0}},
+        {"lossSpike": {"factor": 3}},
+        {"lossSpike": {"factor": 3, "window": 4}},
+    ),
+    "recovery.memoryTier": (False, "no"),
+    "recovery.warmSpare": (False, 1),
+    "recovery.noProgressAttempts": SMALL,
+    "chaos": (
+        [],
+        {},
+        [{}],
+        [{"name": "a", "fault": "Kill", "step": 1}],
+        [{"name": "a", "fault": "Kill", "step": 1}, {"name": "b", "fault": "DeletePod", "seconds": 0, "rank": 0}],
+        [{"name": "a", "fault": "Kill", "step": 1}, {"name": "a", "fault": "DeletePod", "seconds": 0}],
+        [{"name": "a", "fault": "Kill", "step": 1, "seconds": 1}],
+        [{"name": "a", "fault": "Kill"}],
+        [{"name": "A", "fault": "Kill", "step": 1}],
+        [{"name": "a", "fault": "Trip", "step": 1}],
+        [{"name": "a", "fault": "NaN", "step": 0}],
+        [{"name": "a", "fault": "NaN", "step": 1, "rank": -1}],
+        [{"name": "a", "fault": "NaN", "step": 1, "seed": -1}],
+        [{"name": "a", "fault": "SlowRank", "step": 1, "durationSeconds": 0}],
+        [{"name": f"a{number}", "fault": "Kill", "step": 1} for number in range(101)],
+        *([{"name": "a", "fault": "Hang", "step": 1, "rank": rank}] for rank in range(8)),
+    ),
     "suspend": (False, True, "true", 0),
     "activeDeadlineSeconds": SMALL,
     "ttlSecondsAfterFinished": SMALL,

@@ -77,8 +77,9 @@ def test_a_cpu_pod_of_the_flax_trainer_is_this_and_nothing_else() -> None:
                         {"name": "CAPSTAN_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                         {"name": "CAPSTAN_RUN_CONFIG", "value": "/etc/capstan/run.json"},
                         {"name": "CAPSTAN_TOKEN_FILE", "value": "/etc/capstan/token"},
-                        {"name": "CAPSTAN_STORE", "value": "/var/lib/capstan/store/default/digits/7f3a"},
                         {"name": "CAPSTAN_TERMINATION_LOG", "value": "/dev/termination-log"},
+                        {"name": "CAPSTAN_STORE", "value": "/var/lib/capstan/store/default/digits/7f3a"},
+                        {"name": "CAPSTAN_MEMORY", "value": "/capstan/memory"},
                         {"name": "JAX_PLATFORMS", "value": "cpu"},
                         {"name": "XLA_FLAGS", "value": "--xla_cpu_collective_timeout_seconds=600"},
                     ],
@@ -90,12 +91,14 @@ def test_a_cpu_pod_of_the_flax_trainer_is_this_and_nothing_else() -> None:
                     "volumeMounts": [
                         {"name": "run", "mountPath": "/etc/capstan", "readOnly": True},
                         {"name": "store", "mountPath": "/var/lib/capstan/store"},
+                        {"name": "memory", "mountPath": "/capstan/memory"},
                     ],
                 }
             ],
             "volumes": [
                 {"name": "run", "secret": {"secretName": "digits-run", "defaultMode": 0o440}},
                 {"name": "store", "persistentVolumeClaim": {"claimName": "checkpoints"}},
+                {"name": "memory", "emptyDir": {"medium": "Memory"}},
             ],
         },
     }
@@ -140,6 +143,45 @@ def test_the_installation_and_the_job_choose_image_and_nodes() -> None:
 def test_a_host_folder_must_be_there_already() -> None:
     pod = pod_of(checkpoint={"store": {"claim": None, "hostPath": {"path": "/mnt/lustre"}}})
     assert pod["spec"]["volumes"][1] == {"name": "store", "hostPath": {"path": "/mnt/lustre", "type": "Directory"}}
+
+
+def test_a_bucket_needs_no_volume_and_its_credentials_come_from_the_secret() -> None:
+    bucket = {"url": "s3://b/runs/", "endpoint": "http://minio:9000", "region": "eu-1", "secretName": "keys"}
+    pod = pod_of(checkpoint={"store": {"claim": None, "object": bucket}})
+    container = pod["spec"]["containers"][0]
+    assert container["envFrom"] == [{"secretRef": {"name": "keys"}}]
+    variables = environment(pod)
+    assert {name: value for name, value in variables.items() if name.startswith("AWS") or name == env.STORE} == {
+        "CAPSTAN_STORE": "s3://b/runs/default/digits/7f3a",
+        "AWS_ENDPOINT_URL": "http://minio:9000",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_REGION": "eu-1",
+    }
+    assert [mount["name"] for mount in container["volumeMounts"]] == ["run", "memory"]
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["run", "memory"]
+
+
+def test_the_providers_own_endpoint_and_the_pods_own_identity_need_no_variables() -> None:
+    pod = pod_of(checkpoint={"store": {"claim": None, "object": {"url": "gs://b"}}})
+    assert "envFrom" not in pod["spec"]["containers"][0]
+    variables = environment(pod)
+    assert variables[env.STORE] == "gs://b/default/digits/7f3a"
+    assert [name for name in variables if name.startswith("AWS")] == []
+
+
+def test_without_a_memory_tier_there_is_no_volume_for_it() -> None:
+    pod = pod_of(recovery={"memoryTier": False})
+    assert env.MEMORY not in environment(pod)
+    assert [volume["name"] for volume in pod["spec"]["volumes"]] == ["run", "store"]
+    assert [mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]] == ["run", "store"]
+
+
+def test_the_signing_key_is_a_file_that_only_the_pods_group_can_read() -> None:
+    pod = pod_of(checkpoint={"sign": {"secretName": "signer"}})
+    assert environment(pod)[env.SIGNING_KEY] == "/capstan/signing/private.pem"
+    mounts = pod["spec"]["containers"][0]["volumeMounts"]
+    assert {"name": "signing", "mountPath": "/capstan/signing", "readOnly": True} in mounts
+    assert {"name": "signing", "secret": {"secretName": "signer", "defaultMode": 0o440}} in pod["spec"]["volumes"]
 
 
 def test_the_grace_leaves_time_to_stop_save_and_report() -> None:

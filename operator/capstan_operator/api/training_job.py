@@ -2,7 +2,8 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from capstan_runtime.contract.base import OneOf, Record, cel
 from capstan_runtime.contract.chaos import Fault
@@ -82,6 +83,13 @@ class HostPath(Record):
 class ObjectStore(Record):
     """A bucket of an object store: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
 
+    model_config = cel(
+        (
+            "self.url.startsWith('s3://') || !(has(self.endpoint) || has(self.region))",
+            "'endpoint and region are for s3:// only, not for ' + self.url + '; remove them'",
+        )
+    )
+
     url: Annotated[
         str,
         Field(
@@ -102,6 +110,12 @@ class ObjectStore(Record):
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Left out: the pods' own identity.",
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _s3_only(self) -> Self:
+        if not self.url.startswith("s3://") and (self.endpoint or self.region):
+            raise ValueError(f"endpoint and region are for s3:// only, not for {self.url}; remove them")
+        return self
 
 
 class Store(OneOf):
@@ -171,7 +185,9 @@ class RecoveryDeadlines(Record):
 class Recovery(Record):
     """What happens when something breaks."""
 
-    budgets: Annotated[Budgets, Field(description="Restarts allowed per cause.")] = Budgets()
+    budgets: Annotated[Budgets, Field(description="Restarts allowed per cause, counted over the job's whole life.")] = (
+        Budgets()
+    )
     deadlines: Annotated[RecoveryDeadlines, Field(description="How long each wait may take, in seconds.")] = (
         RecoveryDeadlines()
     )
@@ -194,15 +210,23 @@ class Recovery(Record):
     memory_tier: Annotated[
         bool,
         Field(
-            description="Keep each pod's part of the newest two saves in its memory, so that a restart need not read "
-            "the store. It costs that much memory per pod."
+            description="Keep each pod's part of the newest two saves in its memory (a volume of medium Memory), so "
+            "that a restart need not read the store. It costs that much memory per pod, and a memory limit in "
+            "workers.resources counts it: leave room for it there."
         ),
     ] = True
 
 
+def _fault_of_word(word: Any) -> Any:
+    """JSON has no enums, so a strict reading must be told that a fault is written as a word."""
+    if isinstance(word, str) and word not in list(Fault):
+        raise PydanticCustomError("literal_error", "Input should be {expected}", {"expected": ", ".join(Fault)})
+    return Fault(word) if isinstance(word, str) else word
+
+
 class Chaos(Record):
-    """One fault, injected on purpose. Nothing happens unless the operator runs with --allow-chaos and the namespace
-    carries the label capstan.dev/chaos=allowed."""
+    """One fault, injected on purpose and at most once. Nothing happens unless the operator runs with --allow-chaos and
+    the namespace carries the label capstan.dev/chaos=allowed."""
 
     model_config = cel(("has(self.step) != has(self.seconds)", "'set exactly one of step, seconds'"))
 
@@ -210,7 +234,7 @@ class Chaos(Record):
         str,
         Field(pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", max_length=63, description="Unique in the job."),
     ]
-    fault: Annotated[Fault, Field(description="What breaks.")]
+    fault: Annotated[Fault, BeforeValidator(_fault_of_word), Field(description="What breaks.")]
     step: Annotated[Positive | None, Field(description="After this optimizer step. Set this or seconds.")] = None
     seconds: Annotated[
         int | None, Field(ge=0, description="So many seconds after the first step of the job. Set this or step.")
@@ -231,6 +255,13 @@ class Chaos(Record):
 # CEL spellings of the two properties of TrainingJobSpec that have a default made of another field.
 _CEL_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"
 _CEL_MIN = "(has(self.workers.min) ? self.workers.min : self.workers.max)"
+# How the ranks are shown: with where they come from when the user did not write them.
+_CEL_RANKS_SHOWN = (
+    "(has(self.training.virtualRanks) ? string(self.training.virtualRanks)"
+    " : string(self.workers.max) + ' (default: workers.max)')"
+)
+# Numbers below 1 have a line of their own already; without this a division by them would add another.
+_CEL_NOTHING_TO_DIVIDE = f"{_CEL_RANKS} < 1 || {_CEL_MIN} < 1 || self.workers.max < 1"
 
 # What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
 _FROZEN = ("framework", "model", "data", "optimizer", "schedule", "training")
@@ -245,18 +276,18 @@ class TrainingJobSpec(Record):
             f"'workers: min ' + string({_CEL_MIN}) + ' is above max ' + string(self.workers.max) + '; lower min'",
         ),
         (
-            f"self.training.globalBatchSize % {_CEL_RANKS} == 0",
+            f"{_CEL_NOTHING_TO_DIVIDE} || self.training.globalBatchSize % {_CEL_RANKS} == 0",
             "'training: globalBatchSize ' + string(self.training.globalBatchSize)"
-            f" + ' is not a multiple of virtualRanks ' + string({_CEL_RANKS}) + '; choose a multiple'",
+            f" + ' is not a multiple of virtualRanks ' + {_CEL_RANKS_SHOWN} + '; choose a multiple'",
         ),
         (
-            f"{_CEL_RANKS} % {_CEL_MIN} == 0",
-            f"'workers: min ' + string({_CEL_MIN}) + ' does not divide virtualRanks ' + string({_CEL_RANKS})"
+            f"{_CEL_NOTHING_TO_DIVIDE} || {_CEL_RANKS} % {_CEL_MIN} == 0",
+            f"'workers: min ' + string({_CEL_MIN}) + ' does not divide virtualRanks ' + {_CEL_RANKS_SHOWN}"
             " + '; choose a divisor'",
         ),
         (
-            f"{_CEL_RANKS} % self.workers.max == 0",
-            f"'workers: max ' + string(self.workers.max) + ' does not divide virtualRanks ' + string({_CEL_RANKS})"
+            f"{_CEL_NOTHING_TO_DIVIDE} || {_CEL_RANKS} % self.workers.max == 0",
+            f"'workers: max ' + string(self.workers.max) + ' does not divide virtualRanks ' + {_CEL_RANKS_SHOWN}"
             " + '; choose a divisor'",
         ),
         (
@@ -267,6 +298,11 @@ class TrainingJobSpec(Record):
             "!(has(self.framework.deepspeed) && self.framework.deepspeed.zeroStage == 0"
             " && self.training.precision == 'bf16')",
             "'framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3'",
+        ),
+        (
+            "self.chaos.all(one, !has(one.rank) || one.rank < self.workers.max)",
+            "'chaos: ' + self.chaos.filter(one, has(one.rank) && one.rank >= self.workers.max)[0].name"
+            " + ' is for a rank that is not below workers.max ' + string(self.workers.max) + '; lower its rank'",
         ),
         *(
             (
@@ -294,7 +330,10 @@ class TrainingJobSpec(Record):
         list[Chaos],
         Field(
             max_length=100,
-            description="Faults to inject, for testing recovery. Needs the operator's and the namespace's consent.",
+            description="Faults to inject, for testing recovery. Needs the operator's and the namespace's consent. May "
+            "change while the job runs: what ranks suffer is handed out when an attempt begins, so a new entry waits "
+            "for the next one, except DeletePod.",
+            json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = []
     suspend: Annotated[
@@ -333,7 +372,14 @@ class TrainingJobSpec(Record):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        for rule in (_min_within_max, _ranks_divide_batch, _some_world_fits, _model_suits_data, _bf16_needs_zero):
+        for rule in (
+            _min_within_max,
+            _ranks_divide_batch,
+            _some_world_fits,
+            _model_suits_data,
+            _bf16_needs_zero,
+            _chaos_is_named_and_placed,
+        ):
             rule(self)
         return self
 
@@ -347,9 +393,13 @@ def _ranks_divide_batch(spec: TrainingJobSpec) -> None:
     batch, ranks = spec.training.global_batch_size, spec.virtual_ranks
     if batch % ranks:
         raise ValueError(
-            f"training: globalBatchSize {batch} is not a multiple of virtualRanks {ranks}; "
+            f"training: globalBatchSize {batch} is not a multiple of virtualRanks {_ranks_shown(spec)}; "
             f"choose {batch - batch % ranks or ranks} or {batch - batch % ranks + ranks}"
         )
+
+
+def _ranks_shown(spec: TrainingJobSpec) -> str:
+    return str(spec.virtual_ranks) + ("" if spec.training.virtual_ranks else " (default: workers.max)")
 
 
 def _some_world_fits(spec: TrainingJobSpec) -> None:
@@ -360,7 +410,7 @@ def _some_world_fits(spec: TrainingJobSpec) -> None:
                 str(n) for n in range(1, min(spec.virtual_ranks, 64) + 1) if spec.virtual_ranks % n == 0
             )
             raise ValueError(
-                f"workers: {name} {size} does not divide virtualRanks {spec.virtual_ranks}; choose one of {choices}"
+                f"workers: {name} {size} does not divide virtualRanks {_ranks_shown(spec)}; choose one of {choices}"
             )
 
 
@@ -375,3 +425,14 @@ def _bf16_needs_zero(spec: TrainingJobSpec) -> None:
     deepspeed = spec.framework.deepspeed
     if deepspeed and deepspeed.zero_stage == 0 and spec.training.precision == "bf16":
         raise ValueError("framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3")
+
+
+def _chaos_is_named_and_placed(spec: TrainingJobSpec) -> None:
+    names = [one.name for one in spec.chaos]
+    for one in spec.chaos:
+        if names.count(one.name) > 1:
+            raise ValueError(f"chaos: {one.name} is the name of {names.count(one.name)} entries; rename all but one")
+        if one.rank is not None and one.rank >= spec.workers.max:
+            raise ValueError(
+                f"chaos: {one.name} is for a rank that is not below workers.max {spec.workers.max}; lower its rank"
+            )

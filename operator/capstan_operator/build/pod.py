@@ -16,6 +16,11 @@ from capstan_runtime.contract import env
 GPU = "nvidia.com/gpu"
 STORE_VOLUME = "store"
 STORE_FOLDER = "/var/lib/capstan/store"
+MEMORY_VOLUME = "memory"
+MEMORY_FOLDER = "/capstan/memory"
+SIGNING_VOLUME = "signing"
+SIGNING_FOLDER = "/capstan/signing"
+SIGNING_FILE = "private.pem"
 SHARED_MEMORY_VOLUME = "shared-memory"
 SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a mount point, not a temporary file
 TERMINATION_LOG = "/dev/termination-log"
@@ -84,8 +89,13 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
     images = {"flax": settings.flax_image, "deepspeed": settings.deepspeed_image}
     mounts: list[dict[str, Any]] = [
         {"name": RUN_VOLUME, "mountPath": RUN_FOLDER, "readOnly": True},
-        {"name": STORE_VOLUME, "mountPath": STORE_FOLDER},
     ]
+    if not spec.checkpoint.store.object:
+        mounts.append({"name": STORE_VOLUME, "mountPath": STORE_FOLDER})
+    if spec.recovery.memory_tier:
+        mounts.append({"name": MEMORY_VOLUME, "mountPath": MEMORY_FOLDER})
+    if spec.checkpoint.sign:
+        mounts.append({"name": SIGNING_VOLUME, "mountPath": SIGNING_FOLDER, "readOnly": True})
     if spec.workers.gpus:
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
     resources = dict(spec.workers.resources)
@@ -96,6 +106,7 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         "image": spec.workers.image or images[spec.framework.kind],
         "command": SUPERVISOR,
         "env": _env(job, spec, settings),
+        **_env_from(spec.checkpoint.store),
         "ports": [{"name": "supervisor", "containerPort": env.SUPERVISOR_PORT}],
         # Requests equal limits: the Guaranteed class is the last to be evicted.
         "resources": {"requests": resources, "limits": resources},
@@ -111,9 +122,13 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
     plain = {
         env.RUN_CONFIG: f"{RUN_FOLDER}/{RUN_FILE}",
         env.TOKEN_FILE: f"{RUN_FOLDER}/{TOKEN_FILE}",
-        env.STORE: f"{STORE_FOLDER}/{job.namespace}/{job.name}/{job.uid}",
         env.TERMINATION_LOG: TERMINATION_LOG,
+        **_store_env(job, spec.checkpoint.store),
     }
+    if spec.recovery.memory_tier:
+        plain[env.MEMORY] = MEMORY_FOLDER
+    if spec.checkpoint.sign:
+        plain[env.SIGNING_KEY] = f"{SIGNING_FOLDER}/{SIGNING_FILE}"
     if settings.operator_url:
         plain[env.OPERATOR_URL] = settings.operator_url
     if "cpu" in spec.workers.resources:
@@ -127,12 +142,41 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
     ]
 
 
+def _store_env(job: Owner, store: Store) -> dict[str, str]:
+    """Where the run's checkpoints are, and what the client of an object store reads by itself."""
+    below = f"{job.namespace}/{job.name}/{job.uid}"
+    if not store.object:
+        return {env.STORE: f"{STORE_FOLDER}/{below}"}
+    variables = {env.STORE: f"{store.object.url.rstrip('/')}/{below}"}
+    if store.object.endpoint:
+        variables["AWS_ENDPOINT_URL"] = store.object.endpoint
+        if store.object.endpoint.startswith("http://"):
+            variables["AWS_ALLOW_HTTP"] = "true"
+    if store.object.region:
+        variables["AWS_REGION"] = store.object.region
+    return variables
+
+
+def _env_from(store: Store) -> dict[str, Any]:
+    """The credentials of an object store, which never pass through the operator."""
+    if not store.object or not store.object.secret_name:
+        return {}
+    return {"envFrom": [{"secretRef": {"name": store.object.secret_name}}]}
+
+
 def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         # 0440: readable through FS_GROUP, by nobody else.
         {"name": RUN_VOLUME, "secret": {"secretName": secret_name(job.name), "defaultMode": 0o440}},
-        {"name": STORE_VOLUME} | _store_source(spec.checkpoint.store),
     ]
+    if not spec.checkpoint.store.object:
+        volumes.append({"name": STORE_VOLUME} | _store_source(spec.checkpoint.store))
+    if spec.recovery.memory_tier:
+        # No sizeLimit: what a save takes is known to nobody but the job, and the pod's memory limit counts it anyway.
+        volumes.append({"name": MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
+    if spec.checkpoint.sign:
+        signing = {"secretName": spec.checkpoint.sign.secret_name, "defaultMode": 0o440}
+        volumes.append({"name": SIGNING_VOLUME, "secret": signing})
     if spec.workers.gpus:
         # NCCL and data loaders pass buffers through /dev/shm, of which a container has 64 MiB unless told otherwise.
         volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
@@ -145,7 +189,7 @@ def _store_source(store: Store) -> dict[str, Any]:
     if store.host_path:
         # Directory, not DirectoryOrCreate: where the file system is not mounted, the pod must not fill the root disk.
         return {"hostPath": {"path": store.host_path.path, "type": "Directory"}}
-    raise AssertionError("the model sets exactly one kind of store")
+    raise AssertionError("the model sets exactly one kind of store, and a bucket is no volume")
 
 
 def whole_cores(quantity: str) -> int:

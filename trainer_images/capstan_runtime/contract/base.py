@@ -36,13 +36,21 @@ def cel(*rules: tuple[str, str]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": validations})
 
 
+def _exactly_one_rule(schema: dict[str, Any]) -> None:
+    """The twin of `OneOf._exactly_one`. Not minProperties and maxProperties: those count, and do not say what."""
+    names = list(schema["properties"])
+    given = "[" + ", ".join(f"has(self.{name}) ? '{name}' : ''" for name in names) + "].filter(name, name != '')"
+    message = f"'got ' + (size({given}) == 0 ? 'none' : {given}.join(', ')) + ': set exactly one of {', '.join(names)}'"
+    schema["x-kubernetes-validations"] = [{"rule": f"size({given}) == 1", "messageExpression": message}]
+
+
 class OneOf(Record):
     """A union in the Kubernetes way: an object of which exactly one key is set.
 
     `optimizer: {adamw: {learningRate: 0.001}}`. Every field of a subclass is optional and defaults to None.
     """
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+    model_config = ConfigDict(json_schema_extra=_exactly_one_rule)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
