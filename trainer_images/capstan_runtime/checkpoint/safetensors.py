@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,11 @@ def header_bytes(tensors: Sequence[LocalTensor]) -> bytes:
         end = offset + tensor.data.nbytes
         header[name] = {"dtype": dtype_name(tensor.data.dtype), "shape": shape, "data_offsets": [offset, end]}
         offset = end
+    return framed_header(header)
+
+
+def framed_header(header: Mapping[str, object]) -> bytes:
+    """The start of a file whose header is `header`: its length, the JSON, spaces so that the tensors are aligned."""
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-(len(text) + 8) % _HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
