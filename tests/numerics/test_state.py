@@ -14,6 +14,7 @@ from tests.support.engines import (
     SGD,
     TIED,
     TRANSFORMER,
+    Saved,
     WholeTensors,
     context_of,
     deepspeed,
@@ -73,17 +74,6 @@ def carry_on(
     engine.close()
     assert curves[0] == curves[1]
     return curves[0]
-
-
-class Saved:
-    def __init__(self, tensors: dict[str, np.ndarray]) -> None:
-        self._tensors = tensors
-
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def read(self, name: str) -> np.ndarray:
-        return self._tensors[name]
 
 
 CNN_ADAMW: tuple[Document, Document] = (CNN, {"optimizer": ADAMW})

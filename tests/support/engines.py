@@ -1,6 +1,6 @@
 """Small runs for both engines: their contexts, their batches, and checkpoints that live in memory."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -42,6 +42,8 @@ def context_of(
     gradient_clip: float | None = 1.0,
     precision: str = "fp32",
     patience_seconds: float = 120.0,
+    non_finite: str = "halt",
+    micro_splits: int = 1,
 ) -> TrainContext:
     """A context of its own making; two micro-steps a rank unless `virtual_ranks` says otherwise."""
     run = RunConfig.parse(
@@ -62,12 +64,13 @@ def context_of(
                 **({} if gradient_clip is None else {"gradientClip": gradient_clip}),
             },
             "checkpoint": {"interval": {"steps": 10}},
+            "numerical": {"nonFinite": non_finite},
             "deadlines": Deadlines(
                 form=patience_seconds, first_step=patience_seconds, save=patience_seconds
             ).document(),
         }
     )
-    membership = Membership(fence=1, rank=rank, world=world, coordinator=coordinator)
+    membership = Membership(fence=1, rank=rank, world=world, coordinator=coordinator, micro_splits=micro_splits)
     return TrainContext(run, membership, DATA_OF[next(iter(model))], steps=100, environ={})
 
 
@@ -84,8 +87,7 @@ def make_engine(context: TrainContext) -> Engine:
 
 def batch_of(context: TrainContext, step: int) -> Batch:
     """This rank's part of a global batch that depends on `step` alone, with something to learn in it."""
-    assert context.run.training.virtual_ranks is not None
-    shape = (context.run.training.virtual_ranks, context.samples_per_micro_step)
+    shape = (context.micro_steps * context.membership.world, context.samples_per_micro_step)
     random = np.random.default_rng(step)
     spec = context.data
     if spec.kind == "tokens":
@@ -110,8 +112,27 @@ def train(engine: Engine, context: TrainContext, first: int, last: int) -> list[
     return [(result["loss"], result["gradient_norm"]) for result in results]
 
 
-class WholeTensors:
-    """What all ranks exported, put together, as a TensorSource. Refuses gaps and overlaps."""
+class Saved:
+    """Whole tensors in memory, as a TensorSource."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        self._tensors = tensors
+
+    def names(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors[name].shape
+
+    def read(self, name: str) -> Array:
+        return self._tensors[name]
+
+    def read_range(self, name: str, start: int, stop: int) -> Array:
+        return self._tensors[name].reshape(-1)[start:stop]
+
+
+class WholeTensors(Saved):
+    """What all ranks exported, put together. Refuses gaps and overlaps."""
 
     def __init__(self, parts: Iterable[LocalTensor]) -> None:
         self._tensors: dict[str, Array] = {}
@@ -126,9 +147,3 @@ class WholeTensors:
             whole.reshape(-1)[part.start : part.start + part.data.size] = part.data
         untiled = {name for name, seen in covered.items() if (seen != 1).any()}
         assert not untiled, f"not tiled exactly once: {untiled}"
-
-    def names(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def read(self, name: str) -> Array:
-        return self._tensors[name]

@@ -1,12 +1,15 @@
 """Softmax regression with momentum in numpy: everything the loop asks of an engine, and nothing else."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import numpy as np
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.engine import Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.errors import GpuOutOfMemory
 from capstan_runtime.parallel.tiling import tile_evenly
 from tests.support.socket_world import SocketWorld
 
@@ -34,6 +37,9 @@ class NumpyEngine:
             "optimizer/momentum/bias": np.zeros(context.data.outputs, np.float32),
             "optimizer/count": np.zeros((), np.int64),
         }
+        self._drops_non_finite = context.run.numerical.non_finite == "ignore"
+        self._loss_factor = 1.0
+        self._busy_seconds = 0.0
         self._world = SocketWorld(member.rank, member.world, member.coordinator, context.deadlines.form)
         self.exchange = self._world.exchange
         self.close = self._world.close
@@ -46,13 +52,24 @@ class NumpyEngine:
         return flat, shares, -np.log(shares[np.arange(len(targets)), targets] + 1e-12)
 
     def train_step(self, batch: Batch, learning_rate: float) -> Done:
+        began = time.perf_counter()
         samples = batch.targets.size * self.world
         total = np.zeros(self.state["params/kernel"].size + self.state["params/bias"].size + 1, np.float64)
         for inputs, targets in zip(batch.inputs, batch.targets, strict=True):
             flat, shares, losses = self._forward(inputs, targets)
             shares[np.arange(len(targets)), targets] -= 1
             total += np.concatenate([(flat.T @ shares).ravel(), shares.sum(axis=0), [losses.sum()]])
+        total *= self._loss_factor
+        self._loss_factor = 1.0
+        self._busy_seconds += time.perf_counter() - began
         total = sum(np.frombuffer(part) for part in self.exchange(total.tobytes())) / samples
+        norm = float(np.linalg.norm(total[:-1]))
+        if np.isfinite(norm) or not self._drops_non_finite:
+            self._update(total, learning_rate)
+        self.state["optimizer/count"] = self.state["optimizer/count"] + 1
+        return Done({"loss": float(total[-1]), "gradient_norm": norm})
+
+    def _update(self, total: np.ndarray, learning_rate: float) -> None:
         kernel_size = self.state["params/kernel"].size
         gradients = {"kernel": total[:kernel_size].reshape(self.state["params/kernel"].shape)}
         gradients["bias"] = total[kernel_size:-1]
@@ -60,8 +77,6 @@ class NumpyEngine:
             momentum = (0.9 * self.state[f"optimizer/momentum/{name}"] + gradient).astype(np.float32)
             self.state[f"optimizer/momentum/{name}"] = momentum
             self.state[f"params/{name}"] = self.state[f"params/{name}"] - np.float32(learning_rate) * momentum
-        self.state["optimizer/count"] = self.state["optimizer/count"] + 1
-        return Done({"loss": float(total[-1]), "gradient_norm": float(np.linalg.norm(total[:-1]))})
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         loss = correct = count = 0.0
@@ -82,3 +97,12 @@ class NumpyEngine:
 
     def import_state(self, source: TensorSource) -> None:
         self.state = {name: source.read(name).copy() for name in self.state}
+
+    def busy_seconds(self) -> float:
+        return self._busy_seconds
+
+    def poison_next_step(self) -> None:
+        self._loss_factor = float("nan")
+
+    def exhaust_memory(self) -> NoReturn:
+        raise GpuOutOfMemory("the numpy engine was told to run out of memory")

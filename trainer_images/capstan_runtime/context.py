@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from capstan_runtime.contract.run_config import Deadlines, Membership, RunConfig
+from capstan_runtime.data.plan import micro_steps_of_slice
 from capstan_runtime.data.spec import DataSpec
 
 
@@ -25,12 +26,21 @@ class TrainContext:
 
     @property
     def micro_steps(self) -> int:
-        """M: virtual ranks of this rank, V / W."""
+        """M: of this rank in one optimizer step. V / W virtual ranks, each in one micro-step or, for want of memory, in
+        several (`Membership.micro_splits`)."""
         assert self.run.training.virtual_ranks is not None
-        return self.run.training.virtual_ranks // self.membership.world
+        return self.run.training.virtual_ranks // self.membership.world * self._micro_steps_of_slice
 
     @property
     def samples_per_micro_step(self) -> int:
-        """b: samples of one virtual rank, B / V."""
+        """b: B / V samples of one virtual rank, or an equal part of them. Raises ConfigError if there are too few."""
+        return self._samples_of_slice // self._micro_steps_of_slice
+
+    @property
+    def _samples_of_slice(self) -> int:
         assert self.run.training.virtual_ranks is not None
         return self.run.training.global_batch_size // self.run.training.virtual_ranks
+
+    @property
+    def _micro_steps_of_slice(self) -> int:
+        return micro_steps_of_slice(self._samples_of_slice, self.membership.micro_splits)

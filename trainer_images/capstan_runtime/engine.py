@@ -5,7 +5,7 @@ Shapes: M micro-steps of this rank (V / W), b samples per micro-step (B / V), an
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,10 @@ class TensorSource(Protocol):
 
     def names(self) -> Iterable[str]: ...
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of the whole tensor; reads nothing. Raises KeyError if there is none."""
+        ...
+
     def read(self, name: str) -> Array:
         """The whole tensor. Raises CorruptCheckpoint if a byte is wrong, KeyError if there is none."""
         ...
@@ -58,7 +62,9 @@ class StepResult(Protocol):
     """The outcome of a step that the device may still be working on."""
 
     def fetch(self) -> Mapping[str, float]:
-        """`loss` (mean over the global batch) and `gradient_norm` (before clipping). Waits for the device."""
+        """`loss` (mean over the global batch) and `gradient_norm` (before clipping), the same on every rank. Waits for
+        the device. A norm that is not finite says that the update ruined the weights or, where the run drops such
+        updates (`numerical.nonFinite: ignore`), that it was left out."""
         ...
 
 
@@ -90,11 +96,24 @@ class Engine(Protocol):
         ...
 
     def import_state(self, source: TensorSource) -> None:
-        """Replaces parameters and optimizer state. Collective."""
+        """Replaces parameters and optimizer state. Not collective; after a failure another source may follow."""
         ...
 
     def exchange(self, payload: bytes) -> list[bytes]:
         """Every rank's payload (at most 64 KiB), in rank order. Collective, over the host network."""
+        ...
+
+    def busy_seconds(self) -> float | None:
+        """Seconds since it was made that this rank itself worked in or for its steps, however long it waited for others
+        in them. None: cannot be told apart here."""
+        ...
+
+    def poison_next_step(self) -> None:
+        """This rank's loss and gradient of the next step are NaN. A fault to be injected."""
+        ...
+
+    def exhaust_memory(self) -> NoReturn:
+        """Asks the device for more memory than it can have, and raises GpuOutOfMemory. A fault to be injected."""
         ...
 
     def close(self) -> None:

@@ -181,16 +181,28 @@ def tensor_name(parameter: str, moment: str | None = None) -> str:
 def read_tensor(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
     """The tensor `name` of a checkpoint. Raises ConfigError if the checkpoint has none of that name and shape, so
     that it belongs to another model or optimizer; CorruptCheckpoint if its bytes are wrong."""
+    _require(source, name, shape)
+    return source.read(name)
+
+
+def read_part(
+    source: TensorSource, name: str, shape: tuple[int, ...], start: int, stop: int
+) -> npt.NDArray[np.generic]:
+    """Elements [start, stop) of the tensor `name`, flattened; nothing else is read. Raises as `read_tensor`."""
+    _require(source, name, shape)
+    return source.read_range(name, start, stop)
+
+
+def _require(source: TensorSource, name: str, shape: tuple[int, ...]) -> None:
     try:
-        tensor = source.read(name)
+        found = source.shape(name)
     except KeyError:
         raise ConfigError(
             f"spec.model, spec.optimizer: the checkpoint has no {name}, so it is of another model or optimizer; "
             "restore those of its run, or start a new job"
         ) from None
-    if tensor.shape != shape:
+    if found != shape:
         raise ConfigError(
-            f"spec.model: {name} has shape {tensor.shape} in the checkpoint and {shape} in this run; "
+            f"spec.model: {name} has shape {found} in the checkpoint and {shape} in this run; "
             "restore the model and data of its run, or start a new job"
         )
-    return tensor

@@ -3,15 +3,17 @@
 Each epoch visits the samples in a pseudo-random order that is *computed*, not stored: a Feistel network is a bijection
 on [0, 4^h) whatever its round function is, and walking its cycles until a value falls below N makes it one on [0, N)
 (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", CT-RSA 2002, method 2). So any position of any epoch can
-be asked for directly, and the loader's whole state is the step number.
+be asked for directly, and the loader's whole state is the step number, with the batches that were left out on purpose.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 
+from capstan_runtime.contract.run_config import Skip
 from capstan_runtime.data.spec import Ids
 from capstan_runtime.errors import ConfigError
 
@@ -72,6 +74,39 @@ def _order(size: int, seed: int, epoch: int, first: int, count: int) -> Ids:
     return ids
 
 
+def batch_index(step: int, skips: Sequence[Skip]) -> int:
+    """Which batch of the data order optimizer step `step` (from 0) takes, when `skips` are left out of it."""
+    index = step
+    for skip in skips:
+        if index < skip.first:
+            break
+        index += skip.count
+    return index
+
+
+def skips_before(step: int, skips: Sequence[Skip]) -> tuple[Skip, ...]:
+    """Those of `skips` that lie before the newest batch of the first `step` steps."""
+    if step == 0:
+        return ()
+    newest = batch_index(step - 1, skips)
+    return tuple(skip for skip in skips if skip.first < newest)
+
+
+def micro_steps_of_slice(samples: int, splits: int) -> int:
+    """In how many micro-steps a virtual rank's `samples` are computed when memory asks for at least `splits`.
+
+    The least number from `splits` on that divides them: all micro-steps are equal then, so that the mean of their means
+    is the mean of all, and there is no padding to weigh. Raises ConfigError when there is less than a sample for each.
+    """
+    if splits > samples:
+        raise ConfigError(
+            f"spec.training.globalBatchSize: a virtual rank has {samples} samples a step, which cannot be computed in "
+            f"{splits} micro-steps, and with fewer the device runs out of memory; choose a smaller model or a larger "
+            "device"
+        )
+    return next(parts for parts in range(splits, samples + 1) if samples % parts == 0)
+
+
 @dataclass(frozen=True, slots=True)
 class SamplePlan:
     """Which samples make up each optimizer step.
@@ -85,6 +120,8 @@ class SamplePlan:
     num_samples: int
     global_batch_size: int
     virtual_ranks: int
+    skips: tuple[Skip, ...] = ()
+    """Batches left out, in the order of the data, disjoint. A run does its number of steps all the same."""
 
     def __post_init__(self) -> None:
         if self.num_samples < self.global_batch_size:
@@ -104,7 +141,7 @@ class SamplePlan:
 
     def ids(self, step: int) -> Ids:
         """The samples of optimizer step `step` (from 0), [B], in the order of the virtual ranks."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        epoch, step_in_epoch = divmod(batch_index(step, self.skips), self.steps_per_epoch)
         steps_at_once = max(1, _IDS_AT_ONCE // self.global_batch_size)
         block, step_in_block = divmod(step_in_epoch, steps_at_once)
         first = block * steps_at_once * self.global_batch_size

@@ -1,8 +1,10 @@
 """One rank of a DeepSpeed run: data parallel, one accelerator per process, state cut up as the ZeRO stage says."""
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -14,13 +16,15 @@ from capstan_runtime.contract.config import DeepSpeed
 from capstan_runtime.deepspeed_trainer.fragments import export_fragments, fragments_of, import_fragments
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model
-from capstan_runtime.deepspeed_trainer.optimizer import build_optimizer
+from capstan_runtime.deepspeed_trainer.optimizer import build_optimizer, count_step
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.model_spec import STEP_NAME, moments, parameter_table, read_tensor
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_MORE_THAN_THERE_IS = 1 << 56
+"""Bytes; beyond what any address space holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,7 @@ class DeepSpeedEngine:
         self._moment_kinds = moments(run.optimizer)
         self._stage = settings.zero_stage
         self._gradient_clip = training.gradient_clip
+        self._drops_non_finite = run.numerical.non_finite == "ignore"
         model = build_model(run.model, context.data, training.seed).to(self._device)
         self._world = World(context.membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
@@ -73,25 +78,31 @@ class DeepSpeedEngine:
                 model=model, optimizer=optimizer, config=self._config(context), dist_init_required=False
             )[0]
         self._step = 0
+        self._seconds_in_steps = 0.0
+        self._loss_factor = 1.0
         # Found once: DeepSpeed never moves them.
         self._fragments = fragments_of(self._engine, self._table, self._moment_kinds, self._step)
 
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
+        began = time.perf_counter()
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
         inputs, targets = self._to_device(batch.inputs), self._to_device(batch.targets)
-        micro_steps = len(inputs)
+        # Their mean over the micro-steps; divided by NaN when that is the fault to inject.
+        divisor = len(inputs) / self._loss_factor
+        self._loss_factor = 1.0
         loss_sum = torch.zeros((), device=self._device)
         with translated_errors():
             for micro_inputs, micro_targets in zip(inputs, targets, strict=True):
-                loss = _cross_entropy(self._engine(micro_inputs, self._dtype), micro_targets).mean() / micro_steps
+                loss = _cross_entropy(self._engine(micro_inputs, self._dtype), micro_targets).mean() / divisor
                 self._engine.backward(loss)
                 loss_sum += loss.detach()
+            computed = time.perf_counter()
             self._engine.step()
             reduced = dist.all_reduce(loss_sum, async_op=True)
         self._step += 1
-        norm = self._norm if self._stage == 0 else self._engine.get_global_grad_norm()
-        return DeepSpeedStepResult(loss_sum, reduced, norm, self.world)
+        self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
+        return DeepSpeedStepResult(loss_sum, reduced, self._settled_norm(), self.world)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
@@ -122,6 +133,22 @@ class DeepSpeedEngine:
     def exchange(self, payload: bytes) -> list[bytes]:
         return self._world.exchange(payload)
 
+    def busy_seconds(self) -> float | None:
+        """Forward and backward passes, before the gradients are summed; alone in the world, whole steps. Not known on
+        GPUs, where they go on after the call, nor where ranks sum or gather on the way, because ZeRO cuts up gradients
+        (stage 2) or weights (stage 3)."""
+        if self._device.type == "cuda" or (self._stage > 1 and self.world > 1):
+            return None
+        return self._seconds_in_steps
+
+    def poison_next_step(self) -> None:
+        self._loss_factor = math.nan
+
+    def exhaust_memory(self) -> NoReturn:
+        with translated_errors():
+            torch.empty(_MORE_THAN_THERE_IS, dtype=torch.uint8, device=self._device)
+        raise AssertionError(f"there were {_MORE_THAN_THERE_IS} bytes to be had")
+
     def close(self) -> None:
         self._world.leave()
 
@@ -132,11 +159,29 @@ class DeepSpeedEngine:
         return tensor
 
     def _measure_and_clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        """At stage 0, where DeepSpeed forgets the norm; without waiting for the device."""
+        """At stage 0, where DeepSpeed forgets the norm; without waiting for the device, unless updates are dropped."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         self._norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self._gradient_clip is not None:
+        if self._drops_non_finite and not math.isfinite(self._norm):
+            for parameter in parameters:
+                parameter.grad = None  # whose weights and moments an optimizer then leaves alone
+        elif self._gradient_clip is not None:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._gradient_clip, self._norm)
+
+    def _settled_norm(self) -> Tensor | float:
+        """The gradient's norm of the step just made. When the update was dropped, torch's own count of steps is brought
+        up to ours: it goes into the next update, and a resumed run starts it from ours."""
+        if self._stage == 0:
+            norm = self._norm
+            is_dropped = self._drops_non_finite and not math.isfinite(norm)
+        else:
+            # From stage 1 on DeepSpeed drops such updates by itself, whatever the run says, and at stage 3 it then
+            # still has the norm of the step before.
+            is_dropped = self._engine.optimizer.overflow
+            norm = math.inf if is_dropped else self._engine.get_global_grad_norm()
+        if is_dropped:
+            count_step(self._engine.basic_optimizer)
+        return norm
 
     def _config(self, context: TrainContext) -> dict[str, Any]:
         return {

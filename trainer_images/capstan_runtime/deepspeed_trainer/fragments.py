@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from capstan_runtime.deepspeed_trainer.optimizer import set_state
-from capstan_runtime.engine import LocalTensor, TensorSource
-from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, read_tensor, tensor_name
+from capstan_runtime.engine import Array, LocalTensor, TensorSource
+from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, read_part, read_tensor, tensor_name
 from capstan_runtime.parallel.tiling import tile_evenly
 
 
@@ -104,28 +104,36 @@ def _even_share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fr
 def import_fragments(
     engine: Any, fragments: Sequence[Fragment], table: Sequence[ParameterSpec], source: TensorSource
 ) -> None:
-    """Fills the fragments, and the weights that the forward pass reads, from whole tensors.
-
-    Raises as `read_tensor` does.
-    """
+    """Fills the fragments, and the weights that the forward pass reads. Of masters and moments only this rank's part is
+    read; of weights that are whole here, all. Raises as `read_tensor` does."""
     here = {fragment.spec.name: fragment for fragment in fragments}
     parameters = dict(engine.module.named_parameters())
     for spec in table:
         fragment, parameter = here.get(spec.name), parameters[spec.name]
-        if fragment is None and not _is_whole(parameter):
-            continue
-        weights = _read(source, spec, None)
         if _is_whole(parameter):
+            weights = _tensor(read_tensor(source, tensor_name(spec.name), spec.shape))
             parameter.data.copy_(weights)
+            if fragment is not None:
+                master = fragment.tensors[None]
+                master.copy_(weights.view(-1)[fragment.start : fragment.start + master.numel()])
+        elif fragment is not None:
+            _fill(fragment, None, source)
         if fragment is not None:
-            _fill(fragment, parameter, weights, source)
+            for kind in fragment.tensors:
+                if kind is not None:
+                    _fill(fragment, kind, source)
+            _spread_master(fragment, parameter)
 
 
-def _fill(fragment: Fragment, parameter: Any, weights: Tensor, source: TensorSource) -> None:
-    for kind, tensor in fragment.tensors.items():
-        whole = weights if kind is None else _read(source, fragment.spec, kind)
-        tensor.copy_(whole.view(-1)[fragment.start : fragment.start + tensor.numel()])
-    if hasattr(parameter, "ds_tensor"):  # stage 3: what whole parameters are gathered from, padded at the end
+def _fill(fragment: Fragment, kind: str | None, source: TensorSource) -> None:
+    tensor, spec = fragment.tensors[kind], fragment.spec
+    stop = fragment.start + tensor.numel()
+    tensor.copy_(_tensor(read_part(source, tensor_name(spec.name, kind), spec.shape, fragment.start, stop)))
+
+
+def _spread_master(fragment: Fragment, parameter: Any) -> None:
+    """At stage 3, fills what whole parameters are gathered from; it is padded at the end."""
+    if hasattr(parameter, "ds_tensor"):
         master = fragment.tensors[None]
         parameter.ds_tensor.data.view(-1)[: master.numel()].copy_(master)
 
@@ -136,6 +144,5 @@ def _is_whole(parameter: Any) -> bool:
     return status is None or status.name == "AVAILABLE"
 
 
-def _read(source: TensorSource, spec: ParameterSpec, kind: str | None) -> Tensor:
-    array = read_tensor(source, tensor_name(spec.name, kind), spec.shape)
-    return torch.from_numpy(array.astype("float32"))
+def _tensor(array: Array) -> Tensor:
+    return torch.from_numpy(array.astype("float32", copy=False))

@@ -18,8 +18,9 @@ class DecoupledSgd(torch.optim.SGD):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         for group in self.param_groups:
-            if group["decoupled_decay"] and group["params"]:
-                torch._foreach_mul_(group["params"], 1.0 - group["lr"] * group["decoupled_decay"])
+            updated = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if group["decoupled_decay"] and updated:
+                torch._foreach_mul_(updated, 1.0 - group["lr"] * group["decoupled_decay"])
         loss: float | None = super().step(closure)
         return loss
 
@@ -65,3 +66,10 @@ def set_state(
     for kind in kinds:
         state.setdefault(MOMENT_KEYS[kind], torch.zeros_like(flat_parameter, requires_grad=False))
     return {kind: state[MOMENT_KEYS[kind]] for kind in kinds}
+
+
+def count_step(optimizer: torch.optim.Optimizer) -> None:
+    """Counts a step whose update was dropped."""
+    for state in optimizer.state.values():
+        if "step" in state:
+            state["step"] += 1

@@ -12,48 +12,51 @@ import torch.distributed as dist
 
 from capstan_runtime.contract.run_config import Deadlines, Membership
 from capstan_runtime.errors import GpuOutOfMemory, PeerLost
+from capstan_runtime.parallel.star import form_star
 
+_STAR_KEY = "capstan/star"
+_OUT_OF_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.I)
+"""What other parts say than the allocator of the GPU, whose errors have a type: the host's, NCCL, cuBLAS, cuDNN."""
 _PEER_LOST = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed out|socket", re.I)
 
 
 class World:
-    """This process's place among the others: the group that trains, and a quiet one for little messages."""
+    """This process's place among the others: the group that trains, and the star for little messages between hosts,
+    which must neither wait for the accelerator nor mix with training's collectives."""
 
     def __init__(self, membership: Membership, deadlines: Deadlines, device: torch.device) -> None:
         """Waits until all processes have joined. Raises PeerLost if they have not by `deadlines.form`."""
         self.rank, self.size = membership.rank, membership.world
-        timeout = timedelta(seconds=max(deadlines.first_step, deadlines.save))
+        patience_seconds = max(deadlines.first_step, deadlines.save)
         with translated_errors():
+            store = _meeting_place(membership, deadlines.form)
             dist.init_process_group(
                 backend="nccl" if device.type == "cuda" else "gloo",
-                store=_meeting_place(membership, deadlines.form),
+                store=store,
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timeout,
+                timeout=timedelta(seconds=patience_seconds),
                 device_id=device if device.type == "cuda" else None,
             )
-            # Messages between hosts must neither wait for the accelerator nor mix with training's collectives.
-            self._control = dist.new_group(backend="gloo", timeout=timeout)
-
-    def exchange(self, payload: bytes) -> list[bytes]:
-        """Every rank's payload in rank order, over the host network. Raises PeerLost after the deadline."""
-        if self.size == 1:
-            return [payload]
-        with translated_errors():
-            sizes = [torch.empty(1, dtype=torch.int64) for _ in range(self.size)]
-            dist.all_gather(sizes, torch.tensor([len(payload)]), group=self._control)
-            longest = int(max(sizes))
-            padded = torch.frombuffer(bytearray(payload.ljust(longest + 1, b"\0")), dtype=torch.uint8)
-            everyone = [torch.empty_like(padded) for _ in range(self.size)]
-            dist.all_gather(everyone, padded, group=self._control)
-        return [each.numpy().tobytes()[: int(size)] for each, size in zip(everyone, sizes, strict=True)]
+            self._star = form_star(
+                self.rank,
+                self.size,
+                membership.coordinator.rpartition(":")[0],
+                publish=lambda address: store.set(_STAR_KEY, address),
+                read_published=lambda: store.get(_STAR_KEY),
+                form_seconds=deadlines.form,
+                patience_seconds=patience_seconds,
+            )
+        self.exchange = self._star.exchange
+        """Every rank's payload in rank order. Raises PeerLost when one is gone or beyond its deadline."""
 
     def leave(self) -> None:
         """Says goodbye once all are ready to. Raises PeerLost if they are not in time."""
+        # Rank 0 keeps the meeting place: if it left first, the others' watchdogs would take that for a failure.
+        self.exchange(b"")
         with translated_errors():
-            # Rank 0 keeps the meeting place: if it left first, the others' watchdogs would take that for a failure.
-            dist.barrier(group=self._control)
             dist.destroy_process_group()
+        self._star.close()
 
 
 def _meeting_place(membership: Membership, seconds: float) -> Any:
@@ -93,14 +96,23 @@ def translated_errors() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as error:
-        raise GpuOutOfMemory(_first_line(error)) from error
-    except dist.DistError as error:
-        raise PeerLost(_first_line(error)) from error
+        raise GpuOutOfMemory(f"{_first_line(error)}{_peak()}") from error
     except RuntimeError as error:
+        if _OUT_OF_MEMORY.search(_first_line(error)):
+            raise GpuOutOfMemory(f"{_first_line(error)}{_peak()}") from error
+        if isinstance(error, dist.DistError):
+            raise PeerLost(_first_line(error)) from error
         # gloo's errors have no type of their own.
         if _PEER_LOST.search(_first_line(error)):
             raise PeerLost(_first_line(error)) from error
         raise
+
+
+def _peak() -> str:
+    """How much memory was in use at most, for a message."""
+    if not torch.cuda.is_available():
+        return ""
+    return f"; at most {torch.cuda.max_memory_allocated():,} bytes were in use"
 
 
 def _first_line(error: BaseException) -> str:

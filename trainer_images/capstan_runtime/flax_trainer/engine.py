@@ -3,8 +3,11 @@
 # JAX leaves these parts of its interface untyped.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
-from collections.abc import Iterable, Iterator, Mapping
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from capstan_runtime.context import TrainContext
-from capstan_runtime.engine import Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.leaves import Structure, export_leaves, replicate
 from capstan_runtime.flax_trainer.optimizer import step_scalars
@@ -28,6 +31,8 @@ from capstan_runtime.flax_trainer.world import World, translated_errors
 from capstan_runtime.model_spec import STEP_NAME, moments, read_tensor
 
 _DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
+_MORE_THAN_THERE_IS = 1 << 56
+"""Bytes; beyond what any address space holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +62,8 @@ class FlaxEngine:
         if context.samples_per_micro_step % len(local_devices):
             raise ConfigError(
                 f"spec.training.globalBatchSize: {training.global_batch_size} over {training.virtual_ranks} virtual "
-                f"ranks is {context.samples_per_micro_step} samples, which {len(local_devices)} devices per worker do "
-                "not divide; choose a multiple"
+                f"ranks is {context.samples_per_micro_step} samples a micro-step, which {len(local_devices)} devices "
+                "per worker do not divide; choose a multiple"
             )
         mesh, local_mesh = (
             Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
@@ -67,9 +72,19 @@ class FlaxEngine:
         self._replicated, self._by_sample = (NamedSharding(mesh, spec) for spec in (REPLICATED, BY_SAMPLE))
         self._local_replicated = NamedSharding(local_mesh, REPLICATED)
         self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
-        plan = StepPlan(self._structure, self._optimizer, _DTYPES[training.precision], training.gradient_clip)
+        plan = StepPlan(
+            self._structure,
+            self._optimizer,
+            _DTYPES[training.precision],
+            training.gradient_clip,
+            drops_non_finite=context.run.numerical.non_finite == "ignore",
+        )
         self._train_step = compile_train_step(plan, mesh)
         self._evaluation_step = compile_evaluation_step(plan, local_mesh)
+        # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
+        self._to_devices = jax.jit(lambda *arrays: arrays, in_shardings=self._local_by_sample)
+        self._seconds_in_steps = 0.0
+        self._loss_factor = 1.0
         self._step = 0
         self._parameters = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.leaves]
         self._moments = [
@@ -78,45 +93,77 @@ class FlaxEngine:
         ]
 
     def train_step(self, batch: Batch, learning_rate: float) -> FlaxStepResult:
+        began = time.thread_time()
         self._step += 1
-        scalars = step_scalars(self._optimizer, learning_rate, self._step)
+        scalars = step_scalars(self._optimizer, learning_rate, self._step, self._loss_factor)
+        self._loss_factor = 1.0
         with translated_errors():
-            inputs = jax.make_array_from_process_local_data(self._by_sample, batch.inputs)
-            targets = jax.make_array_from_process_local_data(self._by_sample, batch.targets)
+            inputs, targets = self._spread(batch.inputs, batch.targets)
             self._parameters, self._moments, values = self._train_step(
                 self._parameters, self._moments, inputs, targets, scalars
             )
+        self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(values)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         with translated_errors():
             parameters = [self._on_local_devices(parameter) for parameter in self._parameters]
             sums = [
-                self._evaluation_step(
-                    parameters,
-                    *jax.device_put((batch.inputs, batch.targets, batch.weights), self._local_by_sample),
-                )
+                self._evaluation_step(parameters, *self._to_devices(batch.inputs, batch.targets, batch.weights))
                 for batch in batches
             ]
             loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
         return EvaluationSums(loss, correct, count)
 
     def export_state(self) -> Iterator[LocalTensor]:
-        values = [(None, self._parameters), *zip(self._moment_kinds, self._moments, strict=True)]
         with translated_errors():
-            yield from export_leaves(self._structure.leaves, values, self._step, self.rank, self.world)
+            yield from export_leaves(self._structure.leaves, self._values(), self._step, self.rank, self.world)
 
     def import_state(self, source: TensorSource) -> None:
-        leaves = self._structure.leaves
-        self._parameters = [self._place(leaf.read(source, None)) for leaf in leaves]
-        self._moments = [[self._place(leaf.read(source, kind)) for leaf in leaves] for kind in self._moment_kinds]
+        # One by one in place of the old: the device need not hold the state twice.
+        for kind, arrays in self._values():
+            for number, leaf in enumerate(self._structure.leaves):
+                arrays[number] = self._place(leaf.read(source, kind))
         self._step = int(read_tensor(source, STEP_NAME, ()))
 
     def exchange(self, payload: bytes) -> list[bytes]:
         return self._world.exchange(payload)
 
+    def busy_seconds(self) -> float | None:
+        """On CPUs, processor time: of the steps in this thread and of everything in the others, which wait for peers
+        without using any. On GPUs a step's kernels cannot be told from its collectives."""
+        if jax.default_backend() != "cpu":
+            return None
+        return time.process_time() - time.thread_time() + self._seconds_in_steps
+
+    def poison_next_step(self) -> None:
+        self._loss_factor = math.nan
+
+    def exhaust_memory(self) -> NoReturn:
+        with translated_errors():
+            jnp.zeros(_MORE_THAN_THERE_IS, jnp.uint8).block_until_ready()
+        raise AssertionError(f"there were {_MORE_THAN_THERE_IS} bytes to be had")
+
     def close(self) -> None:
         self._world.leave()
+
+    def _values(self) -> list[tuple[str | None, list[jax.Array]]]:
+        """The arrays by kind of moment, None for the parameters."""
+        return [(None, self._parameters), *zip(self._moment_kinds, self._moments, strict=True)]
+
+    def _spread(self, *arrays: Array) -> Sequence[jax.Array]:
+        """This rank's [M, b, …] as its part of [M, G, …], which is spread over the devices of all ranks."""
+        local: tuple[jax.Array, ...] = self._to_devices(*arrays)
+        if self.world == 1:
+            return local
+        return [
+            jax.make_array_from_single_device_arrays(
+                (array.shape[0], array.shape[1] * self.world, *array.shape[2:]),
+                self._by_sample,
+                [shard.data for shard in array.addressable_shards],
+            )
+            for array in local
+        ]
 
     def _place(self, value: np.ndarray) -> jax.Array:
         with translated_errors():

@@ -45,7 +45,8 @@ class Leaf:
     def read(self, source: TensorSource, moment: str | None) -> np.ndarray:
         """The leaf out of a checkpoint; raises as `read_tensor` does."""
         parts = [read_tensor(source, tensor_name(spec.name, moment), spec.shape) for spec in self.parameters]
-        return np.stack(parts).astype(np.float32, copy=False).reshape(self.shape)
+        whole = np.stack(parts) if len(parts) > 1 else parts[0]
+        return whole.astype(np.float32, copy=False).reshape(self.shape)
 
 
 class Structure:

@@ -27,9 +27,10 @@ def clip(gradients: Leaves, norm: jax.Array, largest_norm: float | None) -> Leav
     return [gradient * factor for gradient in gradients]
 
 
-def step_scalars(optimizer: Optimizer, learning_rate: float, step: int) -> np.ndarray:
-    """What changes from step to step, fp32 [3]: the rates of weight decay, of the update, and Adam's correction of the
-    second moment's root at optimizer step number `step` (from 1).
+def step_scalars(optimizer: Optimizer, learning_rate: float, step: int, loss_factor: float) -> np.ndarray:
+    """What changes from step to step, fp32 [4]: the rates of weight decay, of the update, and Adam's correction of the
+    second moment's root at optimizer step number `step` (from 1); and the factor of this rank's loss, 1 unless a fault
+    is injected.
 
     Computed in double precision outside the compiled step, as `torch.optim` does: 1 - 0.999 has lost four digits in
     single precision. The step enters as a power, so nothing is carried that a resume would have to restore.
@@ -40,7 +41,8 @@ def step_scalars(optimizer: Optimizer, learning_rate: float, step: int) -> np.nd
             correction = math.sqrt(1.0 - config.beta2**step)
         case _:
             update_rate, correction = learning_rate, 1.0
-    return np.asarray([learning_rate * optimizer.value.weight_decay, update_rate, correction], np.float32)
+    decay_rate = learning_rate * optimizer.value.weight_decay
+    return np.asarray([decay_rate, update_rate, correction, loss_factor], np.float32)
 
 
 def update(
@@ -57,7 +59,7 @@ def update(
     pulls to 0. It is decoupled (Loshchilov and Hutter, 1711.05101): scaled by the learning rate, blind to the moments.
     `scalars` is what `step_scalars` gives.
     """
-    decay_rate, update_rate, correction = scalars
+    decay_rate, update_rate, correction, _ = scalars
     decayed = [
         parameter * (1.0 - decay_rate) if decay else parameter
         for parameter, decay in zip(parameters, decays, strict=True)

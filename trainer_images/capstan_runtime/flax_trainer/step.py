@@ -39,6 +39,8 @@ class StepPlan:
     dtype: jnp.dtype
     """Of activations and of weights as they are used; the stored weights and all sums are fp32."""
     gradient_clip: float | None
+    drops_non_finite: bool = False
+    """Whether an update whose gradient has a norm that is NaN or infinite leaves everything as it was."""
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
@@ -50,9 +52,9 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     devices = mesh.size
     decays = [leaf.decays for leaf in plan.structure.leaves]
 
-    def loss_of(parameters: Leaves, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def loss_of(parameters: Leaves, factor: jax.Array, inputs: jax.Array, targets: jax.Array) -> jax.Array:
         logits = plan.structure.assemble(parameters)(inputs, plan.dtype)
-        return jnp.mean(cross_entropy(logits, targets))
+        return jnp.mean(cross_entropy(logits, targets)) * factor
 
     def step(
         parameters: Leaves,
@@ -61,13 +63,16 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         targets: jax.Array,
         scalars: jax.Array,
     ) -> tuple[Leaves, list[Leaves], jax.Array]:
-        gradient = functools.partial(jax.value_and_grad(loss_of), parameters)
+        gradient = functools.partial(jax.value_and_grad(loss_of), parameters, scalars[-1])
         sums = _sum_over_micro_steps(gradient, inputs, targets)
         loss, gradients = _mean_over_devices(sums, devices * len(inputs), devices)
         norm = global_norm(gradients)
         gradients = clip(gradients, norm, plan.gradient_clip)
-        parameters, moments = update(plan.optimizer, parameters, moments, gradients, decays, scalars)
-        return parameters, moments, jnp.stack([loss, norm])
+        updated = update(plan.optimizer, parameters, moments, gradients, decays, scalars)
+        if plan.drops_non_finite:
+            keeps = jnp.isfinite(norm)
+            updated = jax.tree.map(lambda new, old: jnp.where(keeps, new, old), updated, (parameters, moments))
+        return *updated, jnp.stack([loss, norm])
 
     spread = jax.shard_map(
         step,

@@ -1,9 +1,9 @@
 """Joining, talking across, and leaving the world of JAX processes; and what its failures mean.
 
-A dead peer is noticed within milliseconds where processes talk over TCP (CPU collectives, the coordinator's
-connections), and after `HEARTBEAT_SECONDS` at the latest; nothing waits for ever. When it is rank 0 that died, JAX's
-own client may end this process with SIGABRT before the collective's error arrives: there is no way to ask it not to
-(its callback for that raises std::bad_cast in jaxlib 0.10), and either end is prompt.
+A dead peer is noticed within milliseconds where processes talk over TCP (CPU collectives, `exchange`), and after
+`HEARTBEAT_SECONDS` at the latest; nothing waits for ever. When it is rank 0 that died, JAX's own client may end this
+process with SIGABRT before the collective's error arrives: there is no way to ask it not to (its callback for that
+raises std::bad_cast in jaxlib 0.10), and either end is prompt.
 """
 
 # JAX leaves these parts of its interface untyped.
@@ -19,10 +19,13 @@ from jax._src import distributed
 
 from capstan_runtime.contract.run_config import Deadlines, Membership
 from capstan_runtime.errors import GpuOutOfMemory, PeerLost
+from capstan_runtime.parallel.star import Star, form_star
 
 HEARTBEAT_SECONDS = 15
 """JAX's default is 100. Heartbeats come from a native thread, so a busy interpreter does not miss them."""
 
+_STAR_KEY = "capstan/star"
+_OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|ALLOC_FAILED|out of memory", re.I)
 _PEER_LOST = re.compile(r"gloo|nccl|coordinat|barrier|socket|connection|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED", re.I)
 
 
@@ -35,33 +38,17 @@ class World:
         Must come before JAX looks at its devices.
         """
         self.rank, self.size = membership.rank, membership.world
-        self._timeout_ms = int(1000 * max(deadlines.first_step, deadlines.save))
-        self._exchanges = 0
         if self.size > 1:
             _initialize(membership, deadlines)
-
-    def exchange(self, payload: bytes) -> list[bytes]:
-        """Every rank's payload in rank order, through rank 0's coordinator. Raises PeerLost after the deadline."""
-        if self.size == 1:
-            return [payload]
-        client: Any = distributed.global_state.client
-        turn = self._exchanges
-        self._exchanges += 1
-        with translated_errors():
-            client.key_value_set_bytes(f"exchange/{turn}/{self.rank}", payload)
-            payloads = [
-                client.blocking_key_value_get_bytes(f"exchange/{turn}/{rank}", self._timeout_ms)
-                for rank in range(self.size)
-            ]
-            if turn:
-                # Whoever has taken this turn's payloads is through with the last turn's: all have come this far.
-                client.key_value_delete(f"exchange/{turn - 1}/{self.rank}")
-        return payloads
+        self._star = _form_star(membership, deadlines)
+        self.exchange = self._star.exchange
+        """Every rank's payload in rank order. Raises PeerLost when one is gone or beyond its deadline."""
 
     def leave(self) -> None:
         """Says goodbye; waits for the others to do so. Raises PeerLost if they do not."""
         with translated_errors():
             jax.distributed.shutdown()
+        self._star.close()
 
 
 def _initialize(membership: Membership, deadlines: Deadlines) -> None:
@@ -82,6 +69,22 @@ def _initialize(membership: Membership, deadlines: Deadlines) -> None:
         )
 
 
+def _form_star(membership: Membership, deadlines: Deadlines) -> Star:
+    """JAX's own key-value store would carry the messages too, but takes 13 s to tell a waiting rank that its peer
+    died."""
+    client: Any = distributed.global_state.client
+    with translated_errors():
+        return form_star(
+            membership.rank,
+            membership.world,
+            membership.coordinator.rpartition(":")[0],
+            publish=lambda address: client.key_value_set_bytes(_STAR_KEY, address),
+            read_published=lambda: client.blocking_key_value_get_bytes(_STAR_KEY, int(1000 * deadlines.form)),
+            form_seconds=deadlines.form,
+            patience_seconds=max(deadlines.first_step, deadlines.save),
+        )
+
+
 @contextlib.contextmanager
 def translated_errors() -> Iterator[None]:
     """Turns JAX's one error type into PeerLost or GpuOutOfMemory where it means that; others pass."""
@@ -89,8 +92,14 @@ def translated_errors() -> Iterator[None]:
         yield
     except jax.errors.JaxRuntimeError as error:
         message = str(error).strip().partition("\n")[0]
-        if "RESOURCE_EXHAUSTED" in message:
-            raise GpuOutOfMemory(message) from error
+        if _OUT_OF_MEMORY.search(message):
+            raise GpuOutOfMemory(f"{message}{_peak_of_devices()}") from error
         if _PEER_LOST.search(message):
             raise PeerLost(message) from error
         raise
+
+
+def _peak_of_devices() -> str:
+    """How much memory the fullest local device had in use at most, for a message; CPUs do not say."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use", 0) for device in jax.local_devices()]
+    return f"; at most {max(peaks):,} bytes were in use" if any(peaks) else ""
