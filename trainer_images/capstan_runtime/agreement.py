@@ -1,17 +1,19 @@
 """How all ranks stop and save at the same step without asking each other at every one.
 
-A signal reaches one pod, a clock is read on one machine; but saving is collective. So every k steps the ranks exchange
-a few bytes. k follows from the slowest rank's step time by the same rule on every rank: about a second's worth of
-steps, so that the exchange costs far below 1 % and a stop is at most about a second late.
+A signal reaches one pod, a clock is read on one machine, a save takes longer on one disk; but stopping and saving are
+collective. So every k steps, and at every step at which a save is due, the ranks exchange a few bytes. k follows from
+the slowest rank's step time by the same rule on every rank: about a second's worth of steps, so that the exchange costs
+far below 1 % and a stop is at most about a second late.
 """
 
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from capstan_runtime.metrics.meter import Clock
 
-_BALLOT = struct.Struct("<??d")
+_BALLOT = struct.Struct("<???d")
 _INTERVAL_SECONDS = 1.0
 _MOST_STEPS = 50
 """Bounds how late a stop is when steps suddenly become slow."""
@@ -23,9 +25,57 @@ class Verdict:
 
     stop: bool = False
     save: bool = False
+    leave: bool = False
+    """Only with `save`: stop after it if it is committed, because the world is about to change."""
 
 
 CARRY_ON = Verdict()
+
+
+class Saves(Protocol):
+    """What the agreement needs to know of the saving."""
+
+    def is_due_by_step(self, done: int) -> bool:
+        """Whether a save is due after step `done`, whatever the time; the same on every rank."""
+        ...
+
+    def is_due_by_time(self) -> bool:
+        """Counts from rank 0 alone: one clock decides."""
+        ...
+
+    def report(self) -> str:
+        """How the save that is on its way fares on this rank; empty if there is none."""
+        ...
+
+    def hear(self, reports: list[str]) -> bool:
+        """Takes in every rank's report. Whether another save may begin; the same on every rank."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What this process was asked to do; counts from any rank."""
+
+    stop: Callable[[], bool]
+    leave: Callable[[], bool] = lambda: False
+    """Stop after the next save."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Ballot:
+    stop: bool
+    leave: bool
+    save: bool
+    step_seconds: float
+    saving: str
+
+    def pack(self) -> bytes:
+        return _BALLOT.pack(self.stop, self.leave, self.save, self.step_seconds) + self.saving.encode()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "_Ballot":
+        stop, leave, save, step_seconds = _BALLOT.unpack_from(data)
+        return cls(stop, leave, save, step_seconds, data[_BALLOT.size :].decode())
 
 
 def steps_between(step_seconds: float) -> int:
@@ -37,33 +87,35 @@ class Agreement:
     """One rank's side. Every rank calls `after` for every step."""
 
     def __init__(
-        self,
-        exchange: Callable[[bytes], list[bytes]],
-        stop_wanted: Callable[[], bool],
-        save_wanted: Callable[[], bool],
-        clock: Clock,
-        step: int,
+        self, exchange: Callable[[bytes], list[bytes]], wishes: Wishes, saves: Saves, clock: Clock, step: int
     ) -> None:
-        """`stop_wanted` counts from any rank, `save_wanted` from rank 0 alone: one clock decides."""
         self._exchange = exchange
-        self._stop_wanted = stop_wanted
-        self._save_wanted = save_wanted
+        self._wishes = wishes
+        self._saves = saves
         self._clock = clock
         self._last_step = step
         self._since = clock()
         self._next_step = step + 1
+        self._is_save_owed = False
+        """A save was due when the one before was not through; it comes as soon as that is."""
 
     def is_due(self, done: int) -> bool:
         """Whether the ranks exchange after step `done`; the same on all of them."""
-        return done >= self._next_step
+        return done >= self._next_step or self._saves.is_due_by_step(done)
 
     def after(self, done: int) -> Verdict:
         """The verdict after step `done`. Collective when `is_due`, else at once `CARRY_ON`."""
         if not self.is_due(done):
             return CARRY_ON
         step_seconds = (self._clock() - self._since) / (done - self._last_step)
-        ballot = _BALLOT.pack(self._stop_wanted(), self._save_wanted(), step_seconds)
-        ballots = [_BALLOT.unpack(answer) for answer in self._exchange(ballot)]
+        ballot = _Ballot(
+            self._wishes.stop(), self._wishes.leave(), self._saves.is_due_by_time(), step_seconds, self._saves.report()
+        )
+        ballots = [_Ballot.unpack(answer) for answer in self._exchange(ballot.pack())]
         self._last_step, self._since = done, self._clock()
-        self._next_step = done + steps_between(max(seconds for _, _, seconds in ballots))
-        return Verdict(stop=any(stop for stop, _, _ in ballots), save=ballots[0][1])
+        self._next_step = done + steps_between(max(each.step_seconds for each in ballots))
+        may_save = self._saves.hear([each.saving for each in ballots])
+        is_save_due = self._is_save_owed or ballots[0].save or self._saves.is_due_by_step(done)
+        self._is_save_owed = is_save_due and not may_save
+        save = is_save_due and may_save
+        return Verdict(any(each.stop for each in ballots), save, save and any(each.leave for each in ballots))

@@ -1,4 +1,4 @@
-"""What happens between two steps: logging, evaluating, saving. The loop knows when, the hooks know what."""
+"""What happens between two steps: logging, evaluating; `saving.py` saves. The loop knows when, the hooks know what."""
 
 import math
 import time
@@ -7,22 +7,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from capstan_runtime.agreement import Verdict
-from capstan_runtime.checkpoint.retention import Retention
-from capstan_runtime.checkpoint.saver import Saver
-from capstan_runtime.checkpoint.writer import SaveFailed
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.state import Phase
 from capstan_runtime.data.batches import validation_batches
 from capstan_runtime.data.spec import Samples
 from capstan_runtime.engine import Batch, Engine, StepResult
-from capstan_runtime.errors import NumericalFailure, StoreUnavailable
+from capstan_runtime.errors import NumericalFailure
 from capstan_runtime.evaluation import add_up
 from capstan_runtime.metrics.lines import progress_line
-from capstan_runtime.metrics.meter import Clock, Meter
-from capstan_runtime.trainer_state import trainer_state
+from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.voice import Voice
 
-_MOST_FAILED_SAVES = 3
 _HEARTBEAT_SECONDS = 1.0
 
 
@@ -159,77 +154,3 @@ class Evaluate:
                 self._voice.report(phase=Phase.EVALUATING)
                 spoke_at = time.monotonic()
             yield batch
-
-
-class SaveClock:
-    """When the last save was, and whether the next one is due by time."""
-
-    def __init__(self, every_seconds: int | None, clock: Clock) -> None:
-        self._every_seconds = every_seconds
-        self._clock = clock
-        self._saved_at = clock()
-
-    def is_due(self) -> bool:
-        return self._every_seconds is not None and self._clock() - self._saved_at >= self._every_seconds
-
-    def reset(self) -> None:
-        self._saved_at = self._clock()
-
-
-class SaveState:
-    """Commits a checkpoint: by interval, at the last step, and before stopping."""
-
-    def __init__(
-        self,
-        voice: Voice,
-        meter: Meter,
-        context: TrainContext,
-        engine: Engine,
-        saver: Saver,
-        save_clock: SaveClock,
-        retention: Retention | None,
-    ) -> None:
-        """`retention` is rank 0's; None elsewhere."""
-        self._context = context
-        self._voice = voice
-        self._meter = meter
-        self._engine = engine
-        self._saver = saver
-        self._save_clock = save_clock
-        self._retention = retention
-        self._every = context.run.checkpoint.interval.steps
-        self._failures = 0
-
-    def is_due(self, step: Step) -> bool:
-        by_steps = self._every is not None and step.done % self._every == 0
-        return by_steps or step.is_last or step.verdict.stop or step.verdict.save
-
-    def run(self, step: Step) -> None:
-        """Raises StoreUnavailable when the last step, or three saves in a row, could not be saved."""
-        loss = checked_loss(step)
-        self._voice.report(phase=Phase.STOPPING if step.verdict.stop else Phase.SAVING, step=step.done)
-        try:
-            with self._meter.paused():
-                checkpoint = self._saver.save(
-                    trainer_state(self._context, step.done, loss), self._engine.export_state()
-                )
-        except SaveFailed as error:
-            self._tolerate(step, error)
-            checkpoint = None
-        self._save_clock.reset()
-        if checkpoint is not None:
-            self._failures = 0
-            self._voice.say(f"checkpoint at step {step.done} committed, {checkpoint.root[:23]}")
-        if checkpoint is not None and self._retention is not None:
-            self._retention.after_commit(checkpoint)
-        if not step.verdict.stop:
-            self._voice.report(phase=Phase.TRAINING)
-
-    def _tolerate(self, step: Step, error: SaveFailed) -> None:
-        """A missed save is no reason to stop training, unless it is the last one or they keep failing."""
-        self._failures += 1
-        self._voice.say(f"checkpoint not saved: {error}")
-        if step.verdict.stop:
-            return
-        if step.is_last or self._failures >= _MOST_FAILED_SAVES:
-            raise StoreUnavailable(f"checkpoint not saved, {self._failures} times in a row: {error}") from error

@@ -12,10 +12,12 @@ from types import FrameType
 
 from pydantic import ValidationError
 
-from capstan_runtime.agreement import CARRY_ON, Agreement
+from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
 from capstan_runtime.checkpoint.disk import Disk
+from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.saver import Identity, Saver
+from capstan_runtime.checkpoint.staging import StagingArea
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -27,11 +29,12 @@ from capstan_runtime.data.plan import SamplePlan
 from capstan_runtime.data.spec import Dataset
 from capstan_runtime.engine import Batch, Engine
 from capstan_runtime.errors import ConfigError, Failure, exit_code_of, failure_class_of
-from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, SaveClock, SaveState, Step
+from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
+from capstan_runtime.saving import SaveClock, SaveState
 from capstan_runtime.schedules import learning_rate_at
 from capstan_runtime.voice import Voice
 
@@ -151,16 +154,16 @@ class _Attempt:
     def train(self) -> bool:
         """True when all steps are done and committed, False when stopped early."""
         meter = Meter(time.monotonic, self.start.step)
-        save_clock = SaveClock(self.context.run.checkpoint.interval.seconds, time.monotonic)
         retention = self._retention()
+        save_state = self._save_state(meter, retention)
         log = Log(self.voice, meter, self.context)
         evaluate = Evaluate(self.voice, meter, self.context, self.engine, self.dataset.validation)
-        hooks: tuple[Hook, ...] = (evaluate, self._save_state(meter, save_clock, retention))
+        hooks: tuple[Hook, ...] = (evaluate, save_state)
         self._introduce()
         finished = self.start.step >= self.context.steps
         if finished:
             evaluate.measure(self.context.steps)
-        for step in self._queued_steps(meter, save_clock):
+        for step in self._queued_steps(meter, save_state):
             due = [hook for hook in hooks if hook.is_due(step)]
             log.after(step, settles=bool(due))
             for hook in due:
@@ -168,6 +171,9 @@ class _Attempt:
             finished = step.is_last
             if step.verdict.stop:
                 self.voice.say(f"stopped at step {step.done}, as asked")
+                break
+            if save_state.has_left:
+                self.voice.say(f"left at the checkpoint of step {step.done}, as asked")
                 break
         self._settle(finished, retention)
         return finished
@@ -180,12 +186,12 @@ class _Attempt:
             retention.wait(self.context.deadlines.save)
         self.engine.exchange(b"")
 
-    def _queued_steps(self, meter: Meter, save_clock: SaveClock) -> Iterator[Step]:
+    def _queued_steps(self, meter: Meter, save_state: SaveState) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""
         first, steps = self.start.step, self.context.steps
         peak: float = self.context.run.optimizer.value.learning_rate
-        exchange = self.engine.exchange
-        agreement = Agreement(exchange, lambda: self.stop.wanted, save_clock.is_due, time.monotonic, first)
+        wishes = Wishes(stop=lambda: self.stop.wanted)
+        agreement = Agreement(self.engine.exchange, wishes, save_state, time.monotonic, first)
         before: Outcome | None = None
         with Prefetch(self._read_batch, first, steps) as batches:
             for done in range(first + 1, steps + 1):
@@ -207,10 +213,11 @@ class _Attempt:
         ids = self.plan.ids_for_rank(step, self.context.membership.rank, self.context.membership.world)
         return training_batch(self.dataset.train, ids)
 
-    def _save_state(self, meter: Meter, save_clock: SaveClock, retention: Retention | None) -> SaveState:
+    def _save_state(self, meter: Meter, retention: Retention | None) -> SaveState:
         run, membership = self.context.run, self.context.membership
+        environ = self.context.environ
         identity = Identity(
-            store=self.store,
+            store=FolderStore(self.store, self.disk),
             job=run.job,
             run=run.uid,
             framework=run.framework.kind,
@@ -218,8 +225,19 @@ class _Attempt:
             attempt=self.start.attempt,
             rank=membership.rank,
             world=membership.world,
+            signing_key=Path(environ[env.SIGNING_KEY]) if environ.get(env.SIGNING_KEY) else None,
         )
-        saver = Saver(identity, self.start.root, self.engine.exchange, run.deadlines.save, self.disk)
+        memory = Path(environ[env.MEMORY]) if run.memory_tier and environ.get(env.MEMORY) else None
+        saver = Saver(
+            identity,
+            parent=self.start.root,
+            exchange=self.engine.exchange,
+            deadline_seconds=run.deadlines.save,
+            staging=StagingArea(memory, run.uid, membership.rank, lambda note: self.voice.report(note=note)),
+            on_staged=lambda checkpoint: self.voice.report(staged=checkpoint),
+            on_trouble=self.voice.warn,
+        )
+        save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic)
         return SaveState(self.voice, meter, self.context, self.engine, saver, save_clock, retention)
 
     def _retention(self) -> Retention | None:

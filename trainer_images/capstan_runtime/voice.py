@@ -22,8 +22,9 @@ class Voice:
     def report(self, **changed: object) -> None:
         self.reporter.send(Progress.model_validate(changed, by_name=True))
 
-    def report_metrics(self, step: int, fresh: Mapping[str, float]) -> None:
-        """A value that is not finite is absent: JSON has no word for it, and the old one is no longer true."""
+    def report_metrics(self, step: int | None, fresh: Mapping[str, float]) -> None:
+        """After `step` steps; None: as many as reported before. A value that is not finite is absent: JSON has no word
+        for it, and the old one is no longer true."""
         self.metrics = {name: value for name, value in {**self.metrics, **fresh}.items() if math.isfinite(value)}
         self.report(step=step, metrics=dict(self.metrics))
 

@@ -51,43 +51,26 @@ class Shard:
     """In the order of their bytes, without gaps."""
 
 
-class HashedShard:
-    """A shard that is hashed piece by piece while somebody takes its bytes."""
+def hash_shard(shard: Shard) -> tuple[ShardFile, list[Chunk]]:
+    """What the rank's manifest says about the shard: of the bytes in memory. Hashing what was read back from the store
+    would only certify what the store made of them."""
+    header = name_of(digest_of(shard.data[: shard.header_size]))
+    file = ShardFile(name=shard.name, bytes=len(shard.data), header_bytes=shard.header_size, header=header)
+    return file, [_hash_part(shard, part) for part in shard.parts]
 
-    def __init__(self, shard: Shard) -> None:
-        self._shard = shard
-        self._header = ""
-        self._chunks: list[Chunk] = []
-        self._spans = self._hashed_spans()
 
-    def spans(self) -> Iterator[memoryview]:
-        """The bytes from where the last reader stopped, in spans of some 4 MiB; each is hashed before it is yielded:
-        hashing what was read back would only certify what the disk made of it."""
-        return self._spans
+def _hash_part(shard: Shard, part: Part) -> Chunk:
+    digests = []
+    at = part.offset
+    for size in piece_sizes(part.start * part.item_bytes, part.size):
+        digests.append(digest_of(shard.data[at : at + size]))
+        at += size
+    return _chunk(part, shard.index, pack_digests(digests))
 
-    def finish(self) -> tuple[ShardFile, list[Chunk]]:
-        """What the rank's manifest says about this shard. Hashes whatever nobody has taken."""
-        for _ in self._spans:
-            pass
-        shard = self._shard
-        file = ShardFile(name=shard.name, bytes=len(shard.data), header_bytes=shard.header_size, header=self._header)
-        return file, self._chunks
 
-    def _hashed_spans(self) -> Iterator[memoryview]:
-        data, taken = self._shard.data, 0
-        self._header = name_of(digest_of(data[: self._shard.header_size]))
-        for part in self._shard.parts:
-            digests = []
-            at = part.offset
-            for size in piece_sizes(part.start * part.item_bytes, part.size):
-                digests.append(digest_of(data[at : at + size]))
-                at += size
-                if at - taken >= LEAF_BYTES:
-                    yield data[taken:at]
-                    taken = at
-            self._chunks.append(_chunk(part, self._shard.index, pack_digests(digests)))
-        if taken < len(data):
-            yield data[taken:]
+def spans_of(shard: Shard) -> Iterator[memoryview]:
+    """The shard's bytes in order, 4 MiB at a time."""
+    return (shard.data[at : at + LEAF_BYTES] for at in range(0, len(shard.data), LEAF_BYTES))
 
 
 def _chunk(part: Part, file: int, leaves: str) -> Chunk:

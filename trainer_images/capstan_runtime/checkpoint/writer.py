@@ -16,17 +16,15 @@ from capstan_runtime.checkpoint.claims import newer_fence
 from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, SHARDS, SIGNATURE, SaveName, rank_manifest_name
 from capstan_runtime.checkpoint.manifest import (
-    Chunk,
     Commit,
     Manifest,
     RankEntry,
     RankManifest,
     SaveFacts,
-    ShardFile,
     canonical_bytes,
     logical_root,
 )
-from capstan_runtime.checkpoint.shards import SHARD_BYTES, HashedShard, Shard, stage_shards
+from capstan_runtime.checkpoint.shards import SHARD_BYTES, Shard, hash_shard, spans_of, stage_shards
 from capstan_runtime.checkpoint.store import ObjectMissing, Store
 from capstan_runtime.checkpoint.whole import NotTiled, ReadPiece, WrongPiece, whole_tensors
 from capstan_runtime.contract.state import Checkpoint
@@ -74,54 +72,45 @@ def write_shards(save: Save, tensors: Iterator[LocalTensor], shard_bytes: int = 
     """
     try:
         shards = stage_shards(save.rank, tensors, lambda _, size: memoryview(mmap.mmap(-1, size)), shard_bytes)
-        ShardWriter(save, shards).write()
+        write_files(save, shards)
+        write_rank_manifest(save, manifest_of(save, shards))
     except OSError as error:
         raise SaveFailed(f"step {save.name.step}, rank {save.rank}: {error}") from error
 
 
-class ShardWriter:
-    """Hashes and writes one rank's staged shards, each byte once."""
+def manifest_of(save: Save, shards: Sequence[Shard]) -> RankManifest:
+    """What this rank staged, hashed from memory."""
+    hashed = [hash_shard(shard) for shard in shards]
+    return RankManifest(
+        run=save.facts.run,
+        step=save.facts.step,
+        fence=save.facts.fence,
+        attempt=save.facts.attempt,
+        rank=save.rank,
+        world=save.facts.world,
+        files=tuple(file for file, _ in hashed),
+        chunks=tuple(chunk for _, chunks in hashed for chunk in chunks),
+    )
 
-    def __init__(self, save: Save, shards: Sequence[Shard], check: Callable[[], None] = lambda: None) -> None:
-        """`check` is called between any two spans of 4 MiB and may raise OSError to end the writing."""
-        self._save = save
-        self._shards = [HashedShard(shard) for shard in shards]
-        self._names = [shard.name for shard in shards]
-        self._check = check
 
-    def write(self) -> None:
-        """Everything is in the store, the rank manifest last. Raises OSError; then `manifest` still works."""
-        save = self._save
-        for name, shard in zip(self._names, self._shards, strict=True):
-            save.store.put(save.key(name), self._checked(shard.spans()))
-        save.store.settle(save.shards)
-        save.store.put(save.key(rank_manifest_name(save.rank)), [canonical_bytes(self.manifest())])
-        save.store.settle(save.shards)
+def write_files(save: Save, shards: Sequence[Shard], check: Callable[[], None] = lambda: None) -> None:
+    """The shards are in the store, but nothing names them yet. Raises OSError, and what `check` raises, which is called
+    before every 4 MiB."""
+    for shard in shards:
+        save.store.put(save.key(shard.name), _checked(spans_of(shard), check))
+    save.store.settle(save.shards)
 
-    def manifest(self) -> RankManifest:
-        """What this rank staged. Hashes what was not written."""
-        files: list[ShardFile] = []
-        chunks: list[Chunk] = []
-        for shard in self._shards:
-            file, of_file = shard.finish()
-            files.append(file)
-            chunks.extend(of_file)
-        facts = self._save.facts
-        return RankManifest(
-            run=facts.run,
-            step=facts.step,
-            fence=facts.fence,
-            attempt=facts.attempt,
-            rank=self._save.rank,
-            world=facts.world,
-            files=tuple(files),
-            chunks=tuple(chunks),
-        )
 
-    def _checked(self, spans: Iterator[memoryview]) -> Iterator[memoryview]:
-        for span in spans:
-            self._check()
-            yield span
+def _checked(spans: Iterator[memoryview], check: Callable[[], None]) -> Iterator[memoryview]:
+    for span in spans:
+        check()
+        yield span
+
+
+def write_rank_manifest(save: Save, manifest: RankManifest) -> None:
+    """From now on rank 0 may count on this rank's files. Raises OSError."""
+    save.store.put(save.key(rank_manifest_name(save.rank)), [canonical_bytes(manifest)])
+    save.store.settle(save.shards)
 
 
 def build_manifest(facts: SaveFacts, ranks: Sequence[tuple[RankEntry, RankManifest]], read: ReadPiece) -> Manifest:
@@ -141,19 +130,19 @@ def build_manifest(facts: SaveFacts, ranks: Sequence[tuple[RankEntry, RankManife
 def commit(
     save: Save,
     deadline_seconds: float,
-    given_up: Callable[[], str | None] = lambda: None,
+    given_up: Callable[[], str] = lambda: "",
     signing_key: Path | None = None,
 ) -> Checkpoint:
     """The checkpoint, once every rank's part is there and nothing is missing. Called by rank 0 alone.
 
-    Waits at most `deadline_seconds` for the other ranks, and no longer than `given_up` says None instead of why one of
-    them will never come. `signing_key`: PEM file; None: the manifest is not signed. Raises SaveFailed, naming late
-    ranks or untiled tensors, and Superseded when a newer attempt has claimed the store.
+    Waits at most `deadline_seconds` for the other ranks, and only while `given_up` is empty: it says why the save is
+    not wanted any more. `signing_key`: PEM file; None: the manifest is not signed. Raises SaveFailed, naming late ranks
+    or untiled tensors, and Superseded when a newer attempt has claimed the store.
     """
     try:
         ranks = _wait_for_ranks(save, deadline_seconds, given_up)
         manifest = build_manifest(save.facts, ranks, lambda *piece: _read_piece(save, *piece))
-        return _publish(save, manifest, signing_key)
+        return _publish(save, manifest, signing_key, given_up)
     except (NotTiled, WrongPiece, ObjectMissing, OSError) as error:
         raise SaveFailed(f"step {save.name.step}: {error}") from error
 
@@ -163,15 +152,14 @@ def _read_piece(save: Save, name: str, offset: int, target: memoryview) -> None:
 
 
 def _wait_for_ranks(
-    save: Save, deadline_seconds: float, given_up: Callable[[], str | None]
+    save: Save, deadline_seconds: float, given_up: Callable[[], str]
 ) -> list[tuple[RankEntry, RankManifest]]:
     """What each rank wrote, in rank order. Waits by listing: a network file system shows new names late."""
     give_up_at = time.monotonic() + deadline_seconds
     wanted = {rank_manifest_name(rank): rank for rank in range(save.facts.world)}
     poll_seconds = _FIRST_POLL_SECONDS
     while missing := wanted.keys() - set(save.store.children(save.shards)):
-        if (why := given_up()) is not None:
-            raise SaveFailed(why)
+        _require_wanted(given_up)
         if time.monotonic() > give_up_at:
             late = ", ".join(str(rank) for rank in sorted(wanted[name] for name in missing))
             raise SaveFailed(f"step {save.name.step}: no shards from rank {late} within {deadline_seconds:g} s")
@@ -182,6 +170,11 @@ def _wait_for_ranks(
         data = save.store.get(save.key(name))
         ranks.append((RankEntry(name=name, digest=name_of(digest_of(data))), _checked_rank(save, rank, data)))
     return ranks
+
+
+def _require_wanted(given_up: Callable[[], str]) -> None:
+    if why := given_up():
+        raise SaveFailed(why)
 
 
 def _checked_rank(save: Save, rank: int, data: bytes) -> RankManifest:
@@ -200,7 +193,7 @@ def _checked_rank(save: Save, rank: int, data: bytes) -> RankManifest:
     return manifest
 
 
-def _publish(save: Save, manifest: Manifest, signing_key: Path | None) -> Checkpoint:
+def _publish(save: Save, manifest: Manifest, signing_key: Path | None, given_up: Callable[[], str]) -> Checkpoint:
     store, facts = save.store, save.facts
     newer = newer_fence(store, facts.run, facts.fence)
     if newer is not None:
@@ -214,6 +207,7 @@ def _publish(save: Save, manifest: Manifest, signing_key: Path | None) -> Checkp
         store.put(f"{save.name}/{SIGNATURE}", [sign_manifest(data, signing_key)])
     store.settle(str(save.name))
     note = canonical_bytes(Commit(root=root, run=facts.run, step=facts.step, fence=facts.fence, attempt=facts.attempt))
+    _require_wanted(given_up)
     if not store.put_new(f"{save.name}/{COMMIT}", note) and store.get(f"{save.name}/{COMMIT}") != note:
         raise SaveFailed(f"step {facts.step}: {save.name} is committed already, with other content")
     store.settle(str(save.name))

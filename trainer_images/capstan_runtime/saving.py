@@ -1,0 +1,143 @@
+"""When a checkpoint is saved, and what its outcome means for the run."""
+
+import time
+
+from capstan_runtime.checkpoint.retention import Retention
+from capstan_runtime.checkpoint.saver import Outcome, Saver
+from capstan_runtime.context import TrainContext
+from capstan_runtime.contract.state import Phase
+from capstan_runtime.engine import Engine
+from capstan_runtime.errors import StoreUnavailable
+from capstan_runtime.hooks import Step, checked_loss
+from capstan_runtime.metrics.meter import Clock, Meter
+from capstan_runtime.trainer_state import trainer_state
+from capstan_runtime.voice import Voice
+
+_MOST_FAILED_SAVES = 3
+
+
+class SaveClock:
+    """When the last save was, and whether the next one is due by time."""
+
+    def __init__(self, every_seconds: int | None, clock: Clock) -> None:
+        self._every_seconds = every_seconds
+        self._clock = clock
+        self._saved_at = clock()
+
+    def is_due(self) -> bool:
+        return self._every_seconds is not None and self._clock() - self._saved_at >= self._every_seconds
+
+    def reset(self) -> None:
+        self._saved_at = self._clock()
+
+
+class SaveState:
+    """Saves when the ranks agreed to, at the last step, and before stopping: a hook of the loop, and what the agreement
+    asks about saves.
+
+    A save in the middle of a run is committed behind the loop's back, and its outcome comes with a later agreement. The
+    last one, and the one before a stop, are waited for.
+    """
+
+    def __init__(
+        self,
+        voice: Voice,
+        meter: Meter,
+        context: TrainContext,
+        engine: Engine,
+        saver: Saver,
+        save_clock: SaveClock,
+        retention: Retention | None,
+    ) -> None:
+        """`retention` is rank 0's; None elsewhere."""
+        self._context = context
+        self._voice = voice
+        self._meter = meter
+        self._engine = engine
+        self._saver = saver
+        self._save_clock = save_clock
+        self._retention = retention
+        self._every = context.run.checkpoint.interval.steps
+        self._failures = 0
+        self._blocked_seconds = 0.0
+        self.has_left = False
+        """Whether a save was committed after which the world was to change: nothing more is to be trained or saved."""
+
+    def is_due_by_step(self, done: int) -> bool:
+        return self._every is not None and done % self._every == 0
+
+    def is_due_by_time(self) -> bool:
+        return self._save_clock.is_due()
+
+    def report(self) -> str:
+        return self._saver.report() if self._saver.is_open else ""
+
+    def hear(self, reports: list[str]) -> bool:
+        """Raises StoreUnavailable when a newer attempt has taken over, or three saves in a row have failed."""
+        outcome = self._saver.hear(reports)
+        if outcome is not None:
+            self._tell(outcome)
+            self._require_few_failures(outcome)
+        return not self._saver.is_open
+
+    def is_due(self, step: Step) -> bool:
+        return step.verdict.save or step.verdict.stop or step.is_last
+
+    def run(self, step: Step) -> None:
+        """Raises StoreUnavailable when the last step, or three saves in a row, could not be saved."""
+        loss = checked_loss(step)
+        self._voice.report(phase=Phase.STOPPING if step.verdict.stop else Phase.SAVING, step=step.done)
+        with self._meter.paused():
+            if step.is_last or step.verdict.stop or step.verdict.leave:
+                self._save_and_wait(step, loss)
+            else:
+                self._begin(step, loss)
+        if not (step.is_last or step.verdict.stop or self.has_left):
+            self._voice.report(phase=Phase.TRAINING)
+
+    def _begin(self, step: Step, loss: float) -> None:
+        """Blocks the loop until the state is staged."""
+        started = time.perf_counter()
+        metrics = {**self._voice.metrics, "loss": loss}
+        self._saver.begin(trainer_state(self._context, step.done, loss), self._engine.export_state(), metrics)
+        self._blocked_seconds = time.perf_counter() - started
+        self._save_clock.reset()
+
+    def _save_and_wait(self, step: Step, loss: float) -> None:
+        before = self._saver.settle()
+        if before is not None:
+            self._tell(before)
+        self._begin(step, loss)
+        outcome = self._saver.settle()
+        assert outcome is not None
+        self._tell(outcome)
+        self.has_left = step.verdict.leave and outcome.checkpoint is not None
+        if step.is_last and outcome.checkpoint is None:
+            self._fail(outcome)
+        if not step.verdict.stop:
+            self._require_few_failures(outcome)
+
+    def _tell(self, outcome: Outcome) -> None:
+        """To people, supervisor and retention."""
+        measured = {
+            "save_blocked_seconds": self._blocked_seconds,
+            "save_seconds": outcome.seconds,
+            "save_bytes": float(outcome.size),
+        }
+        self._voice.report_metrics(None, measured)
+        if outcome.checkpoint is None:
+            self._failures += 1
+            self._voice.say(f"checkpoint not saved: {outcome.problem}")
+            return
+        self._failures = 0
+        self._voice.say(f"checkpoint at step {outcome.step} committed, {outcome.checkpoint.root[:23]}")
+        if self._retention is not None:
+            self._retention.after_commit(outcome.checkpoint)
+
+    def _require_few_failures(self, outcome: Outcome) -> None:
+        """A missed save is no reason to stop training, unless they keep failing."""
+        if outcome.checkpoint is None and self._failures >= _MOST_FAILED_SAVES:
+            self._fail(outcome)
+
+    def _fail(self, outcome: Outcome) -> None:
+        raise StoreUnavailable(f"checkpoint not saved, {self._failures} times in a row: {outcome.problem}")
