@@ -1,6 +1,7 @@
 """The embedded control plane as a library: `async with LocalControlPlane(home) as plane: plane.kubeconfig_path`."""
 
 import asyncio
+import contextlib
 import fcntl
 import ssl
 from contextlib import ExitStack
@@ -12,6 +13,7 @@ import orjson
 
 from capstan_local.schema import builtin_schemas
 from capstan_local.server import crd_registry
+from capstan_local.server.admission import Admission
 from capstan_local.server.api import Api
 from capstan_local.server.bootstrap import Bootstrap
 from capstan_local.server.certificates import ensure_certificates
@@ -24,7 +26,9 @@ from capstan_local.server.kubeconfig import ensure_token, write_kubeconfig
 from capstan_local.server.lifecycle import Terminator
 from capstan_local.server.resources import Catalog, Resource
 from capstan_local.server.server import HttpServer
+from capstan_local.server.service_network import service_network
 from capstan_local.server.storage import Store
+from capstan_local.server.writes import Writer
 
 DEFAULT_HOME = Path("~/.capstan")
 
@@ -38,9 +42,10 @@ class HomeInUse(OSError):
 class LocalControlPlane:
     """An API server on a loopback port with its state under `home` (mode 0700, made when absent).
 
-    Port 0 takes a free one. While open: `url`, `token`, `ca_path`, `kubeconfig_path`; `kubelet_token` is what the
-    server shows to nodes when it asks them for logs and exec (KubeletAccess). Entering raises HomeInUse when another
-    server has the same home, and OSError when the port is taken.
+    Port 0 takes the one of the last start, or a free one. While open: `url`, `token`, `ca_path`, `kubeconfig_path`;
+    `kubelet_token` is what the server shows to nodes when it asks them for logs and exec (KubeletAccess). Entering
+    raises HomeInUse when another server has the same home, RangeInUse when another cluster has its Service addresses,
+    and OSError when the port is taken.
     """
 
     def __init__(self, home: Path = DEFAULT_HOME, port: int = 0) -> None:
@@ -85,7 +90,9 @@ class LocalControlPlane:
         store = self._store = Store(self.home / "state.sqlite")
         store.open(self._load_entry)
         authenticator = Authenticator(self.token)
-        bootstrap = Bootstrap(store, self._catalog, files.ca)
+        network = self._held.enter_context(service_network(self.home))
+        writer = Writer(store, self._catalog, Admission(store, network))
+        bootstrap = Bootstrap(store, self._catalog, writer, files.ca)
         await bootstrap.start()
         garbage, terminator = GarbageCollector(store, self._catalog), Terminator(store, self._catalog)
         garbage.start()
@@ -102,10 +109,23 @@ class LocalControlPlane:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(files.certificate, files.key)
-        self._server = HttpServer(Api(store, self._catalog, authenticator, self.kubelet_token), authenticator)
-        await self._server.start(context, self._port)
+        api = Api(store, self._catalog, writer, authenticator, self.kubelet_token)
+        self._server = HttpServer(api, authenticator)
+        await self._listen(self._server, context)
         self.url = self._server.url
         write_kubeconfig(self.kubeconfig_path, self.url, files.ca, self.token)
+
+    async def _listen(self, server: HttpServer, context: ssl.SSLContext) -> None:
+        """On the port that was asked for. When none was: on that of the last start, so that a kubeconfig somebody
+        copied stays good, or on a free one when somebody else has that now."""
+        remembered = self.home / "port"
+        port = self._port
+        if not port and remembered.exists():
+            with contextlib.suppress(OSError):
+                await server.start(context, int(remembered.read_text()))
+                return
+        await server.start(context, port)
+        remembered.write_text(f"{server.port}\n")
 
     async def _stop(self) -> None:
         if self._server is not None:

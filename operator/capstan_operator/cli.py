@@ -59,6 +59,11 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--url", help="URL under which pods reach that port; left out: they are polled only")
     run.add_argument("--flax-image", help="image of Flax workers that name none")
     run.add_argument("--deepspeed-image", help="image of DeepSpeed workers that name none")
+    run.add_argument(
+        "--allow-chaos",
+        action="store_true",
+        help="inject the faults of spec.chaos in namespaces labelled capstan.dev/chaos=allowed",
+    )
     run.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     run.set_defaults(call=_run)
 
@@ -77,6 +82,13 @@ def _count(text: str) -> int:
     return count
 
 
+def _positive(text: str) -> int:
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{count} is below 1")
+    return count
+
+
 def _run(options: argparse.Namespace) -> int:
     from capstan_operator.observe import OperatorSettings
     from capstan_operator.run import RunSettings
@@ -86,6 +98,7 @@ def _run(options: argparse.Namespace) -> int:
         "flax_image": options.flax_image,
         "deepspeed_image": options.deepspeed_image,
         "operator_url": options.url,
+        "allow_chaos": options.allow_chaos,
     }
     settings = RunSettings(
         kubeconfig=options.kubeconfig,
@@ -115,9 +128,22 @@ def _add_local(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         action = actions.add_parser(name, help=description, description=description)
         action.add_argument("--home", type=Path, default=DEFAULT_HOME, help="folder of its state (default ~/.capstan)")
         if name in ("up", "serve"):
-            action.add_argument("--port", type=_port, default=0, help="port of the API server; 0 takes a free one")
+            action.add_argument(
+                "--port",
+                type=_port,
+                default=0,
+                help="of the API server; default: that of the last start, or a free one",
+            )
+            default = None if name == "up" else 1
+            action.add_argument("--nodes", type=_positive, default=default, help="nodes on this machine (default 1)")
         if name in ("up", "serve", "node"):
             action.add_argument("--gpus", type=_count, help="GPUs to offer; default: what nvidia-smi lists")
+        if name == "up":
+            action.add_argument(
+                "--allow-chaos",
+                action="store_true",
+                help="inject faults where a namespace is labelled capstan.dev/chaos=allowed",
+            )
         if name == "node":
             action.add_argument("--kubeconfig", type=Path, required=True, help="the cluster to join")
             action.add_argument("--name", help="name of the node; default: this machine's host name")

@@ -13,8 +13,21 @@ import pytest
 from capstan_local.client import NAMESPACES, NODES, Access, Client
 from capstan_local.controllers import run_controllers
 from tests.conftest import real_assets_or_skip
-from tests.support.control_planes import ControlPlane, RealControlPlane
+from tests.support.control_planes import ControlPlane, EmbeddedControlPlane, RealControlPlane
 from tests.support.local_node import RunningNode, node_running
+
+
+@pytest.fixture(scope="session", params=["embedded", "real"])
+def control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
+    """An API server and the controllers that go with it: without them no claim is ever let go."""
+    if request.param == "real":
+        yield request.getfixturevalue("real_control_plane")
+        return
+    with (
+        tempfile.TemporaryDirectory(prefix="capstan-local-") as folder,
+        EmbeddedControlPlane(Path(folder) / "plane", with_controllers=True) as plane,
+    ):
+        yield plane
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from capstan_local.controllers.endpoints import build_subsets
 from capstan_local.controllers.job_status import format_indexes, judge, parse_indexes
 from capstan_local.controllers.rollout import limits, plan_scaling
-from capstan_local.controllers.scheduler import choose_node
+from capstan_local.controllers.scheduler import choose_node, claim_problem
 from capstan_local.controllers.shared import matches
 
 # ---- rollouts
@@ -104,6 +104,36 @@ def test_the_node_with_most_room_that_may_be_used_is_chosen(
     nodes: list[dict], spec: dict, chosen: str | None, why: str
 ) -> None:
     assert place(nodes, {"a": "1", "b": "2"}, **spec) == (chosen, why)
+
+
+def test_pods_that_ask_for_nothing_are_spread() -> None:
+    free = {"a": {"cpu": Decimal(2), "pods": Decimal(9)}, "b": {"cpu": Decimal(2), "pods": Decimal(8)}}
+    wanted = {"pods": Decimal(1)}
+    assert choose_node({"spec": {}}, wanted, [node("a"), node("b")], free) == ("a", "")
+
+
+def claim(*, volume: str = "", phase: str = "Pending", **metadata: object) -> dict:
+    return {"metadata": metadata, "spec": {"volumeName": volume}, "status": {"phase": phase}}
+
+
+@pytest.mark.parametrize(
+    ("found", "problem"),
+    [
+        (claim(volume="pv", phase="Bound"), ""),
+        (None, 'persistentvolumeclaim "data" not found'),
+        (claim(), "pod has unbound immediate PersistentVolumeClaims"),
+        (claim(volume="pv", deletionTimestamp="now"), 'persistentvolumeclaim "data" is being deleted'),
+        (
+            claim(volume="pv", phase="Lost"),
+            'persistentvolumeclaim "data" bound to non-existent persistentvolume "pv"',
+        ),
+    ],
+)
+def test_a_pod_waits_for_its_claims(found: dict | None, problem: str) -> None:
+    volumes = [{"name": "v", "persistentVolumeClaim": {"claimName": "data"}}, {"name": "e", "emptyDir": {}}]
+    pod = {"metadata": {"namespace": "ns"}, "spec": {"volumes": volumes}}
+    claims = {} if found is None else {("ns", "data"): found}
+    assert claim_problem(pod, claims) == problem
 
 
 def test_reasons_are_counted_over_nodes() -> None:

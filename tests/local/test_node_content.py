@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from capstan_local.client import CLAIMS, CONFIG_MAPS, PODS, SECRETS, VOLUMES, ApiError, Object, key_of
+from capstan_local.client import CLAIMS, CONFIG_MAPS, EVENTS, PODS, SECRETS, VOLUMES, ApiError, Object, key_of
+from capstan_local.node.memory import MemoryVolumes
 from tests.support.local_node import RunningNode, eventually, shell, state_of
 
 
@@ -40,13 +41,13 @@ async def test_variables_come_from_everywhere_kubernetes_knows(node: RunningNode
         "name": "main",
         "command": ["python3", "-c", show],
         "env": env,
-        "envFrom": [{"prefix": "C_", "configMapRef": {"name": "settings"}}],
+        "envFrom": [{"prefix": "C_", "configMapRef": {"name": "settings"}}, {"secretRef": {"name": "key"}}],
         "resources": {"requests": {"cpu": "250m"}},
     }
     pod = await node.create(namespace, "variables", container)
     seen = await node.wait_phase(pod, "Succeeded", "Failed")
     printed = json.loads(await node.log(pod))
-    wanted = {entry["name"] for entry in env} | {"C_greeting", "C_other"}
+    wanted = {entry["name"] for entry in env} | {"C_greeting", "C_other", "token"}
     assert {name: printed[name] for name in wanted if name in printed} == {
         "GREETING": "hello",
         "TOKEN": "hush",
@@ -57,6 +58,7 @@ async def test_variables_come_from_everywhere_kubernetes_knows(node: RunningNode
         "BOTH": "hello-hush-$(UNKNOWN)-$(POD)",
         "C_greeting": "hello",
         "C_other": "o",
+        "token": "hush",
     }
     assert "PYTEST_CURRENT_TEST" not in printed  # nothing of the node's own environment
 
@@ -134,6 +136,39 @@ async def test_a_claim_is_bound_to_a_folder_that_outlives_pods_but_not_the_claim
 
     await eventually(is_reclaimed)
     assert not (node.home / "volumes" / namespace / "store").exists()
+
+
+async def test_a_volume_of_medium_memory_is_in_memory_and_gone_with_its_pod(node: RunningNode, namespace: str) -> None:
+    volumes = [
+        {"name": "fast", "emptyDir": {"medium": "Memory", "sizeLimit": "1Mi"}},
+        {"name": "huge", "emptyDir": {"medium": "Memory", "sizeLimit": "1Pi"}},
+    ]
+    container = shell(
+        "df --output=target $FAST | tail -1; touch $HUGE/x; echo $HUGE; sleep 60",
+        env=[{"name": "FAST", "value": "/fast"}, {"name": "HUGE", "value": "/huge"}],
+        volumeMounts=[{"name": "fast", "mountPath": "/fast"}, {"name": "huge", "mountPath": "/huge"}],
+    )
+    pod = await node.create(namespace, "memory", container, volumes=volumes)
+
+    async def said() -> list[str] | None:
+        lines = (await node.log(pod)).splitlines()
+        return lines if len(lines) == 2 else None
+
+    await node.wait_phase(pod, "Running")
+    uid = pod["metadata"]["uid"]
+    on_disk = node.home.resolve() / "pods" / uid / "volumes/huge"
+    assert await eventually(said) == ["/dev/shm", str(on_disk)]
+    in_memory = MemoryVolumes(node.home.resolve()).root / uid / "fast"
+    assert in_memory.is_dir()
+
+    async def is_noted() -> bool:
+        events, _ = await node.client.list(EVENTS, namespace)
+        return any(event["reason"] == "MemoryVolumeOnDisk" and '"huge"' in event["message"] for event in events)
+
+    await eventually(is_noted)
+    await node.client.delete(PODS, key_of(pod))
+    await node.wait_gone(pod)
+    assert not in_memory.parent.exists()
 
 
 async def test_readiness_follows_its_probe(node: RunningNode, namespace: str) -> None:

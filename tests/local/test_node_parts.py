@@ -159,6 +159,11 @@ def test_images_are_found_by_pattern_with_and_without_tag() -> None:
         find_rule("exact:2", rules)
 
 
+def test_an_unknown_image_is_told_what_there_is_each_once() -> None:
+    with pytest.raises(UnknownImage, match=r"use one of: capstan/\*, local/host$"):
+        find_rule("nginx", [ImageRule("capstan/*", ["/bin"]), host_rule({})])
+
+
 def test_the_port_of_a_registry_is_no_tag() -> None:
     assert [without_tag(name) for name in ("r:5000/a/b:1", "r:5000/a", "a@sha256:ff", "a:1@sha256:ff")] == [
         "r:5000/a/b",

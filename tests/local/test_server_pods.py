@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -204,23 +205,25 @@ def service(name: str, **spec: Any) -> dict[str, Any]:
 
 async def test_services_get_loopback_addresses_of_their_own(api: Embedded) -> None:
     first, second = [await api.call("POST", SERVICES, service(name), code=201) for name in ("a", "b")]
-    assert (first["spec"]["clusterIP"], second["spec"]["clusterIP"]) == ("127.96.0.1", "127.96.0.2")
-    assert first["spec"]["clusterIPs"] == ["127.96.0.1"]
-    status = await api.call("POST", SERVICES, service("c", clusterIP="127.96.0.1"), code=422)
+    network = ipaddress.ip_network((api.plane.home / "service-network").read_text().strip())
+    assert network.subnet_of(ipaddress.ip_network("127.96.0.0/12"))
+    assert (first["spec"]["clusterIP"], second["spec"]["clusterIP"]) == (str(network[1]), str(network[2]))
+    assert first["spec"]["clusterIPs"] == [str(network[1])]
+    status = await api.call("POST", SERVICES, service("c", clusterIP=str(network[1])), code=422)
     assert "provided IP is already allocated" in status["message"]
     status = await api.call("POST", SERVICES, service("c", clusterIP="10.0.0.1"), code=422)
-    assert "is not in the valid range of 127.96.0.0/16" in status["message"]
+    assert f"is not in the valid range of {network}" in status["message"]
     headless = await api.call("POST", SERVICES, service("c", clusterIP="None"), code=201)
     assert headless["spec"]["clusterIP"] == "None"
     # An update that leaves the address out keeps it; one that names another is refused.
     del first["spec"]["clusterIP"], first["spec"]["clusterIPs"]
     kept = await api.call("PUT", f"{SERVICES}/a", first, code=200)
-    assert kept["spec"]["clusterIP"] == "127.96.0.1"
-    kept["spec"]["clusterIP"] = "127.96.0.9"
+    assert kept["spec"]["clusterIP"] == str(network[1])
+    kept["spec"]["clusterIP"] = str(network[9])
     status = await api.call("PUT", f"{SERVICES}/a", kept, code=422)
     assert "may not change once set" in status["message"]
     await api.call("DELETE", f"{SERVICES}/a", code=200)
-    assert (await api.call("POST", SERVICES, service("d"), code=201))["spec"]["clusterIP"] == "127.96.0.1"
+    assert (await api.call("POST", SERVICES, service("d"), code=201))["spec"]["clusterIP"] == str(network[1])
 
 
 async def test_node_ports_are_given_out_once(api: Embedded) -> None:

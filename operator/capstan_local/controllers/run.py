@@ -4,6 +4,7 @@ import asyncio
 
 from capstan_local.client import Client
 from capstan_local.controllers.accounts import ServiceAccountController
+from capstan_local.controllers.claims import ClaimProtectionController
 from capstan_local.controllers.deployment import DeploymentController
 from capstan_local.controllers.endpoints import EndpointsController
 from capstan_local.controllers.job import JobController
@@ -26,6 +27,7 @@ async def run_controllers(client: Client, stop: asyncio.Event) -> None:
         JobController(shared),
         EndpointsController(shared),
         ServiceAccountController(shared),
+        ClaimProtectionController(shared),
     ]
     work = asyncio.create_task(_run_all(shared, controllers))
     stopping = asyncio.create_task(stop.wait())

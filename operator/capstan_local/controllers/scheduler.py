@@ -8,8 +8,19 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from capstan_local.client import NODES, PODS, STRATEGIC_PATCH, ApiError, ChangeType, Object, Unreachable, key_of
-from capstan_local.controllers.shared import Shared, is_deleting, matches_expression
+from capstan_local.client import (
+    CLAIMS,
+    NODES,
+    PODS,
+    STRATEGIC_PATCH,
+    ApiError,
+    ChangeType,
+    Key,
+    Object,
+    Unreachable,
+    key_of,
+)
+from capstan_local.controllers.shared import Shared, claims_of, is_deleting, matches_expression
 from capstan_local.node.status import timestamp
 from capstan_local.quantity import parse_quantity, pod_requests
 
@@ -23,7 +34,8 @@ Amounts = dict[str, Decimal]
 
 
 class Scheduler:
-    """First come, first served within a priority; the node with the largest share of free CPU wins."""
+    """First come, first served within a priority; the node with the largest share of free CPU wins, then the one with
+    the fewest pods."""
 
     def __init__(self, shared: Shared) -> None:
         self._shared = shared
@@ -35,6 +47,7 @@ class Scheduler:
         self._pending: dict[str, Object] = {}
         shared.listen(PODS, self._note_pod)
         shared.listen(NODES, self._note_node)
+        shared.listen(CLAIMS, self._note_claim)
 
     async def run(self) -> None:
         while True:
@@ -45,6 +58,10 @@ class Scheduler:
 
     def _note_node(self, _change: ChangeType, node: Object, old: Object | None) -> None:
         if old is None or _offer(node) != _offer(old):  # not at every heartbeat
+            self._wake.set()
+
+    def _note_claim(self, _change: ChangeType, claim: Object, old: Object | None) -> None:
+        if old is None or _claim_facts(claim) != _claim_facts(old):
             self._wake.set()
 
     def _note_pod(self, change: ChangeType, pod: Object, _old: Object | None) -> None:
@@ -78,7 +95,8 @@ class Scheduler:
         unplaced: list[tuple[Object, str]] = []
         for pod in sorted(self._pending.values(), key=_turn):
             wanted = self._requests[pod["metadata"]["uid"]]
-            name, why = choose_node(pod, wanted, nodes, free)
+            problem = claim_problem(pod, self._shared.objects(CLAIMS))
+            name, why = (None, problem) if problem else choose_node(pod, wanted, nodes, free)
             if name is None:
                 unplaced.append((pod, why))
                 continue
@@ -152,7 +170,7 @@ def choose_node(
 ) -> tuple[str | None, str]:
     """The node to bind `pod` to; None, and why none will do, in the words of kube-scheduler."""
     problems: Counter[str] = Counter()
-    best: tuple[Decimal, str] | None = None
+    best: tuple[Decimal, Decimal, str] | None = None
     for node in nodes:
         name = node["metadata"]["name"]
         problem = _objection(pod, node) or _shortage(wanted, free[name])
@@ -160,12 +178,37 @@ def choose_node(
             problems[problem] += 1
             continue
         share = free[name].get("cpu", Decimal(0)) / max(_allocatable(node).get("cpu", Decimal(1)), Decimal("0.001"))
-        if best is None or (share, name) > best:
-            best = (share, name)
+        rank = (share, free[name].get("pods", Decimal(0)), name)
+        if best is None or rank > best:
+            best = rank
     if best is not None:
-        return best[1], ""
+        return best[2], ""
     reasons = ", ".join(f"{count} {problem}" for problem, count in sorted(problems.items()))
     return None, f"0/{len(nodes)} nodes are available{': ' + reasons if reasons else ''}."
+
+
+def claim_problem(pod: Object, claims: Mapping[Key, Object]) -> str:
+    """Why the pod's claims keep it from every node, in the words of kube-scheduler; empty when they do not."""
+    for name in sorted(claims_of(pod)):
+        claim = claims.get((pod["metadata"]["namespace"], name))
+        if claim is None:
+            return f'persistentvolumeclaim "{name}" not found'
+        if is_deleting(claim):
+            return f'persistentvolumeclaim "{name}" is being deleted'
+        if (claim.get("status") or {}).get("phase") == "Lost":
+            return f'persistentvolumeclaim "{name}" bound to non-existent persistentvolume "{_volume(claim)}"'
+        if not _volume(claim):
+            return "pod has unbound immediate PersistentVolumeClaims"
+    return ""
+
+
+def _volume(claim: Object) -> str:
+    return claim["spec"].get("volumeName") or ""
+
+
+def _claim_facts(claim: Object) -> tuple[Any, ...]:
+    """What of a claim decides about pods."""
+    return _volume(claim), (claim.get("status") or {}).get("phase"), is_deleting(claim)
 
 
 def _objection(pod: Object, node: Object) -> str | None:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 from capstan_local.client import (
+    CLAIMS,
     DEPLOYMENTS,
     ENDPOINTS,
     JOBS,
@@ -25,7 +26,7 @@ from capstan_local.node.events import EventRecorder
 
 Listener = Callable[[ChangeType, Object, Object | None], None]
 
-KINDS = (PODS, NODES, NAMESPACES, SERVICES, ENDPOINTS, SERVICE_ACCOUNTS, DEPLOYMENTS, REPLICA_SETS, JOBS)
+KINDS = (PODS, NODES, NAMESPACES, SERVICES, ENDPOINTS, SERVICE_ACCOUNTS, CLAIMS, DEPLOYMENTS, REPLICA_SETS, JOBS)
 
 
 class Controller(Protocol):
@@ -72,6 +73,12 @@ class Shared:
                 listener(change, obj, old)
 
         return on_change
+
+
+def claims_of(pod: Object) -> set[str]:
+    """Names of the PersistentVolumeClaims whose volumes a pod mounts."""
+    volumes = pod["spec"].get("volumes") or []
+    return {volume["persistentVolumeClaim"]["claimName"] for volume in volumes if "persistentVolumeClaim" in volume}
 
 
 class OwnedIndex:

@@ -64,7 +64,7 @@ def find_rule(image: str, rules: Sequence[ImageRule]) -> ImageRule:
     for rule in (*rules, host_rule()):
         if rule.matches(image):
             return rule
-    known = ", ".join([*(rule.pattern for rule in rules), HOST_IMAGE])
+    known = ", ".join(dict.fromkeys([*(rule.pattern for rule in rules), HOST_IMAGE]))
     raise UnknownImage(
         f'image "{image}": this node runs images as local programs and no rule matches; '
         f"add a rule for it to the node's image file, or use one of: {known}"

@@ -13,6 +13,7 @@ import aiohttp
 from capstan_local.client import Client
 from capstan_local.node.events import EventRecorder
 from capstan_local.node.images import ImageRule
+from capstan_local.node.memory import MemoryVolumes
 from capstan_local.node.processes import Processes
 
 POD_BLOCK = (127 << 24) + (64 << 16)
@@ -161,6 +162,7 @@ class Machine:
     images: Sequence[ImageRule]
     addresses: Addresses
     devices: Devices
+    memory: MemoryVolumes
     http: aiohttp.ClientSession
     """For probes."""
     service_variables: Callable[[str], Mapping[str, str]]

@@ -11,11 +11,11 @@ import urllib.parse
 from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 
 from capstan_local.client import (
+    CLAIMS,
     CONFIG_MAPS,
     PODS,
     SECRETS,
@@ -24,6 +24,7 @@ from capstan_local.client import (
     Informer,
     Key,
     Object,
+    Resource,
     Unreachable,
     key_of,
     only_identity,
@@ -33,6 +34,7 @@ from capstan_local.node.folder import remove_strangers
 from capstan_local.node.images import ImageRule
 from capstan_local.node.kubelet import ADDRESS, Kubelet, KubeletAccess
 from capstan_local.node.machine import Addresses, Devices, Machine, detect_gpus
+from capstan_local.node.memory import MemoryVolumes
 from capstan_local.node.pod import SHUTDOWN_GRACE_SECONDS, Ending, Pod
 from capstan_local.node.processes import Processes, sweep
 from capstan_local.node.provisioner import Provisioner
@@ -50,7 +52,9 @@ class Node:
 
     home: where volumes, logs and records are kept; one node at a time.
     images: what the images of containers stand for on this machine; the first rule that matches counts.
-    gpus: how many `nvidia.com/gpu` to offer; None: those that nvidia-smi finds.
+    gpus: the `nvidia.com/gpu` to offer: how many, or their ids for CUDA_VISIBLE_DEVICES; None: what nvidia-smi finds.
+    serves_machine: whether it also makes volumes for claims and answers on the addresses of Services. Of the nodes
+        that one cluster has on a machine, exactly one does.
     backoff_seconds: first pause before a failing container is started again.
     """
 
@@ -60,8 +64,9 @@ class Node:
         home: Path,
         name: str | None = None,
         images: Sequence[ImageRule] = (),
-        gpus: int | None = None,
+        gpus: int | Sequence[str] | None = None,
         *,
+        serves_machine: bool = True,
         access: KubeletAccess | None = None,
         backoff_seconds: float = 10.0,
         max_pods: int = 1000,
@@ -73,6 +78,7 @@ class Node:
         self._home = home.expanduser().resolve()
         self._images = list(images)
         self._gpus = gpus
+        self._serves_machine = serves_machine
         self._access = access or KubeletAccess()
         self._backoff_seconds = backoff_seconds
         self._max_pods = max_pods
@@ -100,10 +106,12 @@ class Node:
         await kubelet.start()
         stack.push_async_callback(kubelet.stop)
         events = EventRecorder(self._client, "kubelet", self.name)
-        proxy = ServiceProxy(self._client)
+        proxy = ServiceProxy(self._client, is_relaying=self._serves_machine)
         machine = await self._build_machine(stack, mark, events, proxy)
-        provisioner = Provisioner(self._client, self._home, events, self._note_claim, self._uses_claim)
         registration = Registration(self._client, self.name, ADDRESS, kubelet.port, dict(machine.allocatable))
+        provisioner = None
+        if self._serves_machine:
+            provisioner = Provisioner(self._client, self._home, events, self._note_claim, self._uses_claim)
         pods = self._follow_pods(machine, provisioner)
 
         background = [
@@ -111,12 +119,9 @@ class Node:
             for name, work in (
                 ("events", events.run()),
                 ("proxy", proxy.run()),
-                ("provisioner", provisioner.run()),
-                (
-                    "config maps",
-                    Informer(self._client, CONFIG_MAPS, self._note("ConfigMap"), reduce=only_identity).run(),
-                ),
-                ("secrets", Informer(self._client, SECRETS, self._note("Secret"), reduce=only_identity).run()),
+                ("claims", self._follow(CLAIMS, "PersistentVolumeClaim") if provisioner is None else provisioner.run()),
+                ("config maps", self._follow(CONFIG_MAPS, "ConfigMap")),
+                ("secrets", self._follow(SECRETS, "Secret")),
                 ("pods", pods.run()),
                 ("registration", self._register(registration, pods, machine)),
             )
@@ -136,8 +141,11 @@ class Node:
     async def _build_machine(
         self, stack: AsyncExitStack, mark: str, events: EventRecorder, proxy: ServiceProxy
     ) -> Machine:
-        ids = await detect_gpus() if self._gpus is None else [str(index) for index in range(self._gpus)]
-        processes, addresses = Processes(mark), Addresses(self._home)
+        gpus = await detect_gpus() if self._gpus is None else self._gpus
+        ids = [str(index) for index in range(gpus)] if isinstance(gpus, int) else list(gpus)
+        processes, addresses, memory = Processes(mark), Addresses(self._home), MemoryVolumes(self._home)
+        memory.sweep()
+        stack.callback(memory.close)
         stack.push_async_callback(processes.close)
         await processes.open()
         stack.callback(addresses.close)
@@ -151,6 +159,7 @@ class Node:
             images=self._images,
             addresses=addresses,
             devices=Devices(ids),
+            memory=memory,
             http=await stack.enter_async_context(aiohttp.ClientSession()),
             service_variables=lambda namespace: {**proxy.variables(namespace), **self._api_server_variables()},
             allocatable=capacity(self._home, len(ids), self._max_pods),
@@ -173,7 +182,7 @@ class Node:
 
     # ---- pods
 
-    def _follow_pods(self, machine: Machine, provisioner: Provisioner) -> Informer:
+    def _follow_pods(self, machine: Machine, provisioner: Provisioner | None) -> Informer:
         def on_change(kind: str, obj: Object, _old: Object | None) -> None:
             uid = obj["metadata"]["uid"]
             pod = self._pods.get(uid)
@@ -190,13 +199,14 @@ class Node:
         informer = Informer(self._client, PODS, on_change, selectors=selectors)
         return informer
 
-    def _adopt(self, pod: Pod, provisioner: Provisioner, informer: Informer) -> None:
+    def _adopt(self, pod: Pod, provisioner: Provisioner | None, informer: Informer) -> None:
         def forget(task: asyncio.Task[None]) -> None:
             del self._pods[pod.uid], self._tasks[pod.uid]
             shown = informer.objects.get(pod.key)
             if shown is not None and shown["metadata"]["uid"] == pod.uid:
                 self._ended.add(pod.uid)
-            provisioner.wake()
+            if provisioner is not None:
+                provisioner.wake()
             if not task.cancelled() and task.exception() is not None:
                 log.error("pod %s/%s", *pod.key, exc_info=task.exception())
 
@@ -224,11 +234,13 @@ class Node:
 
     # ---- what pods refer to
 
-    def _note(self, kind: str) -> Any:
+    async def _follow(self, resource: Resource, kind: str) -> None:
+        """Tells the pods of every change of a kind of object that they may refer to."""
+
         def on_change(_change: str, obj: Object, _old: Object | None) -> None:
             self._tell_pods(kind, key_of(obj))
 
-        return on_change
+        await Informer(self._client, resource, on_change, reduce=only_identity).run()
 
     def _note_claim(self, key: Key) -> None:
         self._tell_pods("PersistentVolumeClaim", key)

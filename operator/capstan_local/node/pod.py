@@ -15,9 +15,11 @@ from capstan_local.node.environment import ConfigError, PodFacts
 from capstan_local.node.folder import PodFolder
 from capstan_local.node.interrupt import pause, unless
 from capstan_local.node.machine import Machine
+from capstan_local.node.memory import NoMemory
 from capstan_local.node.report import FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, Reporter
 from capstan_local.node.status import ContainerState, Verdict, build_status, parse_timestamp, timestamp
 from capstan_local.node.volumes import make_volume
+from capstan_local.quantity import parse_quantity
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +105,7 @@ class Pod:
             await asyncio.gather(life, writer, return_exceptions=True)
         await self._say_farewell()
         if self._ending is Ending.GONE:
-            self.folder.remove()
+            self._remove_files()
 
     # ---- living
 
@@ -154,9 +156,27 @@ class Pod:
     async def _fill_volumes(self) -> dict[str, Path]:
         facts = self._facts()
         return {
-            volume["name"]: await make_volume(volume, self.folder.volume(volume["name"]), facts, self.content.sources)
+            volume["name"]: await make_volume(volume, self._volume_folder(volume), facts, self.content.sources)
             for volume in self.obj["spec"].get("volumes") or []
         }
+
+    def _volume_folder(self, volume: Mapping[str, Any]) -> Path:
+        """Where a volume is made that lives and dies with the pod: in memory if it asks for that and there is room."""
+        name, on_disk = volume["name"], self.folder.volume(volume["name"])
+        source = volume.get("emptyDir") or {}
+        if source.get("medium") != "Memory" or on_disk.exists():
+            return on_disk
+        limit = source.get("sizeLimit")
+        try:
+            return self.machine.memory.make(self.uid, name, None if limit is None else int(parse_quantity(limit)))
+        except NoMemory as error:
+            message = f'volume "{name}" is on disk instead of in memory: {error}'
+            self.machine.events.record(self.obj, "MemoryVolumeOnDisk", message, warning=True)
+            return on_disk
+
+    def _remove_files(self) -> None:
+        self.folder.remove()
+        self.machine.memory.remove(self.uid)
 
     async def _follow_volumes(self) -> None:
         """Shows changed ConfigMaps and Secrets, and renewed tokens, to the running containers."""
@@ -253,7 +273,7 @@ class Pod:
         elif self._ending is Ending.DELETED:
             if self._ip is not None:
                 await self._persist(self.report.write)
-            self.folder.remove()  # first: who sees the pod gone may rely on nothing of it being left
+            self._remove_files()  # first: who sees the pod gone may rely on nothing of it being left
             await self._persist(self._confirm_deletion)
 
     async def _confirm_deletion(self) -> None:

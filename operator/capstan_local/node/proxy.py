@@ -23,9 +23,13 @@ Address = tuple[str, int]
 
 
 class ServiceProxy:
-    """Follows Services and Endpoints. A port without a ready endpoint is not listened on: connections are refused."""
+    """Follows Services and Endpoints. A port without a ready endpoint is not listened on: connections are refused.
 
-    def __init__(self, client: Client) -> None:
+    is_relaying: False when another node of this machine listens already; `variables` are good all the same.
+    """
+
+    def __init__(self, client: Client, *, is_relaying: bool = True) -> None:
+        self._is_relaying = is_relaying
         self._wake = asyncio.Event()
         self.services = Informer(client, SERVICES, lambda *_: self._wake.set())
         self._endpoints = Informer(client, ENDPOINTS, lambda *_: self._wake.set())
@@ -41,7 +45,7 @@ class ServiceProxy:
                 await self._endpoints.synced.wait()
                 while True:
                     self._wake.clear()
-                    is_complete = self._adjust()
+                    is_complete = not self._is_relaying or self._adjust()
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(None if is_complete else RETRY_SECONDS):
                             await self._wake.wait()

@@ -11,7 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from capstan_local.client import LEASES, NODES, STRATEGIC_PATCH, ApiError, Client, Object, Unreachable
+from capstan_local.client import (
+    LEASES,
+    NODES,
+    PODS,
+    STRATEGIC_PATCH,
+    ApiError,
+    Client,
+    Object,
+    Unreachable,
+    key_of,
+)
 from capstan_local.node.machine import OomCounter, memory_bytes
 from capstan_local.node.status import timestamp
 
@@ -128,6 +138,14 @@ class Registration:
             metadata = {"name": self._name, "namespace": LEASE_NAMESPACE}
             lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata, "spec": spec}
             await self._client.create(LEASES, lease)
+
+
+async def remove_node(client: Client, name: str) -> None:
+    """What an administrator does about a machine that will not come back: its pods, then the Node, are deleted."""
+    pods, _ = await client.list(PODS, fieldSelector=f"spec.nodeName={name}")
+    for pod in pods:
+        await client.delete(PODS, key_of(pod), grace_seconds=0)
+    await client.delete(NODES, ("", name))
 
 
 def _condition(kind: str, status: str, reason: str, message: str, now: str, since: str) -> dict[str, Any]:

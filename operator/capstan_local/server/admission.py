@@ -9,17 +9,17 @@ from capstan_local.server.storage import Store
 
 Object = dict[str, Any]
 
-# Service addresses are loopback addresses: the node can listen on every one of them without privileges.
-SERVICE_NETWORK = ipaddress.IPv4Network("127.96.0.0/16")
+PROTECTED_CLAIM = "kubernetes.io/pvc-protection"
 NODE_PORTS = range(30000, 32768)
 _SYSTEM_PRIORITIES = {"system-cluster-critical": 2_000_000_000, "system-node-critical": 2_000_001_000}
 
 
 class Admission:
-    """Admission over the objects of `store`."""
+    """Admission over the objects of `store`; Services get addresses out of `service_network`."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, service_network: ipaddress.IPv4Network) -> None:
         self._store = store
+        self._service_network = service_network
 
     def check_namespace(self, resource: Resource, namespace: str, name: str) -> None:
         """Refuse to create in a namespace that does not exist or is going away."""
@@ -38,10 +38,14 @@ class Admission:
             obj["spec"].setdefault("serviceAccount", obj["spec"]["serviceAccountName"])
         elif resource.kind_key == "v1/Service":
             self._allocate(resource, obj)
+        elif resource.kind_key == "v1/PersistentVolumeClaim":
+            finalizers = obj["metadata"].get("finalizers") or []
+            if PROTECTED_CLAIM not in finalizers:
+                obj["metadata"]["finalizers"] = [*finalizers, PROTECTED_CLAIM]
 
-    def prepare_update(self, resource: Resource, obj: Object) -> None:
+    def prepare_update(self, resource: Resource, obj: Object, old: Object) -> None:
         if resource.kind_key == "v1/Service":
-            self._allocate(resource, obj)
+            self._allocate(resource, obj, old["spec"].get("clusterIP", ""))
 
     def _settle_priority(self, resource: Resource, pod: Object) -> None:
         spec = pod["spec"]
@@ -59,8 +63,11 @@ class Admission:
         spec["priority"] = priority_class.get("value", 0)
         spec["preemptionPolicy"] = priority_class.get("preemptionPolicy", "PreemptLowerPriority")
 
-    def _allocate(self, resource: Resource, service: Object) -> None:
-        """Give a Service its address and node ports; refuse those that are taken or out of range."""
+    def _allocate(self, resource: Resource, service: Object, held: str = "") -> None:
+        """Give a Service its address and node ports; refuse those that are taken or out of range.
+
+        `held` is the address it has already, which stays good even if the range has become another since.
+        """
         spec, metadata = service["spec"], service["metadata"]
         kind = spec.get("type")
         if kind == "ExternalName":
@@ -69,8 +76,8 @@ class Admission:
         wanted = spec.get("clusterIP")
         if not wanted:
             spec["clusterIP"] = self._free_address(addresses)
-        elif wanted != "None":
-            problem = _address_problem(wanted, addresses)
+        elif wanted not in ("None", held):
+            problem = self._address_problem(wanted, addresses)
             if problem:
                 cause = invalid_value("spec.clusterIPs", [wanted], problem)
                 raise invalid(resource.kind, resource.group, metadata["name"], [cause])
@@ -96,17 +103,17 @@ class Admission:
         return addresses, ports
 
     def _free_address(self, taken: set[str]) -> str:
-        for address in SERVICE_NETWORK.hosts():
+        for address in self._service_network.hosts():
             if str(address) not in taken:
                 return str(address)
         raise ApiError(500, "failed to allocate a serviceIP: range is full")
 
-
-def _address_problem(wanted: str, taken: set[str]) -> str:
-    try:
-        address = ipaddress.ip_address(wanted)
-    except ValueError:
-        return "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
-    if address not in SERVICE_NETWORK:
-        return f"failed to allocate IP {wanted}: the provided IP is not in the valid range of {SERVICE_NETWORK}"
-    return "failed to allocate IP: provided IP is already allocated" if wanted in taken else ""
+    def _address_problem(self, wanted: str, taken: set[str]) -> str:
+        try:
+            address = ipaddress.ip_address(wanted)
+        except ValueError:
+            return "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+        if address not in self._service_network:
+            valid = f"the provided IP is not in the valid range of {self._service_network}"
+            return f"failed to allocate IP {wanted}: {valid}"
+        return "failed to allocate IP: provided IP is already allocated" if wanted in taken else ""

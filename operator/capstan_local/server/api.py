@@ -73,13 +73,15 @@ class _Call:
 class Api:
     """Every verb of every resource."""
 
-    def __init__(self, store: Store, catalog: Catalog, authenticator: Authenticator, kubelet_token: str) -> None:
+    def __init__(
+        self, store: Store, catalog: Catalog, writer: Writer, authenticator: Authenticator, kubelet_token: str
+    ) -> None:
         self.store = store
         self.catalog = catalog
         self.kubelets = KubeletProxy(store, kubelet_token)
         self._authenticator = authenticator
         self._reader = Reader(store)
-        self._writer = Writer(store, catalog)
+        self._writer = writer
         self._deleter = Deleter(store, catalog)
 
     def is_current(self, resource: Resource) -> bool:

@@ -20,10 +20,10 @@ _PRIORITY_CLASSES = {"system-cluster-critical": 2_000_000_000, "system-node-crit
 class Bootstrap:
     """Creates them, and goes on to furnish new namespaces."""
 
-    def __init__(self, store: Store, catalog: Catalog, ca: Path) -> None:
+    def __init__(self, store: Store, catalog: Catalog, writer: Writer, ca: Path) -> None:
         self._store = store
         self._catalog = catalog
-        self._writer = Writer(store, catalog)
+        self._writer = writer
         self._authority = ca.read_text()
         self.queue: WorkQueue[str] = WorkQueue("namespace furnisher", self._furnish)
 

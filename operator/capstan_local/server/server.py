@@ -44,12 +44,16 @@ class HttpServer:
         self.url = ""
 
     async def start(self, context: ssl.SSLContext, port: int) -> None:
-        """Listen on 127.0.0.1; port 0 takes a free one."""
+        """Listen on 127.0.0.1; port 0 takes a free one. Raises OSError when the port is taken; may be tried again."""
         server = web.Server(self._handle, request_factory=_make_request, access_log=None, handler_cancellation=True)
         self._runner = web.ServerRunner(server, shutdown_timeout=_STOP_SECONDS)
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=context, backlog=1024)
-        await site.start()
+        try:
+            await site.start()
+        except OSError:
+            await self._runner.cleanup()
+            raise
         self.port = self._runner.addresses[0][1]
         self.url = f"https://127.0.0.1:{self.port}"
         self._api.store.global_listeners.append(self._end_outdated_watches)

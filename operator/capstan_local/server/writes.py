@@ -83,10 +83,10 @@ class _Update:
 class Writer:
     """Writes to `store` what `catalog` serves."""
 
-    def __init__(self, store: Store, catalog: Catalog) -> None:
+    def __init__(self, store: Store, catalog: Catalog, admission: Admission) -> None:
         self._store = store
         self._catalog = catalog
-        self._admission = Admission(store)
+        self._admission = admission
 
     async def create(self, resource: Resource, namespace: str, obj: Object, options: WriteOptions) -> Written:
         """201 and the new object. Raises ApiError."""
@@ -260,7 +260,7 @@ class Writer:
             strategy.prepare_create(resource, new)
             self._admission.prepare_create(resource, new)
         elif not subresource:
-            self._admission.prepare_update(resource, new)
+            self._admission.prepare_update(resource, new, old)
         if resource.storage_key == crd_registry.CRDS:
             causes = crd_registry.validate(new, old)
             if not causes and subresource != "status":
