@@ -25,10 +25,11 @@ from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.events import EventWriter
 from capstan_operator.cluster.front import Front
 from capstan_operator.cluster.job_audit import JobAudit
-from capstan_operator.cluster.kinds import PODS, TRAINING_JOBS
+from capstan_operator.cluster.kinds import NAMESPACES, PODS, TRAINING_JOBS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.lease import Elector, LeaseTimes
 from capstan_operator.cluster.limiter import Lane, Limiter
+from capstan_operator.cluster.namespaces import SELECTOR, ChaosNamespaces, Namespace
 from capstan_operator.cluster.operator_key import OperatorKeyError, fetch_or_create_key
 from capstan_operator.cluster.pods import Pod
 from capstan_operator.cluster.poller import INTERVAL_SECONDS, Poller
@@ -126,7 +127,14 @@ class _Operator:
         self._client = KubeClient(credentials, limiter, metrics)
         self._supervisors = SupervisorClient(settings.supervisor_port)
         self._queue = WorkQueue(metrics)
-        self._store = Store(self._wake, token_of=self._token_of, settings=settings.operator, metrics=metrics)
+        self._chaos_namespaces = ChaosNamespaces(lambda namespace: self._store.wake_namespace(namespace))
+        self._store = Store(
+            self._wake,
+            token_of=self._token_of,
+            settings=settings.operator,
+            metrics=metrics,
+            allows_chaos=self._chaos_namespaces.allows,
+        )
         self._poller = Poller(
             self._store,
             self._supervisors,
@@ -144,6 +152,12 @@ class _Operator:
             namespace=settings.namespace,
             selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}",
         )
+        self._namespaces = (
+            Reflector(self._client, NAMESPACES, Namespace, self._chaos_namespaces, metrics, selector=SELECTOR)
+            if settings.operator.allow_chaos
+            else None
+        )
+        """None: nobody asks, because no fault is ever injected."""
         self._audit = JobAudit(self._client, self._store, self._wake, settings.namespace)
         self._jobs = JobWatch(credentials, self._take_job, namespace=settings.namespace)
         self._elector = Elector(self._client, self._namespace, self._identity, metrics, settings.lease)
@@ -212,6 +226,8 @@ class _Operator:
             "events": self._events.run(),
             "term": self._serve_terms(),
         }
+        if self._namespaces is not None:
+            parts["namespace reflector"] = self._namespaces.run()
         tasks = [asyncio.create_task(part, name=name) for name, part in parts.items()]
         stopping = asyncio.create_task(stop.wait(), name="stop")
         try:
@@ -239,6 +255,8 @@ class _Operator:
         """While this replica leads, work; when the lease is lost, interrupt everything at once."""
         await self._pods.synced.wait()
         await self._audit.synced.wait()
+        if self._namespaces is not None:
+            await self._namespaces.synced.wait()
         # What was loaded stays: keep the collector from walking it again and again.
         gc.collect()
         gc.freeze()
@@ -297,6 +315,8 @@ class _Operator:
             return "pods have not been listed"
         if not self._pods.is_alive():
             return f"the watch of pods has been silent for {self._pods.silent_seconds():.0f} s"
+        if self._namespaces is not None and not self._namespaces.synced.is_set():
+            return "namespaces have not been listed, which --allow-chaos needs"
         return None
 
 

@@ -344,6 +344,25 @@ def test_steps_and_metrics_alone_are_no_news(world: World) -> None:
     assert observed.supervisors["pod-uid"].fetched_at == 3.0
 
 
+def test_busy_seconds_are_kept_of_three_answers_after_further_steps_of_one_attempt(world: World) -> None:
+    world.store.put(pod(1, phase="Running", podIP="10.0.0.1"))
+    (record,) = world.store.pods_to_ask()
+
+    def say(fence: int, step: int, **metrics: float) -> tuple[float, ...]:
+        state = State(pod="job-0-0", uid="job-uid", fence=fence, phase=Phase.TRAINING, step=step, metrics=metrics)
+        world.store.put_state(record, state, 9.0)
+        observed = world.store.observe(KEY)
+        assert observed is not None
+        return observed.supervisors["pod-uid"].busy_seconds
+
+    assert say(1, 1) == ()
+    assert say(1, 2, busy_seconds=0.1) == (0.1,)
+    assert say(1, 2, busy_seconds=0.1) == (0.1,)  # no step since: not another look
+    assert [say(1, step, busy_seconds=step / 10)[-1] for step in (3, 4)] == [0.3, 0.4]
+    assert say(1, 5, busy_seconds=0.5) == (0.3, 0.4, 0.5)
+    assert say(2, 1, busy_seconds=0.2) == (0.2,)
+
+
 def test_a_job_takes_hardly_more_memory_than_its_json(world: World) -> None:
     documents = [
         job(1, uid=f"uid-{number}", status={"phase": "Running", "message": "m" * 900})

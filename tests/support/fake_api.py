@@ -19,10 +19,10 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from capstan_operator.cluster.kinds import EVENTS, LEASES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kinds import EVENTS, LEASES, NAMESPACES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
 
 OPERATOR_NAMESPACE = "capstan"
-RESOURCES = {(r.group, r.version, r.plural): r for r in (TRAINING_JOBS, PODS, SECRETS, EVENTS, LEASES)}
+RESOURCES = {(r.group, r.version, r.plural): r for r in (TRAINING_JOBS, PODS, SECRETS, EVENTS, LEASES, NAMESPACES)}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 Document = dict[str, Any]
@@ -172,7 +172,7 @@ class FakeApi:
             metadata["generation"] = old["metadata"].get("generation", 1) + 1
         document |= {"apiVersion": resource.group_path.split("/", 2)[2], "kind": resource.kind}
         self.objects[resource.plural, metadata["namespace"], metadata["name"]] = document
-        self._publish(kind, resource.plural, document)
+        self._publish(kind, resource.plural, document, old)
         if old is None and (owners := metadata.get("ownerReferences")):
             asyncio.get_running_loop().call_later(0.05, self._collect, resource, document, owners[0]["uid"])
         return document
@@ -185,7 +185,7 @@ class FakeApi:
         if known is not None and known["metadata"]["uid"] == metadata["uid"] and is_orphan:
             self.remove(resource, metadata["namespace"], metadata["name"])
 
-    def _publish(self, kind: str, plural: str, document: Document) -> None:
+    def _publish(self, kind: str, plural: str, document: Document, old: Document | None = None) -> None:
         if kind == "DELETED":
             self.version += 1
             document["metadata"]["resourceVersion"] = str(self.version)
@@ -194,6 +194,9 @@ class FakeApi:
         for watcher in self._watchers:
             if watcher.plural == plural and plural not in self.muted and _matches(watcher, document):
                 watcher.lines.put_nowait(_line(kind, event["object"]))
+            elif watcher.plural == plural and old is not None and _matches(watcher, old):
+                # It left what the selector selects: for this watcher it is gone.
+                watcher.lines.put_nowait(_line("DELETED", event["object"]))
 
     # HTTP
 

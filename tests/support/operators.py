@@ -11,6 +11,7 @@ from pathlib import Path
 
 from capstan_operator.cluster.lease import LeaseTimes
 from capstan_operator.metrics import Metrics
+from capstan_operator.observe import OperatorSettings
 from capstan_operator.reconcile import Decide
 from capstan_operator.run import RunSettings, run_operator
 from tests.support.control_planes import free_port
@@ -46,6 +47,7 @@ async def run_one(
     supervisor_port: int = 1,
     lease: LeaseTimes = QUICK_LEASE,
     poll_seconds: float = 0.2,
+    allow_chaos: bool = False,
 ) -> AsyncIterator[RunningOperator]:
     port, metrics, stop = free_port(), Metrics(), asyncio.Event()
     settings = RunSettings(
@@ -55,6 +57,7 @@ async def run_one(
         lease=lease,
         supervisor_port=supervisor_port,
         poll_seconds=poll_seconds,
+        operator=OperatorSettings(allow_chaos=allow_chaos),
     )
     task = asyncio.create_task(run_operator(settings, stop, decide=decide, metrics=metrics))
     operator = RunningOperator(stop, task, f"http://127.0.0.1:{port}", metrics)

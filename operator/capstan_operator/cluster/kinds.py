@@ -8,7 +8,7 @@ from capstan_operator.api.meta import GROUP, VERSION
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One namespaced resource of the Kubernetes API."""
+    """One resource of the Kubernetes API."""
 
     group: str
     """Empty for the core group."""
@@ -35,6 +35,8 @@ TRAINING_JOBS = Resource(GROUP, VERSION, "trainingjobs", "TrainingJob")
 PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 EVENTS = Resource("", "v1", "events", "Event")
+NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
+"""Cluster-scoped, so always with `namespace` None."""
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
 APPLICABLE: dict[tuple[str, str], Resource] = {("v1", "Secret"): SECRETS}
@@ -72,6 +74,7 @@ RULES: tuple[Rule, ...] = (
         "Run configuration and token of each job, server-side applied; deleted after the TTL.",
     ),
     Rule("", "events", ("create", "patch"), "watched", "What happened to a job."),
+    Rule("", "namespaces", ("list", "watch"), "watched", "Only with --allow-chaos: which namespaces allow faults."),
     Rule("coordination.k8s.io", "leases", ("create",), "own", "Leader election."),
     Rule("coordination.k8s.io", "leases", ("get", "update"), "own", "Leader election.", LEASE_NAME),
     Rule("", "secrets", ("create",), "own", "The operator's key, made at the first start."),

@@ -32,6 +32,9 @@ MAX_TOMBSTONES = 10_000
 SILENT_AFTER = 2
 """Unanswered requests in a row that make a supervisor silent: one is lost now and then on the best of networks."""
 
+BUSY_KEPT = 3
+"""Looks that must agree before a rank is called slow."""
+
 
 @dataclass(frozen=True, slots=True)
 class JobRecord:
@@ -89,8 +92,10 @@ class Store:
         token_of: Callable[[str], str],
         settings: OperatorSettings,
         metrics: Metrics,
+        allows_chaos: Callable[[str], bool] = lambda namespace: False,
     ) -> None:
         self._wake = wake
+        self._allows_chaos = allows_chaos
         self._token_of = token_of
         self._settings = settings
         self._metrics = metrics
@@ -132,6 +137,11 @@ class Store:
     def jobs(self) -> list[JobRecord]:
         """All known jobs."""
         return list(self._jobs.values())
+
+    def wake_namespace(self, namespace: str) -> None:
+        """Something about this namespace changed that matters to its jobs."""
+        for key in [key for key in self._jobs if key.namespace == namespace]:
+            self._wake(key, Priority.NORMAL)
 
     def is_gone(self, uid: str) -> bool:
         """Whether the object with this uid is known to have been deleted."""
@@ -220,7 +230,7 @@ class Store:
         known = self._supervisors.get(record.pod.uid)
         was_silent = self.is_silent(record.pod.uid)
         self._silences.pop(record.pod.uid, None)
-        self._supervisors[record.pod.uid] = ObservedSupervisor(state, now)
+        self._supervisors[record.pod.uid] = ObservedSupervisor(state, now, _busy_seconds(known, state))
         return known is None or was_silent or _without_progress(known.state) != _without_progress(state)
 
     def put_silence(self, record: PodRecord, asked_at: float, *, refuses_token: bool = False) -> bool:
@@ -275,6 +285,7 @@ class Store:
             token=self._token_of(job.uid),
             silent_since={p.uid: self._silences[p.uid].since for p in pods if self.is_silent(p.uid)},
             refusing=frozenset(p.uid for p in pods if self.is_silent(p.uid) and self._silences[p.uid].refuses_token),
+            is_chaos_allowed=self._settings.allow_chaos and self._allows_chaos(key.namespace),
             settings=self._settings,
         )
 
@@ -340,5 +351,15 @@ def _is_trouble(pod: ObservedPod) -> bool:
     return pod.is_deleting or pod.phase in ("Failed", "Unknown") or bool(pod.exit_code)
 
 
+def _busy_seconds(known: ObservedSupervisor | None, state: State) -> tuple[float, ...]:
+    """The newest values of the metric, one for each answer after further steps of the same attempt."""
+    busy = state.metrics.get("busy_seconds")
+    if known is None or known.state.fence != state.fence:
+        return () if busy is None else (busy,)
+    if busy is None or state.step <= known.state.step:
+        return known.busy_seconds
+    return (*known.busy_seconds, busy)[-BUSY_KEPT:]
+
+
 def _without_progress(state: State) -> State:
-    return state.model_copy(update={"step": 0, "metrics": {}})
+    return state.model_copy(update={"step": 0, "metrics": {}, "seconds": {}, "staged": None})
