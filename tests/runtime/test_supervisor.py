@@ -115,7 +115,7 @@ def test_a_membership_that_makes_no_sense_is_refused_with_the_reason(tmp_path: P
         ("{", 422, "membership: Invalid JSON"),
         ('{"fence": 0, "rank": 0, "world": 1, "coordinator": "a:1"}', 422, "fence: Input should be greater"),
         ('{"fence": 1, "rank": 3, "world": 2, "coordinator": "a:1"}', 422, "rank 3 is outside world 2"),
-        ("x" * 100_000, 413, "Maximum request body size 8192 exceeded"),
+        ("x" * 100_000, 413, "Maximum request body size 65536 exceeded"),
     ):
         found, answer = pod.request("PUT", "/membership", body)
         assert (found, answer["code"]) == (status, status)
@@ -208,7 +208,11 @@ def test_a_hang_is_found_its_stacks_are_dumped_and_the_trainer_is_killed(tmp_pat
     end = pod.wait_for(Phase.EXITED).exit
     assert end is not None
     assert (end.code, end.signal, end.failure) == (ExitCode.HANG, "SIGKILL", FailureClass.HANG)
-    assert re.fullmatch(r"no progress for \d s in phase Training after step [1-7]; the limit is 1 s", end.message)
+    assert re.fullmatch(r"no step for \d s \(limit 1 s\) after step [1-7]: asleep \(state S\).*", end.message)
+    assert end.process_state == "S"
+    assert [frame.split(" ")[1] for frame in end.stack[:2]] == ["_fail", "train_step"]
+    assert end.last_lines
+    assert "most recent call first" not in "".join(end.last_lines), "what it said before it was asked"
     log = pod.log.read_text()
     assert "most recent call first" in log
     assert "in _fail" in log

@@ -61,6 +61,7 @@ class Run:
             },
             "checkpoint": {"interval": {"steps": self.save_every}},
             "deadlines": {"form": 20, "firstStep": 20, "hang": 20, "save": 20, "stop": 10},
+            "warmSpare": False,
         }
         for name, value in self.overrides.items():
             document[name] = {**document[name], **value} if isinstance(value, dict) else value

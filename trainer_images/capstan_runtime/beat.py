@@ -15,10 +15,12 @@ from capstan_runtime.contract import env
 from capstan_runtime.contract.state import Section
 
 PAGE_BYTES = 64
-_LAYOUT = struct.Struct("=8sqq")
-"""Section in ASCII, optimizer steps done, nanoseconds of CLOCK_MONOTONIC."""
+_LAYOUT = struct.Struct("=q8sqq")
+"""Nanoseconds of CLOCK_MONOTONIC, section in ASCII, optimizer steps done, and the same nanoseconds again. They are
+written in this order, so that a writer that is interrupted halfway, for a microsecond or for ever, can be told."""
 _SECTIONS = {section.encode(): section for section in Section}
-_MOST_READS = 100
+_MOST_READS = 10_000
+"""Some milliseconds: a writer may be off its core in the middle of a write."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,8 @@ class Beat:
 
     def enter(self, section: Section, step: int) -> None:
         """From now on the main thread, which alone calls this, is in `section`, with `step` optimizer steps done."""
-        self._write(self._page, 0, section.encode(), step, time.monotonic_ns())
+        now = time.monotonic_ns()
+        self._write(self._page, 0, now, section.encode(), step, now)
 
 
 class Page:
@@ -60,21 +63,18 @@ class Page:
         self._page = mmap.mmap(self.descriptor, PAGE_BYTES, prot=mmap.PROT_READ)
 
     def read(self) -> Sign | None:
-        """What the trainer wrote last; None: nothing yet, or nothing that could be understood."""
-        section, step, since_ns = _LAYOUT.unpack(self._settled())
-        known = _SECTIONS.get(section.rstrip(b"\0"))
-        return Sign(known, step, since_ns) if known is not None else None
+        """What the trainer wrote last; None: nothing yet, or nothing whole."""
+        before = b""
+        for _ in range(_MOST_READS):
+            now = self._page[: _LAYOUT.size]
+            since_ns, section, step, end_ns = _LAYOUT.unpack(now)
+            # Twice the same: had a write begun before the middle of the first reading, the second would see its stamp.
+            if now == before and since_ns == end_ns:
+                known = _SECTIONS.get(section.rstrip(b"\0"))
+                return Sign(known, step, since_ns) if known is not None else None
+            before = now
+        return None
 
     def close(self) -> None:
         self._page.close()
         os.close(self.descriptor)
-
-    def _settled(self) -> bytes:
-        """The written part of the page, not caught halfway through a write: the same in two readings."""
-        before = self._page[: _LAYOUT.size]
-        for _ in range(_MOST_READS):
-            now = self._page[: _LAYOUT.size]
-            if now == before:
-                break
-            before = now
-        return before

@@ -4,24 +4,25 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from signal import SIGTERM, SIGUSR1
+from signal import SIGTERM, SIGUSR1, SIGUSR2
 
-from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Exit, Phase, Progress
 from capstan_runtime.supervisor.child import Child
 from capstan_runtime.supervisor.ending import Evidence, exit_of
+from capstan_runtime.supervisor.hang import Hang, can_dump, judge_hang, read_process_state
 from capstan_runtime.supervisor.log import Log
 from capstan_runtime.supervisor.memory import oom_kills
 from capstan_runtime.supervisor.settings import Settings
-from capstan_runtime.supervisor.watch import Watch
+from capstan_runtime.supervisor.watch import Overdue, Watch
 
 _TICK_SECONDS = 0.25
 _DUMP_SECONDS = 1.0
 """Left to a hung trainer to write its stacks."""
 _LEAVE_SECONDS = 10.0
 """Left to a trainer that said why it fails, to go. Exit hooks of frameworks wait for lost peers for minutes."""
-_DRAIN_SECONDS = 2.0
+_DRAIN_SECONDS = 0.3
+"""For what a dead trainer left in its pipes; only a grandchild that escaped, or a log nobody reads, makes it wait."""
 
 _NOTHING_TO_SAVE = frozenset({Phase.STARTING, Phase.RESTORING, Phase.COMPILING})
 
@@ -30,9 +31,15 @@ class Attempt:
     """Runs one trainer. `run` ends when the trainer has ended, for whatever reason."""
 
     def __init__(
-        self, settings: Settings, membership: Membership, on_progress: Callable[[Progress], None], log: Log
+        self,
+        child: Child,
+        settings: Settings,
+        membership: Membership,
+        on_progress: Callable[[Progress], None],
+        log: Log,
     ) -> None:
-        """Starts the trainer. Raises OSError when its command cannot be run."""
+        """`child` was started for, or has become the trainer of, `membership`."""
+        self.child = child
         self._deadlines = settings.run.deadlines
         self._membership = membership
         self._on_progress = on_progress
@@ -40,13 +47,22 @@ class Attempt:
         self._memory_events = settings.memory_events
         self._oom_kills = oom_kills(settings.memory_events)
         self._has_spoken = False
-        self._hang: str | None = None
-        self._failure: FailureClass | None = None
-        self._message: str | None = None
+        self._hang: Hang | None = None
+        self._lines_before_hang: list[str] = []
+        self._failed: Progress | None = None
+        """The line with which it said why it fails."""
+        self._leaves_at_checkpoint = membership.leave_at_checkpoint
+        self._must_tell_to_leave = False
+        self._is_abandoned = False
         self._stop_by: float | None = None
         self._leave_by: float | None = None
         self._watch = Watch(self._deadlines, time.monotonic())
-        self.child = Child(settings, membership)
+
+    @property
+    def came_to_nothing(self) -> bool:
+        """It ended before it said a word, and not because anybody here wanted it to."""
+        is_unwanted = self._is_abandoned or self._stop_by is not None or self._hang is not None
+        return not self._has_spoken and not is_unwanted
 
     async def run(self) -> Exit | None:
         """How the trainer failed; None when it succeeded."""
@@ -60,22 +76,29 @@ class Attempt:
             self.child.kill_group()
         with contextlib.suppress(TimeoutError):  # a grandchild that left the group may hold the pipe open
             await asyncio.wait_for(listening, _DRAIN_SECONDS)
-        lines = await asyncio.to_thread(self.child.output.last_lines, _DRAIN_SECONDS)
-        return exit_of(
+        await asyncio.to_thread(self.child.output.drain, _DRAIN_SECONDS)
+        sign = self.child.page.read()
+        end = exit_of(
             Evidence(
                 fence=self._membership.fence,
                 status=status,
                 at=ended_at,
                 has_succeeded=self._watch.phase is Phase.SUCCEEDED,
-                failure=self._failure,
-                message=self._message,
+                failure=self._failed.failure if self._failed else None,
+                message=self._failed.message if self._failed else None,
+                bad_batch=self._failed.bad_batch if self._failed else None,
                 hang=self._hang,
+                step=max(self._watch.step, sign.step) if sign is not None else self._watch.step or None,
+                sign=sign,
                 has_spoken=self._has_spoken,
                 was_asked_to_stop=self._stop_by is not None,
+                was_asked_to_leave=self._leaves_at_checkpoint,
                 was_out_of_memory=oom_kills(self._memory_events) > self._oom_kills,
-                lines=lines,
+                lines=self._lines_before_hang if self._hang else self.child.output.last_lines(),
             )
         )
+        self.child.close()
+        return end
 
     def stop(self) -> None:
         """Asks the trainer to save and leave; kills it if it takes longer than the deadlines allow."""
@@ -85,10 +108,26 @@ class Attempt:
         self._stop_by = time.monotonic() + self._deadlines.stop + save
         self.child.signal_leader(SIGTERM)
 
+    def leave_at_checkpoint(self) -> None:
+        """Asks the trainer to leave after its next committed save."""
+        self._leaves_at_checkpoint = self._must_tell_to_leave = True
+        self._tell_to_leave()
+
+    def _tell_to_leave(self) -> None:
+        # Before it has spoken it may not know the signal yet, and would die of it.
+        if self._must_tell_to_leave and self._has_spoken:
+            self._must_tell_to_leave = False
+            self.child.signal_leader(SIGUSR2)
+
     def abandon(self) -> None:
         """Kills the trainer at once: its world has ended, and a broken world cannot save."""
+        self._is_abandoned = True
         if not self.child.has_exited:  # else its number may belong to somebody else by now
             self.child.kill_group()
+
+    def forgive_oom_kill(self) -> None:
+        """What the kernel has killed for memory so far was not the trainer."""
+        self._oom_kills = oom_kills(self._memory_events)
 
     async def _listen(self) -> None:
         async for progress in self.child.progress():
@@ -96,9 +135,10 @@ class Attempt:
                 self._log.say(progress)
                 continue
             self._has_spoken = True
+            self._tell_to_leave()
             self._watch.note(progress, time.monotonic())
             if progress.failure is not None:
-                self._failure, self._message = progress.failure, progress.message
+                self._failed = progress
                 self._leave_by = time.monotonic() + _LEAVE_SECONDS
             self._on_progress(progress)
 
@@ -108,22 +148,31 @@ class Attempt:
             await asyncio.sleep(_TICK_SECONDS)
             self.child.reap()
             now = time.monotonic()
+            sign = self.child.page.read()
+            if sign is not None:
+                self._watch.glance(sign.step, now)
             deadline = min((by for by in (self._stop_by, self._leave_by) if by is not None), default=None)
             if deadline is not None:
                 if now > deadline:
                     self.child.kill_group()
                 continue
-            reason = self._watch.overdue(now)
-            if reason is None:
+            overdue = self._watch.overdue(now)
+            if overdue is None:
                 continue
-            if self._watch.phase is not Phase.SUCCEEDED:
-                await self._dump(reason)
+            if overdue.phase is not Phase.SUCCEEDED:
+                await self._examine(overdue)
             self.child.kill_group()
             return
 
-    async def _dump(self, reason: str) -> None:
-        """Has the trainer write every thread's stack to its output."""
-        self._hang = reason
-        self._log.say(f"{reason}; its stacks follow")
-        self.child.signal_leader(SIGUSR1)
-        await asyncio.sleep(_DUMP_SECONDS)
+    async def _examine(self, overdue: Overdue) -> None:
+        """Finds out what the hung trainer is doing; every thread's stack goes to its output, if it still can."""
+        sign, state = self.child.page.read(), read_process_state(self.child.pid)
+        self._lines_before_hang = self.child.output.last_lines()
+        dump: list[str] = []
+        if can_dump(state):
+            self._log.say(f"{overdue}; its stacks follow")
+            self.child.output.forget()
+            self.child.signal_leader(SIGUSR1)
+            await asyncio.sleep(_DUMP_SECONDS)
+            dump = self.child.output.last_lines()
+        self._hang = judge_hang(overdue, sign, state, dump)

@@ -1,14 +1,17 @@
 """The trainer as a child process: started, listened to, signalled, reaped."""
 
 import asyncio
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 
 from pydantic import ValidationError
 
+from capstan_runtime.beat import Page
 from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Progress
@@ -23,36 +26,47 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl  # found here: between fork and
 class Child:
     """One trainer process, leader of its own process group. It dies when this process dies."""
 
-    def __init__(self, settings: Settings, membership: Membership) -> None:
-        """Starts it. Raises OSError when the command cannot be run."""
-        report_read, report_write = os.pipe()
-        output_read, output_write = os.pipe()
-        parent = os.getpid()
-        try:
+    def __init__(self, settings: Settings, membership: Membership | None) -> None:
+        """Starts it: for `membership` or, with None, as a spare that waits for one.
+
+        Raises OSError when the command cannot be run.
+        """
+        with contextlib.ExitStack() as on_failure, contextlib.ExitStack() as passed_on:
+            report_read, report_write = os.pipe()
+            output_read, output_write = os.pipe()
+            for descriptor in (report_write, output_write):
+                passed_on.callback(os.close, descriptor)
+            for descriptor in (report_read, output_read):
+                on_failure.callback(os.close, descriptor)
+            self.page = Page()
+            on_failure.callback(self.page.close)
+            facts = {env.REPORT_FD: str(report_write), env.PAGE: str(self.page.descriptor), "PYTHONUNBUFFERED": "1"}
+            inherited = [report_write, self.page.descriptor]
+            self._line: socket.socket | None = None
+            if membership is not None:
+                facts[env.MEMBERSHIP] = membership.model_dump_json(by_alias=True)
+            else:
+                self._line, theirs = socket.socketpair()
+                on_failure.enter_context(self._line)
+                passed_on.enter_context(theirs)
+                self._line.setblocking(False)
+                facts[env.SPARE] = str(theirs.fileno())
+                inherited.append(theirs.fileno())
+            parent = os.getpid()
             self._process = subprocess.Popen(
                 settings.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output_write,
                 stderr=output_write,
-                pass_fds=[report_write],
+                pass_fds=inherited,
                 process_group=0,
-                env={
-                    **settings.environ,
-                    env.MEMBERSHIP: membership.model_dump_json(by_alias=True),
-                    env.REPORT_FD: str(report_write),
-                    "PYTHONUNBUFFERED": "1",
-                },
+                env={**settings.environ, **facts},
                 preexec_fn=lambda: _die_with(parent),
             )
-        except OSError:
-            os.close(report_read)
-            os.close(output_read)
-            raise
-        finally:
-            os.close(report_write)
-            os.close(output_write)
-        self._report_read = report_read
+            on_failure.pop_all()
+        self._report_read: int | None = report_read
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._is_ready = membership is not None
         self.output = Output(output_read)
 
     @property
@@ -63,10 +77,31 @@ class Child:
     def has_exited(self) -> bool:
         return self._exited.done()
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether a spare has all that it needs but its membership. True for a trainer."""
+        if not self._is_ready and self._line is not None:
+            with contextlib.suppress(OSError):  # nothing was said yet, or the process is gone
+                self._is_ready = bool(self._line.recv(64))
+        return self._is_ready
+
+    def become_trainer(self, membership: Membership) -> bool:
+        """Gives a spare its membership; what it printed before was not a trainer's. False when it cannot be reached."""
+        assert self._line is not None
+        self.output.forget()
+        with self._line:
+            try:
+                self._line.sendall(membership.model_dump_json(by_alias=True).encode() + b"\n")
+            except OSError:
+                return False
+        self._line = None
+        return not self.has_exited
+
     async def progress(self) -> AsyncIterator[Progress | str]:
         """What the trainer reports, until it closes the pipe. A line that is no Progress comes as the complaint."""
+        assert self._report_read is not None
         reader = asyncio.StreamReader(limit=_LONGEST_LINE_BYTES)
-        pipe = os.fdopen(self._report_read, "rb", buffering=0)
+        pipe, self._report_read = os.fdopen(self._report_read, "rb", buffering=0), None
         loop = asyncio.get_running_loop()
         transport, _ = await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
         try:
@@ -109,6 +144,14 @@ class Child:
         except ProcessLookupError:
             return  # all gone already
 
+    def close(self) -> None:
+        """Lets go of what this process held open for it. Nothing can be asked of it afterwards."""
+        self.page.close()
+        if self._line is not None:
+            self._line.close()
+        if self._report_read is not None:
+            os.close(self._report_read)
+
 
 def _die_with(parent: int) -> None:
     """Runs in the child between fork and exec: no trainer outlives its supervisor."""
@@ -117,13 +160,13 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
-def reap_orphans(trainer: int | None) -> None:
-    """As PID 1, collects processes that lost their parent; the trainer's own status is left for `Child.reap`."""
+def reap_orphans(children: Collection[int]) -> None:
+    """As PID 1, collects processes that lost their parent; the status of `children` is left for `Child.reap`."""
     while True:
         try:
             found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
             return
-        if found is None or found.si_pid == trainer:
+        if found is None or found.si_pid in children:
             return
         os.waitpid(found.si_pid, os.WNOHANG)

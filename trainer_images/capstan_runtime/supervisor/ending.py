@@ -3,8 +3,10 @@
 import signal
 from dataclasses import dataclass
 
+from capstan_runtime.beat import Sign
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass, classify_exit
 from capstan_runtime.contract.state import Exit
+from capstan_runtime.supervisor.hang import Hang
 from capstan_runtime.supervisor.output import exception_line
 
 _LINES = 10
@@ -26,11 +28,19 @@ class Evidence:
     failure: FailureClass | None
     """The class it gave itself before it ended; None: it said nothing."""
     message: str | None
-    hang: str | None
+    bad_batch: int | None
+    """As it said, with the failure."""
+    hang: Hang | None
     """Why it was killed as hung; None: it was not."""
+    step: int | None
+    """Optimizer steps done; None: it had not begun."""
+    sign: Sign | None
+    """What its page says it was doing; None: nothing."""
     has_spoken: bool
     """It reported anything at all: its interpreter and its imports worked."""
     was_asked_to_stop: bool
+    was_asked_to_leave: bool
+    """At its next checkpoint."""
     was_out_of_memory: bool
     """The kernel killed something for memory meanwhile."""
     lines: list[str]
@@ -53,6 +63,11 @@ def exit_of(seen: Evidence) -> Exit | None:
         failure=failure,
         message=message[:_MESSAGE_LENGTH],
         last_lines=[line[:_LINE_LENGTH] for line in seen.lines[-_LINES:]],
+        step=seen.step,
+        section=seen.sign.section if seen.sign is not None else None,
+        process_state=seen.hang.process_state if seen.hang is not None else None,
+        stack=seen.hang.stack if seen.hang is not None else [],
+        bad_batch=seen.bad_batch,
         at=seen.at,
     )
 
@@ -60,7 +75,7 @@ def exit_of(seen: Evidence) -> Exit | None:
 def _judge(seen: Evidence) -> tuple[FailureClass, str]:
     """Class and one line, from the strongest evidence to the weakest."""
     if seen.hang is not None:
-        return FailureClass.HANG, seen.hang
+        return FailureClass.HANG, seen.hang.message
     if seen.failure is not None:
         return seen.failure, seen.message or f"the trainer failed: {seen.failure}"
     by_signal = -seen.status if seen.status < 0 else None
@@ -69,17 +84,33 @@ def _judge(seen: Evidence) -> tuple[FailureClass, str]:
             FailureClass.HOST_OUT_OF_MEMORY,
             "the kernel killed the trainer: the container's memory limit was reached",
         )
+    if seen.status == ExitCode.STOPPED:
+        return FailureClass.STOPPED, _stopped(seen)
     if seen.was_asked_to_stop:
-        saved = seen.status == ExitCode.STOPPED
-        return FailureClass.STOPPED, "stopped as asked" if saved else f"asked to stop, {_ended(seen.status)}"
+        return FailureClass.STOPPED, f"asked to stop, {_ended(seen.status)}"
+    if by_signal is not None:
+        # What it printed last need not have to do with it: somebody else may have sent the signal.
+        return classify_exit(128 + by_signal), f"the trainer {_ended(seen.status)}"
+    return classify_exit(seen.status), _last_word(seen)
+
+
+def _stopped(seen: Evidence) -> str:
+    if seen.was_asked_to_stop:
+        return "stopped as asked"
+    if seen.was_asked_to_leave:
+        return f"left after the checkpoint of step {seen.step}, as asked"
+    return f"stopped with the other ranks after step {seen.step}"
+
+
+def _last_word(seen: Evidence) -> str:
+    """Of a trainer that exited by itself and did not say why."""
     named = exception_line(seen.lines)
-    if by_signal is None and named is not None:
-        return classify_exit(seen.status), named
-    code = 128 + by_signal if by_signal is not None else seen.status
+    if named is not None:
+        return named
     ended = f"the trainer {_ended(seen.status)}"
     if not seen.has_spoken and seen.lines:
         ended += f" before it began: {seen.lines[-1]}"
-    return classify_exit(code), ended
+    return ended
 
 
 def _ended(status: int) -> str:

@@ -6,7 +6,8 @@ from collections import deque
 
 from capstan_runtime.supervisor.log import write_or_lose
 
-_LINES_KEPT = 60
+_LINES_KEPT = 200
+"""A hung trainer's main thread comes last in its dump, after up to a hundred others."""
 _LONGEST_LINE = 2000
 _CHUNK_BYTES = 65536
 _TRACEBACK = "Traceback (most recent call last):"
@@ -24,11 +25,19 @@ class Output:
         self._thread = threading.Thread(target=self._copy, name="output", daemon=True)
         self._thread.start()
 
-    def last_lines(self, patience_seconds: float) -> list[str]:
-        """The last lines, oldest first. Waits a little for what is still in the pipe; a grandchild may hold it open."""
-        self._thread.join(patience_seconds)
+    def last_lines(self) -> list[str]:
+        """The last lines so far, oldest first."""
         with self._lock:
             return list(self._lines)
+
+    def forget(self) -> None:
+        """What was printed until now is in the log and nowhere else."""
+        with self._lock:
+            self._lines.clear()
+
+    def drain(self, patience_seconds: float) -> None:
+        """Waits for what is still in the pipe; not for ever, because a grandchild may hold it open."""
+        self._thread.join(patience_seconds)
 
     def _copy(self) -> None:
         rest = b""

@@ -1,4 +1,5 @@
-"""The pod's HTTP face: `/state` and `/membership` for the operator, `/metrics` and `/healthz` for everybody."""
+"""The pod's HTTP face: `/state` and `/membership` for the operator, `/memory` for the job's other pods, `/metrics` and
+`/healthz` for everybody."""
 
 import asyncio
 import hmac
@@ -10,9 +11,13 @@ from pydantic import ValidationError
 
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import State
-from capstan_runtime.supervisor.exposition import CONTENT_TYPE, render
+from capstan_runtime.supervisor.exposition import CONTENT_TYPE, Facts, render
+from capstan_runtime.supervisor.memory_tier import SECONDS as MEMORY_SECONDS
+from capstan_runtime.supervisor.memory_tier import MemoryFiles, MemoryTier
 
-_MOST_BODY_BYTES = 8192
+_MOST_BODY_BYTES = 65536
+"""A membership names every rank's supervisor: 64 KiB are 2,000 ranks, and half of what Linux lets a variable hold."""
+_MEMORY = "/memory/"
 _REQUEST_SECONDS = 5.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -29,19 +34,20 @@ class Supervised(Protocol):
     def state(self) -> State: ...
 
     @property
-    def restarts(self) -> int: ...
+    def facts(self) -> Facts: ...
 
     def accept(self, membership: Membership) -> None:
         """Raises Refused."""
         ...
 
 
-def make_app(supervised: Supervised, token: str) -> web.Application:
-    """`/state` and `/membership` ask for `token`; requests are small and must arrive within five seconds."""
+def make_app(supervised: Supervised, token: str, memory: MemoryTier | None) -> web.Application:
+    """All but `/metrics` and `/healthz` ask for `token`; requests are small and must arrive within five seconds."""
+    memory_files = MemoryFiles(memory)
     app = web.Application(middlewares=[_bounded], client_max_size=_MOST_BODY_BYTES)
     expected = f"Bearer {token}".encode()
 
-    def for_the_operator(handler: Handler) -> Handler:
+    def for_the_job(handler: Handler) -> Handler:
         async def checked(request: web.Request) -> web.StreamResponse:
             given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
             if not hmac.compare_digest(given, expected):
@@ -67,15 +73,16 @@ def make_app(supervised: Supervised, token: str) -> web.Application:
         return await get_state(request)
 
     async def get_metrics(_: web.Request) -> web.Response:
-        return web.Response(text=render(supervised.state, supervised.restarts), headers={"Content-Type": CONTENT_TYPE})
+        return web.Response(text=render(supervised.state, supervised.facts), headers={"Content-Type": CONTENT_TYPE})
 
     async def get_healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
     app.add_routes(
         [
-            web.get("/state", for_the_operator(get_state)),
-            web.put("/membership", for_the_operator(put_membership)),
+            web.get("/state", for_the_job(get_state)),
+            web.put("/membership", for_the_job(put_membership)),
+            web.get(_MEMORY + "{key:.+}", for_the_job(memory_files.answer), allow_head=False),
             web.get("/metrics", get_metrics),
             web.get("/healthz", get_healthz),
         ]
@@ -85,11 +92,12 @@ def make_app(supervised: Supervised, token: str) -> web.Application:
 
 @web.middleware
 async def _bounded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    seconds = MEMORY_SECONDS if request.path.startswith(_MEMORY) else _REQUEST_SECONDS
     try:
-        async with asyncio.timeout(_REQUEST_SECONDS):
+        async with asyncio.timeout(seconds):
             return await handler(request)
     except TimeoutError:
-        return _status(408, "Timeout", f"the request did not arrive within {_REQUEST_SECONDS:g} s")
+        return _status(408, "Timeout", f"request and answer took more than {seconds:g} s")
     except web.HTTPException as error:
         return _status(error.status, error.reason.replace(" ", ""), error.text or error.reason)
 

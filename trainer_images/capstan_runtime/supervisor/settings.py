@@ -30,6 +30,8 @@ class Settings:
     """None: nobody reads last words."""
     operator_url: str | None
     """None: nobody is waiting for hints."""
+    memory: Path | None = None
+    """Folder of the memory tier; None: this pod has none."""
     port: int = env.SUPERVISOR_PORT
     """0: any free one."""
     memory_events: Path = _CGROUP_EVENTS
@@ -47,6 +49,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     if not token:
         raise ConfigError(f"{env.TOKEN_FILE}: {token_file} is empty; it must hold the job's token")
     log = environ.get(env.TERMINATION_LOG)
+    memory = environ.get(env.MEMORY) if run.memory_tier else None
     return Settings(
         pod=_required(environ, env.POD_NAME),
         address=_required(environ, env.POD_IP),
@@ -56,6 +59,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         environ=environ,
         termination_log=Path(log) if log else None,
         operator_url=environ.get(env.OPERATOR_URL) or None,
+        memory=Path(memory) if memory else None,
     )
 
 

@@ -4,25 +4,26 @@ import asyncio
 import os
 import signal
 import time
+from typing import NoReturn
 
-from aiohttp import web
-
+from capstan_runtime.contract.chaos import Fault
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Exit, Phase, Progress, State
 from capstan_runtime.supervisor.attempt import Attempt
-from capstan_runtime.supervisor.child import reap_orphans
+from capstan_runtime.supervisor.child import Child, reap_orphans
+from capstan_runtime.supervisor.exposition import Facts
+from capstan_runtime.supervisor.front import Front
 from capstan_runtime.supervisor.hint import Hints
 from capstan_runtime.supervisor.last_words import fit
+from capstan_runtime.supervisor.ledger import Ledger
 from capstan_runtime.supervisor.log import Log
+from capstan_runtime.supervisor.memory_tier import MemoryTier
+from capstan_runtime.supervisor.news import is_news, is_under_chaos, taken_in
 from capstan_runtime.supervisor.server import Refused, make_app
 from capstan_runtime.supervisor.settings import Settings
+from capstan_runtime.supervisor.warm_spare import WarmSpare
 
-_QUARANTINES_KEPT = 20
-_RECORDS = ("metrics", "checkpoint", "resumed_from")
-"""Fields of a Progress that become the State's field of the same name."""
-_KEEP_ALIVE_SECONDS = 10.0
-_CONNECTION_SECONDS = 60.0
 _FLUSH_SECONDS = 2.0
 
 
@@ -38,24 +39,42 @@ class Supervisor:
         """Of the newest membership for which a trainer was started."""
         self._started = 0
         self._is_stopping = False
+        self._is_dark = False
+        """It plays a pod on a lost node: it does nothing any more that anybody could see."""
         self._attempt: Attempt | None = None
+        self._ledger: Ledger | None = None
+        """Of the newest attempt."""
         self._news = asyncio.Event()
         """Set when there is a newer membership or a wish to stop."""
         self._hints = Hints(settings)
         self._log = Log()
+        self._spare = WarmSpare(settings, self._log)
+        self._memory = MemoryTier(settings.memory) if settings.memory is not None else None
+        self._front = Front(make_app(self, settings.token, self._memory))
 
     @property
     def state(self) -> State:
         return self._state
 
     @property
-    def restarts(self) -> int:
-        return max(0, self._started - 1)
+    def facts(self) -> Facts:
+        chaos = self._membership.chaos if self._membership is not None else ()
+        return Facts(
+            restarts=max(0, self._started - 1),
+            has_warm_spare=self._spare.is_ready,
+            is_under_chaos=is_under_chaos(self._state, chaos, time.time()),
+        )
 
     def accept(self, membership: Membership) -> None:
-        """Makes `membership` the one to run; a trainer of an older one is killed. Repeating it changes nothing."""
+        """Makes `membership` the one to run; a trainer of an older one is killed. Repeating it changes nothing, and the
+        one thing that may be added to it later is the wish that the trainer leave at its next checkpoint."""
         known = self._membership
         if known == membership:
+            return
+        if known is not None and known.model_copy(update={"leave_at_checkpoint": True}) == membership:
+            self._membership = membership
+            if self._attempt is not None:
+                self._attempt.leave_at_checkpoint()
             return
         if known is not None and membership.fence <= known.fence:
             same = "with another place in the world " if membership.fence == known.fence else ""
@@ -63,39 +82,40 @@ class Supervisor:
         if self._is_stopping or self._state.phase is Phase.SUCCEEDED:
             raise Refused(f"this pod is leaving: it is in phase {self._state.phase}")
         self._membership = membership
+        self._ledger = Ledger(time.time(), time.monotonic())
         self._update(
             fence=membership.fence,
             rank=membership.rank,
             world=membership.world,
-            phase=Phase.STARTING,
+            micro_splits=membership.micro_splits,
             step=0,
             steps=None,
             metrics={},
             resumed_from=None,
+            restored=None,
+            notes=[],
             exit=None,
         )
+        self._enter(Phase.STARTING)
         if self._attempt is not None:
             self._attempt.abandon()
         self._news.set()
 
     def stop(self) -> None:
         """The pod is being deleted: the trainer may save and leave."""
+        if self._is_dark:
+            return
         self._is_stopping = True
+        self._spare.discard()
         if self._attempt is not None:
-            self._update(phase=Phase.STOPPING)
+            self._enter(Phase.STOPPING)
             self._attempt.stop()
         self._news.set()
 
     async def run(self) -> int:
         """The exit code of the pod: 0 after success, STOPPED after SIGTERM."""
-        runner = web.AppRunner(
-            make_app(self, self._settings.token), access_log=None, keepalive_timeout=_KEEP_ALIVE_SECONDS
-        )
-        await runner.setup()
+        await self._front.open(self._settings.address, self._settings.port)
         loop = asyncio.get_running_loop()
-        server = await loop.create_server(
-            lambda: _short_lived(runner, loop), self._settings.address, self._settings.port
-        )
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
@@ -103,9 +123,9 @@ class Supervisor:
             return await self._run_memberships()
         finally:
             self._say_last_words()
+            self._spare.discard()
             await self._hints.flush()
-            server.close()
-            await runner.cleanup()
+            await self._front.close()
             await self._log.flush(_FLUSH_SECONDS)
 
     async def _run_memberships(self) -> int:
@@ -117,62 +137,108 @@ class Supervisor:
             if self._membership is None or self._membership.fence == self._ran_fence:
                 continue
             if await self._run_attempt(self._membership):
+                await self._forget_memory()
                 return ExitCode.OK
+            if self._is_dark:
+                await _for_ever()
 
     async def _run_attempt(self, membership: Membership) -> bool:
         """True when the trainer succeeded in the newest membership."""
         self._ran_fence = membership.fence
         self._started += 1
         self._clear_last_words()
+        spare = self._spare.take(membership)
         try:
-            self._attempt = Attempt(
-                self._settings, membership, lambda progress: self._take_in(membership.fence, progress), self._log
-            )
+            end, came_to_nothing = await self._run_trainer(spare or Child(self._settings, membership), membership)
+            if spare is not None and came_to_nothing:
+                self._log.say("the warm spare was of no use; the trainer starts cold")
+                end, _ = await self._run_trainer(Child(self._settings, membership), membership)
         except OSError as error:
-            self._end(membership.fence, _cannot_start(membership.fence, self._settings.command, error))
-            return False
-        end = await self._attempt.run()
-        self._attempt = None
+            end = _cannot_start(membership.fence, self._settings.command, error)
         return self._end(membership.fence, end)
+
+    async def _run_trainer(self, child: Child, membership: Membership) -> tuple[Exit | None, bool]:
+        """How it failed (None: it succeeded), and whether it ended before it said a word, unasked."""
+
+        def take_in(progress: Progress) -> None:
+            self._take_in(membership.fence, progress)
+
+        self._attempt = Attempt(child, self._settings, membership, take_in, self._log)
+        try:
+            if self._is_stopping or self._is_dark:
+                self._attempt.abandon()
+            return await self._attempt.run(), self._attempt.came_to_nothing
+        finally:
+            self._attempt = None
 
     def _take_in(self, fence: int, progress: Progress) -> None:
         """Makes a trainer's report part of the state, unless its membership is over."""
-        if fence != self._state.fence:
+        if fence != self._state.fence or self._is_dark:
             return
-        was = self._state.phase
-        given = progress.model_dump(exclude_none=True, include={"step", "steps"})
-        given |= {name: value for name in _RECORDS if (value := getattr(progress, name)) is not None}
-        if progress.phase is not None and not self._is_stopping:
-            # What SUCCEEDED means is decided when the process has ended.
-            given["phase"] = Phase.TRAINING if progress.phase is Phase.SUCCEEDED else progress.phase
-        if progress.quarantined is not None:
-            given["quarantined"] = [*self._state.quarantined, progress.quarantined][-_QUARANTINES_KEPT:]
-        self._update(**given)
-        is_first_step = was is Phase.COMPILING and self._state.phase is Phase.TRAINING
-        if is_first_step or progress.checkpoint is not None or progress.quarantined is not None:
+        if progress.injected is not None and progress.injected.fault is Fault.LOSE_NODE:
+            self._go_dark()
+            return
+        before = self._state
+        self._update(**taken_in(before, progress))
+        # What SUCCEEDED means is decided when the process has ended.
+        told = Phase.TRAINING if progress.phase is Phase.SUCCEEDED else progress.phase
+        self._enter(before.phase if told is None or self._is_stopping else told)
+        is_first_step = before.phase is Phase.COMPILING and self._state.phase is Phase.TRAINING
+        if is_first_step:
+            self._spare.start()
+        if is_first_step or is_news(progress):
             self._hints.send()
 
     def _end(self, fence: int, end: Exit | None) -> bool:
         """Takes in how an attempt ended; True when it was the newest and succeeded."""
-        if fence != self._state.fence:
+        if fence != self._state.fence or self._is_dark:
             return False
-        self._update(phase=Phase.EXITED if end else Phase.SUCCEEDED, exit=end)
+        self._update(exit=end)
+        self._enter(Phase.EXITED if end else Phase.SUCCEEDED)
         if end is not None:
             self._log.say(f"{end.failure}: {end.message}")
         self._say_last_words()
         self._hints.send()
         return end is None
 
+    def _go_dark(self) -> None:
+        """What a lost node looks like from outside: no process, no answer, no word."""
+        self._is_dark = True
+        if self._attempt is not None:
+            self._attempt.abandon()
+        self._spare.discard()
+        self._hints.cancel()
+        self._front.cut()
+
+    def _enter(self, phase: Phase) -> None:
+        assert self._ledger is not None
+        self._ledger.enter(phase, time.monotonic())
+        self._update(phase=phase, timeline=self._ledger.timeline, seconds=self._ledger.seconds)
+
     def _update(self, **changed: object) -> None:
         self._state = self._state.model_copy(update=changed)
 
     def _reap(self) -> None:
-        trainer: int | None = None
+        children = []
         if self._attempt is not None:
             self._attempt.child.reap()
-            trainer = None if self._attempt.child.has_exited else self._attempt.child.pid
+            if not self._attempt.child.has_exited:
+                children.append(self._attempt.child.pid)
+        if self._spare.reap() and self._attempt is not None:
+            self._attempt.forgive_oom_kill()
+        if self._spare.pid is not None:
+            children.append(self._spare.pid)
         if os.getpid() == 1:
-            reap_orphans(trainer)
+            reap_orphans(children)
+
+    async def _forget_memory(self) -> None:
+        """All steps are done and committed: nobody will restore from here."""
+        if self._memory is None:
+            return
+        try:
+            await asyncio.to_thread(self._memory.empty)
+        except OSError as error:
+            self._log.say(f"the memory tier cannot be emptied: {error}")
 
     def _say_last_words(self) -> None:
         """Leaves the state where it outlives this process, at every end: the pod may be killed at any time."""
@@ -183,7 +249,7 @@ class Supervisor:
         self._write_last_words(b"")
 
     def _write_last_words(self, words: bytes) -> None:
-        if self._settings.termination_log is None:
+        if self._settings.termination_log is None or self._is_dark:
             return
         try:
             self._settings.termination_log.write_bytes(words)
@@ -191,13 +257,9 @@ class Supervisor:
             self._log.say(f"the termination message cannot be written: {error}")
 
 
-def _short_lived(runner: web.AppRunner, loop: asyncio.AbstractEventLoop) -> asyncio.BaseProtocol:
-    """A connection that ends, between two requests, a minute after it was opened: one that never sends a request,
-    or never ends one, would otherwise stay for ever."""
-    assert runner.server is not None
-    connection = runner.server()
-    loop.call_later(_CONNECTION_SECONDS, connection.close)
-    return connection
+async def _for_ever() -> NoReturn:
+    while True:
+        await asyncio.Event().wait()
 
 
 def _cannot_start(fence: int, command: tuple[str, ...], error: OSError) -> Exit:

@@ -1,17 +1,38 @@
 """When does waiting become a hang? Pure: time is an argument."""
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 
 from capstan_runtime.contract.run_config import Deadlines
 from capstan_runtime.contract.state import Phase, Progress
 
-_RECENT = 50
+_RECENT = 200
+_PERCENTILE = 0.99
+"""Not the slowest of all: one step that a full disk held up for minutes would hide every hang for hours."""
 _SLOWNESS = 5.0
 _AFTER_SUCCESS_SECONDS = 30.0
 """For leaving the world once everything is committed."""
 
 _START_UP = frozenset({Phase.RESTORING, Phase.COMPILING})
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """A wait that is over its limit."""
+
+    phase: Phase
+    step: int
+    """Optimizer steps done."""
+    waited: float
+    """Seconds."""
+    limit: float
+    """Seconds."""
+
+    def __str__(self) -> str:
+        if self.phase is Phase.TRAINING:
+            return f"no step for {self.waited:.0f} s (limit {self.limit:.0f} s) after step {self.step}"
+        return f"no progress for {self.waited:.0f} s (limit {self.limit:.0f} s) in phase {self.phase}"
 
 
 @dataclass(slots=True)
@@ -25,26 +46,33 @@ class Watch:
     step: int = 0
     _since: float = field(init=False)
     _waits: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    """Between two steps that were seen, in seconds."""
 
     def __post_init__(self) -> None:
         self._since = self.now
 
     def note(self, progress: Progress, now: float) -> None:
         """Takes in one line of the trainer's report."""
+        was, self.phase = self.phase, progress.phase or self.phase
+        changed = self.phase is not was
         moved = progress.step is not None and progress.step > self.step
-        changed = progress.phase is not None and progress.phase is not self.phase
-        if self.phase is Phase.TRAINING and not changed and moved:
+        self.step = max(self.step, progress.step or 0)
+        if was is Phase.TRAINING and not changed and moved:
             self._waits.append(now - self._since)
-        if self._is_news(progress, changed, moved):
+        # Restoring and compiling share one deadline, however often they report.
+        is_starting_up = was in _START_UP and self.phase in _START_UP
+        if (changed or moved or self.phase is Phase.EVALUATING) and not is_starting_up:
             self._since = now
-        self.phase = progress.phase or self.phase
-        self.step = progress.step if progress.step is not None else self.step
 
-    def _is_news(self, progress: Progress, changed: bool, moved: bool) -> bool:
-        """Whether the wait begins anew. Restoring and compiling share one deadline, however often they report."""
-        if changed:
-            return not (self.phase in _START_UP and progress.phase in _START_UP)
-        return moved or self.phase is Phase.EVALUATING
+    def glance(self, step: int, now: float) -> None:
+        """Takes in the step that the trainer's page shows."""
+        if step <= self.step:
+            return
+        self.step = step
+        if self.phase is Phase.TRAINING:
+            self._waits.append(now - self._since)
+        if self.phase not in _START_UP:
+            self._since = now
 
     def limit(self) -> float:
         """Seconds that the current wait may last."""
@@ -59,14 +87,14 @@ class Watch:
             case Phase.SUCCEEDED | Phase.EXITED:
                 return _AFTER_SUCCESS_SECONDS
             case Phase.TRAINING:
-                return max(deadlines.hang, _SLOWNESS * max(self._waits, default=0.0))
+                return max(deadlines.hang, _SLOWNESS * self._slow_wait())
 
-    def overdue(self, now: float) -> str | None:
-        """What to say of a hang; None while there is none."""
-        waited = now - self._since
-        if waited <= self.limit():
-            return None
-        return (
-            f"no progress for {waited:.0f} s in phase {self.phase} after step {self.step}; "
-            f"the limit is {self.limit():.0f} s"
-        )
+    def _slow_wait(self) -> float:
+        """The 99th percentile of the recent waits, by nearest rank; 0 before there are any."""
+        waits = sorted(self._waits)
+        return waits[math.ceil(_PERCENTILE * len(waits)) - 1] if waits else 0.0
+
+    def overdue(self, now: float) -> Overdue | None:
+        """The current wait, if it has lasted too long."""
+        waited, limit = now - self._since, self.limit()
+        return Overdue(self.phase, self.step, waited, limit) if waited > limit else None
