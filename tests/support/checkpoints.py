@@ -8,11 +8,16 @@ import numpy as np
 from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
 from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.layout import SaveName, new_attempt
-from capstan_runtime.checkpoint.manifest import TrainerState
+from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.layout import new_attempt
+from capstan_runtime.checkpoint.manifest import SaveFacts, TrainerState
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.retention import Retention, Rules
+from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.verified import VerifyingReader
+from capstan_runtime.checkpoint.vote import Voters
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
+from capstan_runtime.contract import config
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Checkpoint, Quarantine
@@ -55,8 +60,36 @@ def trainer_state(step: int) -> TrainerState:
     )
 
 
+def facts_of(
+    step: int,
+    fence: int = 1,
+    world: int = 1,
+    attempt: str | None = None,
+    run: str = RUN,
+    parent: str | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> SaveFacts:
+    return SaveFacts(
+        job="default/test",
+        run=run,
+        step=step,
+        fence=fence,
+        attempt=attempt or new_attempt(run),
+        world=world,
+        parent=parent,
+        created_at=1000.0 + step,
+        trainer=trainer_state(step),
+        metrics=dict(metrics or {}),
+        framework="flax",
+    )
+
+
+def as_store(place: Path | Store, disk: Disk | None = None) -> Store:
+    return FolderStore(place, disk) if isinstance(place, Path) else place
+
+
 def save(
-    store: Path,
+    place: Path | Store,
     step: int,
     *,
     arrays: Arrays | None = None,
@@ -65,47 +98,58 @@ def save(
     attempt: str | None = None,
     run: str = RUN,
     parent: str | None = None,
+    metrics: Mapping[str, float] | None = None,
     disk: Disk | None = None,
     shard_bytes: int = 256,
 ) -> Checkpoint:
     """A committed checkpoint, written by `world` ranks in turn."""
-    disk = disk or Disk()
-    name = SaveName(step, fence, attempt or new_attempt(run))
+    store = as_store(place, disk)
+    facts = facts_of(step, fence, world, attempt, run, parent, metrics)
     arrays = arrays_of(step) if arrays is None else arrays
-    saves = [Save(store, "default/test", run, "flax", name, rank, world) for rank in range(world)]
+    saves = [Save(store, facts, rank) for rank in range(world)]
     for each in saves:
-        write_shards(each, share_of(arrays, each.rank, world), disk, shard_bytes)
-    return commit(saves[0], trainer_state(step), parent, 1.0, disk, now=lambda: 1000.0 + step)
+        write_shards(each, share_of(arrays, each.rank, world), shard_bytes)
+    return commit(saves[0], deadline_seconds=1.0)
 
 
 def folder_of(store: Path, root: str) -> Path:
-    return next(each.folder for each in list_candidates(store, RUN).candidates if each.root == root)
+    listing = list_candidates(FolderStore(store), RUN)
+    return store / next(str(each.name) for each in listing.candidates if each.root == root)
+
+
+def load_all(opened: OpenCheckpoint, reader: VerifyingReader) -> None:
+    """As an engine does that needs every tensor."""
+    tensors = opened.tensors(reader)
+    for name in tensors.names():
+        tensors.read(name)
 
 
 def choose(
-    store: Path,
+    place: Path | Store,
     *,
     fence: int = 2,
     floor_step: int = 0,
     verify: VerifyLevel = "full",
     quarantined: list[Quarantine] | None = None,
     exchange: Callable[[bytes], list[bytes]] = lambda payload: [payload],
+    load: Callable[[OpenCheckpoint, VerifyingReader], None] = load_all,
+    public_key: str | None = None,
     visible_seconds: float = 0.2,
 ) -> OpenCheckpoint | None:
-    """What a world of one rank resumes from."""
-    return choose_checkpoint(
+    """What a world of one rank resumes from, having read all of it."""
+    loaded = choose_checkpoint(
         Choosing(
-            store=store,
+            store=as_store(place),
             run=RUN,
             membership=Membership(fence=fence, rank=0, world=1, coordinator="127.0.0.1:1", floor_step=floor_step),
             attempt=new_attempt(RUN),
-            verify=verify,
-            exchange=exchange,
+            voters=Voters(rank=0, level=verify, exchange=exchange, load=load),
             on_quarantine=(quarantined if quarantined is not None else []).append,
-            disk=Disk(),
+            public_key=public_key,
             visible_seconds=visible_seconds,
         )
     )
+    return loaded.opened if loaded else None
 
 
 def flip(path: Path, at: int) -> None:
@@ -115,16 +159,16 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def retention(store: Path, keep_last: int, quarantined: list[Quarantine], fence: int = 9) -> Retention:
+def retention(place: Path | Store, keep_last: int, quarantined: list[Quarantine], fence: int = 9) -> Retention:
     """One whose troubles are failures of the test."""
 
     def fail(message: str) -> None:
         raise AssertionError(message)
 
-    rules = Rules(store, RUN, fence, keep_last, "full")
-    return Retention(rules, lambda _: None, quarantined.append, fail, Disk())
+    rules = Rules(as_store(place), RUN, fence, config.Retention(last=keep_last), "full")
+    return Retention(rules, lambda _: None, quarantined.append, fail)
 
 
-def steps_in(store: Path) -> list[int]:
+def steps_in(place: Path | Store) -> list[int]:
     """Of the usable checkpoints, newest first."""
-    return [each.name.step for each in list_candidates(store, RUN).candidates if each.problem is None]
+    return [each.name.step for each in list_candidates(as_store(place), RUN).candidates if each.problem is None]

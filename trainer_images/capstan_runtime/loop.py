@@ -13,11 +13,11 @@ from types import FrameType
 from pydantic import ValidationError
 
 from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
-from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.saver import Identity, Saver
 from capstan_runtime.checkpoint.staging import StagingArea
+from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -127,10 +127,10 @@ def run_attempt(
     engine = make_engine(context)
     voice = Voice(reporter, membership.rank, steps)
     voice.report(phase=Phase.RESTORING, steps=steps)
-    store, disk = Path(_required(environ, env.STORE)), Disk()
-    start = restore(context, engine, store, voice, disk)
+    store = open_store(_required(environ, env.STORE), environ)
+    start = restore(context, engine, store, voice)
     stop.from_now_on_save_first()
-    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store, disk).train()
+    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store).train()
     if finished:
         voice.report(phase=Phase.SUCCEEDED, step=steps)
     engine.close()
@@ -148,8 +148,7 @@ class _Attempt:
     voice: Voice
     stop: StopSignal
     start: Start
-    store: Path
-    disk: Disk
+    store: Store
 
     def train(self) -> bool:
         """True when all steps are done and committed, False when stopped early."""
@@ -217,7 +216,7 @@ class _Attempt:
         run, membership = self.context.run, self.context.membership
         environ = self.context.environ
         identity = Identity(
-            store=FolderStore(self.store, self.disk),
+            store=self.store,
             job=run.job,
             run=run.uid,
             framework=run.framework.kind,
@@ -251,13 +250,12 @@ class _Attempt:
             self.voice.report(quarantined=quarantined)
 
         retention = Retention(
-            Rules(self.store, run.uid, membership.fence, run.checkpoint.retention.last, run.checkpoint.verify.level),
+            Rules(self.store, run.uid, membership.fence, run.checkpoint.retention, run.checkpoint.verify.level),
             on_checkpoint=lambda checkpoint: self.voice.report(checkpoint=checkpoint),
             on_quarantine=tell_quarantine,
             on_trouble=self.voice.warn,
-            disk=self.disk,
         )
-        if self.start.root is not None and run.checkpoint.verify.level == "full":
+        if self.start.root is not None and self.start.is_verified:
             retention.note_verified(self.start.root)
         retention.begin()
         return retention

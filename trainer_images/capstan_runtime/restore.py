@@ -2,20 +2,19 @@
 
 import json
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-from capstan_runtime.checkpoint.candidates import Candidate
-from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint, quarantine_and_report
-from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.layout import SaveName, new_attempt
+from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
+from capstan_runtime.checkpoint.layout import new_attempt
 from capstan_runtime.checkpoint.manifest import TrainerState
-from capstan_runtime.checkpoint.reader import MissingTensor, OpenCheckpoint
+from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.verified import MissingTensor, VerifyingReader
+from capstan_runtime.checkpoint.vote import Loaded, UnusableForGood, Voters
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.state import Checkpoint, Phase, Quarantine
+from capstan_runtime.contract.state import Checkpoint, Phase, Quarantine, Restored, Source
 from capstan_runtime.engine import Engine
-from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
+from capstan_runtime.errors import ConfigError
 from capstan_runtime.trainer_state import trainer_state
 from capstan_runtime.voice import Voice
 
@@ -30,9 +29,11 @@ class Start:
     """The attempt's name, the same on every rank."""
     root: str | None
     """Root of the checkpoint resumed from; None at step 0."""
+    is_verified: bool
+    """The ranks together have checked every byte of it."""
 
 
-def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, disk: Disk) -> Start:
+def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -> Start:
     """Where the run continues, with the engine in that state. Collective.
 
     Raises CorruptCheckpoint when nothing verifies, StoreUnavailable when the store fails, ConfigError when the
@@ -44,37 +45,70 @@ def restore(context: TrainContext, engine: Engine, store: Path, voice: Voice, di
         voice.warn(f"checkpoint of step {quarantined.step} is passed over: {quarantined.reason}")
         voice.report(quarantined=quarantined)
 
-    chosen = choose_checkpoint(
+    verify = context.run.checkpoint.verify
+    loaded = choose_checkpoint(
         Choosing(
             store=store,
             run=context.run.uid,
             membership=context.membership,
             attempt=attempt,
-            verify=context.run.checkpoint.verify.level,
-            exchange=engine.exchange,
+            voters=Voters(
+                rank=context.membership.rank,
+                level=verify.level,
+                exchange=engine.exchange,
+                load=lambda opened, reader: _load(context, engine, opened, reader),
+            ),
             on_quarantine=tell_quarantine,
-            disk=disk,
+            public_key=verify.public_key,
         )
     )
-    if chosen is None:
+    if loaded is None:
         voice.report(phase=Phase.COMPILING, step=0, steps=context.steps)
-        return Start(0, attempt, None)
-    _require_same_run(context, chosen.manifest.trainer)
-    _import(engine, chosen, tell_quarantine, disk)
-    step, now = chosen.manifest.step, time.time()
-    read_at = now if context.run.checkpoint.verify.level == "full" else None
+        return Start(0, attempt, None, False)
+    _tell(context, loaded, voice)
+    return Start(loaded.opened.manifest.step, attempt, loaded.opened.root, loaded.is_verified)
+
+
+def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
+    opened, tally, now = loaded.opened, loaded.reader.tally, time.time()
+    manifest = opened.manifest
     voice.report(
         phase=Phase.COMPILING,
-        step=step,
+        step=manifest.step,
         steps=context.steps,
-        resumed_from=Checkpoint(step=step, root=chosen.root, at=now, verified_at=read_at),
+        resumed_from=Checkpoint(
+            step=manifest.step,
+            root=opened.root,
+            at=now,
+            verified_at=now if loaded.is_verified else None,
+            logical=manifest.logical,
+        ),
+        restored=Restored(
+            source=Source.STORE,
+            bytes=tally.bytes,
+            seconds=loaded.seconds,
+            verify_seconds=tally.hashing_seconds,
+        ),
     )
-    how = "every byte verified" if read_at else "bytes verified as they are read"
+    how = {"full": "every byte verified", "sampled": "a sample of it verified", "manifest": "its bytes not verified"}
     voice.say(
-        f"resumed from step {step}, {chosen.root[:23]}, {chosen.size / 1e6:,.1f} MB, {how}; "
-        f"saved by {chosen.manifest.world} ranks at fence {chosen.manifest.fence}"
+        f"resumed from step {manifest.step}, {opened.root[:23]}, {opened.size / 1e6:,.1f} MB in "
+        f"{loaded.seconds:.1f} s, {how[context.run.checkpoint.verify.level]}; "
+        f"saved by {manifest.world} ranks at fence {manifest.fence}"
     )
-    return Start(step, attempt, chosen.root)
+
+
+def _load(context: TrainContext, engine: Engine, opened: OpenCheckpoint, reader: VerifyingReader) -> None:
+    """Puts the checkpoint's state into the engine. Raises CorruptCheckpoint, StoreUnavailable, ConfigError, and
+    UnusableForGood."""
+    _require_same_run(context, opened.manifest.trainer)
+    try:
+        engine.import_state(opened.tensors(reader))
+    except MissingTensor as error:
+        raise ConfigError(
+            f"spec.model: the checkpoint of step {opened.manifest.step} has no tensor {error.args[0]}; "
+            "it was saved by another model: restore the old spec, or start a new job"
+        ) from error
 
 
 def _agree(context: TrainContext, engine: Engine) -> str:
@@ -92,27 +126,6 @@ def _agree(context: TrainContext, engine: Engine) -> str:
     return attempt
 
 
-def _import(engine: Engine, chosen: OpenCheckpoint, tell_quarantine: Callable[[Quarantine], None], disk: Disk) -> None:
-    try:
-        engine.import_state(chosen.tensors())
-    except MissingTensor as error:
-        raise ConfigError(
-            f"spec.model: the checkpoint of step {chosen.manifest.step} has no tensor {error.args[0]}; "
-            "it was saved by another model: restore the old spec, or start a new job"
-        ) from error
-    except CorruptCheckpoint as error:
-        # It verified a moment ago, or `verify: manifest` trusted it. The ranks may be half-way through a collective, so
-        # the way back to an older checkpoint leads through a new attempt, which will not propose this one again.
-        quarantine_and_report(_candidate(chosen), str(error), tell_quarantine, disk)
-        raise StoreUnavailable(f"the checkpoint went bad while it was read: {error}") from error
-
-
-def _candidate(chosen: OpenCheckpoint) -> Candidate:
-    manifest = chosen.manifest
-    name = SaveName(manifest.step, manifest.fence, manifest.attempt)
-    return Candidate(chosen.folder, name, chosen.root, problem=None, is_quarantined=False)
-
-
 _FIELDS = {
     "seed": "spec.training.seed",
     "global_batch_size": "spec.training.globalBatchSize",
@@ -123,7 +136,8 @@ _FIELDS = {
 
 
 def _require_same_run(context: TrainContext, saved: TrainerState) -> None:
-    """Continuing with other data, in another order, would look like the same run and not be it."""
+    """Continuing with other data, in another order, would look like the same run and not be it. Raises ConfigError, and
+    UnusableForGood when a batch went into it that the run has been rewound to leave out."""
     now = trainer_state(context, saved.step, saved.loss)
     for name, field in _FIELDS.items():
         if getattr(now, name) != getattr(saved, name):
@@ -131,3 +145,7 @@ def _require_same_run(context: TrainContext, saved: TrainerState) -> None:
                 f"{field}: {getattr(now, name)} differs from {getattr(saved, name)} in the checkpoint of step "
                 f"{saved.step}; set it back, or start a new job"
             )
+    if now.skips != saved.skips:
+        raise UnusableForGood(
+            f"it was saved with other batches left out than this run leaves out before step {saved.step} since"
+        )

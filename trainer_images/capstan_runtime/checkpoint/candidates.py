@@ -1,31 +1,40 @@
-"""Which folders of a store are committed checkpoints of a run, cheaply: only names and manifests are read."""
+"""Which saves in a store are committed checkpoints of a run, cheaply: only names and manifests are read."""
 
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
-from pathlib import Path
 
 from pydantic import ValidationError
 
 from capstan_runtime.checkpoint.claims import newest_claim
-from capstan_runtime.checkpoint.disk import Disk, write_file
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SaveName
 from capstan_runtime.checkpoint.manifest import Commit, Manifest
-from capstan_runtime.checkpoint.reader import read_manifest
-from capstan_runtime.errors import ConfigError, CorruptCheckpoint
+from capstan_runtime.checkpoint.reader import LaterFormat, read_manifest
+from capstan_runtime.checkpoint.store import ObjectMissing, Store
+from capstan_runtime.errors import CorruptCheckpoint
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A folder with a COMMIT that this run may resume from, unless something is wrong with it."""
+    """A save with a COMMIT that this run may resume from, unless something is wrong with it."""
 
-    folder: Path
     name: SaveName
     root: str | None
-    """None when the manifest does not verify."""
+    """None when the manifest does not verify, or cannot be read by this version."""
+    manifest: Manifest | None
+    """None when `root` is."""
     problem: str | None
-    """Why it must not be used: quarantined before, or a manifest that does not verify. None: nothing known."""
-    is_quarantined: bool
+    """Why it must not be used: quarantined before, a manifest that does not verify, or a later format. None: nothing
+    known."""
+    marks: frozenset[str]
+    """Names of the objects directly in it: COMMIT, MANIFEST.json, QUARANTINED, …"""
+    is_later: bool = False
+    """A later version of Capstan wrote it."""
+
+    @property
+    def is_quarantined(self) -> bool:
+        return QUARANTINED in self.marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,38 +43,73 @@ class Listing:
 
     candidates: tuple[Candidate, ...]
     """Of this run, newest step first, at equal steps the newest fence first."""
-    torn: tuple[Path, ...]
+    later: tuple[Candidate, ...]
+    """Of this run, written by a later version of Capstan."""
+    torn: tuple[SaveName, ...]
     """Saves of this run that were never committed."""
-    stale: tuple[Path, ...]
+    stale: tuple[SaveName, ...]
     """Commits of an attempt that had been superseded."""
-    foreign: tuple[Path, ...]
-    """Everything else. Left alone."""
+    foreign: tuple[str, ...]
+    """Names of everything else. Left alone."""
 
 
-def list_candidates(store: Path, run: str) -> Listing:
+def list_candidates(store: Store, run: str) -> Listing:
     """What is in `store` for the run with uid `run`. An absent store is an empty one.
 
-    Raises OSError, StoreUnavailable, and ConfigError for a checkpoint of this run that a later version has written.
+    Raises OSError, StoreUnavailable.
     """
     candidates: list[Candidate] = []
-    torn: list[Path] = []
-    stale: list[Path] = []
-    foreign: list[Path] = []
+    later: list[Candidate] = []
+    torn: list[SaveName] = []
+    stale: list[SaveName] = []
+    foreign: list[str] = []
     claim = newest_claim(store, run)
-    for folder in sorted(store.iterdir()) if store.is_dir() else []:
-        name = SaveName.parse(folder.name)
-        if name is None or not folder.is_dir():
-            foreign.append(folder)
-        elif not (folder / COMMIT).exists():
-            (torn if name.is_of_run(run) else foreign).append(folder)
-        elif (candidate := _inspect(folder, name, run)) is None:
-            foreign.append(folder)
+    for text in store.children():
+        name = SaveName.parse(text)
+        marks = store.children(text) if name is not None else []
+        if name is None or (not marks and store.size(text) is not None):
+            foreign.append(text)
+        elif COMMIT not in marks:
+            if name.is_of_run(run):
+                torn.append(name)
+            else:
+                foreign.append(text)
+        elif (candidate := inspect(store, name, marks)) is None:
+            continue  # removed just now
+        elif not _is_of_run(store, candidate, run):
+            foreign.append(text)
+        elif candidate.is_later:
+            later.append(candidate)
         elif claim is not None and name.fence < claim.fence and _is_stale(candidate, claim.committed):
-            stale.append(folder)
+            stale.append(name)
         else:
             candidates.append(candidate)
     candidates.sort(key=lambda candidate: candidate.name, reverse=True)
-    return Listing(tuple(candidates), tuple(torn), tuple(stale), tuple(foreign))
+    return Listing(tuple(candidates), tuple(later), tuple(torn), tuple(stale), tuple(foreign))
+
+
+def inspect(store: Store, name: SaveName, marks: Collection[str]) -> Candidate | None:
+    """A save with a COMMIT, of whatever run; None when it was removed meanwhile. `marks`: the store's `children` of it.
+
+    Raises OSError, StoreUnavailable.
+    """
+    marks = frozenset(marks)
+    try:
+        root, manifest = read_manifest(store, name)
+    except CorruptCheckpoint as error:
+        if store.size(f"{name}/{COMMIT}") is None:
+            return None
+        return Candidate(name, None, None, str(error), marks)
+    except LaterFormat as error:
+        return Candidate(name, None, None, str(error), marks, is_later=True)
+    problem = _reason_of(store, name) if QUARANTINED in marks else None
+    return Candidate(name, root, manifest, problem, marks)
+
+
+def _is_of_run(store: Store, candidate: Candidate, run: str) -> bool:
+    if candidate.manifest is not None:
+        return candidate.manifest.run == run
+    return candidate.name.is_of_run(run) or (not candidate.is_later and _claims_to_be_of(store, candidate.name, run))
 
 
 def _is_stale(candidate: Candidate, committed: tuple[str, ...]) -> bool:
@@ -73,46 +117,26 @@ def _is_stale(candidate: Candidate, committed: tuple[str, ...]) -> bool:
     return candidate.root is not None and not candidate.is_quarantined and candidate.root not in committed
 
 
-def _inspect(folder: Path, name: SaveName, run: str) -> Candidate | None:
-    """None when the checkpoint belongs to another run."""
-    quarantined = folder / QUARANTINED
-    try:
-        root, manifest = read_manifest(folder)
-    except CorruptCheckpoint as error:
-        if not name.is_of_run(run) and not _claims_to_be_of(folder, run):
-            return None
-        return Candidate(folder, name, None, str(error), quarantined.exists())
-    except ConfigError:  # of a later version of Capstan
-        if not name.is_of_run(run):
-            return None
-        raise
-    if manifest.run != run:
-        return None
-    if quarantined.exists():
-        return Candidate(folder, name, root, _reason_of(quarantined), True)
-    return Candidate(folder, name, root, None, False)
-
-
-def _claims_to_be_of(folder: Path, run: str) -> bool:
+def _claims_to_be_of(store: Store, name: SaveName, run: str) -> bool:
     """Whether what is left of a broken checkpoint still names `run`."""
-    for path, kind in ((folder / COMMIT, Commit), (folder / MANIFEST, Manifest)):
+    for file, kind in ((COMMIT, Commit), (MANIFEST, Manifest)):
         try:
-            if kind.model_validate_json(path.read_bytes()).run == run:
+            if kind.model_validate_json(store.get(f"{name}/{file}")).run == run:
                 return True
-        except (ValidationError, OSError):
+        except (ValidationError, ObjectMissing, OSError):
             continue  # it is known to be broken: the question is only what can still be read
     return False
 
 
-def quarantine(candidate: Candidate, reason: str, disk: Disk) -> None:
+def quarantine(store: Store, name: SaveName, reason: str) -> None:
     """Marks the checkpoint so that no later attempt tries it again. Raises OSError."""
     note = json.dumps({"reason": reason, "at": time.time()}, sort_keys=True).encode()
-    write_file(disk, candidate.folder / QUARANTINED, [note])
-    disk.sync_folder(candidate.folder)
+    store.put(f"{name}/{QUARANTINED}", [note])
+    store.settle(str(name))
 
 
-def _reason_of(marker: Path) -> str:
+def _reason_of(store: Store, name: SaveName) -> str:
     try:
-        return str(json.loads(marker.read_bytes())["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(store.get(f"{name}/{QUARANTINED}"))["reason"])
+    except (OSError, ObjectMissing, ValueError, KeyError, TypeError):
         return "quarantined; the marker does not say why"

@@ -27,6 +27,10 @@ class Disk:
     def rename(self, source: Path, target: Path) -> None:
         source.rename(target)
 
+    def link(self, source: Path, target: Path) -> None:
+        """`target` is a second name of the file. Raises FileExistsError if there is a `target`: of two one wins."""
+        os.link(source, target)
+
     def make_folder(self, path: Path) -> None:
         """`path`, and those above it that are missing; their names survive a power cut, `path`'s own may not."""
         missing = [folder for folder in path.parents if not folder.exists()]
@@ -46,17 +50,31 @@ class Disk:
         path.unlink(missing_ok=True)
 
     def remove_tree(self, path: Path) -> None:
-        shutil.rmtree(path)
+        """Harmless when somebody else removes it at the same time."""
+        shutil.rmtree(path, onerror=_unless_gone)
 
 
-def write_file(disk: Disk, path: Path, pieces: Iterable[Buffer]) -> None:
-    """`path` holds exactly `pieces`, on disk: written beside, synced, renamed. The caller syncs the folder."""
-    part = path.with_name(path.name + PART)
-    descriptor = disk.create(part)
+def _unless_gone(function: object, path: str, info: tuple[object, BaseException, object]) -> None:
+    if not isinstance(info[1], FileNotFoundError):
+        raise info[1]
+
+
+def write_synced(disk: Disk, path: Path, pieces: Iterable[Buffer]) -> None:
+    """`path` holds exactly `pieces`, on disk; after an error there is none. The caller syncs the folder."""
+    descriptor = disk.create(path)
     try:
         for piece in pieces:
             disk.append(descriptor, piece)
         disk.sync(descriptor)
+    except BaseException:
+        disk.remove(path)  # the disk may be full: what is of no use must not keep it so
+        raise
     finally:
         os.close(descriptor)
+
+
+def write_file(disk: Disk, path: Path, pieces: Iterable[Buffer]) -> None:
+    """As `write_synced`, and until all of it is there, `path` is what it was: written beside, renamed."""
+    part = path.with_name(path.name + PART)
+    write_synced(disk, part, pieces)
     disk.rename(part, path)

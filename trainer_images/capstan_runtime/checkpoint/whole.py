@@ -105,14 +105,14 @@ def _whole_tensor(name: str, parts: list[tuple[str, Chunk]]) -> WholeTensor:
             problem = "saved twice" if chunk.start < covered else "saved by nobody"
             raise NotTiled(f"{name}: element {min(chunk.start, covered)} is {problem}")
         covered += chunk.count
-        for leaf, piece in _pieces(file, chunk):
+        for leaf, piece in pieces_of(file, chunk):
             leaves.setdefault(leaf, []).append(piece)
     if covered != math.prod(shape):
         raise NotTiled(f"{name}: {covered} elements were saved of {math.prod(shape)}")
     return WholeTensor(name, dtype, shape, tuple(map(tuple, leaves.values())))
 
 
-def _pieces(file: str, chunk: Chunk) -> Iterable[tuple[int, Piece]]:
+def pieces_of(file: str, chunk: Chunk) -> Iterable[tuple[int, Piece]]:
     """The chunk's pieces, each with the number of its leaf."""
     width = item_bytes(chunk.dtype)
     sizes = piece_sizes(chunk.start * width, chunk.count * width)
