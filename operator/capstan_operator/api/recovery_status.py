@@ -14,6 +14,7 @@ class InjectedStatus(Record):
 
     name: Annotated[str, Field(description="Its name in spec.chaos.")]
     fault: Annotated[str, Field(description="What was broken.")]
+    fence: Annotated[int, Field(description="Number of the attempt in which it was.")]
     rank: Annotated[int, Field(description="The rank that suffered it.")]
     pod: Annotated[str | None, Field(description="Its pod.")] = None
     step: Annotated[int, Field(description="Optimizer steps done then.")]

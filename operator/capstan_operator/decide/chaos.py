@@ -20,6 +20,7 @@ from capstan_operator.decide.situation import Situation, Worker, word_of
 from capstan_operator.decide.times import rfc3339, rfc3339_millis, seconds_after, seconds_since_1970
 from capstan_operator.decide.types import PodDeletion
 from capstan_runtime.contract.chaos import Fault, Injected, Injection
+from capstan_runtime.contract.state import State
 
 INJECTED_KEPT = 100
 """As many as spec.chaos may have."""
@@ -28,8 +29,9 @@ POLL_SECONDS = 5.0
 
 
 def injections_for(situation: Situation, worker: Worker) -> tuple[Injection, ...]:
-    """The faults that `worker` is to suffer in the attempt that status describes; the same at every look at it."""
-    rank = rank_of(worker, situation)
+    """The faults that `worker` is to suffer in the attempt that is on; the same at every look, whatever of it was
+    injected since, because what was pushed once may not change."""
+    rank = situation.rank_of(worker)
     return tuple(
         Injection(
             name=chaos.name,
@@ -38,7 +40,7 @@ def injections_for(situation: Situation, worker: Worker) -> tuple[Injection, ...
             seconds=_seconds_into_attempt(chaos, situation.status),
             duration_seconds=float(chaos.duration_seconds),
         )
-        for chaos in _pending(situation)
+        for chaos in _pending(situation, before=situation.status.fence)
         if chaos.fault is not Fault.DELETE_POD and rank_for(chaos, situation.world) == rank
     )
 
@@ -49,11 +51,6 @@ def rank_for(chaos: Chaos, world: int) -> int:
         return chaos.rank
     digest = hashlib.sha256(f"{chaos.seed} {chaos.name}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % world
-
-
-def rank_of(worker: Worker, situation: Situation) -> int:
-    """The worker's rank in the attempt that status describes."""
-    return worker.index
 
 
 def learn_injected(situation: Situation) -> TrainingJobStatus:
@@ -120,11 +117,11 @@ def put_chaos(situation: Situation, status: TrainingJobStatus) -> TrainingJobSta
     return put(situation, status, kind, False, Reason.CHAOS_ALLOWED, "no fault of spec.chaos is refused")
 
 
-def _pending(situation: Situation) -> Iterator[Chaos]:
-    """What may be injected and was not yet."""
+def _pending(situation: Situation, before: int | None = None) -> Iterator[Chaos]:
+    """What may be injected and was not yet; with `before`, not before that attempt."""
     if not situation.observed.is_chaos_allowed:
         return
-    known = {entry.name for entry in situation.status.injected}
+    known = {entry.name for entry in situation.status.injected if before is None or entry.fence < before}
     yield from (chaos for chaos in situation.blueprint.spec.chaos if chaos.name not in known)
 
 
@@ -139,7 +136,7 @@ def _seconds_into_attempt(chaos: Chaos, status: TrainingJobStatus) -> float | No
 
 
 def _learn_first_step(situation: Situation) -> TrainingJobStatus:
-    status, word = situation.status, situation.workers[0].word
+    status, word = situation.status, _speech(situation)
     if status.first_step_at is not None or word is None or word.fence != status.fence or not status.fence:
         return status
     if word.phase not in MAKES_STEPS:
@@ -152,7 +149,7 @@ def _newly_injected(situation: Situation) -> Iterator[InjectedStatus]:
     for pod in situation.observed.pods:
         word = word_of(pod, situation.observed)
         for injected in word.injected if word else ():
-            yield _entry(injected, pod.name)
+            yield _entry(injected, pod.name, word.fence if word else 0)
     for chaos in _pending(situation):
         worker = _victim(chaos, situation)
         if worker is None or worker.pod is None:
@@ -161,21 +158,22 @@ def _newly_injected(situation: Situation) -> Iterator[InjectedStatus]:
             step = _due_deletion(chaos, situation)
             if step is not None and worker.is_up:
                 injected = _injected(chaos, situation, step, situation.now)
-                yield _entry(injected, worker.pod.name)
+                yield _entry(injected, worker.pod.name, situation.status.fence)
         elif chaos.fault is Fault.LOSE_NODE and _has_gone_dark(chaos, worker, situation):
             step = worker.answer.step if worker.answer else 0
             injected = _injected(chaos, situation, step, situation.now - (worker.silent_seconds or 0.0))
-            yield _entry(injected, worker.pod.name)
+            yield _entry(injected, worker.pod.name, situation.status.fence)
 
 
 def _injected(chaos: Chaos, situation: Situation, step: int, at: float) -> Injected:
     return Injected(name=chaos.name, fault=chaos.fault, rank=rank_for(chaos, situation.world), step=step, at=at)
 
 
-def _entry(injected: Injected, pod: str) -> InjectedStatus:
+def _entry(injected: Injected, pod: str, fence: int) -> InjectedStatus:
     return InjectedStatus(
         name=injected.name,
         fault=injected.fault.value,
+        fence=fence,
         rank=injected.rank,
         pod=pod,
         step=injected.step,
@@ -184,16 +182,20 @@ def _entry(injected: Injected, pod: str) -> InjectedStatus:
 
 
 def _victim(chaos: Chaos, situation: Situation) -> Worker | None:
-    """The worker of the current attempt that is to suffer it; None: no attempt is on, or it has no such rank."""
-    if situation.status.members is None:
-        return None
-    rank = rank_for(chaos, situation.world)
-    return next((worker for worker in situation.workers if rank_of(worker, situation) == rank), None)
+    """The worker of the attempt that is on which is to suffer it; None: none is, or it has no such rank."""
+    members = situation.members
+    rank = rank_for(chaos, len(members)) if members else 0
+    return members[rank] if rank < len(members) else None
+
+
+def _speech(situation: Situation) -> State | None:
+    """What rank 0 says, or said last."""
+    return situation.speaker.word if situation.speaker else None
 
 
 def _due_deletion(chaos: Chaos, situation: Situation) -> int | None:
     """The step at which the pod is to be deleted now; None: not now."""
-    status, word = situation.status, situation.workers[0].word
+    status, word = situation.status, _speech(situation)
     if word is None or word.fence != status.fence or word.phase not in MAKES_STEPS or word.exit is not None:
         return None
     return word.step if _is_due(chaos, status, word.step, situation.now) else None

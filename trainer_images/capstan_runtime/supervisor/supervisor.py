@@ -71,8 +71,12 @@ class Supervisor:
         known = self._membership
         if known == membership:
             return
-        if known is not None and known.model_copy(update={"leave_at_checkpoint": True}) == membership:
-            self._membership = membership
+        # What is to be suffered was handed out once: a spec that asks for other faults since waits for the next attempt.
+        if known is not None and membership == known.model_copy(
+            update={"leave_at_checkpoint": True, "chaos": membership.chaos}
+        ):
+            self._membership = known.model_copy(update={"leave_at_checkpoint": True})
+            self._update(leave_at_checkpoint=True)
             if self._attempt is not None:
                 self._attempt.leave_at_checkpoint()
             return
@@ -88,6 +92,7 @@ class Supervisor:
             rank=membership.rank,
             world=membership.world,
             micro_splits=membership.micro_splits,
+            leave_at_checkpoint=membership.leave_at_checkpoint,
             step=0,
             steps=None,
             metrics={},
