@@ -1,37 +1,38 @@
 """After a commit: reading it back, and removing old checkpoints without ever removing what a run might need.
 
-Kept: the newest `last`, and the two newest that verify, read back from the store. So before anything goes, two that
-stay have been proven. What fails the proof is quarantined, and what is left of dead attempts is swept up. An attempt
-that has been superseded removes nothing: the newer one may be reading it.
+What stays is `keeping.kept`'s to say. Before anything goes, two that stay have been proven: read back from the store,
+by this attempt or, as a mark beside the commit says, by one before it. What fails the proof is quarantined, and what is
+left of dead attempts is swept up. An attempt that has been superseded removes nothing: the newer one may be reading it.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from capstan_runtime.checkpoint.candidates import Candidate, list_candidates
 from capstan_runtime.checkpoint.choose import quarantine_and_report
 from capstan_runtime.checkpoint.claims import newer_fence
-from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.layout import COMMIT, SaveName
+from capstan_runtime.checkpoint.keeping import PROVEN, Held, kept
+from capstan_runtime.checkpoint.layout import COMMIT, PINNED, VERIFIED, SaveName
+from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, verified_at
+from capstan_runtime.checkpoint.readback import Pace, give_way, read_back
 from capstan_runtime.checkpoint.reader import open_checkpoint
+from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.contract import config
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
-
-_PROVEN = 2
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
     """What is kept, and how it is proven."""
 
-    store: Path
+    store: Store
     run: str
     fence: int
-    keep_last: int
+    keep: config.Retention
     verify: VerifyLevel
 
 
@@ -44,7 +45,6 @@ class Retention:
         on_checkpoint: Callable[[Checkpoint], None],
         on_quarantine: Callable[[Quarantine], None],
         on_trouble: Callable[[str], None],
-        disk: Disk,
     ) -> None:
         """`on_checkpoint` hears of the newest commit, and again when its bytes have been read back. The three are
         called from any thread."""
@@ -52,7 +52,7 @@ class Retention:
         self._on_checkpoint = on_checkpoint
         self._on_quarantine = on_quarantine
         self._on_trouble = on_trouble
-        self._disk = disk
+        self._pace = Pace()
         self._proven: set[str] = set()
         self._newest: Checkpoint | None = None
         self._is_wanted = False
@@ -83,13 +83,16 @@ class Retention:
             self._thread.start()
 
     def wait(self, deadline_seconds: float) -> None:
-        """Returns when no sweep is running, or at the deadline: whatever is left over, the next attempt sweeps up."""
+        """Returns when no sweep is running, or at the deadline: whatever is left over, the next attempt sweeps up.
+        Training is over: sweeps do not give way to it any more."""
+        self._pace.hurry()
         with self._lock:
             thread = self._thread
         if thread is not None:
             thread.join(deadline_seconds)
 
     def _sweep_while_wanted(self) -> None:
+        give_way()
         while True:
             with self._lock:
                 if not self._is_wanted:
@@ -107,60 +110,80 @@ class Retention:
         Raises OSError, StoreUnavailable.
         """
         listing = list_candidates(self._rules.store, self._rules.run)
-        for folder in (*listing.stale, *listing.torn):
-            name = SaveName.parse(folder.name)
-            if name is not None and name.fence < self._rules.fence:
-                self._remove(folder)
-        good = [candidate for candidate in listing.candidates if candidate.problem is None]
-        for candidate in self._expendable(good):
-            self._remove(candidate.folder)
+        for name in (*listing.stale, *listing.torn):
+            if name.fence < self._rules.fence:
+                self._remove(name)
+        sound = self._proved([each for each in listing.candidates if each.problem is None])
+        stay = kept(sound, self._rules.keep, time.time())
+        for each in reversed(sound):  # the oldest first: killed half-way, what is newer is still there
+            if each.name not in stay and not is_pinned(self._rules.store, each.name):  # perhaps just now
+                self._remove(each.name)
 
-    def _remove(self, folder: Path) -> None:
+    def _remove(self, name: SaveName) -> None:
         newer = newer_fence(self._rules.store, self._rules.run, self._rules.fence)
         if newer is not None:
             raise StoreUnavailable(f"fence {newer} has taken over; fence {self._rules.fence} may not remove anything")
-        remove_checkpoint(folder, self._disk)
+        remove_checkpoint(self._rules.store, name)
 
-    def _expendable(self, good: list[Candidate]) -> list[Candidate]:
-        """Of committed checkpoints, newest first, those that may go: none before two have been proven."""
-        proven: list[Candidate] = []
-        broken: list[Candidate] = []
-        for candidate in good:
-            if len(proven) == _PROVEN:
-                break
-            (proven if self._is_proven(candidate) else broken).append(candidate)
-        if len(proven) < _PROVEN:
-            return []
-        sound = [candidate for candidate in good if candidate not in broken]
-        kept = {candidate.name for candidate in (*sound[: self._rules.keep_last], *proven)}
-        return [candidate for candidate in sound if candidate.name not in kept]
+    def _proved(self, newest_first: Sequence[Candidate]) -> list[Held]:
+        """Those that nobody has found broken, in the same order; the newest are read back until two are whole."""
+        sound: list[Held] = []
+        proven = 0
+        for candidate in newest_first:
+            is_proven = self._is_proven(candidate)
+            if not is_proven and proven < PROVEN:
+                if not self._prove(candidate):
+                    continue
+                is_proven = True
+            proven += is_proven
+            sound.append(held(candidate, is_proven))
+        return sound
 
     def _is_proven(self, candidate: Candidate) -> bool:
         assert candidate.root is not None
         if candidate.root in self._proven:
             return True
+        if VERIFIED in candidate.marks and verified_at(self._rules.store, candidate.name, candidate.root) is not None:
+            self._proven.add(candidate.root)
+            return True
+        return False
+
+    def _prove(self, candidate: Candidate) -> bool:
+        store, name, root = self._rules.store, candidate.name, candidate.root
+        assert root is not None
         try:
-            opened = open_checkpoint(candidate.folder)
-            if self._rules.verify == "full":
-                opened.verify()
-                self._report_verified(candidate.root)
+            opened = open_checkpoint(store, name)
+            if self._rules.verify != "manifest":
+                self._pace.begin()
+                read_back(opened, self._rules.verify, self._pace.rest)
         except CorruptCheckpoint as error:
-            if not (candidate.folder / COMMIT).exists():
-                return False  # taken back while it was read: no checkpoint any more, so no broken one either
-            quarantine_and_report(candidate, str(error), self._on_quarantine, self._disk)
+            if store.size(f"{name}/{COMMIT}") is not None:  # not taken back while it was read
+                quarantine_and_report(store, name, root, str(error), self._on_quarantine)
             return False
-        self._proven.add(candidate.root)
+        self._proven.add(root)
+        if self._rules.verify == "full":
+            at = time.time()
+            mark_verified(store, name, root, at)
+            self._report_verified(root, at)
         return True
 
-    def _report_verified(self, root: str) -> None:
+    def _report_verified(self, root: str, at: float) -> None:
         with self._lock:
             if self._newest is not None and self._newest.root == root:
-                self._newest = self._newest.model_copy(update={"verified_at": time.time()})
+                self._newest = self._newest.model_copy(update={"verified_at": at})
                 self._on_checkpoint(self._newest)
 
 
-def remove_checkpoint(folder: Path, disk: Disk) -> None:
+def held(candidate: Candidate, is_proven: bool) -> Held:
+    """The candidate, whose manifest verified, as the rules see it."""
+    manifest = candidate.manifest
+    assert manifest is not None
+    metrics = {"loss": manifest.trainer.loss, **manifest.metrics}
+    return Held(candidate.name, manifest.created_at, metrics, PINNED in candidate.marks, is_proven)
+
+
+def remove_checkpoint(store: Store, name: SaveName) -> None:
     """COMMIT goes first: a half-removed folder is never a checkpoint. Raises OSError."""
-    disk.remove(folder / COMMIT)
-    disk.sync_folder(folder)
-    disk.remove_tree(folder)
+    store.remove(f"{name}/{COMMIT}")
+    store.settle(str(name))
+    store.remove_all(str(name))
