@@ -36,7 +36,8 @@ class LocalTensor:
     start: int
     """First element of `data` in the whole tensor, flattened in C order."""
     data: Array
-    """One-dimensional, contiguous, in host memory; never changed after it was handed out."""
+    """One-dimensional, contiguous, in host memory. Perhaps a view of the state itself: it holds until the next step, or
+    the next import, and is copied by whoever wants it for longer."""
 
 
 class TensorSource(Protocol):

@@ -2,7 +2,7 @@
 
 from capstan_runtime.checkpoint.manifest import TrainerState
 from capstan_runtime.context import TrainContext
-from capstan_runtime.data.plan import PLAN_VERSION
+from capstan_runtime.data.plan import PLAN_VERSION, skips_before
 
 
 def trainer_state(context: TrainContext, step: int, loss: float) -> TrainerState:
@@ -18,4 +18,5 @@ def trainer_state(context: TrainContext, step: int, loss: float) -> TrainerState
         data_fingerprint=context.data.fingerprint,
         learning_rate_step=step,
         loss=loss,
+        skips=skips_before(step, context.membership.skips),
     )

@@ -89,8 +89,7 @@ def export_fragments(
     mine = _even_share(fragments, rank, world) if replicated else fragments
     for fragment in mine:
         for kind, tensor in fragment.tensors.items():
-            # Copied, because the next step writes into it.
-            data = tensor.to("cpu", copy=True).numpy()
+            data = tensor.cpu().numpy()
             yield LocalTensor(tensor_name(fragment.spec.name, kind), fragment.spec.shape, fragment.start, data)
     if rank == 0:
         yield LocalTensor(STEP_NAME, (), 0, torch.tensor([step], dtype=torch.int64).numpy())

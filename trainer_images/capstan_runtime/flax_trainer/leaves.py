@@ -104,8 +104,7 @@ def export_leaves(
             fetched = (array, np.asarray(array.addressable_data(0)).reshape(-1))
         spec = leaf.parameters[index]
         begin = index * spec.size + part.start
-        # Copied, because the device may write the next step into the buffer that this is a view of.
-        data = fetched[1][begin : begin + part.stop - part.start].copy()
+        data = fetched[1][begin : begin + part.stop - part.start]
         yield LocalTensor(tensor_name(spec.name, moment), spec.shape, part.start, data)
 
 
