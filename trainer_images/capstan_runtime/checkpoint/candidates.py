@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from capstan_runtime.checkpoint.claims import newest_claim
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SaveName
-from capstan_runtime.checkpoint.manifest import Commit, Manifest
+from capstan_runtime.checkpoint.manifest import Claim, Commit, Manifest
 from capstan_runtime.checkpoint.reader import LaterFormat, read_manifest
 from capstan_runtime.checkpoint.store import ObjectMissing, Store
 from capstan_runtime.errors import CorruptCheckpoint
@@ -80,7 +80,7 @@ def list_candidates(store: Store, run: str) -> Listing:
             foreign.append(text)
         elif candidate.is_later:
             later.append(candidate)
-        elif claim is not None and name.fence < claim.fence and _is_stale(candidate, claim.committed):
+        elif claim is not None and is_superseded(candidate, claim):
             stale.append(name)
         else:
             candidates.append(candidate)
@@ -112,9 +112,12 @@ def _is_of_run(store: Store, candidate: Candidate, run: str) -> bool:
     return candidate.name.is_of_run(run) or (not candidate.is_later and _claims_to_be_of(store, candidate.name, run))
 
 
-def _is_stale(candidate: Candidate, committed: tuple[str, ...]) -> bool:
-    """Only what verifies can be told to be a latecomer; a broken one stays a candidate, so that it is reported."""
-    return candidate.root is not None and not candidate.is_quarantined and candidate.root not in committed
+def is_superseded(candidate: Candidate, claim: Claim) -> bool:
+    """Whether it was committed after the attempt of `claim`, its run's newest, had taken over: then it does not count.
+
+    Only what verifies can be told to be a latecomer; a broken one stays a candidate, so that it is reported."""
+    is_known = candidate.root is None or candidate.is_quarantined or candidate.root in claim.committed
+    return candidate.name.fence < claim.fence and not is_known
 
 
 def _claims_to_be_of(store: Store, name: SaveName, run: str) -> bool:
