@@ -40,9 +40,10 @@ class RecoverySeconds(Record):
         NonNegative | None, Field(description="From then until all pods of the next attempt were ready.")
     ] = None
     drain: Annotated[
-        NonNegative | None, Field(description="From then until the last old process had gone and its successor began.")
+        NonNegative | None,
+        Field(description="From then until the last supervisor had taken its place in that attempt."),
     ] = None
-    form: Annotated[NonNegative | None, Field(description="From then until the ranks had joined.")] = None
+    form: Annotated[NonNegative | None, Field(description="From then until the processes ran and had joined.")] = None
     restore: Annotated[
         NonNegative | None, Field(description="From then until the state was in place, less verify.")
     ] = None
@@ -62,16 +63,14 @@ class RecoveryStatus(Record):
     recovered_at: Annotated[
         str | None, Field(description="When the first new step was done (RFC 3339); absent: not yet, or never.")
     ] = None
-    cause: Annotated[
-        str, Field(description="Class of the failure, or Grow, Shrink, SpecChanged, MembersChanged or Resumed.")
-    ]
+    cause: Annotated[str, Field(description="Class of the failure, or Grow, SpecChanged, MembersChanged or Resumed.")]
     sentence: Annotated[str, Field(description="The cause in one sentence.")]
     rank: Annotated[int | None, Field(description="Rank that failed first.")] = None
     pod: Annotated[str | None, Field(description="Its pod.")] = None
     node: Annotated[str | None, Field(description="Its node.")] = None
     action: Annotated[
         str | None,
-        Field(description="What was done: Restart, ReplacePod, Shrink, Grow, Rewind, SplitBatch or Resume."),
+        Field(description="What was done: RestartInPlace, ReplacePod, ReplaceNode, RollBack, Shrink, Grow or Resume."),
     ] = None
     world_before: Annotated[int | None, Field(description="Processes before; absent: no attempt was on.")] = None
     world_after: Annotated[int | None, Field(description="Processes of the attempt that followed.")] = None

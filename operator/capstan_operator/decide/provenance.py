@@ -1,0 +1,333 @@
+"""How one attempt came to follow another: a record for each, begun when an attempt ends and completed when the next one
+has made its first step.
+
+A record's parts add up to its total by construction: it keeps when the end was and how long each part took, so the next
+part begins where the last one ended. What the pods' clocks say is kept between the operator's own times.
+"""
+
+from collections.abc import Iterator
+
+from capstan_operator.api.recovery_status import InjectedStatus, RecoverySeconds, RecoveryStatus
+from capstan_operator.api.training_job_status import FailureStatus, TrainingJobStatus
+from capstan_operator.decide.actions import Action
+from capstan_operator.decide.failure import failure_sentence
+from capstan_operator.decide.lifecycle import end_of
+from capstan_operator.decide.progress import MAKES_STEPS
+from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.situation import Situation
+from capstan_operator.decide.times import rfc3339_millis, seconds_since_1970
+from capstan_runtime.contract.chaos import Fault
+from capstan_runtime.contract.exit_codes import FailureClass
+from capstan_runtime.contract.state import Phase, State
+
+RECOVERIES_KEPT = 20
+SENTENCE_LENGTH = 600
+RESUMED, GROW, SPEC_CHANGED, MEMBERS_CHANGED = "Resumed", "Grow", "SpecChanged", "MembersChanged"
+"""Causes that are no failures."""
+
+_OTHER_RANKS = {
+    Fault.HANG: {FailureClass.HANG, FailureClass.RETRYABLE},
+    Fault.SLOW_RANK: {FailureClass.HANG, FailureClass.RETRYABLE},
+    Fault.SLOW_NETWORK: {FailureClass.HANG, FailureClass.RETRYABLE},
+    Fault.DATA_STALL: {FailureClass.HANG, FailureClass.RETRYABLE},
+    Fault.NAN: {FailureClass.NUMERICAL},
+    Fault.GPU_OUT_OF_MEMORY: {FailureClass.GPU_OUT_OF_MEMORY},
+}
+"""Faults that a rank other than the one that suffers them may fail of first, and how."""
+_SLOW = frozenset({Fault.SLOW_RANK, Fault.SLOW_NETWORK, Fault.DATA_STALL})
+"""Faults that are no end by themselves: time is counted from the failure, not from them."""
+
+
+def trace(situation: Situation, old: TrainingJobStatus, reason: Reason) -> TrainingJobStatus:
+    """`situation.status` with its recoveries brought up to date; `reason` is that of the plan."""
+    status = situation.status
+    if _has_ended(old, status):
+        status = _close(situation, status)
+    status = _complete(situation, status)
+    status = _begin(situation.after(status), old)
+    record = waiting(status)
+    if record is not None and record.seconds.decide is None and reason is not Reason.BACKING_OFF:
+        status = _with_last(status, _extended(record, "decide", situation.now))
+    return _form(situation.after(status), old) if status.fence > old.fence and status.members else status
+
+
+def waiting(status: TrainingJobStatus) -> RecoveryStatus | None:
+    """The record of an attempt that is to follow; None: none is."""
+    last = status.recoveries[-1] if status.recoveries else None
+    return last if last and status.members is None and last.fence > status.fence else None
+
+
+def under_way(status: TrainingJobStatus) -> RecoveryStatus | None:
+    """The record of an attempt that is to follow, or is on and has made no step yet; None: there is none."""
+    last = status.recoveries[-1] if status.recoveries else None
+    if last is None or last.recovered_at is not None or end_of(status) is not None:
+        return None
+    return last if last.fence > status.fence or (last.fence == status.fence and status.members) else None
+
+
+def completed_since(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[RecoveryStatus]:
+    """Records that were completed between two statuses."""
+    known = {record.fence for record in old.recoveries if record.recovered_at}
+    yield from (record for record in new.recoveries if record.recovered_at and record.fence not in known)
+
+
+def _has_ended(old: TrainingJobStatus, status: TrainingJobStatus) -> bool:
+    return old.members is not None and status.members is None
+
+
+def _begin(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
+    status, now = situation.status, situation.now
+    if end_of(status) is not None:
+        return status
+    open_record = waiting(status)
+    if old.active_since is None and status.active_since is not None and status.fence > 0:
+        resumed = _resumed(situation, open_record)
+        return _with_last(status, resumed) if open_record else _with_new(status, resumed)
+    is_counted = status.restarts.total > old.restarts.total
+    if not is_counted and (not _has_ended(old, status) or status.active_since is None):
+        return status
+    failure = status.failure if is_counted else None
+    if open_record is not None:
+        # Something else broke before the next attempt could begin: one attempt follows, so one record tells it.
+        then = f"{open_record.sentence}; then {_failure_words(failure)}" if failure else open_record.sentence
+        return _with_last(status, open_record.model_copy(update={"sentence": then[:SENTENCE_LENGTH]}))
+    injected = _cause_in_chaos(status, failure) if failure else None
+    at = _end_of_attempt(situation, failure, injected) if old.members is not None else now
+    step = _last_step(status, failure)
+    record = RecoveryStatus(
+        fence=status.fence + 1,
+        at=rfc3339_millis(at),
+        cause=failure.failure_class if failure else _voluntary_cause(old),
+        sentence=(_failure_words(failure) if failure else _voluntary_words(old))[:SENTENCE_LENGTH],
+        rank=failure.rank if failure else None,
+        pod=failure.pod if failure else None,
+        node=failure.node if failure else None,
+        world_before=old.world if old.members is not None else None,
+        step_before=step if old.members is not None else None,
+        step_seconds=status.metrics.get("step_seconds"),
+        chaos=injected.name if injected else None,
+    )
+    return _with_new(status, _extended(record, "detect", now))
+
+
+def _resumed(situation: Situation, open_record: RecoveryStatus | None) -> RecoveryStatus:
+    """The time of a suspension is the user's: what is lost is counted from the resume."""
+    status, at = situation.status, rfc3339_millis(situation.now)
+    if open_record is not None:
+        sentence = f"{open_record.sentence}; then the job was suspended and resumed"[:SENTENCE_LENGTH]
+        return open_record.model_copy(update={"at": at, "sentence": sentence, "seconds": RecoverySeconds(decide=0.0)})
+    return RecoveryStatus(
+        fence=status.fence + 1,
+        at=at,
+        cause=RESUMED,
+        sentence="spec.suspend is false again",
+        step_before=status.step,
+        seconds=RecoverySeconds(decide=0.0),
+    )
+
+
+def _form(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
+    """The next attempt begins: who was waited for is there."""
+    status = situation.status
+    last = status.recoveries[-1] if status.recoveries else None
+    if last is None or last.fence <= old.fence:
+        return status
+    update = {"fence": status.fence, "world_after": status.world, "action": _action(last, status)}
+    part = "decide" if last.seconds.decide is None else "schedule"
+    return _with_last(status, _extended(last.model_copy(update=update), part, situation.now))
+
+
+def _action(record: RecoveryStatus, status: TrainingJobStatus) -> str:
+    if record.cause == RESUMED:
+        return "Resume"
+    before, after = record.world_before, status.world
+    if before is not None and after is not None and after < before:
+        return Action.SHRINK.value
+    failure = status.failure
+    if failure is not None and failure.failure_class == record.cause and failure.action:
+        return failure.action
+    if before is not None and after is not None and after > before:
+        return Action.GROW.value
+    return Action.RESTART_IN_PLACE.value
+
+
+def _complete(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """The record of the attempt that is on, once its rank 0 has made a step."""
+    record, word = under_way(status), _speech(situation, status.fence)
+    if record is None or record.fence != status.fence or word is None or not _has_stepped(word):
+        return status
+    return _with_last(status, _completed(record, situation, word))
+
+
+def _close(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
+    """The record of an attempt that has just ended: if it made no step, it keeps how far it came."""
+    last = status.recoveries[-1] if status.recoveries else None
+    if last is None or last.recovered_at is not None or last.fence != status.fence:
+        return status
+    word = _speech(situation, status.fence)
+    if word is not None and _has_stepped(word):
+        return _with_last(status, _completed(last, situation, word))
+    end = _clamped(word.exit.at, seconds_since_1970(last.at), situation.now) if word and word.exit else situation.now
+    return _with_last(status, _with_attempt_parts(last, situation, word, end))
+
+
+def _completed(record: RecoveryStatus, situation: Situation, word: State) -> RecoveryStatus:
+    record = _with_attempt_parts(record, situation, word, situation.now)
+    resumed = situation.status.resumed_from
+    step, per_step = resumed.step if resumed else 0, record.step_seconds
+    lost = max(0, record.step_before - step) if record.step_before is not None else None
+    return record.model_copy(
+        update={
+            "recovered_at": rfc3339_millis(seconds_since_1970(record.at) + record.seconds.total),
+            "step": step,
+            "root": resumed.root if resumed else None,
+            "verified": resumed.verified_at is not None if resumed else None,
+            "source": word.restored.source.value if resumed and word.restored else None,
+            "steps_lost": lost,
+            "seconds_lost": round(lost * per_step, 3) if lost is not None and per_step is not None else None,
+        }
+    )
+
+
+def _with_attempt_parts(
+    record: RecoveryStatus, situation: Situation, word: State | None, until: float
+) -> RecoveryStatus:
+    """`record` with the parts that the pods' own timelines tell: from the beginning of the attempt to its first step,
+    or, if it made none, to `until`."""
+    timeline = word.timeline if word else {}
+    taken = [
+        worker.word.timeline[Phase.STARTING]
+        for worker in situation.workers
+        if worker.word and worker.word.fence == record.fence and Phase.STARTING in worker.word.timeline
+    ]
+    first_step = min((timeline[phase] for phase in MAKES_STEPS & timeline.keys()), default=None)
+    if first_step is None and word is not None and _has_stepped(word):
+        first_step = until
+    ends = {
+        "drain": max(taken, default=None),
+        "form": timeline.get(Phase.RESTORING, timeline.get(Phase.COMPILING)),
+        "restore": timeline.get(Phase.COMPILING),
+        "compile": first_step,
+    }
+    if not taken:
+        del ends["drain"]
+    reached = [part for part, end in ends.items() if end is not None]
+    last = list(ends).index(reached[-1]) if reached else -1
+    for position, (part, end) in enumerate(ends.items()):
+        if position > last:
+            return _extended(record, part, until)  # this part it was in when it ended
+        later = [known for known in list(ends.values())[position:] if known is not None]
+        record = _extended(record, part, min(later[0] if end is None else end, until))
+    return _split_first_step(_split_verification(record, word), word)
+
+
+def _split_verification(record: RecoveryStatus, word: State | None) -> RecoveryStatus:
+    """Hashing goes on while bytes are read, on several threads: at most the whole restore is said to be it."""
+    restore = record.seconds.restore
+    if word is None or word.restored is None or not restore or not word.restored.verify_seconds:
+        return record
+    verify = round(min(restore, word.restored.verify_seconds), 3)
+    return _with_seconds(record, restore=round(restore - verify, 3), verify=verify)
+
+
+def _split_first_step(record: RecoveryStatus, word: State | None) -> RecoveryStatus:
+    compile_ = record.seconds.compile
+    step_seconds = (word.metrics.get("step_seconds") if word else None) or record.step_seconds
+    if not compile_ or not step_seconds:
+        return record
+    step = round(min(compile_, step_seconds), 3)
+    return _with_seconds(record, compile=round(compile_ - step, 3), first_step=step)
+
+
+def _extended(record: RecoveryStatus, part: str, until: float) -> RecoveryStatus:
+    """`record` with `part` from where its parts end so far until `until`. No part is ever negative."""
+    begins = seconds_since_1970(record.at) + record.seconds.total
+    return _with_seconds(record, **{part: max(0.0, round(until - begins, 3))})
+
+
+def _with_seconds(record: RecoveryStatus, **parts: float) -> RecoveryStatus:
+    seconds = record.seconds.model_copy(update=dict(parts))
+    known = seconds.model_dump(exclude={"total"}, exclude_none=True)
+    total = round(sum(known.values()), 3)
+    return record.model_copy(update={"seconds": seconds.model_copy(update={"total": total})})
+
+
+def _with_last(status: TrainingJobStatus, record: RecoveryStatus) -> TrainingJobStatus:
+    return status.model_copy(update={"recoveries": [*status.recoveries[:-1], record]})
+
+
+def _with_new(status: TrainingJobStatus, record: RecoveryStatus) -> TrainingJobStatus:
+    return status.model_copy(update={"recoveries": [*status.recoveries, record][-RECOVERIES_KEPT:]})
+
+
+def _speech(situation: Situation, fence: int) -> State | None:
+    """What rank 0 says, or said last, of attempt `fence`; None: nothing."""
+    word = situation.speaker.word if situation.speaker else None
+    return word if word is not None and word.fence == fence else None
+
+
+def _has_stepped(word: State) -> bool:
+    return word.phase in MAKES_STEPS or bool(MAKES_STEPS & word.timeline.keys())
+
+
+def _clamped(value: float, low: float, high: float) -> float:
+    return max(min(low, high), min(value, high))
+
+
+def _end_of_attempt(situation: Situation, failure: FailureStatus | None, injected: InjectedStatus | None) -> float:
+    """When the attempt ended, as near to the fault as anybody saw, and not before it began."""
+    now, began = situation.now, situation.status.attempt_started_at
+    exits, silences = [], []
+    for worker in situation.workers:
+        word = worker.word
+        is_culprit = failure is None or (worker.pod is not None and worker.pod.name == failure.pod)
+        if word is not None and word.exit is not None and word.exit.fence == situation.status.fence and is_culprit:
+            exits.append(word.exit.at)
+        if is_culprit and failure is not None and worker.silent_seconds is not None:
+            silences.append(now - worker.silent_seconds)
+    if injected is not None and Fault(injected.fault) not in _SLOW:
+        exits.append(seconds_since_1970(injected.at))
+    # A rank that stopped as it was asked was not lost: the world ends when the last has gone.
+    found = exits or silences
+    at = (min(found) if failure else max(found)) if found else now
+    return _clamped(at, seconds_since_1970(began) if began else now, now)
+
+
+def _last_step(status: TrainingJobStatus, failure: FailureStatus | None) -> int | None:
+    steps = [step for step in (status.step, failure.step if failure else None) if step is not None]
+    return max(steps, default=None)
+
+
+def _cause_in_chaos(status: TrainingJobStatus, failure: FailureStatus) -> InjectedStatus | None:
+    """The newest injection of the attempt that `failure` can come of, if no record claims it yet."""
+    claimed = {record.chaos for record in status.recoveries}
+    found = [
+        entry
+        for entry in status.injected
+        if entry.fence == status.fence and entry.name not in claimed and _may_cause(entry, failure)
+    ]
+    return found[-1] if found else None
+
+
+def _may_cause(entry: InjectedStatus, failure: FailureStatus) -> bool:
+    if entry.pod == failure.pod:
+        return True
+    return FailureClass(failure.failure_class) in _OTHER_RANKS.get(Fault(entry.fault), ())
+
+
+def _failure_words(failure: FailureStatus | None) -> str:
+    if failure is None:
+        return ""
+    return failure_sentence(failure) + (f"; {failure.remedy}" if failure.remedy else "")
+
+
+def _voluntary_cause(old: TrainingJobStatus) -> str:
+    if old.next_world is None:
+        return MEMBERS_CHANGED
+    return GROW if old.world is not None and old.next_world > old.world else SPEC_CHANGED
+
+
+def _voluntary_words(old: TrainingJobStatus) -> str:
+    if old.next_world is None:
+        return "its pods were others than those of the attempt"
+    return f"the ranks stopped after a checkpoint, for a world of {old.next_world} instead of {old.world}"
