@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.candidates import Candidate, list_candidates
+from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
 from capstan_runtime.checkpoint.reader import open_checkpoint
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
@@ -14,13 +15,16 @@ from capstan_runtime.contract.state import Phase, Progress
 from tests.support.training_runs import Ended, Run, Undisturbed, losses, run_trainers
 
 
+def candidates(run: Run) -> tuple[Candidate, ...]:
+    return list_candidates(FolderStore(run.store), "3f1c-uid").candidates
+
+
 def committed(run: Run) -> list[int]:
-    return [each.name.step for each in list_candidates(run.store, "3f1c-uid").candidates if each.problem is None]
+    return [each.name.step for each in candidates(run) if each.problem is None]
 
 
 def final_tensors(run: Run) -> dict[str, bytes]:
-    newest = open_checkpoint(list_candidates(run.store, "3f1c-uid").candidates[0].folder)
-    tensors = newest.tensors()
+    tensors = open_checkpoint(FolderStore(run.store), candidates(run)[0].name).tensors()
     return {name: tensors.read(name).tobytes() for name in tensors.names()}
 
 
@@ -100,8 +104,9 @@ def test_another_number_of_ranks_continues_with_the_same_samples(tmp_path: Path,
 def test_the_newest_checkpoint_is_bad_so_the_one_before_is_taken(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="25")
-    newest = list_candidates(run.store, "3f1c-uid").candidates[0]
-    shard = newest.folder / SHARDS / "r0-0.safetensors"
+    newest = candidates(run)[0]
+    folder = run.store / str(newest.name)
+    shard = folder / SHARDS / "r0-0.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1] + b"\x99")
     (ended,) = run_trainers(run, world=1, fence=2, floor_step=20)
     assert ended.code == 0, ended.output
@@ -109,14 +114,14 @@ def test_the_newest_checkpoint_is_bad_so_the_one_before_is_taken(tmp_path: Path)
         (20, newest.root)
     ]
     assert [each.resumed_from.step for each in ended.progress if each.resumed_from] == [10]
-    assert (newest.folder / QUARANTINED).exists()
+    assert (folder / QUARANTINED).exists()
 
 
 def test_when_no_checkpoint_verifies_the_run_halts_and_never_starts_from_step_0(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="25")
-    for candidate in list_candidates(run.store, "3f1c-uid").candidates:
-        (candidate.folder / "MANIFEST.json").write_bytes(b"{}")
+    for candidate in candidates(run):
+        (run.store / str(candidate.name) / "MANIFEST.json").write_bytes(b"{}")
     for fence in (2, 3):
         (ended,) = run_trainers(run, world=1, fence=fence, floor_step=20)
         assert ended.code == ExitCode.CORRUPT_CHECKPOINT

@@ -46,9 +46,15 @@ class GpuFault(Failure):
 
 
 class NumericalFailure(Failure):
-    """The loss is no longer a finite number."""
+    """A loss or gradient is not a finite number, or far above what it was."""
 
     exit_code = ExitCode.NUMERICAL
+
+    def __init__(self, message: str, bad_batch: int | None = None) -> None:
+        """`bad_batch` is the index in the data order of the batch to leave out when the run goes back to its last
+        checkpoint; None: it ends."""
+        super().__init__(message)
+        self.bad_batch = bad_batch
 
 
 def exit_code_of(error: BaseException) -> ExitCode:

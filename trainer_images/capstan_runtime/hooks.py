@@ -1,18 +1,16 @@
 """What happens between two steps: logging, evaluating; `saving.py` saves. The loop knows when, the hooks know what."""
 
-import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from capstan_runtime.agreement import Verdict
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.state import Phase
+from capstan_runtime.contract.state import Phase, Section
 from capstan_runtime.data.batches import validation_batches
 from capstan_runtime.data.spec import Samples
 from capstan_runtime.engine import Batch, Engine, StepResult
-from capstan_runtime.errors import NumericalFailure
 from capstan_runtime.evaluation import add_up
 from capstan_runtime.metrics.lines import progress_line
 from capstan_runtime.metrics.meter import Meter
@@ -50,22 +48,12 @@ class Step:
 class Hook(Protocol):
     """Something done after some steps, by all ranks after the same ones."""
 
+    section: Section
+    """What the supervisor is told the main thread is doing meanwhile."""
+
     def is_due(self, step: Step) -> bool: ...
 
     def run(self, step: Step) -> None: ...
-
-
-def checked_loss(step: Step) -> float:
-    """The step's loss. Raises NumericalFailure when it or the gradient is not finite: nothing after it can be worth
-    keeping. The loss is of the weights before the step, so it may be fine when the gradient has just ruined them."""
-    values = step.outcome.fetch()
-    for name in ("loss", "gradient_norm"):
-        if not math.isfinite(values[name]):
-            raise NumericalFailure(
-                f"step {step.done}: the {name.replace('_', ' ')} is {values[name]}; "
-                "lower the learning rate, lengthen the warm-up or set gradientClip"
-            )
-    return values["loss"]
 
 
 class Log:
@@ -75,9 +63,15 @@ class Log:
     something else needs the step finished anyway.
     """
 
-    def __init__(self, voice: Voice, meter: Meter, context: TrainContext) -> None:
+    def __init__(
+        self, voice: Voice, meter: Meter, context: TrainContext, busy_seconds: Callable[[], float | None]
+    ) -> None:
+        """`busy_seconds` is the engine's: in all so far, None if it cannot tell."""
         self._voice = voice
         self._meter = meter
+        self._busy_seconds = busy_seconds
+        self._busy_before = busy_seconds()
+        self._logged = meter.step
         self._every = context.run.training.log_every_steps
         self._samples = context.run.training.global_batch_size
         self._tokens = self._samples * context.data.input_shape[0] if context.data.kind == "tokens" else None
@@ -95,7 +89,6 @@ class Log:
                 self._pending = step
 
     def _write(self, step: Step) -> None:
-        checked_loss(step)
         metrics = {**step.outcome.fetch(), "learning_rate": step.learning_rate}
         step_seconds = self._meter.read(step.done)
         if step_seconds is not None:
@@ -103,14 +96,25 @@ class Log:
             metrics["samples_per_second"] = self._samples / step_seconds
             if self._tokens is not None:
                 metrics["tokens_per_second"] = self._tokens / step_seconds
+        busy_seconds = self._busy_seconds_per_step(step.done)
+        if busy_seconds is not None:
+            metrics["busy_seconds"] = busy_seconds
         self._voice.report_metrics(step.done, metrics)
         shown = {name: value for name, value in metrics.items() if self._tokens is None or name != "samples_per_second"}
         known = {name: self._voice.metrics[name] for name in ("accuracy",) if name in self._voice.metrics}
         self._voice.say(progress_line(step.done, self._voice.steps, {**known, **shown}))
 
+    def _busy_seconds_per_step(self, done: int) -> float | None:
+        """This rank's own work, without waiting for others: what tells a slow rank from those that wait for it."""
+        now, before, steps = self._busy_seconds(), self._busy_before, done - self._logged
+        self._busy_before, self._logged = now, done
+        return None if now is None or before is None or steps <= 0 else (now - before) / steps
+
 
 class Evaluate:
     """Measures the model on all held-out samples, divided over the ranks."""
+
+    section = Section.HOST
 
     def __init__(self, voice: Voice, meter: Meter, context: TrainContext, engine: Engine, held_out: Samples) -> None:
         self._voice = voice

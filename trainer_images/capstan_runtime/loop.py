@@ -12,7 +12,10 @@ from types import FrameType
 
 from pydantic import ValidationError
 
+from capstan_runtime.activity import Activity, ObservedEngine
 from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
+from capstan_runtime.beat import Beat
+from capstan_runtime.chaos import Chaos, DisturbedEngine, flip_a_bit, newest_shard, stalling
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.saver import Identity, Saver
@@ -22,15 +25,23 @@ from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.run_config import Membership, RunConfig
-from capstan_runtime.contract.state import Phase, Progress, Quarantine
+from capstan_runtime.contract.state import Phase, Progress, Quarantine, Section
 from capstan_runtime.data.batches import training_batch
 from capstan_runtime.data.open import open_dataset
-from capstan_runtime.data.plan import SamplePlan
+from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
 from capstan_runtime.engine import Batch, Engine
-from capstan_runtime.errors import ConfigError, Failure, exit_code_of, failure_class_of
+from capstan_runtime.errors import (
+    ConfigError,
+    Failure,
+    GpuOutOfMemory,
+    NumericalFailure,
+    exit_code_of,
+    failure_class_of,
+)
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
 from capstan_runtime.metrics.meter import Meter
+from capstan_runtime.numerical import Guard
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
@@ -43,12 +54,15 @@ _LONGEST_MESSAGE = 1000
 
 
 class StopSignal:
-    """SIGTERM, remembered until the ranks agree to stop; before there is anything to save it ends the process."""
+    """SIGTERM, remembered until the ranks agree to stop; before there is anything to save it ends the process. And
+    SIGUSR2, which asks to leave after the next save."""
 
     def __init__(self) -> None:
         self.wanted = False
+        self.leave_wanted = False
         self._has_state = False
         signal.signal(signal.SIGTERM, self._note)
+        signal.signal(signal.SIGUSR2, self._note_leave)
 
     def from_now_on_save_first(self) -> None:
         self._has_state = True
@@ -57,6 +71,9 @@ class StopSignal:
         self.wanted = True
         if not self._has_state:
             raise SystemExit(ExitCode.STOPPED)
+
+    def _note_leave(self, number: int, frame: FrameType | None) -> None:
+        self.leave_wanted = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +124,9 @@ def _explain(error: BaseException, reporter: Reporter) -> ExitCode:
         message = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
         traceback.print_exception(error)
     try:
-        reporter.send(Progress(failure=failure_class_of(error), message=message[:_LONGEST_MESSAGE]))
+        bad_batch = error.bad_batch if isinstance(error, NumericalFailure) else None
+        failure = failure_class_of(error)
+        reporter.send(Progress(failure=failure, message=message[:_LONGEST_MESSAGE], bad_batch=bad_batch))
     except BrokenPipeError:
         print("the supervisor is gone", file=sys.stderr)
     return exit_code_of(error)
@@ -120,21 +139,40 @@ def run_attempt(
     run, dataset, membership = prepared.run, prepared.dataset, _read_membership(environ)
     training = run.training
     assert training.virtual_ranks is not None
-    plan = SamplePlan(training.seed, len(dataset.train), training.global_batch_size, training.virtual_ranks)
+    plan = SamplePlan(
+        training.seed, len(dataset.train), training.global_batch_size, training.virtual_ranks, membership.skips
+    )
     plan.micro_steps(membership.world)  # refuses a world that does not divide the virtual ranks
     steps = training.steps or (training.epochs or 0) * plan.steps_per_epoch
     context = TrainContext(run=run, membership=membership, data=dataset.spec, steps=steps, environ=environ)
-    engine = make_engine(context)
-    voice = Voice(reporter, membership.rank, steps)
-    voice.report(phase=Phase.RESTORING, steps=steps)
     store = open_store(_required(environ, env.STORE), environ)
+    voice = Voice(reporter, membership.rank, steps)
+    activity = Activity(Beat.from_environ(environ))
+    chaos = _chaos(context, store, voice)
+    engine: Engine = make_engine(context)
+    engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)
+    voice.report(phase=Phase.RESTORING, steps=steps)
     start = restore(context, engine, store, voice)
     stop.from_now_on_save_first()
-    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store).train()
+    activity.step = start.step
+    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos).train()
     if finished:
         voice.report(phase=Phase.SUCCEEDED, step=steps)
     engine.close()
     return ExitCode.OK if finished else ExitCode.STOPPED
+
+
+def _chaos(context: TrainContext, store: Store, voice: Voice) -> Chaos | None:
+    """The faults this rank is to suffer; None: none, and nothing of them is anywhere in its way."""
+    if not context.membership.chaos:
+        return None
+    return Chaos(
+        context.membership.chaos,
+        context.membership.rank,
+        tell=lambda injected: voice.report(injected=injected),
+        find_victim=lambda: newest_shard(store, context.run.uid),
+        damage=lambda key: flip_a_bit(store, key),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,24 +187,37 @@ class _Attempt:
     stop: StopSignal
     start: Start
     store: Store
+    activity: Activity
+    chaos: Chaos | None
 
     def train(self) -> bool:
         """True when all steps are done and committed, False when stopped early."""
+        try:
+            return self._train()
+        except GpuOutOfMemory as error:
+            raise self._located(error) from error
+
+    def _train(self) -> bool:
         meter = Meter(time.monotonic, self.start.step)
         retention = self._retention()
-        save_state = self._save_state(meter, retention)
-        log = Log(self.voice, meter, self.context)
+        guard = self._guard()
+        save_state = self._save_state(meter, retention, guard)
+        log = Log(self.voice, meter, self.context, self.engine.busy_seconds)
         evaluate = Evaluate(self.voice, meter, self.context, self.engine, self.dataset.validation)
-        hooks: tuple[Hook, ...] = (evaluate, save_state)
+        hooks: list[Hook] = [evaluate, save_state] if self.chaos is None else [evaluate, save_state, self.chaos]
         self._introduce()
         finished = self.start.step >= self.context.steps
         if finished:
             evaluate.measure(self.context.steps)
-        for step in self._queued_steps(meter, save_state):
+        for step in self._queued_steps(meter, save_state, guard):
             due = [hook for hook in hooks if hook.is_due(step)]
+            if due:
+                guard.settle(step.done)
             log.after(step, settles=bool(due))
             for hook in due:
+                before = self.activity.enter(hook.section)
                 hook.run(step)
+                self.activity.enter(before)
             finished = step.is_last
             if step.verdict.stop:
                 self.voice.say(f"stopped at step {step.done}, as asked")
@@ -185,34 +236,61 @@ class _Attempt:
             retention.wait(self.context.deadlines.save)
         self.engine.exchange(b"")
 
-    def _queued_steps(self, meter: Meter, save_state: SaveState) -> Iterator[Step]:
+    def _queued_steps(self, meter: Meter, save_state: SaveState, guard: Guard) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""
         first, steps = self.start.step, self.context.steps
         peak: float = self.context.run.optimizer.value.learning_rate
-        wishes = Wishes(stop=lambda: self.stop.wanted)
+        wishes = Wishes(stop=lambda: self.stop.wanted, leave=lambda: self.stop.leave_wanted)
         agreement = Agreement(self.engine.exchange, wishes, save_state, time.monotonic, first)
-        before: Outcome | None = None
-        with Prefetch(self._read_batch, first, steps) as batches:
+        read = stalling(self._read_batch, self.chaos.disturbance) if self.chaos else self._read_batch
+        with Prefetch(read, first, steps) as batches:
             for done in range(first + 1, steps + 1):
                 learning_rate = learning_rate_at(done - 1, steps, peak, self.context.run.schedule)
-                outcome = Outcome(self.engine.train_step(batches.take(), learning_rate))
-                if before is None:
-                    outcome.fetch()  # the first step compiles; only its end says that training has begun
+                self.activity.enter(Section.DATA)
+                batch = batches.take()
+                self.activity.enter(Section.HOST)
+                outcome = Outcome(self.engine.train_step(batch, learning_rate))
+                self.activity.step = done
+                guard.note(done, outcome)
+                if done == first + 1:
+                    guard.settle(done)  # the first step compiles; only its end says that training has begun
                     meter.read(done)
                     self.voice.report(phase=Phase.TRAINING, step=done)
                 elif agreement.is_due(done):
-                    before.fetch()  # the host never runs ahead by more than one agreement: step times stay true
+                    guard.settle(done - 1)  # the host never runs ahead by more than one agreement: times stay true
                     self.voice.report(step=done - 1)
                 is_last = done == steps
                 verdict = CARRY_ON if is_last else agreement.after(done)
-                before = outcome
                 yield Step(done, is_last, learning_rate, outcome, verdict)
 
     def _read_batch(self, step: int) -> Batch:
-        ids = self.plan.ids_for_rank(step, self.context.membership.rank, self.context.membership.world)
-        return training_batch(self.dataset.train, ids)
+        context = self.context
+        ids = self.plan.ids_for_rank(step, context.membership.rank, context.membership.world)
+        return training_batch(self.dataset.train, ids.reshape(context.micro_steps, context.samples_per_micro_step))
 
-    def _save_state(self, meter: Meter, retention: Retention | None) -> SaveState:
+    def _guard(self) -> Guard:
+        run, skips = self.context.run, self.context.membership.skips
+
+        def tell(note: str) -> None:
+            """All ranks have noticed the same; one says so."""
+            if self.context.membership.rank == 0:
+                self.voice.report(note=note)
+                self.voice.say(note)
+
+        return Guard(run.numerical, lambda done: batch_index(done - 1, skips), tell, self.start.loss)
+
+    def _located(self, error: GpuOutOfMemory) -> Failure:
+        """Says where the device ran out of memory and, when there is nothing left to halve, that this is the end."""
+        where = f"step {self.activity.step + 1}"
+        samples = self.context.samples_per_micro_step
+        if samples == 1:
+            return ConfigError(
+                f"spec.model: {where}: the device runs out of memory with a single sample in a micro-step: {error}; "
+                "choose a smaller model or a larger device"
+            )
+        return GpuOutOfMemory(f"{where}, {self.context.micro_steps} micro-steps of {samples} samples: {error}")
+
+    def _save_state(self, meter: Meter, retention: Retention | None, guard: Guard) -> SaveState:
         run, membership = self.context.run, self.context.membership
         environ = self.context.environ
         identity = Identity(
@@ -237,7 +315,7 @@ class _Attempt:
             on_trouble=self.voice.warn,
         )
         save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic)
-        return SaveState(self.voice, meter, self.context, self.engine, saver, save_clock, retention)
+        return SaveState(self.voice, meter, self.context, self.engine, saver, save_clock, retention, guard)
 
     def _retention(self) -> Retention | None:
         """Rank 0 alone removes old checkpoints."""

@@ -31,6 +31,8 @@ class Start:
     """Root of the checkpoint resumed from; None at step 0."""
     is_verified: bool
     """The ranks together have checked every byte of it."""
+    loss: float | None
+    """Of the last step done; None at step 0."""
 
 
 def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -> Start:
@@ -64,9 +66,10 @@ def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -
     )
     if loaded is None:
         voice.report(phase=Phase.COMPILING, step=0, steps=context.steps)
-        return Start(0, attempt, None, False)
+        return Start(0, attempt, None, is_verified=False, loss=None)
     _tell(context, loaded, voice)
-    return Start(loaded.opened.manifest.step, attempt, loaded.opened.root, loaded.is_verified)
+    manifest = loaded.opened.manifest
+    return Start(manifest.step, attempt, loaded.opened.root, loaded.is_verified, manifest.trainer.loss)
 
 
 def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:

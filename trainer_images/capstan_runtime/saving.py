@@ -5,11 +5,12 @@ import time
 from capstan_runtime.checkpoint.retention import Retention
 from capstan_runtime.checkpoint.saver import Outcome, Saver
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.state import Phase
+from capstan_runtime.contract.state import Phase, Section
 from capstan_runtime.engine import Engine
 from capstan_runtime.errors import StoreUnavailable
-from capstan_runtime.hooks import Step, checked_loss
+from capstan_runtime.hooks import Step
 from capstan_runtime.metrics.meter import Clock, Meter
+from capstan_runtime.numerical import Guard
 from capstan_runtime.trainer_state import trainer_state
 from capstan_runtime.voice import Voice
 
@@ -39,6 +40,8 @@ class SaveState:
     last one, and the one before a stop, are waited for.
     """
 
+    section = Section.SAVE
+
     def __init__(
         self,
         voice: Voice,
@@ -48,8 +51,9 @@ class SaveState:
         saver: Saver,
         save_clock: SaveClock,
         retention: Retention | None,
+        guard: Guard,
     ) -> None:
-        """`retention` is rank 0's; None elsewhere."""
+        """`retention` is rank 0's; None elsewhere. `guard` has looked at every step that `run` is given."""
         self._context = context
         self._voice = voice
         self._meter = meter
@@ -57,6 +61,7 @@ class SaveState:
         self._saver = saver
         self._save_clock = save_clock
         self._retention = retention
+        self._guard = guard
         self._every = context.run.checkpoint.interval.steps
         self._failures = 0
         self._blocked_seconds = 0.0
@@ -85,7 +90,7 @@ class SaveState:
 
     def run(self, step: Step) -> None:
         """Raises StoreUnavailable when the last step, or three saves in a row, could not be saved."""
-        loss = checked_loss(step)
+        loss = self._guard.newest_loss()
         self._voice.report(phase=Phase.STOPPING if step.verdict.stop else Phase.SAVING, step=step.done)
         with self._meter.paused():
             if step.is_last or step.verdict.stop or step.verdict.leave:

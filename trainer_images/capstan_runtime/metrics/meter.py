@@ -12,8 +12,9 @@ class Meter:
 
     def __init__(self, clock: Clock, step: int) -> None:
         """`step` is the number of steps done when measuring starts."""
+        self.step = step
+        """Steps done at the last reading."""
         self._clock = clock
-        self._step = step
         self._since = clock()
 
     @contextmanager
@@ -27,8 +28,8 @@ class Meter:
     def read(self, step: int) -> float | None:
         """Mean seconds per step since the last reading, None if no step came or no time passed since."""
         now = self._clock()
-        steps, seconds = step - self._step, now - self._since
+        steps, seconds = step - self.step, now - self._since
         if steps <= 0 or seconds <= 0.0:
             return None
-        self._step, self._since = step, now
+        self.step, self._since = step, now
         return seconds / steps
