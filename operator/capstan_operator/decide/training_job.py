@@ -18,6 +18,7 @@ from capstan_operator.decide.plan import Plan, make_plan
 from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, look
+from capstan_operator.decide.sizing import count_idle, describe_size
 from capstan_operator.decide.types import Decision, EventNote
 from capstan_operator.observe import Observed
 
@@ -77,7 +78,7 @@ def _soonest(*waits: float | None) -> float | None:
 
 def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
     """The whole status: what is known and planned, told in conditions, a phase and a sentence."""
-    status = plan.status.model_copy(
+    status = situation.status.model_copy(
         update={
             "observed_generation": situation.observed.job.generation,
             "phase": plan.phase.value,
@@ -88,6 +89,7 @@ def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
             "estimated_finish_at": estimate_finish(plan.status, situation.now) if plan.is_running else None,
         }
     )
+    status = describe_size(situation, status)
     status = put_accepted(situation, status)
     status = put(situation, status, TrainingJobCondition.RUNNING, plan.is_running, plan.reason, plan.message)
     status = put(situation, status, TrainingJobCondition.PROGRESSING, plan.is_progressing, plan.reason, plan.message)
@@ -105,13 +107,14 @@ def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
 def _count_workers(situation: Situation, plan: Plan) -> WorkersStatus:
     """Workers that answer or are done, of those wanted."""
     fence = situation.status.fence
-    desired = 0 if situation.blueprint.spec.suspend else situation.world
+    desired = 0 if situation.blueprint.spec.suspend else situation.wanted
     has_program = plan.reason is Reason.PROGRAM_RUNNING
     ready = sum(
         worker.is_answering or worker.has_finished(fence) or (has_program and worker.is_up)
         for worker in situation.workers
+        if worker.index < situation.wanted
     )
-    return WorkersStatus(ready=ready, desired=desired, summary=f"{ready}/{desired}")
+    return WorkersStatus(ready=ready, desired=desired, idle=count_idle(situation) or None, summary=f"{ready}/{desired}")
 
 
 def _refuse(observed: Observed, refusal: Refusal, now: float) -> Decision:
