@@ -46,7 +46,8 @@ def problems(spec: dict[str, Any], **changes: Any) -> list[str]:
         ),
         (
             {"workers": {"max": 3}},
-            "spec.training: globalBatchSize 64 is not a multiple of virtualRanks 3; choose 63 or 66",
+            "spec.training: globalBatchSize 64 is not a multiple of virtualRanks 3 (default: workers.max); "
+            "choose 63 or 66",
         ),
         (
             {"workers": {"max": 2, "min": 4}},
@@ -69,7 +70,7 @@ def test_a_mistake_is_explained(spec: dict[str, Any], line: str) -> None:
 
 def test_an_unknown_field_far_from_any_other_is_answered_with_all_there_are() -> None:
     (line,) = problems({"checkpoint": {"zzz": 1}})
-    rule = "is no field of this version; remove it, or use one of store, interval, retention, verify"
+    rule = "is no field of this version; remove it, or use one of store, interval, retention, verify, sign"
     assert line == f"spec.checkpoint.zzz: {rule}"
 
 

@@ -32,6 +32,8 @@ from capstan_runtime.contract.state import State
 from tests.support.looks import JOB_UID, lived_until, look, make_pod, merged
 
 DEFAULT_NOW = 100.0
+TOLD_APART = ("goodput", "recoveries", "firstStepAt")
+"""What moves along with everything else, and has tests of its own: test_goodput.py, test_provenance.py."""
 
 
 def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -108,10 +110,17 @@ def rewrite(path: Path) -> None:
 
 
 def _push(membership: dict[str, Any]) -> str:
+    """Without peers and faults: they have tests of their own."""
+    skips = " and ".join(f"{skip['first']}+{skip['count']}" for skip in membership["skips"])
+    more = {
+        f"{membership['microSplits']} micro-steps": membership["microSplits"] > 1,
+        f"without batches {skips}": bool(skips),
+        "leave at the next checkpoint": membership["leaveAtCheckpoint"],
+    }
     return (
         f"fence {membership['fence']}, rank {membership['rank']} of {membership['world']}, "
         f"meet at {membership['coordinator']}, floor step {membership['floorStep']}"
-    )
+    ) + "".join(f", {words}" for words, is_said in more.items() if is_said)
 
 
 def _difference(old: TrainingJobStatus, new: TrainingJobStatus) -> dict[str, Any]:
@@ -123,6 +132,8 @@ def _difference(old: TrainingJobStatus, new: TrainingJobStatus) -> dict[str, Any
 def _flat(status: TrainingJobStatus) -> dict[str, Any]:
     document = status.document()
     conditions = document.pop("conditions", [])
+    for apart in TOLD_APART:
+        document.pop(apart, None)
     return document | {entry["type"]: f"{entry['status']} {entry['reason']}" for entry in conditions}
 
 

@@ -53,8 +53,13 @@ class Terminated(msgspec.Struct, gc=False, rename="camel"):
     message: str = ""
 
 
+class Running(msgspec.Struct, gc=False, rename="camel"):
+    started_at: str | None = None
+
+
 class ContainerState(msgspec.Struct, gc=False):
     waiting: Waiting | None = None
+    running: Running | None = None
     terminated: Terminated | None = None
 
 
@@ -117,6 +122,7 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
     status = pod.status
     trainer = next((c.state for c in status.container_statuses or () if c.name == TRAINER_CONTAINER), None)
     terminated = trainer.terminated if trainer is not None else None
+    running = trainer.running if trainer is not None else None
     final, flaw = read_final(terminated.message) if terminated is not None else (None, None)
     observed = ObservedPod(
         name=pod.metadata.name,
@@ -128,6 +134,7 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         created_at=seconds_of(pod.metadata.creation_timestamp),
         ip=status.pod_ip or None,
         node=sys.intern(pod.spec.node_name) if pod.spec.node_name else None,
+        running_since=seconds_of(running.started_at) if running is not None and running.started_at else None,
         waiting=_waiting(status),
         exit_code=terminated.exit_code if terminated is not None else None,
         exit_reason=_exit_reason(status, terminated),

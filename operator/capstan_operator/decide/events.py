@@ -20,6 +20,7 @@ def tell(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Training
         _accepted(old, new),
         _quarantined(old, new),
         _ended(situation, old, new),
+        _resizing(old, new),
         _started(situation, plan, old, new),
     )
     return tuple(note for tale in tales for note in tale)
@@ -36,9 +37,9 @@ def _accepted(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventN
 
 
 def _quarantined(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
-    known = {entry.root for entry in old.quarantined}
+    known = {(entry.step, entry.root) for entry in old.quarantined}
     for entry in new.quarantined:
-        if entry.root not in known:
+        if (entry.step, entry.root) not in known:
             message = f"checkpoint {summary(entry.step, entry.root)} did not verify and is passed over: {entry.reason}"
             yield EventNote("Warning", "CheckpointQuarantined", message)
 
@@ -52,6 +53,11 @@ def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus)
         yield EventNote("Normal" if has_succeeded else "Warning", end.type, f"{end.reason}: {end.message}")
     if is_true(new, TrainingJobCondition.SUSPENDED) and not is_true(old, TrainingJobCondition.SUSPENDED):
         yield EventNote("Normal", "Suspended", new.message or "")
+
+
+def _resizing(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    if new.next_world is not None and old.next_world is None:
+        yield EventNote("Normal", "Resizing", f"attempt {new.fence} saves and stops: {new.size_message}")
 
 
 def _started(situation: Situation, plan: Plan, old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
@@ -68,7 +74,8 @@ def _started(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Trai
 
 
 def _attempt_sentence(situation: Situation, new: TrainingJobStatus) -> str:
-    workers = f"{situation.world} worker" + ("s" if situation.world > 1 else "")
+    size = f"{situation.world} of {situation.wanted}" if situation.world < situation.wanted else f"{situation.world}"
+    workers = f"{size} worker" + ("s" if situation.wanted > 1 else "")
     if new.checkpoint:
         start = f"step {new.checkpoint.step} (root {short_root(new.checkpoint.root)})"
     else:

@@ -1,5 +1,6 @@
 """What one worker shows of a failure. `failure.py` weighs it."""
 
+import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
@@ -8,11 +9,17 @@ from capstan_operator.decide.situation import Situation, Worker
 from capstan_operator.decide.times import seconds_after
 from capstan_operator.observe import ObservedPod
 from capstan_runtime.contract.exit_codes import FailureClass, classify_exit
-from capstan_runtime.contract.state import Exit
+from capstan_runtime.contract.state import Exit, Section
 
 OUT_OF_MEMORY = "OOMKilled"
 OWN_REASONS = frozenset({None, "Error", "Completed", "ContainerCannotRun", "StartError", "DeadlineExceeded"})
 """Exit reasons that say no more than the exit code; every other one (Evicted, NodeLost, …) comes from outside."""
+MESSAGE_LENGTH = 300
+"""What status keeps of a message."""
+STOPPED_STATES = frozenset({"T", "t"})
+"""The kernel's letters for a process that somebody stopped."""
+OWN_SECTIONS = frozenset({Section.HOST, Section.DATA, Section.SAVE})
+"""What a rank does without waiting for others."""
 
 
 class Weight(IntEnum):
@@ -21,8 +28,10 @@ class Weight(IntEnum):
     POD = 0
     """The pod itself is gone: its peers failed because of it."""
     PROCESS = 1
-    """The process ended by itself."""
-    CASCADE = 2
+    """The process ended by itself, or stood still where it waits for nobody."""
+    WAITING = 2
+    """The process stood still where it may have waited for a peer that did."""
+    CASCADE = 3
     """The process ended because a peer did: a broken collective, or NCCL's watchdog aborting."""
 
 
@@ -38,11 +47,30 @@ class Evidence:
     weight: Weight
     exit: Exit | None = None
     """The supervisor's report; None: it could not make one."""
+    suspects_node: bool = False
+    """The pod was lost, and not because somebody took it away."""
 
     @property
     def exit_code(self) -> int | None:
         """128 + N for signal N; None: not known."""
         return self.exit.code if self.exit else self.pod.exit_code if self.pod else None
+
+    @property
+    def signal(self) -> str | None:
+        """Name of the signal that ended the trainer or, without a report, the container; None: none did."""
+        return self.exit.signal if self.exit else signal_name(self.exit_code)
+
+    @property
+    def nearness(self) -> tuple[int, int, float, float, int]:
+        """Sorts the evidence of all workers: the nearest to the cause first. Of hung ranks the one that was stopped is
+        nearest, then the one that is furthest behind; else the earliest report, then the lowest worker."""
+        never = float("inf")
+        exit_ = self.exit
+        if exit_ is None or self.failure is not FailureClass.HANG:
+            return self.weight, 0, 0.0, exit_.at if exit_ else never, self.worker
+        is_stopped = exit_.process_state in STOPPED_STATES
+        step = never if exit_.step is None else float(exit_.step)
+        return self.weight, 0 if is_stopped else 1, step, exit_.at, self.worker
 
 
 def find_evidence(worker: Worker, situation: Situation) -> Evidence | None:
@@ -64,6 +92,37 @@ def find_broken_pod(worker: Worker, situation: Situation) -> Evidence | None:
     return next((evidence for evidence in found if evidence), None)
 
 
+def has_left(worker: Worker, situation: Situation) -> bool:
+    """It saved and stopped because the attempt was to end at a checkpoint."""
+    exit_ = _exit_of_attempt(worker, situation)
+    return situation.status.next_world is not None and exit_ is not None and exit_.failure is FailureClass.STOPPED
+
+
+def is_cascade(exit_: Exit) -> bool:
+    """It ended because a peer did."""
+    return exit_.failure is FailureClass.RETRYABLE or exit_.signal == "SIGABRT"
+
+
+def has_ended_with_a_peer(worker: Worker, situation: Situation) -> bool:
+    """Its trainer ended in this attempt because a peer's did."""
+    exit_ = _exit_of_attempt(worker, situation)
+    return exit_ is not None and is_cascade(exit_)
+
+
+def signal_name(exit_code: int | None) -> str | None:
+    """The signal in an exit status of 128 + N; None: there is none.
+
+    >>> signal_name(137), signal_name(1), signal_name(None), signal_name(255)
+    ('SIGKILL', None, None, 'signal 127')
+    """
+    if exit_code is None or exit_code <= 128:
+        return None
+    try:
+        return signal.Signals(exit_code - 128).name
+    except ValueError:
+        return f"signal {exit_code - 128}"
+
+
 def _gone(worker: Worker, situation: Situation) -> Evidence | None:
     if worker.pod is None:
         return Evidence(worker.index, None, FailureClass.LOST, "its pod is gone", Weight.POD)
@@ -74,17 +133,40 @@ def _out_of_memory(worker: Worker, situation: Situation) -> Evidence | None:
     if worker.pod is None or worker.pod.exit_reason != OUT_OF_MEMORY:
         return None
     message = "the container ran out of memory; raise workers.resources.memory"
-    return Evidence(worker.index, worker.pod, FailureClass.HOST_OUT_OF_MEMORY, message, Weight.POD, _exit(worker))
+    exit_ = worker.word.exit if worker.word else None
+    return Evidence(worker.index, worker.pod, FailureClass.HOST_OUT_OF_MEMORY, message, Weight.POD, exit_)
 
 
 def _exited(worker: Worker, situation: Situation) -> Evidence | None:
-    exit_ = _exit(worker)
-    # The budget belongs to this attempt: what ended an older one was counted then.
-    if exit_ is None or exit_.fence != situation.status.fence or exit_.failure is FailureClass.STOPPED:
+    exit_ = _exit_of_attempt(worker, situation)
+    if exit_ is None or exit_.failure is FailureClass.STOPPED:
         return None
-    is_cascade = exit_.failure is FailureClass.RETRYABLE or exit_.signal == "SIGABRT"
-    weight = Weight.CASCADE if is_cascade else Weight.PROCESS
-    return Evidence(worker.index, worker.pod, exit_.failure, exit_.message, weight, exit_)
+    message = _hang_message(exit_) if exit_.failure is FailureClass.HANG else exit_.message
+    return Evidence(worker.index, worker.pod, exit_.failure, message, _weight(exit_), exit_)
+
+
+def _weight(exit_: Exit) -> Weight:
+    if is_cascade(exit_):
+        return Weight.CASCADE
+    if exit_.failure is not FailureClass.HANG:
+        return Weight.PROCESS
+    is_its_own = exit_.process_state in STOPPED_STATES or exit_.section in OWN_SECTIONS
+    return Weight.PROCESS if is_its_own else Weight.WAITING
+
+
+def _hang_message(exit_: Exit) -> str:
+    """`no step for 60 s: stopped (process state T), in section Data, at step 130, in batches.py:88 read`."""
+    details = []
+    if exit_.process_state is not None:
+        word = "stopped (process state {})" if exit_.process_state in STOPPED_STATES else "process state {}"
+        details.append(word.format(exit_.process_state))
+    if exit_.section is not None:
+        details.append(f"in section {exit_.section}")
+    if exit_.step is not None:
+        details.append(f"at step {exit_.step}")
+    if exit_.stack:
+        details.append(f"in {exit_.stack[0]}")
+    return f"{exit_.message}: {', '.join(details)}" if details else exit_.message
 
 
 def _deleted(worker: Worker, situation: Situation) -> Evidence | None:
@@ -102,12 +184,12 @@ def _lost(worker: Worker, situation: Situation) -> Evidence | None:
     if pod.exit_reason in OWN_REASONS and pod.exit_code:
         return None
     message = f"its pod was taken away: {pod.exit_reason or 'no reason given'}"
-    return Evidence(worker.index, pod, FailureClass.LOST, message, Weight.POD)
+    return Evidence(worker.index, pod, FailureClass.LOST, message, Weight.POD, suspects_node=True)
 
 
 def _stopped(worker: Worker, situation: Situation) -> Evidence | None:
-    exit_ = _exit(worker)
-    if exit_ is None or exit_.fence != situation.status.fence:
+    exit_ = _exit_of_attempt(worker, situation)
+    if exit_ is None or has_left(worker, situation):
         return None
     return Evidence(worker.index, worker.pod, FailureClass.LOST, "it was stopped from outside", Weight.PROCESS, exit_)
 
@@ -119,13 +201,18 @@ def _failed(worker: Worker, situation: Situation) -> Evidence | None:
     failure = classify_exit(pod.exit_code)
     if failure is FailureClass.STOPPED:
         failure = FailureClass.LOST
-    # Of a traceback, and of a supervisor that gives up, the last line is the one that says why.
-    message = pod.last_lines[-1] if pod.last_lines else "its container ended"
+    killed_by = signal_name(pod.exit_code)
+    if killed_by is not None:
+        # What it had printed before has nothing to do with it.
+        message = f"its container was killed by {killed_by}"
+    else:
+        # Of a traceback, and of a supervisor that gives up, the last line is the one that says why.
+        message = pod.last_lines[-1] if pod.last_lines else "its container ended"
     return Evidence(worker.index, pod, failure, message, Weight.POD)
 
 
 def _failed_at_start(worker: Worker, situation: Situation) -> Evidence | None:
-    exit_ = _exit(worker)
+    exit_ = worker.word.exit if worker.word else None
     if worker.pod is None or worker.pod.phase != "Failed" or exit_ is None or exit_.fence != 0:
         return None
     return Evidence(worker.index, worker.pod, exit_.failure, exit_.message, Weight.POD, exit_)
@@ -144,7 +231,8 @@ def _silent(worker: Worker, situation: Situation) -> Evidence | None:
     message = f"its supervisor did not answer for {situation.silence_limit(worker):.0f} s"
     if worker.refuses_token:
         message = "its supervisor does not know the operator's token: Secret capstan-operator-key was replaced"
-    return Evidence(worker.index, worker.pod, FailureClass.LOST, message, Weight.POD)
+    suspects_node = not worker.refuses_token
+    return Evidence(worker.index, worker.pod, FailureClass.LOST, message, Weight.POD, suspects_node=suspects_node)
 
 
 def _refusing(worker: Worker, situation: Situation) -> Evidence | None:
@@ -171,5 +259,7 @@ _CHECKS: tuple[Callable[[Worker, Situation], Evidence | None], ...] = (
 )
 
 
-def _exit(worker: Worker) -> Exit | None:
-    return worker.word.exit if worker.word else None
+def _exit_of_attempt(worker: Worker, situation: Situation) -> Exit | None:
+    """How its trainer ended in this attempt; None: it did not. What ended an older one was counted then."""
+    exit_ = worker.word.exit if worker.word else None
+    return exit_ if exit_ is not None and exit_.fence == situation.status.fence else None

@@ -4,20 +4,14 @@ from collections.abc import Callable
 
 from capstan_operator.api.meta import Condition, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.decide.actions import Action, fatal_clause, fatal_reason
 from capstan_operator.decide.conditions import find, put
-from capstan_operator.decide.failure import (
-    budget_of,
-    count_failure,
-    describe_failure,
-    failure_sentence,
-    fatal_reason,
-    find_culprit,
-)
+from capstan_operator.decide.evidence import has_ended_with_a_peer, has_left
+from capstan_operator.decide.failure import count_failure, describe_failure, failure_sentence, find_culprit
 from capstan_operator.decide.membership import has_members
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.times import rfc3339, seconds_since_1970
-from capstan_runtime.contract.exit_codes import FailureClass
 
 
 def record_end(situation: Situation) -> TrainingJobStatus | None:
@@ -56,7 +50,9 @@ def active_seconds(situation: Situation) -> float:
 
 def _succeeded(situation: Situation) -> TrainingJobStatus | None:
     status = situation.status
-    if not all(worker.has_finished(status.fence) for worker in situation.workers):
+    # Before the first attempt, and after it, only a program of the user's own can have finished: all pods run it.
+    crew = situation.members or situation.workers
+    if not all(worker.has_finished(status.fence) for worker in crew):
         return None
     steps = f"all {status.steps} steps are done" if status.fence and status.steps else "all pods have finished"
     return _finish(situation, TrainingJobCondition.SUCCEEDED, Reason.COMPLETED, steps)
@@ -77,18 +73,27 @@ def _suspended(situation: Situation) -> TrainingJobStatus | None:
     status = situation.status
     if not situation.blueprint.spec.suspend or (status.members is None and status.active_since is None):
         return None
-    return _deactivate(situation).model_copy(update={"members": None})
+    return _deactivate(situation).model_copy(update={"members": None, "next_world": None})
 
 
 def _members_changed(situation: Situation) -> TrainingJobStatus | None:
-    """Another world is wanted, or the supervisors follow an attempt that this status does not know."""
-    status = situation.status
-    if status.members is None:
+    """The supervisors follow an attempt that this status does not know, or the members' pods are others."""
+    status, members = situation.status, situation.members
+    if not members:
         return None
     is_ahead = any(w.answer is not None and w.answer.fence > status.fence for w in situation.workers)
-    is_resized = status.world != situation.world
-    is_replaced = all(w.is_up for w in situation.workers) and not has_members(situation)
-    return status.model_copy(update={"members": None}) if is_ahead or is_resized or is_replaced else None
+    is_replaced = all(w.is_up for w in members) and not has_members(situation)
+    return status.model_copy(update={"members": None, "next_world": None}) if is_ahead or is_replaced else None
+
+
+def _left(situation: Situation) -> TrainingJobStatus | None:
+    """All members have saved and stopped, so that the world may change: no failure."""
+    members = situation.members
+    if not any(has_left(worker, situation) for worker in members):
+        return None
+    if not all(has_left(worker, situation) or has_ended_with_a_peer(worker, situation) for worker in members):
+        return None
+    return situation.status.model_copy(update={"members": None, "next_world": None})
 
 
 def _failed(situation: Situation) -> TrainingJobStatus | None:
@@ -97,21 +102,13 @@ def _failed(situation: Situation) -> TrainingJobStatus | None:
     culprit, _ = find_culprit(situation)
     if culprit is None:
         return None
-    fatal = fatal_reason(situation, culprit)
-    if fatal is None:
+    reason = fatal_reason(situation, culprit)
+    if reason is None:
         return count_failure(situation, culprit)
-    failure = describe_failure(situation, culprit)
-    message = failure_sentence(failure) + _budget_clause(situation, culprit.failure)
-    finished = _finish(situation, TrainingJobCondition.FAILED, fatal, message)
+    failure = describe_failure(situation, culprit).model_copy(update={"action": Action.HALT.value})
+    message = f"{failure_sentence(failure)}; {fatal_clause(situation, culprit, reason)}"
+    finished = _finish(situation, TrainingJobCondition.FAILED, reason, message)
     return finished.model_copy(update={"failure": failure})
-
-
-def _budget_clause(situation: Situation, failure: FailureClass) -> str:
-    if failure in (FailureClass.CONFIG, FailureClass.DO_NOT_RESTART):
-        return "; this is never restarted"
-    budget = budget_of(situation.blueprint.spec.recovery.budgets, failure)
-    used = situation.status.restarts.by_cause.get(failure, 0)
-    return f"; {used} of {budget} restarts for {failure} are used (spec.recovery.budgets)"
 
 
 _ENDINGS: tuple[Callable[[Situation], TrainingJobStatus | None], ...] = (
@@ -119,13 +116,14 @@ _ENDINGS: tuple[Callable[[Situation], TrainingJobStatus | None], ...] = (
     _deadline_passed,
     _suspended,
     _members_changed,
+    _left,
     _failed,
 )
 
 
 def _finish(situation: Situation, kind: TrainingJobCondition, reason: Reason, message: str) -> TrainingJobStatus:
     status = put(situation, _deactivate(situation), kind, True, reason, message)
-    return status.model_copy(update={"members": None, "finished_at": rfc3339(situation.now)})
+    return status.model_copy(update={"members": None, "next_world": None, "finished_at": rfc3339(situation.now)})
 
 
 def _deactivate(situation: Situation) -> TrainingJobStatus:

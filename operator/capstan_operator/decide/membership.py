@@ -4,16 +4,19 @@ import hashlib
 from collections.abc import Iterable
 
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.decide.chaos import injections_for
 from capstan_operator.decide.progress import without_rates
-from capstan_operator.decide.situation import Situation, word_of
+from capstan_operator.decide.ranks import write_ranks
+from capstan_operator.decide.remedies import skips_of
+from capstan_operator.decide.situation import LEAVING, Situation, Worker, word_of
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import MembershipPush
-from capstan_runtime.contract.env import coordinator_port
+from capstan_runtime.contract.env import SUPERVISOR_PORT, coordinator_port
 from capstan_runtime.contract.run_config import Membership
 
 DIGEST_LENGTH = 12
 PUSH_AGAIN_SECONDS = 2.0
-"""A membership that a supervisor has not shown it took is pushed again after so long."""
+"""A membership that a supervisor has not shown to have taken is pushed again after so long."""
 
 
 def members_digest(pod_uids: Iterable[str]) -> str:
@@ -22,43 +25,53 @@ def members_digest(pod_uids: Iterable[str]) -> str:
 
 
 def has_members(situation: Situation) -> bool:
-    """The pods that exist now are exactly those of the current attempt."""
-    pods = [worker.pod for worker in situation.workers]
+    """The pods that the members have now are exactly those of the current attempt."""
+    pods = [worker.pod for worker in situation.members]
     return all(pods) and situation.status.members == members_digest(pod.uid for pod in pods if pod)
 
 
-def form_attempt(situation: Situation) -> TrainingJobStatus:
-    """Status with a new attempt of the present pods. It is written before any pod hears of it, so that an operator
-    that dies in between can neither forget the attempt nor give its number to another."""
+def form_attempt(situation: Situation, members: tuple[Worker, ...]) -> TrainingJobStatus:
+    """Status with a new attempt of `members`, in the order of their ranks. It is written before any pod hears of it, so
+    that an operator that dies in between can neither forget the attempt nor give its number to another."""
     status = situation.status
     words = (word_of(pod, situation.observed) for pod in situation.observed.pods)
     known = [word.fence for word in words if word]
-    checkpoint_step = status.checkpoint.step if status.checkpoint else 0
     started = rfc3339(situation.now)
     return status.model_copy(
         update={
             "fence": max(status.fence, *known) + 1,
-            "world": situation.world,
-            "members": members_digest(worker.pod.uid for worker in situation.workers if worker.pod),
+            "world": len(members),
+            "next_world": None,
+            "ranks": write_ranks(worker.index for worker in members),
+            "members": members_digest(worker.pod.uid for worker in members if worker.pod),
             "started_at": status.started_at or started,
             "attempt_started_at": started,
-            # What comes next is what the newest checkpoint holds; a run that resumes lower says so in resumedFrom.
-            "step": checkpoint_step,
+            "step": _first_step(status),
             "steps": status.steps or situation.blueprint.spec.training.steps,
             "metrics": without_rates(status.metrics),
             "resumed_from": None,
+            "base_step": status.checkpoint.step if status.checkpoint else None,
+            "floor_step": _floor_step(status),
         }
     )
 
 
 def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
-    """The memberships that supervisors of the current attempt have not taken yet."""
-    status = situation.status
-    first = situation.workers[0].pod
-    if first is None or first.ip is None or not has_members(situation):
+    """The memberships that supervisors of the current attempt have not shown to have taken.
+
+    All of a fence's memberships are made of what status said when the attempt began: a supervisor takes a second one
+    only if it differs in nothing but the wish to leave.
+    """
+    status, members = situation.status, situation.members
+    if not members or not has_members(situation):
         return ()
-    coordinator = f"{_bracketed(first.ip)}:{coordinator_port(status.fence)}"
-    floor_step = _floor_step(status)
+    addresses = [_bracketed(worker.pod.ip) for worker in members if worker.pod and worker.pod.ip]
+    if len(addresses) < len(members):
+        return ()
+    coordinator = f"{addresses[0]}:{coordinator_port(status.fence)}"
+    # An attempt that was begun by an operator that did not note the floor has the floor of now.
+    floor_step = _floor_step(status) if status.ranks is None else status.floor_step
+    peers = tuple(f"{address}:{SUPERVISOR_PORT}" for address in addresses)
     return tuple(
         MembershipPush(
             pod_name=worker.pod.name,
@@ -66,24 +79,47 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
             ip=worker.pod.ip,
             membership=Membership(
                 fence=status.fence,
-                rank=worker.index,
-                world=situation.world,
+                rank=rank,
+                world=len(members),
                 coordinator=coordinator,
-                floor_step=floor_step,
+                floor_step=floor_step or 0,
+                micro_splits=status.micro_splits or 1,
+                skips=skips_of(status),
+                peers=peers,
+                chaos=injections_for(situation, worker),
+                leave_at_checkpoint=status.next_world is not None,
             ),
         )
-        for worker in situation.workers
-        if worker.pod and worker.pod.ip and worker.is_up and worker.answer and worker.answer.fence < status.fence
+        for rank, worker in enumerate(members)
+        if worker.pod and worker.pod.ip and worker.is_up and _is_to_be_told(worker, status)
     )
 
 
-def _floor_step(status: TrainingJobStatus) -> int:
-    """Step of the newest checkpoint ever seen committed. One that was passed over since counts too: the run must not
-    take the store for an empty one and start over."""
+def _is_to_be_told(worker: Worker, status: TrainingJobStatus) -> bool:
+    answer = worker.answer
+    if answer is None or answer.fence > status.fence:
+        return False
+    if answer.fence < status.fence:
+        return True
+    is_running = answer.exit is None and answer.phase not in LEAVING
+    return status.next_world is not None and is_running and not answer.leave_at_checkpoint
+
+
+def _first_step(status: TrainingJobStatus) -> int | None:
+    """What comes next is what the newest checkpoint holds; a run that resumes lower says so in `resumedFrom`. If none
+    verified so far, nothing starts from 0: the last step that was made stays."""
+    if status.checkpoint is not None:
+        return status.checkpoint.step
+    return status.step if status.quarantined else 0
+
+
+def _floor_step(status: TrainingJobStatus) -> int | None:
+    """Step of the newest checkpoint ever seen committed; None: none. One that was passed over since counts too: the run
+    must not take the store for an empty one and start over."""
     known = [entry.step for entry in status.quarantined]
     if status.checkpoint:
         known.append(status.checkpoint.step)
-    return max(known, default=0)
+    return max(known, default=None)
 
 
 def _bracketed(ip: str) -> str:

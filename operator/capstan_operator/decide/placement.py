@@ -1,31 +1,45 @@
 """Which pods should exist, and which should not."""
 
 import re
+from collections.abc import Iterable
 
 from capstan_operator.build.children import pod_name
 from capstan_operator.build.pod import build_pod
-from capstan_operator.decide.failure import needs_new_pod
-from capstan_operator.decide.situation import Situation, Worker
+from capstan_operator.decide.actions import needs_new_pod
+from capstan_operator.decide.nodes import is_kept_waiting, steer
+from capstan_operator.decide.situation import ENDED, Situation, Worker
 from capstan_operator.decide.types import Manifest, PodDeletion
 from capstan_operator.observe import ObservedPod
 from capstan_runtime.contract.state import Phase
 
-ENDED = ("Succeeded", "Failed")
+UNHURRIED_SECONDS = 30.0
+"""Least age of a pod that failed outside an attempt and without being counted, before another one follows it; twice as
+much with every pod its worker has had, up to an hour. The job goes on without it, and no budget stops it."""
+LONGEST_UNHURRIED_SECONDS = 3600.0
 
 
-def plan_creations(situation: Situation) -> tuple[tuple[Manifest, ...], bool]:
-    """(pods to create, whether another look is needed for the rest), so that every worker has a pod that can take part
-    in the next attempt.
+def plan_creations(situation: Situation) -> tuple[tuple[Manifest, ...], float | None]:
+    """(pods to create, seconds until another look is needed for the rest or None), so that every worker has a pod that
+    can take part in the next attempt.
 
-    The pod whose failure was counted is replaced after all others: while it is the newest of its worker, the round of
-    replacements that its failure caused is still under way, and no other broken pod is counted on its own.
+    Without an attempt, the pod whose failure was counted is replaced after all others: while it is the newest of its
+    worker, the round of replacements that its failure caused is still under way, and no other broken pod is counted on
+    its own.
     """
-    missing = [worker for worker in situation.workers if _needs_pod(worker, situation)]
-    others = [worker for worker in missing if worker.pod is None or worker.pod.name != situation.failed_pod]
-    now = others or missing
-    job, template = situation.observed.job, situation.blueprint.pod_template
+    members = {worker.index for worker in situation.members}
+    missing = [
+        worker
+        for worker in situation.workers
+        if worker.index < situation.wanted and worker.index not in members and needs_pod(worker, situation)
+    ]
+    pauses = {worker.index: _seconds_unhurried(worker, situation) for worker in missing}
+    due = [worker for worker in missing if pauses[worker.index] <= 0]
+    others = [worker for worker in due if worker.pod is None or worker.pod.name != situation.failed_pod]
+    now = others or due
+    job, template = situation.observed.job, steer(situation.blueprint.pod_template, situation)
     pods = (build_pod(job, template, worker.index, _next_incarnation(worker, situation)) for worker in now)
-    return tuple(pods), len(now) < len(missing)
+    waits = [0.0] if len(now) < len(due) else [pause for pause in pauses.values() if pause > 0]
+    return tuple(pods), min(waits, default=None)
 
 
 def plan_deletions(situation: Situation) -> tuple[PodDeletion, ...]:
@@ -34,16 +48,18 @@ def plan_deletions(situation: Situation) -> tuple[PodDeletion, ...]:
     The newest failed pod of a worker is kept for its logs.
     """
     unwanted = list(situation.surplus)
+    members = {worker.index for worker in situation.members}
     for worker in situation.workers:
         older = list(worker.pods[1:])
-        if worker.pod and worker.pod.phase not in ENDED and _is_given_up(worker, situation):
+        is_free = worker.index not in members
+        if worker.pod and is_free and is_live(worker.pod) and _is_given_up(worker, situation):
             unwanted.append(worker.pod)
         kept = next((pod for pod in older if pod.phase == "Failed"), None)
         unwanted += [pod for pod in older if pod is not kept]
     return delete_pods(unwanted)
 
 
-def delete_pods(pods: list[ObservedPod]) -> tuple[PodDeletion, ...]:
+def delete_pods(pods: Iterable[ObservedPod]) -> tuple[PodDeletion, ...]:
     """Deletions of those of `pods` that are not being deleted already, each with its own grace."""
     return tuple(PodDeletion(pod.name, pod.uid) for pod in pods if not pod.is_deleting)
 
@@ -53,7 +69,8 @@ def is_live(pod: ObservedPod) -> bool:
     return pod.phase not in ENDED
 
 
-def _needs_pod(worker: Worker, situation: Situation) -> bool:
+def needs_pod(worker: Worker, situation: Situation) -> bool:
+    """The worker can take part in no further attempt with the pod it has."""
     pod = worker.pod
     if pod is None or pod.is_deleting or pod.phase == "Failed":
         return True
@@ -67,7 +84,23 @@ def _needs_pod(worker: Worker, situation: Situation) -> bool:
 def _is_given_up(worker: Worker, situation: Situation) -> bool:
     if worker.pod is None:
         return False
-    return situation.is_lost(worker) or needs_new_pod(situation, worker.pod.name)
+    return (
+        situation.is_lost(worker)
+        or needs_new_pod(situation.status, worker.pod.name)
+        or is_kept_waiting(worker.pod, situation)
+    )
+
+
+def _seconds_unhurried(worker: Worker, situation: Situation) -> float:
+    """How long from now until the worker's failed pod may be followed by another one; 0 or less: now."""
+    pod = worker.pod
+    if pod is None or pod.is_deleting or pod.phase != "Failed" or situation.failed_pod is not None:
+        return 0.0
+    if needs_new_pod(situation.status, pod.name):
+        return 0.0  # its failure was counted: a budget bounds that
+    doublings = min(pod.incarnation, 16)
+    pause = min(UNHURRIED_SECONDS * float(1 << doublings), LONGEST_UNHURRIED_SECONDS)
+    return pod.created_at + pause - situation.now
 
 
 def _next_incarnation(worker: Worker, situation: Situation) -> int:
@@ -79,7 +112,7 @@ def _next_incarnation(worker: Worker, situation: Situation) -> int:
 
 def _counted_incarnation(worker: Worker, situation: Situation) -> int:
     failure = situation.status.failure
-    if failure is None or failure.pod is None or failure.rank != worker.index:
+    if failure is None or failure.pod is None:
         return -1
     first = pod_name(situation.observed.job.name, worker.index, 0)
     match = re.fullmatch(re.escape(first) + r"(?:-(\d+))?", failure.pod)

@@ -1,40 +1,25 @@
 """What to do next, given what has ended: an ordered list of plans, the first that applies is carried out."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from capstan_operator.api.meta import Phase, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.secret import build_secret
+from capstan_operator.decide.actions import pause_seconds
 from capstan_operator.decide.conditions import is_true
-from capstan_operator.decide.failure import find_culprit, pause_seconds, restart_sentence
+from capstan_operator.decide.failure import find_culprit, restart_sentence
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, plan_pushes
+from capstan_operator.decide.nodes import seconds_until_relaxed
 from capstan_operator.decide.placement import delete_pods, plan_creations, plan_deletions
 from capstan_operator.decide.progress import IN_WORLD
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker, is_changed
+from capstan_operator.decide.sizing import choose_members, choose_next_world
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import Manifest, MembershipPush, PodDeletion
-from capstan_operator.observe import ObservedPod
-
-WAITING_REASONS = {
-    "Unschedulable": Reason.UNSCHEDULABLE,
-    "SchedulerError": Reason.UNSCHEDULABLE,
-    "ErrImagePull": Reason.IMAGE_NOT_PULLED,
-    "ImagePullBackOff": Reason.IMAGE_NOT_PULLED,
-    "ErrImageNeverPull": Reason.IMAGE_NOT_PULLED,
-    "InvalidImageName": Reason.IMAGE_NOT_PULLED,
-    "ImageInspectError": Reason.IMAGE_NOT_PULLED,
-    "CreateContainerConfigError": Reason.CONTAINER_NOT_CREATED,
-    "CreateContainerError": Reason.CONTAINER_NOT_CREATED,
-    "RunContainerError": Reason.CONTAINER_NOT_CREATED,
-}
-"""Kubernetes' words for why a pod waits, in ours."""
-
-START_SECONDS = 60.0
-"""A pod that has a node and is older than this without having started is worth a word, and another look at what the
-operator owes it: its Secret."""
+from capstan_operator.decide.waiting import slow_start, waiting_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,30 +106,41 @@ def _own_program(situation: Situation) -> Plan | None:
         situation.status.model_copy(update={"started_at": started}),
         Phase.RUNNING,
         Reason.PROGRAM_RUNNING,
-        f"{_count(situation.world, 'pod')} run the command of workers.podPatch",
+        f"{_count(situation.wanted, 'pod')} run the command of workers.podPatch",
         is_running=True,
         is_progressing=True,
         delete=plan_deletions(situation),
     )
 
 
-def _placing(situation: Situation) -> Plan | None:
-    """Some worker cannot take part yet: its pod is to be created, or is on its way."""
+def _forming(situation: Situation) -> Plan | None:
+    """As many workers are ready as can go on: a new attempt begins. Pods for the others are created at the next look;
+    nothing that an API server may refuse stands in the way of an attempt."""
     if situation.status.members is not None:
         return None
-    create, is_more_to_come = plan_creations(situation)
-    if not create and all(worker.is_ready for worker in situation.workers):
+    members, _ = choose_members(situation)
+    if members is None:
         return None
-    reason, message, is_wrong = _waiting_for(situation)
-    status = _activated(situation)
+    situation = situation.after(_activated(situation))
+    plan = _attempt(situation.after(form_attempt(situation, members)))
+    return replace(plan, apply=(), create=(), wait_seconds=0.0) if plan.create else plan
+
+
+def _placing(situation: Situation) -> Plan | None:
+    """Too few workers can take part yet: pods are to be created, or are on their way."""
+    if situation.status.members is not None:
+        return None
+    create, until_more = plan_creations(situation)
+    reason, message, is_wrong = waiting_for(situation)
     _, until_lost = find_culprit(situation)
-    until_slow, is_slow = _slow_start(situation)
-    waits = [wait for wait in (until_lost, until_slow) if wait is not None]
+    _, until_gathered = choose_members(situation)
+    until_slow, is_slow = slow_start(situation)
+    waits = (until_more, until_lost, until_gathered, until_slow, seconds_until_relaxed(situation))
     recovering = situation.is_recovering
     if recovering and not is_wrong:
         reason, message = Reason.REPLACING_PODS, restart_sentence(situation)
     return Plan(
-        status,
+        _activated(situation),
         Phase.RESTARTING if recovering else Phase.PENDING,
         reason,
         message,
@@ -153,27 +149,29 @@ def _placing(situation: Situation) -> Plan | None:
         apply=_secret(situation) if create or is_slow else (),
         create=create,
         delete=plan_deletions(situation),
-        wait_seconds=0.0 if is_more_to_come else min(waits, default=None),
+        wait_seconds=min((wait for wait in waits if wait is not None), default=None),
         is_repair=recovering,
     )
 
 
-def _forming(situation: Situation) -> Plan | None:
-    """Everybody is ready: a new attempt begins."""
-    if situation.status.members is not None:
-        return None
-    return _attempt(situation.after(form_attempt(situation.after(_activated(situation)))))
-
-
 def _attempt(situation: Situation) -> Plan:
-    """An attempt is on: who has not been told is told, and what it does is reported."""
+    """An attempt is on: who has not been told is told, pods that might join it later are seen to, and what it does is
+    reported."""
+    next_world, until_stable = choose_next_world(situation)
+    situation = situation.after(situation.status.model_copy(update={"next_world": next_world}))
     pushes = plan_pushes(situation)
-    _, wait = find_culprit(situation)
-    waits = [PUSH_AGAIN_SECONDS] if pushes else []
-    waits += [wait] if wait is not None else []
-    fence = situation.status.fence
-    is_running = _was_running(situation) or all(_is_in_world(worker, fence) for worker in situation.workers)
-    attempt = f"attempt {fence} with {_count(situation.world, 'worker')}"
+    create, until_more = plan_creations(situation)
+    _, until_blame = find_culprit(situation)
+    waits = (
+        PUSH_AGAIN_SECONDS if pushes else None,
+        until_stable,
+        until_more,
+        until_blame,
+        seconds_until_relaxed(situation),
+    )
+    fence, members = situation.status.fence, situation.members
+    is_running = _was_running(situation) or all(_is_in_world(worker, fence) for worker in members)
+    attempt = f"attempt {fence} with {_size(situation)}"
     if is_running:
         phase, reason, message = Phase.RUNNING, Reason.TRAINING, f"{attempt} is training"
     elif situation.is_recovering:
@@ -188,22 +186,24 @@ def _attempt(situation: Situation) -> Plan:
         message,
         is_running=is_running,
         is_progressing=True,
+        apply=_secret(situation) if create else (),
+        create=create,
         delete=plan_deletions(situation),
         pushes=pushes,
-        wait_seconds=min(waits, default=None),
+        wait_seconds=min((wait for wait in waits if wait is not None), default=None),
         is_repair=situation.is_recovering and not is_running,
     )
 
 
-# Nothing follows the end but cleaning up; a suspended job has no pods; a pause comes before new pods, pods before an
-# attempt, and an attempt before its progress.
+# Nothing follows the end but cleaning up; a suspended job has no pods; a pause comes before a new attempt; and pods are
+# waited for only if there is none without them.
 _PLANS: tuple[Callable[[Situation], Plan | None], ...] = (
     _finished,
     _suspended,
     _backing_off,
     _own_program,
-    _placing,
     _forming,
+    _placing,
     _attempt,
 )
 
@@ -215,10 +215,17 @@ def _activated(situation: Situation) -> TrainingJobStatus:
         update={
             "active_since": status.active_since or rfc3339(situation.now),
             "run_digest": status.run_digest or blueprint.run_digest,
+            "virtual_ranks": status.virtual_ranks or _virtual_ranks(situation),
             "world": situation.world,
             "steps": status.steps or blueprint.spec.training.steps,
         }
     )
+
+
+def _virtual_ranks(situation: Situation) -> int | None:
+    """Those the run is started with; None: it was started by an operator that did not note them."""
+    status, blueprint = situation.status, situation.blueprint
+    return None if is_changed(status, blueprint) else blueprint.spec.virtual_ranks
 
 
 def _secret(situation: Situation) -> tuple[Manifest, ...]:
@@ -226,35 +233,6 @@ def _secret(situation: Situation) -> tuple[Manifest, ...]:
         # The Secret is immutable: the pods that are replaced must read what the others read.
         return ()
     return (build_secret(situation.observed.job, situation.blueprint.run, situation.observed.token),)
-
-
-def _waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
-    """(reason, sentence, whether something is wrong) of the first worker that holds the others up."""
-    for worker in situation.workers:
-        waiting = worker.pod.waiting if worker.pod and not worker.pod.is_deleting else None
-        if worker.pod and waiting:
-            reason = WAITING_REASONS.get(waiting.partition(":")[0], Reason.WAITING_FOR_WORKERS)
-            return reason, f"pod {worker.pod.name}: {waiting}", reason is not Reason.WAITING_FOR_WORKERS
-    message = f"waiting for {_count(situation.world, 'pod')} to start"
-    slow = next((pod for pod in _starting_pods(situation) if situation.now - pod.created_at >= START_SECONDS), None)
-    if slow is not None:
-        message += f"; {slow.name} is slow to start on node {slow.node}: kubectl describe pod {slow.name}"
-    return Reason.WAITING_FOR_WORKERS, message, False
-
-
-def _starting_pods(situation: Situation) -> Iterator[ObservedPod]:
-    """Newest pods that have a node, on which they do not run yet, and nothing says why."""
-    for worker in situation.workers:
-        pod = worker.pod
-        if pod and pod.phase == "Pending" and pod.node and not pod.waiting and not pod.is_deleting:
-            yield pod
-
-
-def _slow_start(situation: Situation) -> tuple[float | None, bool]:
-    """(seconds until a pod that starts is worth a look for being slow, or None; whether one is slow now)."""
-    ages = [situation.now - pod.created_at for pod in _starting_pods(situation)]
-    waits = [START_SECONDS if age >= START_SECONDS else START_SECONDS - age for age in ages]
-    return min(waits, default=None), any(age >= START_SECONDS for age in ages)
 
 
 def _was_running(situation: Situation) -> bool:
@@ -277,8 +255,14 @@ _STAGE_SENTENCES = ("handing out places", "joining", "restoring", "compiling")
 def _stage(situation: Situation) -> str:
     """What the worker that is furthest behind is doing."""
     fence = situation.status.fence
-    phases = [w.word.phase.value if w.word and w.word.fence == fence else "Idle" for w in situation.workers]
+    phases = [w.word.phase.value if w.word and w.word.fence == fence else "Idle" for w in situation.members]
     return _STAGE_SENTENCES[min(_STAGES.index(phase) if phase in _STAGES else len(_STAGES) - 1 for phase in phases)]
+
+
+def _size(situation: Situation) -> str:
+    """`4 workers`, or `2 of 4 workers`."""
+    world, wanted = situation.world, situation.wanted
+    return _count(world, "worker") if world >= wanted else f"{world} of {_count(wanted, 'worker')}"
 
 
 def _count(number: int, noun: str) -> str:

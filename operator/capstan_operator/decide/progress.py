@@ -20,6 +20,8 @@ IN_WORLD = MAKES_STEPS | {Phase.COMPILING}
 """Phases of a process that has joined the others and holds its state."""
 RATES = frozenset({"samples_per_second", "step_seconds"})
 """Metrics that say nothing once the steps stop."""
+UNKNOWN_ROOT = "unknown"
+"""What the trainer calls a checkpoint whose manifest it could not read."""
 QUARANTINES_KEPT = 20
 QUARANTINE_REASON_LENGTH = 300
 METRIC_DIGITS = 6
@@ -103,6 +105,7 @@ def without_progress(status: TrainingJobStatus) -> TrainingJobStatus:
             "workers": WorkersStatus(desired=status.workers.desired),
             "checkpoint": None,
             "resumed_from": None,
+            "size_message": None,
             "estimated_finish_at": None,
             "progress_at": None,
             "first_step_at": None,
@@ -114,7 +117,8 @@ def without_progress(status: TrainingJobStatus) -> TrainingJobStatus:
 def glance(status: TrainingJobStatus) -> tuple[object, ...]:
     """The part of progress whose change is worth a write."""
     verified = next(((c.status, c.reason) for c in status.conditions if c.type == _VERIFIED), None)
-    return (status.percent, status.checkpoint, status.resumed_from, status.workers, status.message, verified)
+    sentences = (status.message, status.size_message)
+    return (status.percent, status.checkpoint, status.resumed_from, status.workers, *sentences, verified)
 
 
 _VERIFIED = TrainingJobCondition.CHECKPOINT_VERIFIED
@@ -154,11 +158,15 @@ def _complete(newest: CheckpointStatus | None, known: list[CheckpointStatus]) ->
 def _quarantined(known: list[QuarantineStatus], words: Iterable[State]) -> list[QuarantineStatus]:
     """The quarantined checkpoints of the highest steps, a bounded number: an object has no room for all, and which
     ones are kept may not depend on who told of them first."""
-    entries = {entry.root: entry for entry in known}
+    entries = {(entry.step, entry.root): entry for entry in known}
     for word in words:
         for entry in word.quarantined:
+            is_known = any(step == entry.step for step, _ in entries)
+            if entry.root == UNKNOWN_ROOT and is_known:
+                continue  # of which checkpoint it speaks has been told before
             reason = entry.reason[:QUARANTINE_REASON_LENGTH]
-            entries.setdefault(entry.root, QuarantineStatus(step=entry.step, root=entry.root, reason=reason))
+            told = QuarantineStatus(step=entry.step, root=entry.root, reason=reason)
+            entries.setdefault((entry.step, entry.root), told)
     kept = sorted(entries.values(), key=lambda entry: (entry.step, entry.root))[-QUARANTINES_KEPT:]
     return [entry for entry in entries.values() if entry in kept]
 

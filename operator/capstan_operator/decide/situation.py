@@ -14,7 +14,8 @@ SHARED_SILENCE_SECONDS = 60.0
 """The same when none of the job answers: then the network of the operator is as likely to blame, and pods that train
 on in peace must not be killed for it."""
 
-
+ENDED = ("Succeeded", "Failed")
+"""Phases of a pod that runs no more."""
 LEAVING = frozenset({Phase.SUCCEEDED, Phase.STOPPING})
 """Phases in which a supervisor refuses a place: its pod is about to end."""
 

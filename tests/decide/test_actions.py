@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from capstan_operator.api.training_job import Budgets
-from capstan_operator.decide.failure import ACTIONS, FATAL_REASONS, Action, budget_of
+from capstan_operator.decide.actions import ACTIONS, FATAL_REASONS, Action, budget_of
 from capstan_operator.decide.reasons import budget_exhausted
 from capstan_runtime.contract.exit_codes import FailureClass
 
@@ -16,7 +16,7 @@ def test_every_class_leads_to_an_action() -> None:
 
 
 def test_every_class_that_is_restarted_has_a_budget_and_a_reason_for_its_end() -> None:
-    restarted = {failure for failure in COUNTED if ACTIONS[failure] is not Action.FAIL_JOB}
+    restarted = {failure for failure in COUNTED if ACTIONS[failure] is not Action.HALT}
     assert {failure.name.lower() for failure in restarted} == set(Budgets.model_fields)
     for failure in restarted:
         assert budget_of(Budgets(), failure) == getattr(Budgets(), failure.name.lower())
@@ -24,6 +24,6 @@ def test_every_class_that_is_restarted_has_a_budget_and_a_reason_for_its_end() -
 
 
 def test_what_is_never_restarted_has_a_reason_of_its_own() -> None:
-    fatal = {failure for failure in COUNTED if ACTIONS[failure] is Action.FAIL_JOB}
+    fatal = {failure for failure in COUNTED if ACTIONS[failure] is Action.HALT}
     assert fatal == set(FATAL_REASONS)
     assert [budget_of(Budgets(), failure) for failure in fatal] == [0, 0]

@@ -1,0 +1,57 @@
+"""What the next attempt does differently, so that it does not end like the last: smaller micro-batches, batches left
+out. Also what counts as progress between two attempts."""
+
+from capstan_operator.api.training_job_status import SkipStatus, TrainingJobStatus
+from capstan_operator.decide.situation import Situation
+from capstan_runtime.contract.run_config import Skip
+
+
+def samples_of_slice(situation: Situation) -> int:
+    """Samples of one virtual rank in one optimizer step."""
+    virtual_ranks = situation.status.virtual_ranks or situation.blueprint.spec.virtual_ranks
+    return situation.blueprint.spec.training.global_batch_size // virtual_ranks
+
+
+def next_splits(samples: int, splits: int) -> int | None:
+    """The least number of equal micro-steps for `samples` that at least halves those of `splits`; None: there is none.
+
+    >>> next_splits(8, 1), next_splits(8, 4), next_splits(8, 8), next_splits(6, 2), next_splits(7, 1)
+    (2, 8, None, 6, 7)
+    """
+    return next((parts for parts in range(2 * splits, samples + 1) if samples % parts == 0), None)
+
+
+def largest_splits_reached(situation: Situation) -> bool:
+    """A micro-batch cannot be made smaller."""
+    return next_splits(samples_of_slice(situation), situation.status.micro_splits or 1) is None
+
+
+def split_micro_batch(situation: Situation) -> tuple[int, str]:
+    """(micro-steps per virtual rank from now on, that in words). Only if `largest_splits_reached` is false."""
+    samples, splits = samples_of_slice(situation), situation.status.micro_splits or 1
+    parts = next_splits(samples, splits)
+    assert parts is not None
+    return parts, f"micro-batches of {samples // parts} samples from now on, of {samples // splits} before"
+
+
+def skip_batches(status: TrainingJobStatus, first: int, count: int) -> tuple[list[SkipStatus], str]:
+    """(what is left out from now on, in the order of the data and disjoint; the new part in words)."""
+    spans = sorted([*((skip.first, skip.first + skip.count) for skip in status.skips), (first, first + count)])
+    merged: list[tuple[int, int]] = []
+    for begin, end in spans:
+        if merged and begin <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((begin, end))
+    words = f"batch {first} is left out" if count == 1 else f"batches {first} to {first + count - 1} are left out"
+    return [SkipStatus(first=begin, count=end - begin) for begin, end in merged], words
+
+
+def skips_of(status: TrainingJobStatus) -> tuple[Skip, ...]:
+    """What is left out, as the ranks are told."""
+    return tuple(Skip(first=skip.first, count=skip.count) for skip in status.skips)
+
+
+def made_progress(status: TrainingJobStatus) -> bool:
+    """A newer checkpoint than the newest when the attempt began is known."""
+    return status.checkpoint is not None and status.checkpoint.step > (status.base_step or 0)

@@ -1,0 +1,82 @@
+"""Why a worker is not ready: Kubernetes' words in ours."""
+
+from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.situation import Situation, Worker
+from capstan_operator.observe import ObservedPod
+
+WAITING_REASONS = {
+    "Unschedulable": Reason.UNSCHEDULABLE,
+    "SchedulerError": Reason.UNSCHEDULABLE,
+    "ErrImagePull": Reason.IMAGE_NOT_PULLED,
+    "ImagePullBackOff": Reason.IMAGE_NOT_PULLED,
+    "ErrImageNeverPull": Reason.IMAGE_NOT_PULLED,
+    "InvalidImageName": Reason.IMAGE_NOT_PULLED,
+    "ImageInspectError": Reason.IMAGE_NOT_PULLED,
+    "CreateContainerConfigError": Reason.CONTAINER_NOT_CREATED,
+    "CreateContainerError": Reason.CONTAINER_NOT_CREATED,
+    "RunContainerError": Reason.CONTAINER_NOT_CREATED,
+}
+"""Why a pod waits."""
+
+START_SECONDS = 60.0
+"""A pod that has a node and is older than this without having started is worth a word, and another look at what the
+operator owes it: its Secret."""
+
+
+def waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
+    """(reason, sentence, whether something is wrong) of the first worker that holds the others up."""
+    for worker in situation.workers:
+        reason = _reason_of(worker)
+        if reason is not None and worker.pod is not None:
+            is_wrong = reason is not Reason.WAITING_FOR_WORKERS
+            return reason, f"pod {worker.pod.name}: {worker.pod.waiting}", is_wrong
+    message = f"waiting for {situation.wanted} pod{'s' if situation.wanted > 1 else ''} to start"
+    slow = next((pod for pod in _starting_pods(situation) if situation.now - pod.created_at >= START_SECONDS), None)
+    if slow is not None:
+        message += f"; {slow.name} is slow to start on node {slow.node}: kubectl describe pod {slow.name}"
+    return Reason.WAITING_FOR_WORKERS, message, False
+
+
+def is_held_up(worker: Worker) -> bool:
+    """Something keeps its pod from running that time alone does not mend; or it has failed, and another one follows in
+    its own time."""
+    if worker.pod is not None and worker.pod.phase == "Failed":
+        return True
+    return _reason_of(worker) not in (None, Reason.WAITING_FOR_WORKERS)
+
+
+def trouble_of(worker: Worker) -> str:
+    """`digits-worker-3 is Unschedulable: 0/1 nodes are available`: why the worker is not ready."""
+    pod = worker.pod
+    if pod is None or pod.is_deleting:
+        return f"worker {worker.index} has no pod yet"
+    if pod.waiting:
+        return (
+            f"{pod.name} is {pod.waiting}" if pod.waiting.startswith("Unschedulable") else f"{pod.name}: {pod.waiting}"
+        )
+    if pod.phase == "Failed":
+        return f"{pod.name} failed ({pod.exit_reason or pod.exit_code})"
+    if worker.silent_seconds is not None and worker.answer is not None:
+        return f"{pod.name} does not answer"
+    return f"{pod.name} is starting"
+
+
+def slow_start(situation: Situation) -> tuple[float | None, bool]:
+    """(seconds until a pod that starts is worth a look for being slow, or None; whether one is slow now)."""
+    ages = [situation.now - pod.created_at for pod in _starting_pods(situation)]
+    waits = [START_SECONDS if age >= START_SECONDS else START_SECONDS - age for age in ages]
+    return min(waits, default=None), any(age >= START_SECONDS for age in ages)
+
+
+def _reason_of(worker: Worker) -> Reason | None:
+    """Why its newest pod waits; None: it does not, or is being deleted."""
+    waiting = worker.pod.waiting if worker.pod and not worker.pod.is_deleting else None
+    return WAITING_REASONS.get(waiting.partition(":")[0], Reason.WAITING_FOR_WORKERS) if waiting else None
+
+
+def _starting_pods(situation: Situation) -> list[ObservedPod]:
+    """Newest pods that have a node, on which they do not run yet, and nothing says why."""
+    newest = [worker.pod for worker in situation.workers]
+    return [
+        pod for pod in newest if pod and pod.phase == "Pending" and pod.node and not pod.waiting and not pod.is_deleting
+    ]
