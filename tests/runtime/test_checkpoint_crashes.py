@@ -4,10 +4,11 @@ import shutil
 from pathlib import Path
 
 from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.layout import COMMIT, new_attempt
-from capstan_runtime.checkpoint.retention import Retention, Rules, remove_checkpoint
+from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.layout import COMMIT, SaveName, new_attempt
+from capstan_runtime.checkpoint.retention import remove_checkpoint
 from capstan_runtime.contract.state import Quarantine
-from tests.support.checkpoints import RUN, choose, folder_of, save
+from tests.support.checkpoints import RUN, choose, folder_of, retention, save
 from tests.support.crashing_disk import PowerCut, killed_before, operations_of, restore
 
 
@@ -75,13 +76,15 @@ def test_a_removal_killed_between_any_two_operations_never_leaves_half_a_checkpo
     save(store, 10)
     old = folder_of(store, save(store, 5).root)
     shutil.copytree(store, tmp_path / "scratch")
-    operations = operations_of(lambda disk: remove_checkpoint(tmp_path / "scratch" / old.name, disk))
+    name = SaveName.parse(old.name)
+    assert name is not None
+    operations = operations_of(lambda disk: remove_checkpoint(FolderStore(tmp_path / "scratch", disk), name))
     for operation in range(operations):
         shutil.copytree(tmp_path / "store", tmp_path / f"try{operation}")
-        folder = tmp_path / f"try{operation}" / old.name
-        assert killed_before(operation, lambda disk, folder=folder: remove_checkpoint(folder, disk))
+        tried = tmp_path / f"try{operation}"
+        assert killed_before(operation, lambda disk, place=tried: remove_checkpoint(FolderStore(place, disk), name))
         quarantined: list[Quarantine] = []
-        chosen = choose(folder.parent, quarantined=quarantined)
+        chosen = choose(tried, quarantined=quarantined)
         assert chosen is not None
         assert (chosen.manifest.step, quarantined) == (10, [])
 
@@ -90,8 +93,9 @@ def test_a_killed_removal_is_finished_by_the_next_attempt(tmp_path: Path) -> Non
     for step in (10, 20):
         save(tmp_path, step)
     old = folder_of(tmp_path, save(tmp_path, 5).root)
-    assert killed_before(3, lambda disk: remove_checkpoint(old, disk))
+    name = SaveName.parse(old.name)
+    assert name is not None
+    assert killed_before(3, lambda disk: remove_checkpoint(FolderStore(tmp_path, disk), name))
     assert old.exists()
-    rules = Rules(tmp_path, RUN, 2, 2, "full")
-    Retention(rules, lambda _: None, lambda _: None, lambda _: None, Disk()).sweep()
+    retention(tmp_path, 2, [], fence=2).sweep()
     assert not old.exists()

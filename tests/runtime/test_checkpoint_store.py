@@ -1,39 +1,55 @@
 """A store of checkpoints: what is written is read back, what is wrong is found, what is old goes."""
 
 import errno
-import math
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from capstan_runtime.checkpoint.candidates import list_candidates
-from capstan_runtime.checkpoint.digest import LEAF_BYTES, cut_into_leaves
+from capstan_runtime.checkpoint.coverage import Coverage
+from capstan_runtime.checkpoint.digest import LEAF_BYTES, digest_of, name_of, pack_digests
 from capstan_runtime.checkpoint.disk import Disk
-from capstan_runtime.checkpoint.layout import COMMIT, SHARDS, SaveName, new_attempt
-from capstan_runtime.checkpoint.reader import open_checkpoint
+from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, SHARDS, SaveName, new_attempt
+from capstan_runtime.checkpoint.manifest import Commit, Manifest, RankManifest, canonical_bytes
+from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.retention import Retention, Rules
-from capstan_runtime.checkpoint.saver import Identity, Saver
+from capstan_runtime.checkpoint.verified import MissingTensor
 from capstan_runtime.checkpoint.writer import Save, SaveFailed, commit, write_shards
+from capstan_runtime.contract import config
+from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.engine import LocalTensor
 from capstan_runtime.errors import CorruptCheckpoint
 from tests.support.checkpoints import (
     RUN,
     arrays_of,
+    facts_of,
     flip,
     folder_of,
     retention,
     save,
     share_of,
     steps_in,
-    trainer_state,
 )
 
 
-def read_all(folder: Path) -> dict[str, np.ndarray]:
-    tensors = open_checkpoint(folder).tensors()
+def opened(place: Path, root: str) -> OpenCheckpoint:
+    store = FolderStore(place)
+    return open_checkpoint(
+        store, next(each.name for each in list_candidates(store, RUN).candidates if each.root == root)
+    )
+
+
+def read_all(place: Path, root: str) -> dict[str, np.ndarray]:
+    tensors = opened(place, root).tensors()
     return {name: tensors.read(name) for name in tensors.names()}
 
 
@@ -47,14 +63,15 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
 @pytest.mark.parametrize("world", [1, 2, 3, 8])
 def test_any_number_of_ranks_saves_the_same_tensors(tmp_path: Path, world: int) -> None:
     checkpoint = save(tmp_path, 12, world=world)
-    assert checkpoint == Checkpoint(step=12, root=checkpoint.root, at=1012.0)
-    assert_same(read_all(folder_of(tmp_path, checkpoint.root)), arrays_of(12))
+    logical = opened(tmp_path, checkpoint.root).manifest.logical
+    assert checkpoint == Checkpoint(step=12, root=checkpoint.root, at=1012.0, logical=logical)
+    assert_same(read_all(tmp_path, checkpoint.root), arrays_of(12))
 
 
 def test_a_tensor_larger_than_a_file_and_than_a_leaf_is_read_back(tmp_path: Path) -> None:
     arrays = {"big": np.arange(3 * LEAF_BYTES // 4 + 17, dtype=np.float32), "small": np.ones(3, np.float64)}
     checkpoint = save(tmp_path, 1, arrays=arrays, shard_bytes=2 * LEAF_BYTES)
-    assert_same(read_all(folder_of(tmp_path, checkpoint.root)), arrays)
+    assert_same(read_all(tmp_path, checkpoint.root), arrays)
 
 
 def test_any_safetensors_reader_opens_the_shards(tmp_path: Path) -> None:
@@ -77,36 +94,43 @@ def test_the_root_depends_on_every_byte_and_on_nothing_else(tmp_path: Path) -> N
     assert roots[0] == roots[1] != roots[2]
 
 
-def test_leaves_are_cut_at_the_same_places_however_the_buffers_lie() -> None:
-    data = bytes(range(256)) * 3
-    whole = [bytes(leaf) for leaf in cut_into_leaves([data], 100)]
-    pieces = [data[:1], data[1:99], b"", data[99:350], data[350:]]
-    assert [bytes(leaf) for leaf in cut_into_leaves(pieces, 100)] == whole
-    assert [len(leaf) for leaf in whole] == [100] * 7 + [68]
+def test_the_logical_digest_does_not_depend_on_who_saved_what(tmp_path: Path) -> None:
+    arrays = {**arrays_of(7), "big": np.random.default_rng(0).random(3 * LEAF_BYTES // 8 + 17)}
+    logical = {
+        save(tmp_path / str(world), 7, arrays=arrays, world=world, shard_bytes=LEAF_BYTES + 8 * world).logical
+        for world in (1, 2, 3, 5)
+    }
+    assert len(logical) == 1
+    other = {**arrays, "params/bias": arrays["params/bias"] + np.float16(1)}
+    assert save(tmp_path / "other", 7, arrays=other, shard_bytes=1 << 30).logical not in logical
+
+
+def a_save(place: Path, rank: int = 0, world: int = 1, attempt: str | None = None, disk: Disk | None = None) -> Save:
+    return Save(FolderStore(place, disk), facts_of(1, world=world, attempt=attempt), rank)
 
 
 def test_a_tensor_that_nobody_saved_completely_is_not_committed(tmp_path: Path) -> None:
-    write = Save(tmp_path, "default/test", RUN, "flax", SaveName(1, 1, new_attempt(RUN)), 0, 1)
-    write_shards(write, iter([LocalTensor("w", (10,), 0, np.zeros(4, np.float32))]), Disk())
+    write = a_save(tmp_path)
+    write_shards(write, iter([LocalTensor("w", (10,), 0, np.zeros(4, np.float32))]))
     with pytest.raises(SaveFailed, match=r"^step 1: w: 4 elements were saved of 10$"):
-        commit(write, trainer_state(1), None, 1.0, Disk())
-    assert not (write.folder / COMMIT).exists()
+        commit(write, 1.0)
+    assert write.store.size(f"{write.name}/{COMMIT}") is None
 
 
 def test_a_tensor_that_two_ranks_saved_is_not_committed(tmp_path: Path) -> None:
-    name = SaveName(1, 1, new_attempt(RUN))
+    attempt = new_attempt(RUN)
     for rank in range(2):
-        write = Save(tmp_path, "default/test", RUN, "flax", name, rank, 2)
-        write_shards(write, iter([LocalTensor("w", (4,), 0, np.zeros(4, np.float32))]), Disk())
+        each = a_save(tmp_path, rank, 2, attempt)
+        write_shards(each, iter([LocalTensor("w", (4,), 0, np.zeros(4, np.float32))]))
     with pytest.raises(SaveFailed, match=r"^step 1: w: element 0 is saved twice$"):
-        commit(Save(tmp_path, "default/test", RUN, "flax", name, 0, 2), trainer_state(1), None, 1.0, Disk())
+        commit(a_save(tmp_path, 0, 2, attempt), 1.0)
 
 
 def test_a_rank_that_does_not_write_is_named_at_the_deadline(tmp_path: Path) -> None:
-    write = Save(tmp_path, "default/test", RUN, "flax", SaveName(1, 1, new_attempt(RUN)), 0, 3)
-    write_shards(write, share_of(arrays_of(1), 0, 3), Disk())
+    write = a_save(tmp_path, 0, 3)
+    write_shards(write, share_of(arrays_of(1), 0, 3))
     with pytest.raises(SaveFailed, match=r"^step 1: no shards from rank 1, 2 within 0.1 s$"):
-        commit(write, trainer_state(1), None, 0.1, Disk())
+        commit(write, 0.1)
 
 
 def test_the_newest_are_kept_and_the_rest_removed(tmp_path: Path) -> None:
@@ -119,8 +143,8 @@ def test_the_newest_are_kept_and_the_rest_removed(tmp_path: Path) -> None:
 
 def test_a_commit_is_reported_at_once_and_again_when_it_was_read_back(tmp_path: Path) -> None:
     told: list[Checkpoint] = []
-    rules = Rules(tmp_path, RUN, 1, 2, "full")
-    keeper = Retention(rules, told.append, lambda _: None, lambda _: None, Disk())
+    rules = Rules(FolderStore(tmp_path), RUN, 1, config.Retention(last=2), "full")
+    keeper = Retention(rules, told.append, lambda _: None, lambda _: None)
     for step in (10, 20, 30, 40):
         keeper.after_commit(save(tmp_path, step))
     keeper.wait(20)
@@ -184,30 +208,139 @@ class FullDisk(Disk):
         super().append(descriptor, data)
 
 
-@pytest.mark.parametrize("room", [0, 500, 2000])
-def test_a_full_disk_fails_the_save_cleans_up_and_leaves_the_last_checkpoint(tmp_path: Path, room: int) -> None:
-    good = save(tmp_path, 10)
-    identity = Identity(tmp_path, "default/test", RUN, "flax", 1, new_attempt(RUN), 0, 1)
-    disk = FullDisk(room)
-    saver = Saver(identity, good.root, lambda payload: [payload], 1.0, disk)
+@pytest.mark.parametrize("room", [0, 500, 900])
+def test_a_full_disk_fails_the_save_and_what_did_not_fit_takes_no_room(tmp_path: Path, room: int) -> None:
+    save(tmp_path, 10)
+    write = a_save(tmp_path, disk=FullDisk(room))
     tensors = share_of(arrays_of(20), 0, 1)
     with pytest.raises(SaveFailed, match="No space left on device"):
-        saver.save(trainer_state(20), tensors)
+        write_shards(write, tensors, 256)
     assert next(tensors, None) is None, "exporting is collective: it must be iterated to its end"
     assert steps_in(tmp_path) == [10]
-    assert len(list_candidates(tmp_path, RUN).torn) == 0
-    disk.room = 1 << 20
-    later = saver.save(trainer_state(30), share_of(arrays_of(30), 0, 1))
-    assert open_checkpoint(folder_of(tmp_path, later.root)).manifest.parent == good.root
+    assert list(tmp_path.rglob("*.part")) == []
 
 
 def test_a_read_verifies_only_the_leaves_it_touches(tmp_path: Path) -> None:
-    elements = LEAF_BYTES // 4
-    arrays = {name: np.full(elements, number, np.float32) for number, name in enumerate(("a", "b", "c"))}
+    elements = 3 * LEAF_BYTES // 4
+    arrays = {"w": np.arange(elements, dtype=np.float32)}
     folder = folder_of(tmp_path, save(tmp_path, 1, arrays=arrays, world=1, shard_bytes=1 << 30).root)
     shard = folder / SHARDS / "r0-0.safetensors"
     flip(shard, shard.stat().st_size - 1)
-    tensors = open_checkpoint(folder).tensors()
-    np.testing.assert_array_equal(tensors.read("a"), arrays["a"])
-    with pytest.raises(CorruptCheckpoint, match=f"leaf {math.ceil(shard.stat().st_size / LEAF_BYTES) - 1} "):
-        tensors.read("c")
+    store = FolderStore(tmp_path)
+    checkpoint = open_checkpoint(store, list_candidates(store, RUN).candidates[0].name)
+    reader = checkpoint.reader()
+    tensors = checkpoint.tensors(reader)
+    good = 2 * LEAF_BYTES // 4
+    np.testing.assert_array_equal(tensors.read_range("w", 5, good), arrays["w"][5:good])
+    header = checkpoint.files[0].pieces[0].size
+    assert reader.tally.bytes == header + 2 * LEAF_BYTES
+    with pytest.raises(CorruptCheckpoint, match=rf"bytes {header + 2 * LEAF_BYTES}-{header + 3 * LEAF_BYTES} are "):
+        tensors.read_range("w", good, good + 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_range_of_a_tensor_is_read_right_however_it_was_sharded(wide: tuple[Path, np.ndarray], data: Any) -> None:
+    place, array = wide
+    world = data.draw(st.sampled_from((1, 2, 3)))
+    level: VerifyLevel = data.draw(st.sampled_from(("full", "sampled", "manifest")))
+    start = data.draw(st.integers(0, array.size))
+    stop = data.draw(st.integers(start, array.size))
+    store = FolderStore(place / str(world))
+    checkpoint = open_checkpoint(store, list_candidates(store, RUN).candidates[0].name)
+    found = checkpoint.tensors(checkpoint.reader(level)).read_range("w", start, stop)
+    np.testing.assert_array_equal(found, array.reshape(-1)[start:stop])
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
+    """A tensor of six leaves and a bit, saved by worlds of several sizes, and where."""
+    place = tmp_path_factory.mktemp("wide")
+    array = np.random.default_rng(0).random((6 * LEAF_BYTES // 8 + 5, 1))
+    for world in (1, 2, 3):
+        save(place / str(world), 1, arrays={"w": array}, world=world, shard_bytes=(world + 1) * LEAF_BYTES + 8)
+    return place, array
+
+
+def test_ranges_that_a_tensor_does_not_have_are_refused(tmp_path: Path) -> None:
+    tensors = opened(tmp_path, save(tmp_path, 3).root).tensors()
+    assert tensors.shape("params/kernel") == (13, 7)
+    with pytest.raises(ValueError, match=r"^params/bias: elements 5 to 8 of 7$"):
+        tensors.read_range("params/bias", 5, 8)
+    with pytest.raises(MissingTensor):
+        tensors.read("params/other")
+
+
+def test_a_sample_is_a_part_of_every_file_and_its_header(tmp_path: Path) -> None:
+    arrays = {"w": np.zeros(40 * LEAF_BYTES, np.uint8)}
+    checkpoint = opened(tmp_path, save(tmp_path, 1, arrays=arrays, world=2, shard_bytes=16 * LEAF_BYTES).root)
+    reader = checkpoint.reader("sampled")
+    hashed = [[n for n in range(len(file.pieces)) if reader.hashes(i, n)] for i, file in enumerate(checkpoint.files)]
+    assert len(hashed) == 4
+    assert all(numbers[0] == 0 and 2 <= len(numbers) <= 3 for numbers in hashed)
+
+
+def test_coverages_of_ranks_add_up() -> None:
+    one, other = Coverage([2, 3]), Coverage([2, 3])
+    one.add(0, 1)
+    one.add(1, 2)
+    other.add(0, 0)
+    one.add_packed([other.packed(), b""])
+    assert one.missing() == [(1, 0), (1, 1)]
+    with pytest.raises(ValueError, match="a coverage of 4 pieces, 5 expected"):
+        one.add_packed([Coverage([2, 2]).packed()])
+
+
+def remade(place: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """The only save in `place` with rank 0's manifest changed, and every digest above it made to fit."""
+    folder = next(path for path in place.iterdir() if path.name.startswith("0000"))
+    rank = json.loads((folder / SHARDS / "r0.json").read_bytes())
+    change(rank)
+    data = canonical_bytes(RankManifest.parse(rank))
+    (folder / SHARDS / "r0.json").write_bytes(data)
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest["ranks"][0]["digest"] = name_of(digest_of(data))
+    data = canonical_bytes(Manifest.parse(manifest))
+    (folder / MANIFEST).write_bytes(data)
+    note = json.loads((folder / COMMIT).read_bytes())
+    (folder / COMMIT).write_bytes(canonical_bytes(Commit.parse({**note, "root": name_of(digest_of(data))})))
+
+
+def _shift(rank: dict[str, Any]) -> None:
+    rank["chunks"][0]["offset"] += 1
+
+
+def _lengthen(rank: dict[str, Any]) -> None:
+    rank["files"][0]["bytes"] += 1
+
+
+def _escape(rank: dict[str, Any]) -> None:
+    rank["files"][0]["name"] = "../../../../etc/passwd"
+
+
+def _forget_digests(rank: dict[str, Any]) -> None:
+    rank["chunks"][0]["leaves"] = ""
+
+
+def _other_digest(rank: dict[str, Any]) -> None:
+    rank["chunks"][0]["leaves"] = pack_digests([digest_of(b"other")])
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (_shift, r"begins at byte \d+, the chunk before ends at \d+"),
+        (_lengthen, r"its chunks end at byte \d+ of \d+"),
+        (_escape, r"'../../../../etc/passwd' is not the name of shard 0 of rank 0"),
+        (_forget_digests, "0 digests for 1 pieces"),
+        (_other_digest, "the digests of its leaves do not make up the one that the manifest lists"),
+    ],
+)
+def test_shards_that_are_not_laid_out_as_they_must_be_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], problem: str
+) -> None:
+    save(tmp_path, 3, world=1, shard_bytes=1 << 20)
+    remade(tmp_path, change)
+    store = FolderStore(tmp_path)
+    with pytest.raises(CorruptCheckpoint, match=problem):
+        open_checkpoint(store, list_candidates(store, RUN).candidates[0].name)

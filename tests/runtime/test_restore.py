@@ -6,22 +6,23 @@ from typing import Any
 
 import pytest
 
-from capstan_runtime.checkpoint.disk import Disk
+from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
+from capstan_runtime.contract.config import Verification
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.engine import TensorSource
-from capstan_runtime.errors import ConfigError, StoreUnavailable
+from capstan_runtime.errors import ConfigError
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
 from capstan_runtime.voice import Voice
-from tests.support.checkpoints import RUN, choose, folder_of, save
+from tests.support.checkpoints import RUN, flip, folder_of, save
 
 
 def context() -> Any:
     """The few facts that restoring looks at; they fit the checkpoints of `tests.support.checkpoints`."""
     training = SimpleNamespace(seed=0, global_batch_size=8, virtual_ranks=2)
     return SimpleNamespace(
-        run=SimpleNamespace(uid=RUN, training=training, checkpoint=SimpleNamespace(verify="manifest")),
+        run=SimpleNamespace(uid=RUN, training=training, checkpoint=SimpleNamespace(verify=Verification())),
         membership=Membership(fence=2, rank=0, world=1, coordinator="127.0.0.1:1"),
         data=SimpleNamespace(fingerprint="blake3:00"),
         steps=50,
@@ -43,7 +44,7 @@ class ReadingEngine:
 
 
 def restored(store: Path, engine: ReadingEngine) -> Start:
-    return restore(context(), engine, store, Voice(Reporter(None), 0, 50), Disk())  # type: ignore[arg-type]
+    return restore(context(), engine, FolderStore(store), Voice(Reporter(None), 0, 50))  # type: ignore[arg-type]
 
 
 def test_the_run_continues_at_the_step_and_root_of_the_checkpoint(tmp_path: Path) -> None:
@@ -66,14 +67,20 @@ def test_a_tensor_the_model_needs_and_the_checkpoint_lacks_is_a_config_error(tmp
         restored(tmp_path, ReadingEngine("params/other"))
 
 
-def test_a_checkpoint_that_goes_bad_while_it_is_read_is_not_proposed_again(tmp_path: Path) -> None:
+def test_a_checkpoint_that_proves_bad_while_it_is_read_is_read_over_with_the_one_before(tmp_path: Path) -> None:
     older, newer = save(tmp_path, 10), save(tmp_path, 20)
     folder = folder_of(tmp_path, newer.root)
     for shard in (folder / SHARDS).glob("*.safetensors"):
         shard.write_bytes(shard.read_bytes()[:-1] + b"\x99")
-    with pytest.raises(StoreUnavailable, match=r"^the checkpoint went bad while it was read: "):
-        restored(tmp_path, ReadingEngine("params/kernel", "params/bias", "optimizer/mask"))
+    engine = ReadingEngine("optimizer/count", "params/kernel", "params/bias", "optimizer/mask")
+    start = restored(tmp_path, engine)
+    assert (start.step, start.root, int(engine.found["optimizer/count"])) == (10, older.root, 10)
     assert (folder / QUARANTINED).exists()
-    chosen = choose(tmp_path, fence=3)
-    assert chosen is not None
-    assert chosen.root == older.root
+
+
+def test_bytes_that_no_tensor_needs_are_checked_too(tmp_path: Path) -> None:
+    older, newer = save(tmp_path, 10, world=1), save(tmp_path, 20, world=1)
+    for shard in (folder_of(tmp_path, newer.root) / SHARDS).glob("*.safetensors"):
+        flip(shard, 20)
+    start = restored(tmp_path, ReadingEngine())
+    assert (start.step, start.root, start.is_verified) == (10, older.root, True)

@@ -33,6 +33,10 @@ class TickingDisk(Disk):
         self._tick()
         super().rename(source, target)
 
+    def link(self, source: Path, target: Path) -> None:
+        self._tick()
+        super().link(source, target)
+
     def make_folder(self, path: Path) -> None:
         self._tick()
         super().make_folder(path)
@@ -164,6 +168,12 @@ class _WatchedDisk(Disk):
         super().rename(source, target)
         live = self._cut._live
         live[self._cut._below(target)] = live.pop(self._cut._below(source))
+        self._cut._note()
+
+    def link(self, source: Path, target: Path) -> None:
+        super().link(source, target)
+        live = self._cut._live
+        live[self._cut._below(target)] = live[self._cut._below(source)]
         self._cut._note()
 
     def make_folder(self, path: Path) -> None:
