@@ -13,13 +13,11 @@ from dataclasses import dataclass
 
 from capstan_runtime.checkpoint.candidates import Listing, list_candidates, quarantine
 from capstan_runtime.checkpoint.claims import newer_fence, withdraw_claim, write_claim
-from capstan_runtime.checkpoint.digest import digest_of, name_of
-from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, SIGNATURE, SaveName
+from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.manifest import Claim
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
-from capstan_runtime.checkpoint.signing import check_signature
-from capstan_runtime.checkpoint.store import ObjectMissing, Store
-from capstan_runtime.checkpoint.verified import reading
+from capstan_runtime.checkpoint.signing import require_signature
+from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.vote import Loaded, Unusable, UnusableForGood, Voters, vote
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Quarantine
@@ -176,24 +174,10 @@ def _vote(choosing: Choosing, name: SaveName, problem: str | None) -> Loaded:
             )
         opened = open_checkpoint(choosing.store, name)
         if choosing.public_key is not None and choosing.membership.rank == 0:
-            _require_signature(opened, choosing.public_key)
+            require_signature(opened, choosing.public_key)  # one rank looks; that all have one root is voted upon
         return opened
 
     return vote(choosing.voters, open_it, lambda: not is_committed())
-
-
-def _require_signature(opened: OpenCheckpoint, public_key: str) -> None:
-    """Raises NotSigned. One rank looks; that all ranks have the same root is voted upon."""
-    store, name = opened.store, opened.name
-    with reading(f"{name}/{MANIFEST}"):
-        manifest = store.get(f"{name}/{MANIFEST}")
-        try:
-            signature = store.get(f"{name}/{SIGNATURE}")
-        except ObjectMissing:
-            signature = None
-    if name_of(digest_of(manifest)) != opened.root:
-        raise CorruptCheckpoint(f"{name}/{MANIFEST}: has changed since it was opened")
-    check_signature(manifest, signature, public_key)
 
 
 def _pass_over(choosing: Choosing, listing: Listing, name: SaveName, error: Exception) -> None:

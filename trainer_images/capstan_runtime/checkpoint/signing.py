@@ -12,7 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
+from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.layout import MANIFEST, SIGNATURE
+from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.store import ObjectMissing
+from capstan_runtime.checkpoint.verified import reading
 from capstan_runtime.contract import env
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 
@@ -74,6 +78,24 @@ def check_signature(manifest: bytes, signature: bytes | None, public_key: str) -
             raise NotSigned(
                 f"{SIGNATURE}: is not a signature of {MANIFEST} by this key: {_first_line(error)}"
             ) from error
+
+
+def require_signature(opened: OpenCheckpoint, public_key: str) -> None:
+    """Returns when the checkpoint's manifest carries a signature by the owner of `public_key`, the text of a PEM.
+
+    Raises NotSigned; CorruptCheckpoint when the manifest has changed since it was opened; StoreUnavailable;
+    ConfigError.
+    """
+    store, key = opened.store, f"{opened.name}/{MANIFEST}"
+    with reading(key):
+        manifest = store.get(key)
+        try:
+            signature = store.get(f"{opened.name}/{SIGNATURE}")
+        except ObjectMissing:
+            signature = None
+    if name_of(digest_of(manifest)) != opened.root:
+        raise CorruptCheckpoint(f"{key}: has changed since it was opened")
+    check_signature(manifest, signature, public_key)
 
 
 @contextmanager
