@@ -82,6 +82,7 @@ class VerifyingReader:
         self.coverage = Coverage([len(file.pieces) for file in files])
         self._store = store
         self._hashed = [_hashed_pieces(len(file.pieces), level) for file in files]
+        self._header_locks = [threading.Lock() for _ in files]
         self._pool = ThreadPoolExecutor(_THREADS, "checkpoint-reader")
 
     def hashes(self, file: int, piece: int) -> bool:
@@ -97,8 +98,8 @@ class VerifyingReader:
                 pass
 
     def _read(self, span: Span) -> None:
-        if self.hashes(span.file, 0) and not self.coverage.has(span.file, 0) and span.offset > 0:
-            self._read(self._scratch(span.file, [0]))
+        if span.offset > 0 and self.hashes(span.file, 0):
+            self._check_header(span.file)
         file = self.files[span.file]
         with reading(file.key):
             self._store.read_into(file.key, span.offset, span.target)
@@ -107,6 +108,12 @@ class VerifyingReader:
             if self.hashes(span.file, number):
                 self._check(span, number)
         self.tally.add(len(span.target), time.perf_counter() - started)
+
+    def _check_header(self, file: int) -> None:
+        """Once for each file, however many threads come to it at the same time."""
+        with self._header_locks[file]:
+            if not self.coverage.has(file, 0):
+                self._read(self._scratch(file, [0]))
 
     def _check(self, span: Span, number: int) -> None:
         file = self.files[span.file]
