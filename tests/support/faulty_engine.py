@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.context import TrainContext
+from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.engine import Batch
 from tests.support.numpy_engine import Done, NumpyEngine
 
@@ -29,11 +31,15 @@ class FaultyEngine(NumpyEngine):
             self._fault = None
         self._pause_seconds = float(os.environ.get("STEP_SECONDS", "0"))
         self._done = Path(os.environ["STEP_LOG"]) if "STEP_LOG" in os.environ else None
+        self._store = Path(os.environ["AWAIT_COMMITS"]) if os.environ.get("AWAIT_COMMITS") else None
+        self._save_every = context.run.checkpoint.interval.steps or 0
 
     def train_step(self, batch: Batch, learning_rate: float) -> Done:
         result = super().train_step(batch, learning_rate)
         time.sleep(self._pause_seconds)
         step = int(self.state["optimizer/count"])
+        if self._store is not None and step > self._save_every:
+            _await_commit(self._store, (step - 1) // self._save_every * self._save_every)
         if self._done is not None and self.rank == 0:
             with self._done.open("a") as log:
                 log.write(f"{step} {result.values['loss']!r}\n")
@@ -59,7 +65,17 @@ class FaultyEngine(NumpyEngine):
         return result
 
 
-def read_slowly(checkpoint: OpenCheckpoint, share: int = 0, shares: int = 1) -> None:
-    """Stands in for `OpenCheckpoint.verify` of a checkpoint of many gigabytes; touches SLOW_READ when it is done."""
+def _await_commit(store: Path, step: int) -> None:
+    """Steps of a millisecond would be over before the first save of the run is; real ones are not."""
+    give_up_at = time.monotonic() + 10.0
+    while not any(store.glob(f"{step:012d}.*/COMMIT")):
+        if time.monotonic() > give_up_at:
+            raise TimeoutError(f"step {step} was not committed")
+        time.sleep(0.002)
+    time.sleep(0.005)  # the committer has yet to hear of it
+
+
+def read_slowly(checkpoint: OpenCheckpoint, level: VerifyLevel, done: Callable[[int], None]) -> None:
+    """Stands in for `read_back` of a checkpoint of many gigabytes; touches SLOW_READ when it is done."""
     time.sleep(0.7)
     Path(os.environ["SLOW_READ"]).touch()

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
 
 
 def load() -> "MakeEngine":
-    from capstan_runtime.checkpoint.reader import OpenCheckpoint
+    from capstan_runtime.checkpoint import retention
     from tests.support.faulty_engine import FaultyEngine, read_slowly
 
     if "SLOW_READ" in os.environ:
-        OpenCheckpoint.verify = read_slowly  # type: ignore[method-assign]
+        retention.read_back = read_slowly
     return FaultyEngine
 
 
