@@ -17,7 +17,7 @@ from tests.support.training_runs import Ended, Run, Undisturbed, losses, run_tra
 
 def train(run: Run, world: int, fence: int = 1, floor_step: int = 0, **faults: str) -> list[Ended]:
     """All ranks to their end. A save is committed before the next step but one: what a fault leaves is known."""
-    return run_trainers(run, world, fence, floor_step, AWAIT_COMMITS=str(run.store), **faults)
+    return run_trainers(run, world, fence, floor_step, AWAIT_SAVES="1", **faults)
 
 
 def candidates(run: Run) -> tuple[Candidate, ...]:
