@@ -11,7 +11,7 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.provenance import RESUMED, completed_since, under_way
 from capstan_operator.decide.reasons import Reason
-from capstan_operator.decide.situation import Situation
+from capstan_operator.decide.situation import Situation, Worker
 from capstan_runtime.contract.state import Phase, State
 
 CLASS_OF_PHASE = {
@@ -31,7 +31,8 @@ def account(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
     status, before = situation.status, old.goodput or GoodputStatus()
     seconds = before.seconds.model_dump()
     gap = max(0.0, situation.now - situation.observed.job.created_at - sum(seconds.values()))
-    word = _speech(situation, old)
+    speaker = situation.after(old).speaker
+    word = _speech(speaker, old)
     told = dict(before.attempt) if before.fence == old.fence else {}
     if word is not None:
         fresh = {phase: max(0.0, word.seconds.get(phase, 0.0) - told.get(phase, 0.0)) for phase in CLASS_OF_PHASE}
@@ -41,7 +42,7 @@ def account(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
             seconds[CLASS_OF_PHASE[phase]] += amount * share
             told[phase] = max(told.get(phase, 0.0), word.seconds.get(phase, 0.0))
         gap -= total * share
-    phase_now = _phase_now(situation, old, word)
+    phase_now = _phase_now(speaker, old, word)
     if phase_now is not None:
         told[phase_now] = told.get(phase_now, 0.0) + gap
         seconds[CLASS_OF_PHASE[phase_now]] += gap
@@ -68,19 +69,17 @@ def _ledger(seconds: dict[str, float], fence: int, told: dict[str, float]) -> Go
     )
 
 
-def _speech(situation: Situation, old: TrainingJobStatus) -> State | None:
+def _speech(speaker: Worker | None, old: TrainingJobStatus) -> State | None:
     """What rank 0 says of the attempt that was on; None: nothing, or none was."""
-    if situation.status.fence != old.fence or situation.speaker is None:
-        return None
-    word = situation.speaker.word
+    word = speaker.word if speaker else None
     return word if word is not None and word.fence == old.fence and old.fence > 0 else None
 
 
-def _phase_now(situation: Situation, old: TrainingJobStatus, word: State | None) -> Phase | None:
+def _phase_now(speaker: Worker | None, old: TrainingJobStatus, word: State | None) -> Phase | None:
     """The phase rank 0 is in since its newest report, as far as anybody knows; None: it is in none that counts."""
-    if word is None or word.exit is not None or old.members is None or situation.speaker is None:
+    if speaker is None or word is None or word.exit is not None or old.members is None:
         return None
-    return word.phase if situation.speaker.is_answering and word.phase in CLASS_OF_PHASE else None
+    return word.phase if speaker.is_answering and word.phase in CLASS_OF_PHASE else None
 
 
 def _class_meanwhile(old: TrainingJobStatus, word: State | None) -> str:

@@ -38,13 +38,33 @@ _SLOW = frozenset({Fault.SLOW_RANK, Fault.SLOW_NETWORK, Fault.DATA_STALL})
 """Faults that are no end by themselves: time is counted from the failure, not from them."""
 
 
-def trace(situation: Situation, old: TrainingJobStatus, reason: Reason) -> TrainingJobStatus:
-    """`situation.status` with its recoveries brought up to date; `reason` is that of the plan."""
+def note_end(situation: Situation, before: TrainingJobStatus) -> TrainingJobStatus:
+    """`situation.status`, in which something has just ended that `before` was still on, with the record of what is to
+    follow begun, unless nothing is."""
     status = situation.status
-    if _has_ended(old, status):
+    if before.members is not None:
         status = _close(situation, status)
-    status = _complete(situation, status)
-    status = _begin(situation.after(status), old)
+    if end_of(status) is not None or status.active_since is None:
+        return status
+    is_counted = status.restarts.total > before.restarts.total
+    failure = status.failure if is_counted else None
+    open_record = waiting(status)
+    if open_record is not None:
+        # Something else broke before the next attempt could begin: one attempt follows, so one record tells it.
+        then = f"{open_record.sentence}; then {_failure_words(failure)}" if failure else open_record.sentence
+        return _with_last(status, open_record.model_copy(update={"sentence": then[:SENTENCE_LENGTH]}))
+    if failure is None and before.members is None:
+        return status
+    return _with_new(status, _begun(situation, before, failure))
+
+
+def trace(situation: Situation, old: TrainingJobStatus, reason: Reason) -> TrainingJobStatus:
+    """`situation.status`, as planned, with its recoveries brought up to date; `reason` is that of the plan."""
+    status = _complete(situation, situation.status)
+    if old.active_since is None and status.active_since is not None and status.fence > 0:
+        record = waiting(status)
+        resumed = _resumed(situation, record)
+        status = _with_last(status, resumed) if record else _with_new(status, resumed)
     record = waiting(status)
     if record is not None and record.seconds.decide is None and reason is not Reason.BACKING_OFF:
         status = _with_last(status, _extended(record, "decide", situation.now))
@@ -71,43 +91,26 @@ def completed_since(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[
     yield from (record for record in new.recoveries if record.recovered_at and record.fence not in known)
 
 
-def _has_ended(old: TrainingJobStatus, status: TrainingJobStatus) -> bool:
-    return old.members is not None and status.members is None
-
-
-def _begin(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
-    status, now = situation.status, situation.now
-    if end_of(status) is not None:
-        return status
-    open_record = waiting(status)
-    if old.active_since is None and status.active_since is not None and status.fence > 0:
-        resumed = _resumed(situation, open_record)
-        return _with_last(status, resumed) if open_record else _with_new(status, resumed)
-    is_counted = status.restarts.total > old.restarts.total
-    if not is_counted and (not _has_ended(old, status) or status.active_since is None):
-        return status
-    failure = status.failure if is_counted else None
-    if open_record is not None:
-        # Something else broke before the next attempt could begin: one attempt follows, so one record tells it.
-        then = f"{open_record.sentence}; then {_failure_words(failure)}" if failure else open_record.sentence
-        return _with_last(status, open_record.model_copy(update={"sentence": then[:SENTENCE_LENGTH]}))
+def _begun(situation: Situation, before: TrainingJobStatus, failure: FailureStatus | None) -> RecoveryStatus:
+    """The record of what follows the end that was just recorded."""
+    status = situation.status
     injected = _cause_in_chaos(status, failure) if failure else None
-    at = _end_of_attempt(situation, failure, injected) if old.members is not None else now
-    step = _last_step(status, failure)
+    was_on = before.members is not None
+    at = _end_of_attempt(situation, failure, injected) if was_on else situation.now
     record = RecoveryStatus(
         fence=status.fence + 1,
         at=rfc3339_millis(at),
-        cause=failure.failure_class if failure else _voluntary_cause(old),
-        sentence=(_failure_words(failure) if failure else _voluntary_words(old))[:SENTENCE_LENGTH],
+        cause=failure.failure_class if failure else _voluntary_cause(before),
+        sentence=(_failure_words(failure) if failure else _voluntary_words(before))[:SENTENCE_LENGTH],
         rank=failure.rank if failure else None,
         pod=failure.pod if failure else None,
         node=failure.node if failure else None,
-        world_before=old.world if old.members is not None else None,
-        step_before=step if old.members is not None else None,
-        step_seconds=status.metrics.get("step_seconds"),
+        world_before=before.world if was_on else None,
+        step_before=_last_step(status, failure) if was_on else None,
+        step_seconds=status.metrics.get("step_seconds") if was_on else None,
         chaos=injected.name if injected else None,
     )
-    return _with_new(status, _extended(record, "detect", now))
+    return _extended(record, "detect", situation.now)
 
 
 def _resumed(situation: Situation, open_record: RecoveryStatus | None) -> RecoveryStatus:

@@ -13,9 +13,11 @@ from capstan_operator.decide.conditions import (
     put_condition,
 )
 from capstan_operator.decide.events import tell
+from capstan_operator.decide.goodput import account
 from capstan_operator.decide.lifecycle import end_of, record_end, seconds_until_deadline
 from capstan_operator.decide.plan import Plan, make_plan
 from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
+from capstan_operator.decide.provenance import note_end, trace
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, look
 from capstan_operator.decide.sizing import count_idle, describe_size
@@ -47,9 +49,11 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     if ended is None:
         plan = make_plan(situation)
     else:
-        situation = situation.after(ended)
+        situation = situation.after(note_end(situation.after(ended), situation.status))
         plan = make_plan(situation).without_children()
     situation = situation.after(plan.status)
+    situation = situation.after(trace(situation, old, plan.reason))
+    situation = situation.after(account(situation, old))
     full = _describe(situation, plan)
     # What a pod says while it goes away will not be said again.
     every_seconds = 0.0 if situation.has_last_words else observed.settings.progress_seconds

@@ -1,0 +1,278 @@
+"""How one attempt came to follow another: told once it is known, in parts that add up, and never told differently."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from capstan_operator.api.recovery_status import RecoveryStatus
+from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.decide.provenance import RECOVERIES_KEPT
+from capstan_operator.decide.times import rfc3339_millis, seconds_since_1970
+from capstan_operator.decide.training_job import decide_training_job
+from capstan_operator.observe import Observed
+from tests.support.looks import lived_until, look, make_pod, make_state, merged, root
+
+ZERO, ONE = "digits-worker-0", "digits-worker-1"
+CRASH = {"fence": 1, "code": 137, "signal": "SIGKILL", "failure": "Crash", "message": "", "at": 30.0, "step": 47}
+BACK = {
+    "fence": 2,
+    "world": 2,
+    "phase": "Training",
+    "step": 41,
+    "steps": 200,
+    "metrics": {"loss": 0.5, "step_seconds": 0.2},
+    "resumedFrom": {"step": 40, "root": root(40), "at": 32.5},
+    "restored": {"source": "Memory", "bytes": 10, "seconds": 1.0, "verifySeconds": 0.25},
+    "timeline": {"Starting": 30.75, "Restoring": 31.5, "Compiling": 32.5, "Training": 34.0},
+    "exit": None,
+}
+
+
+class Life:
+    """A job whose pods say what a test makes them say; every decision's status is what the next look sees."""
+
+    def __init__(self, stage: str = "running", **spec: Any) -> None:
+        self.seen: Observed = lived_until(stage, spec)
+
+    @property
+    def status(self) -> TrainingJobStatus:
+        return self.seen.job.status
+
+    @property
+    def recoveries(self) -> list[RecoveryStatus]:
+        return self.status.recoveries
+
+    def say(self, *names: str, **words: Any) -> None:
+        states = {pod.name: self.seen.supervisors[pod.uid].state for pod in self.seen.pods}
+        for name in names or states:
+            before = states[name].document()
+            states[name] = make_state(self._pod(name), merged(before, words))
+        self.seen = replace(look(self.seen.job, list(self.seen.pods), states), is_chaos_allowed=True)
+
+    def change_pod(self, name: str, **changes: Any) -> None:
+        pods = tuple(replace(pod, **changes) if pod.name == name else pod for pod in self.seen.pods)
+        self.seen = replace(self.seen, pods=pods)
+
+    def change_spec(self, **spec: Any) -> None:
+        job = self.seen.job
+        self.seen = replace(self.seen, job=replace(job, spec=merged(job.spec, spec)))
+
+    def decide(self, now: float) -> list[str]:
+        """One look; the events in words."""
+        decision = decide_training_job(self.seen, now)
+        self.seen = replace(self.seen, job=replace(self.seen.job, status=decision.status))
+        return [f"{note.reason}: {note.message}" for note in decision.events]
+
+    def _pod(self, name: str) -> Any:
+        return next(pod for pod in self.seen.pods if pod.name == name)
+
+
+def crash(life: Life) -> None:
+    life.say(ZERO, step=47)
+    life.say(ONE, phase="Exited", step=47, exit=CRASH)
+
+
+def told(record: RecoveryStatus) -> Mapping[str, Any]:
+    return record.document()
+
+
+def test_a_crash_that_was_recovered_from_memory_is_told_whole() -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    life.say(**BACK)
+    life.decide(34.25)
+    assert [told(record) for record in life.recoveries] == [
+        {
+            "fence": 2,
+            "at": "1970-01-01T00:00:30.000Z",
+            "recoveredAt": "1970-01-01T00:00:34.000Z",
+            "cause": "Crash",
+            "sentence": "rank 1 (pod digits-worker-1) was killed by SIGKILL",
+            "rank": 1,
+            "pod": "digits-worker-1",
+            "node": "node-1",
+            "action": "RestartInPlace",
+            "worldBefore": 2,
+            "worldAfter": 2,
+            "stepBefore": 47,
+            "step": 40,
+            "root": root(40),
+            "verified": True,
+            "source": "Memory",
+            "stepsLost": 7,
+            "stepSeconds": 0.1,
+            "secondsLost": 0.7,
+            "seconds": {
+                "detect": 0.5,
+                "decide": 0.0,
+                "drain": 0.25,
+                "form": 0.75,
+                "restore": 0.75,
+                "verify": 0.25,
+                "compile": 1.3,
+                "firstStep": 0.2,
+                "total": 4.0,
+            },
+        }
+    ]
+    before = life.status
+    life.say(step=60)
+    life.decide(50.0)
+    assert life.recoveries == before.recoveries
+
+
+def test_a_record_says_what_is_known_while_it_is_under_way() -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    assert told(life.recoveries[0])["seconds"] == {"detect": 0.5, "decide": 0.0, "total": 0.5}
+    assert (life.recoveries[0].fence, life.status.fence, life.recoveries[0].action) == (2, 2, "RestartInPlace")
+    life.say(**merged(BACK, {"phase": "Restoring", "timeline": {"Compiling": None, "Training": None}}))
+    life.decide(32.0)
+    assert (life.recoveries[0].recovered_at, life.recoveries[0].seconds.form) == (None, None)
+
+
+def test_pods_whose_clocks_are_wrong_make_no_part_negative_and_none_too_long() -> None:
+    life = Life()
+    life.say(ONE, phase="Exited", exit=CRASH | {"at": -5000.0})
+    life.decide(30.5)
+    wrong = {"Starting": 9e6, "Restoring": 1.0, "Compiling": 32.5, "Training": 9e6}
+    life.say(**merged(BACK, {"timeline": wrong}))
+    life.decide(34.25)
+    record = life.recoveries[0]
+    assert record.at == life.status.attempt_started_at.replace("Z", ".000Z") or record.at == "1970-01-01T00:00:10.000Z"
+    parts = record.seconds.model_dump(exclude={"total"}, exclude_none=True)
+    assert min(parts.values()) >= 0.0
+    assert round(sum(parts.values()), 3) == record.seconds.total
+    assert seconds_since_1970(record.at) + record.seconds.total <= 34.25
+
+
+def test_a_pause_between_restarts_is_time_to_decide() -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    for fence in (2, 3):  # each ends without a newer checkpoint, and the second time there is a pause of one second
+        life.say(phase="Starting", fence=fence, exit=None)
+        life.decide(10.0 * fence + 20.0)
+        lost_peer = {"code": 75, "signal": None, "failure": "Retryable"}
+        life.say(phase="Exited", exit=CRASH | lost_peer | {"fence": fence, "at": 10.0 * fence + 20.5})
+        life.decide(10.0 * fence + 21.0)
+    assert life.status.reason == "BackingOff"
+    assert (life.recoveries[-1].fence, life.recoveries[-1].seconds.decide) == (4, None)
+    life.decide(52.0)
+    assert (life.recoveries[-1].fence, life.status.fence, life.recoveries[-1].seconds.decide) == (4, 4, 1.0)
+
+
+def test_an_attempt_that_made_no_step_keeps_how_far_it_came() -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    timeline = {"Starting": 30.75, "Restoring": 31.5, "Exited": 32.0}
+    life.say(**merged(BACK, {"phase": "Exited", "timeline": None, "exit": CRASH | {"fence": 2, "at": 32.0}}))
+    life.say(timeline=timeline)
+    life.decide(33.0)
+    first, second = life.recoveries
+    assert (first.recovered_at, first.seconds.restore, first.seconds.total) == (None, 0.5, 2.0)
+    assert (second.fence, second.at, second.cause) == (3, "1970-01-01T00:00:32.000Z", "Crash")
+
+
+def test_what_breaks_while_the_next_attempt_is_prepared_is_added_to_its_record() -> None:
+    life = Life()
+    life.change_pod(ONE, is_deleting=True)
+    life.decide(30.0)
+    life.decide(30.1)
+    assert life.recoveries[0].cause == "Lost"
+    life.seen = replace(life.seen, pods=(*life.seen.pods, make_pod(1, 1, phase="Failed", exit_code=1)))
+    life.decide(31.0)
+    assert len(life.recoveries) == 1
+    assert life.recoveries[0].sentence.startswith("rank 1 (pod digits-worker-1): its pod was deleted; then ")
+    assert life.recoveries[0].cause == "Lost"
+
+
+def test_a_resumed_job_counts_from_the_resume_and_lost_nothing() -> None:
+    life = Life("suspended")
+    life.change_spec(suspend=False)
+    life.decide(500.0)
+    assert (life.recoveries[0].cause, life.recoveries[0].at) == ("Resumed", "1970-01-01T00:08:20.000Z")
+    pods = [make_pod(0), make_pod(1)]
+    job = life.seen.job
+    life.seen = look(job, pods, {pod.name: make_state(pod) for pod in pods})
+    life.decide(510.0)
+    life.say(**merged(BACK, {"timeline": {"Starting": 511.0, "Restoring": 512.0, "Compiling": 513.0, "Training": 514}}))
+    life.decide(515.0)
+    record = life.recoveries[0]
+    assert (record.action, record.step_before, record.step, record.steps_lost) == ("Resume", 40, 40, 0)
+    assert (record.seconds.schedule, record.seconds.total) == (10.0, 14.0)
+
+
+def test_a_rank_that_chaos_killed_is_told_with_the_name_of_the_injection() -> None:
+    chaos = [{"name": "kill-one", "fault": "Kill", "step": 47, "rank": 1}, {"name": "nan", "fault": "NaN", "step": 50}]
+    life = Life(chaos=chaos)
+    life.say(ONE, injected=[{"name": "kill-one", "fault": "Kill", "rank": 1, "step": 47, "at": 29.75}])
+    crash(life)
+    life.decide(30.5)
+    assert [entry.document() for entry in life.status.injected] == [
+        {
+            "name": "kill-one",
+            "fault": "Kill",
+            "fence": 1,
+            "rank": 1,
+            "pod": "digits-worker-1",
+            "step": 47,
+            "at": "1970-01-01T00:00:29.750Z",
+        }
+    ]
+    # Time is counted from the fault itself, which nobody but an injection knows.
+    assert (life.recoveries[0].chaos, life.recoveries[0].seconds.detect) == ("kill-one", 0.75)
+    life.say(**BACK)
+    life.decide(34.25)
+    life.say(ONE, phase="Exited", step=60, exit=CRASH | {"fence": 2, "at": 40.0, "step": 60})
+    life.decide(40.5)
+    assert (life.recoveries[1].cause, life.recoveries[1].chaos) == ("Crash", None)
+
+
+def test_a_nan_is_the_cause_of_another_ranks_numerical_failure() -> None:
+    life = Life(chaos=[{"name": "nan", "fault": "NaN", "step": 47, "rank": 1}])
+    life.say(ONE, injected=[{"name": "nan", "fault": "NaN", "rank": 1, "step": 47, "at": 29.75}])
+    nan = {"code": 77, "signal": None, "failure": "Numerical", "message": "loss is nan", "badBatch": 47}
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH | nan)
+    life.decide(33.5)
+    assert [(record.cause, record.chaos) for record in life.recoveries] == [("Numerical", "nan")]
+
+
+@pytest.mark.parametrize("kept", [RECOVERIES_KEPT])
+def test_only_the_newest_records_are_kept(kept: int) -> None:
+    life = Life()
+    old = [
+        RecoveryStatus(fence=-number, at=rfc3339_millis(0.0), recovered_at=rfc3339_millis(1.0), cause="x", sentence="")
+        for number in range(kept + 5, 0, -1)
+    ]
+    status = life.status.model_copy(update={"recoveries": old[:kept]})
+    life.seen = replace(life.seen, job=replace(life.seen.job, status=status))
+    crash(life)
+    life.decide(30.5)
+    assert len(life.recoveries) == kept
+    assert life.recoveries[-1].fence == 2
+
+
+def test_a_restarted_operator_completes_what_another_began() -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    stored = TrainingJobStatus.parse(life.status.document())
+    assert stored == life.status
+    life.say(**merged(BACK, {"step": 90}))
+    life.decide(300.0)  # long after the first step
+    assert (life.recoveries[0].recovered_at, life.recoveries[0].seconds.total) == ("1970-01-01T00:00:34.000Z", 4.0)
+
+
+def test_a_job_that_fails_for_good_gets_no_record_of_an_attempt_that_never_comes() -> None:
+    life = Life(recovery={"budgets": {"crash": 0}})
+    crash(life)
+    life.decide(33.5)
+    assert (life.status.phase, life.recoveries) == ("Failed", [])
