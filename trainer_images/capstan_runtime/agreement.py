@@ -15,6 +15,8 @@ from capstan_runtime.metrics.meter import Clock
 
 _BALLOT = struct.Struct("<???d")
 _INTERVAL_SECONDS = 1.0
+_OWED_INTERVAL_SECONDS = 0.05
+"""Until a save that is owed can begin."""
 _MOST_STEPS = 50
 """Bounds how late a stop is when steps suddenly become slow."""
 
@@ -78,9 +80,9 @@ class _Ballot:
         return cls(stop, leave, save, step_seconds, data[_BALLOT.size :].decode())
 
 
-def steps_between(step_seconds: float) -> int:
+def steps_between(step_seconds: float, interval_seconds: float = _INTERVAL_SECONDS) -> int:
     """Steps until the next exchange, 1 to 50, for steps of `step_seconds` on the slowest rank."""
-    return max(1, min(_MOST_STEPS, int(_INTERVAL_SECONDS / max(step_seconds, 1e-6))))
+    return max(1, min(_MOST_STEPS, int(interval_seconds / max(step_seconds, 1e-6))))
 
 
 class Agreement:
@@ -113,9 +115,10 @@ class Agreement:
         )
         ballots = [_Ballot.unpack(answer) for answer in self._exchange(ballot.pack())]
         self._last_step, self._since = done, self._clock()
-        self._next_step = done + steps_between(max(each.step_seconds for each in ballots))
         may_save = self._saves.hear([each.saving for each in ballots])
         is_save_due = self._is_save_owed or ballots[0].save or self._saves.is_due_by_step(done)
         self._is_save_owed = is_save_due and not may_save
+        interval_seconds = _OWED_INTERVAL_SECONDS if self._is_save_owed else _INTERVAL_SECONDS
+        self._next_step = done + steps_between(max(each.step_seconds for each in ballots), interval_seconds)
         save = is_save_due and may_save
         return Verdict(any(each.stop for each in ballots), save, save and any(each.leave for each in ballots))

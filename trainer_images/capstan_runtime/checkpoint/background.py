@@ -4,10 +4,12 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from capstan_runtime.checkpoint.manifest import RankManifest
 from capstan_runtime.checkpoint.shards import Shard
@@ -22,7 +24,11 @@ from capstan_runtime.checkpoint.writer import (
 )
 from capstan_runtime.contract.state import Checkpoint
 
+Result = TypeVar("Result")
+
 _NICENESS = 10
+_WRITERS = 2
+"""One waits for the disk to sync while the other fills the page cache: a third faster than one, four are no faster."""
 _GRACE_SECONDS = 5.0
 """After the deadline, for a call to the store to notice. Then the thread counts as lost in it."""
 
@@ -75,6 +81,7 @@ class BackgroundSave:
         self._on_ended = on_ended
         self._signing_key = signing_key
         self._given_up = ""
+        self._first_failure: BaseException | None = None
         self._ending: Ending | None = None
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"save {save.name.step}", daemon=True)
@@ -119,16 +126,26 @@ class BackgroundSave:
         self._on_ended()
 
     def _write(self) -> Ending:
-        hashing = _on_thread(self._hash, f"hash {self.save.name.step}")
-        try:
-            write_files(self.save, self._shards, self._check)
-        finally:
-            manifest = hashing.result()
+        step = self.save.name.step
+        hashing = _on_thread(self._hash, f"hash {step}")
+        parts = [self._shards[number::_WRITERS] for number in range(_WRITERS)]
+        writing = [_on_thread(partial(self._write_part, part), f"write {step}") for part in parts]
+        wait(writing)
+        manifest = hashing.result()
+        if self._first_failure is not None:
+            raise self._first_failure
         write_rank_manifest(self.save, manifest)
         if self.save.rank != 0:
             return Ending(Fate.WRITTEN)
         left = max(0.0, self._give_up_at - time.monotonic())
         return Ending(Fate.COMMITTED, checkpoint=commit(self.save, left, lambda: self._given_up, self._signing_key))
+
+    def _write_part(self, shards: list[Shard]) -> None:
+        try:
+            write_files(self.save, shards, self._check)
+        except BaseException as error:
+            self._first_failure = self._first_failure or error
+            raise
 
     def _hash(self) -> RankManifest:
         manifest = manifest_of(self.save, self._shards)
@@ -140,6 +157,8 @@ class BackgroundSave:
             raise TimeoutError(f"not written within {self._deadline_seconds:g} s")
         if self._given_up:
             raise SaveFailed(self._given_up)
+        if self._first_failure is not None:
+            raise SaveFailed("another writer has failed")
 
 
 def _give_way() -> None:
@@ -148,9 +167,9 @@ def _give_way() -> None:
     os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS))
 
 
-def _on_thread(work: Callable[[], RankManifest], name: str) -> "Future[RankManifest]":
+def _on_thread(work: Callable[[], Result], name: str) -> "Future[Result]":
     """Its result, or what it raised, later. Not an executor: Python would wait for its threads at exit."""
-    future: Future[RankManifest] = Future()
+    future: Future[Result] = Future()
 
     def run() -> None:
         _give_way()

@@ -16,7 +16,7 @@ from capstan_runtime.checkpoint.safetensors import dtype_name, header_bytes, in_
 from capstan_runtime.checkpoint.whole import piece_sizes
 from capstan_runtime.engine import Array, LocalTensor
 
-SHARD_BYTES = 512 * 1024 * 1024
+SHARD_BYTES = 256 * 1024 * 1024
 """Tensor bytes of one file at most. Bounds how many tensors are held before their file's header is known."""
 
 Allocate = Callable[[int, int], memoryview]

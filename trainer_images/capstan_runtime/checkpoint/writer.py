@@ -98,7 +98,6 @@ def write_files(save: Save, shards: Sequence[Shard], check: Callable[[], None] =
     before every 4 MiB."""
     for shard in shards:
         save.store.put(save.key(shard.name), _checked(spans_of(shard), check))
-    save.store.settle(save.shards)
 
 
 def _checked(spans: Iterator[memoryview], check: Callable[[], None]) -> Iterator[memoryview]:
@@ -109,6 +108,7 @@ def _checked(spans: Iterator[memoryview], check: Callable[[], None]) -> Iterator
 
 def write_rank_manifest(save: Save, manifest: RankManifest) -> None:
     """From now on rank 0 may count on this rank's files. Raises OSError."""
+    save.store.settle(save.shards)
     save.store.put(save.key(rank_manifest_name(save.rank)), [canonical_bytes(manifest)])
     save.store.settle(save.shards)
 
