@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,9 +11,8 @@ from capstan_operator.api.recovery_status import RecoveryStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.provenance import RECOVERIES_KEPT
 from capstan_operator.decide.times import rfc3339_millis, seconds_since_1970
-from capstan_operator.decide.training_job import decide_training_job
-from capstan_operator.observe import Observed
-from tests.support.looks import lived_until, look, make_pod, make_state, merged, root
+from tests.support.lives import Life
+from tests.support.looks import look, make_pod, make_state, merged, root
 
 ZERO, ONE = "digits-worker-0", "digits-worker-1"
 CRASH = {"fence": 1, "code": 137, "signal": "SIGKILL", "failure": "Crash", "message": "", "at": 30.0, "step": 47}
@@ -32,51 +30,12 @@ BACK = {
 }
 
 
-class Life:
-    """A job whose pods say what a test makes them say; every decision's status is what the next look sees."""
-
-    def __init__(self, stage: str = "running", **spec: Any) -> None:
-        self.seen: Observed = lived_until(stage, spec)
-
-    @property
-    def status(self) -> TrainingJobStatus:
-        return self.seen.job.status
-
-    @property
-    def recoveries(self) -> list[RecoveryStatus]:
-        return self.status.recoveries
-
-    def say(self, *names: str, **words: Any) -> None:
-        states = {pod.name: self.seen.supervisors[pod.uid].state for pod in self.seen.pods}
-        for name in names or states:
-            before = states[name].document()
-            states[name] = make_state(self._pod(name), merged(before, words))
-        self.seen = replace(look(self.seen.job, list(self.seen.pods), states), is_chaos_allowed=True)
-
-    def change_pod(self, name: str, **changes: Any) -> None:
-        pods = tuple(replace(pod, **changes) if pod.name == name else pod for pod in self.seen.pods)
-        self.seen = replace(self.seen, pods=pods)
-
-    def change_spec(self, **spec: Any) -> None:
-        job = self.seen.job
-        self.seen = replace(self.seen, job=replace(job, spec=merged(job.spec, spec)))
-
-    def decide(self, now: float) -> list[str]:
-        """One look; the events in words."""
-        decision = decide_training_job(self.seen, now)
-        self.seen = replace(self.seen, job=replace(self.seen.job, status=decision.status))
-        return [f"{note.reason}: {note.message}" for note in decision.events]
-
-    def _pod(self, name: str) -> Any:
-        return next(pod for pod in self.seen.pods if pod.name == name)
-
-
 def crash(life: Life) -> None:
     life.say(ZERO, step=47)
     life.say(ONE, phase="Exited", step=47, exit=CRASH)
 
 
-def told(record: RecoveryStatus) -> Mapping[str, Any]:
+def told(record: RecoveryStatus) -> dict[str, Any]:
     return record.document()
 
 
@@ -213,6 +172,7 @@ def test_a_resumed_job_counts_from_the_resume_and_lost_nothing() -> None:
 def test_a_rank_that_chaos_killed_is_told_with_the_name_of_the_injection() -> None:
     chaos = [{"name": "kill-one", "fault": "Kill", "step": 47, "rank": 1}, {"name": "nan", "fault": "NaN", "step": 50}]
     life = Life(chaos=chaos)
+    life.seen = replace(life.seen, is_chaos_allowed=True)
     life.say(ONE, injected=[{"name": "kill-one", "fault": "Kill", "rank": 1, "step": 47, "at": 29.75}])
     crash(life)
     life.decide(30.5)

@@ -30,11 +30,15 @@ def account(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
     """`situation.status` with its ledger going on to now; `old` is what status said since the last time."""
     status, before = situation.status, old.goodput or GoodputStatus()
     seconds = before.seconds.model_dump()
-    gap = max(0.0, situation.now - situation.observed.job.created_at - sum(seconds.values()))
+    until = situation.observed.job.created_at + sum(seconds.values())
+    gap = max(0.0, situation.now - until)
     speaker = situation.after(old).speaker
     word = _speech(speaker, old)
     told = dict(before.attempt) if before.fence == old.fence else {}
     if word is not None:
+        unheard = min(gap, max(0.0, word.timeline.get(Phase.STARTING, until) - until))
+        seconds[_class_meanwhile(old, None)] += unheard
+        gap -= unheard
         fresh = {phase: max(0.0, word.seconds.get(phase, 0.0) - told.get(phase, 0.0)) for phase in CLASS_OF_PHASE}
         # Clocks differ, and the operator may have counted some of it before it was told: never more than there is.
         share = min(1.0, gap / total) if (total := sum(fresh.values())) else 0.0
