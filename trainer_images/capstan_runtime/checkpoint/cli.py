@@ -1,221 +1,194 @@
-"""`capstan checkpoint ls|show|verify URI`: what a store holds, and whether it is intact."""
+"""`capstan checkpoint`: what a store holds, whether it is intact, and what stays of it.
+
+Exit codes: 0 good; 1 bytes, or a signature, are not what they should be; 2 the command line names what is not there;
+75 the store does not answer; 78 something cannot work as asked: a later format, a missing package, an unfit key.
+"""
 
 import argparse
-import json
+import os
+import re
+import signal
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-from urllib.parse import unquote, urlsplit
 
-from capstan_runtime.checkpoint.layout import COMMIT, QUARANTINED, SaveName
-from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint, read_manifest
+from pydantic import ValidationError
+
+from capstan_runtime.checkpoint.commands import check, compare, export, keep, look
+from capstan_runtime.checkpoint.commands.places import Place, Usage, chosen, find_places, one_place
+from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
+from capstan_runtime.checkpoint.signing import require_signature
+from capstan_runtime.contract import config
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
-_DEEPEST = 8
-"""Folders below the URI that `ls` looks into; a store is at most <mount>/<namespace>/<job>/<uid> deep."""
-_PROGRESS_SECONDS = 1.0
+BAD_BYTES = check.BAD_BYTES
+USAGE = 2
+
+_COMMANDS = {
+    "ls": "list everything in a store: checkpoints, why some do not count, and what is not ours",
+    "show": "show one checkpoint: who saved it, its state and its tensors",
+    "verify": "read a checkpoint, or all of a store, and compare digests",
+    "diff": "compare two checkpoints tensor by tensor",
+    "scrub": "read from the disk itself; quarantine what is bad, mark what is good as verified",
+    "convert": "write plain safetensors and a model card, every byte verified",
+    "gc": "show what retention would remove, and remove it with --yes; never the newest two that verify",
+    "pin": "keep a checkpoint whatever the rules say",
+    "unpin": "undo pin",
+}
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the three commands. `run` takes what the parser then makes."""
-    commands = parser.add_subparsers(dest="checkpoint_command", required=True, metavar="ls|show|verify")
-    texts = {
-        "ls": "list the checkpoints in a folder and all folders below it",
-        "show": "show one checkpoint: who saved it, its state and its tensors",
-        "verify": "read every byte of one checkpoint, or of all below a folder, and compare digests",
-    }
-    for name, text in texts.items():
-        command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("uri", metavar="URI", help="a path, or file:///path")
-        command.add_argument("--output", choices=["text", "json"], default="text", help="default: text")
-
-
-def run(args: argparse.Namespace) -> int:
-    """0; 65 when something does not verify; 1 when there is nothing to look at."""
-    try:
-        folder = _folder_of(args.uri)
-        if args.checkpoint_command == "show":
-            return _show(folder, args.output)
-        found = list(_find(folder, _DEEPEST))
-        if not found:
-            print(f"no checkpoint in {folder} or the {_DEEPEST} levels of folders below it", file=sys.stderr)
-            return ExitCode.APPLICATION
-        return _list(found, args.output) if args.checkpoint_command == "ls" else _verify(found, args.output)
-    except (ConfigError, CorruptCheckpoint, StoreUnavailable) as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-
-
-def _folder_of(uri: str) -> Path:
-    parts = urlsplit(uri)
-    if parts.scheme not in ("", "file") or (parts.scheme == "file" and parts.netloc not in ("", "localhost")):
-        raise ConfigError(f"URI: {uri} is not supported; give a path or file:///path")
-    folder = Path(unquote(parts.path) if parts.scheme else uri)
-    if not folder.is_dir():
-        raise ConfigError(f"URI: {folder} is not a folder; give a store, a checkpoint or a folder above them")
-    return folder
-
-
-def _find(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders of saves at or below `folder`, committed or not."""
-    if SaveName.parse(folder.name) is not None:
-        yield folder
-        return
-    for each in sorted(folder.iterdir()) if depth else []:
-        if each.is_dir() and not each.is_symlink():
-            yield from _find(each, depth - 1)
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    """One checkpoint in a list; None where the manifest could not be read."""
-
-    state: str
-    """Committed, Torn, Quarantined or Corrupt."""
-    step: int
-    fence: int
-    created_at: float | None
-    world: int | None
-    size: int
-    loss: float | None
-    root: str | None
-    path: str
-    problem: str | None
-
-    def document(self) -> dict[str, Any]:
-        names = {"created_at": "createdAt", "size": "bytes"}
-        return {names.get(name, name): getattr(self, name) for name in self.__slots__}
-
-
-def _row(folder: Path) -> _Row | None:
-    """None when the checkpoint is being removed at this moment."""
-    name = SaveName.parse(folder.name)
-    assert name is not None, "only folders of saves are listed"
-    was_committed = (folder / COMMIT).exists()
-    try:
-        row = _inspected(folder, name)
-    except FileNotFoundError:
-        return None
-    return None if was_committed and not (folder / COMMIT).exists() else row
-
-
-def _inspected(folder: Path, name: SaveName) -> _Row:
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    if not (folder / COMMIT).exists():
-        return _Row("Torn", name.step, name.fence, None, None, size, None, None, str(folder), "was never committed")
-    try:
-        root, manifest = read_manifest(folder)
-    except CorruptCheckpoint as error:
-        return _Row("Corrupt", name.step, name.fence, None, None, size, None, None, str(folder), str(error))
-    state = "Quarantined" if (folder / QUARANTINED).exists() else "Committed"
-    loss, world = manifest.trainer.loss, manifest.world
-    return _Row(state, name.step, name.fence, manifest.created_at, world, size, loss, root, str(folder), None)
-
-
-def _list(folders: list[Path], output: str) -> int:
-    rows = [row for row in map(_row, folders) if row is not None]
-    if output == "json":
-        print(json.dumps([row.document() for row in rows], indent=2))
-        return ExitCode.OK
-    cells = [("STEP", "FENCE", "RANKS", "LOSS", "SIZE", "SAVED", "STATE", "ROOT", "PATH")]
-    for row in rows:
-        cells.append(
-            (
-                str(row.step),
-                str(row.fence),
-                "-" if row.world is None else str(row.world),
-                "-" if row.loss is None else f"{row.loss:.4f}",
-                _size(row.size),
-                "-" if row.created_at is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row.created_at)),
-                row.state,
-                "-" if row.root is None else row.root[:19],
-                row.path,
-            )
+    """Declares the commands. `run` takes what the parser then makes."""
+    commands = parser.add_subparsers(dest="checkpoint_command", required=True, metavar="COMMAND")
+    made = {}
+    for name, text in _COMMANDS.items():
+        made[name] = command = commands.add_parser(name, help=text, description=text)
+        command.add_argument("store", metavar="STORE", help="a folder, s3://bucket/prefix, gs://… or az://…")
+        command.add_argument("--output", choices=["table", "json"], default="table", help="default: table")
+    which = "a step, 6 digits or more of a root, `newest`, or a folder's name; not needed when STORE is a checkpoint"
+    for name in ("show", "verify", "scrub", "convert", "pin", "unpin"):
+        made[name].add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help=which)
+    for name in ("verify", "convert"):
+        made[name].add_argument(
+            "--public-key", type=Path, metavar="PEM", help="the manifest must be signed by its owner"
         )
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    for line in cells:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-    return ExitCode.OK
+    made["verify"].add_argument(
+        "--level", choices=["full", "sampled", "manifest"], default="full", help="how much is read; default: all"
+    )
+    made["diff"].add_argument("a", metavar="A", help=which)
+    made["diff"].add_argument("b", metavar="B", help=which)
+    made["diff"].add_argument("--with", dest="other", metavar="STORE", help="where B is; default: the same store")
+    made["scrub"].add_argument("--dry-run", action="store_true", help="mark nothing")
+    made["convert"].add_argument("--to", type=Path, required=True, metavar="FOLDER", help="it is made")
+    made["convert"].add_argument("--optimizer", action="store_true", help="the optimizer's state too")
+    _add_rules(made["gc"])
 
 
-def _size(count: int) -> str:
-    """
-    >>> [_size(count) for count in (17, 2_340, 14_200_000, 1_120_000_000_000)]
-    ['17 B', '2.34 KB', '14.2 MB', '1,120 GB']
-    """
-    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
-        if count >= scale:
-            return f"{count / scale:,.3g} {unit}" if count < 1000 * scale else f"{count / scale:,.0f} {unit}"
-    return f"{count} B"
+def _add_rules(gc: argparse.ArgumentParser) -> None:
+    gc.add_argument("--last", type=int, required=True, metavar="N", help="keep the newest N, at least 2")
+    gc.add_argument("--every-steps", type=int, metavar="K", help="keep steps that are multiples of K")
+    gc.add_argument("--best", type=_best, metavar="METRIC:max|min[:N]", help="keep the best N by a metric (default 1)")
+    gc.add_argument(
+        "--newer-than", type=_seconds, metavar="30m|12h|7d", help="keep what was committed within this time"
+    )
+    gc.add_argument("--yes", action="store_true", help="remove them; without it they are only shown")
 
 
-def _show(folder: Path, output: str) -> int:
-    opened = open_checkpoint(folder)
-    manifest = opened.manifest
-    if output == "json":
-        print(json.dumps({"root": opened.root, "bytes": opened.size, "manifest": manifest.document()}, indent=2))
-        return ExitCode.OK
-    facts = {
-        "root": opened.root,
-        "parent": manifest.parent or "none, the first of its run",
-        "job": f"{manifest.job} (uid {manifest.run})",
-        "saved by": f"{manifest.framework}, {manifest.world} ranks, fence {manifest.fence}, attempt {manifest.attempt}",
-        "saved at": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(manifest.created_at)),
-        "size": f"{_size(opened.size)} in {len(opened.files)} files",
-        **{name.replace("_", " "): value for name, value in manifest.trainer.model_dump().items()},
-    }
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        print(f"{name.ljust(width)}  {value}")
-    print(f"\n{len(manifest.tensors)} tensors")
-    for tensor in manifest.tensors:
-        print(f"  {tensor.dtype.ljust(4)}  {' x '.join(map(str, tensor.shape)) or 'scalar':16}  {tensor.name}")
-    return ExitCode.OK
+def _best(text: str) -> config.Best:
+    metric, _, rest = text.partition(":")
+    mode, _, count = rest.partition(":")
+    if mode not in ("max", "min") or not metric or not (count or "1").isdecimal() or count == "0":
+        raise argparse.ArgumentTypeError(f"{text!r}: give METRIC:max or METRIC:min, such as accuracy:max or loss:min:3")
+    return config.Best(metric=metric, mode="max" if mode == "max" else "min", keep=int(count or 1))
 
 
-def _verify(folders: list[Path], output: str) -> int:
-    """Every committed checkpoint, all bytes. What was never committed is nothing to verify."""
-    results = []
-    for folder in folders:
-        if (folder / COMMIT).exists() and (result := _verified(folder, show=output == "text")) is not None:
-            results.append(result)
-    if output == "json":
-        print(json.dumps(results, indent=2))
-    bad = [each for each in results if each["problem"]]
-    if output == "text":
-        print(f"{len(results) - len(bad)} of {len(results)} checkpoints verified")
-    return ExitCode.CORRUPT_CHECKPOINT if bad or not results else ExitCode.OK
+def _seconds(text: str) -> int:
+    match = re.fullmatch(r"([1-9]\d*)([smhd])", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a number with s, m, h or d, such as 12h")
+    return int(match[1]) * _SECONDS[match[2]]
 
 
-def _verified(folder: Path, show: bool) -> dict[str, Any] | None:
-    """None when the checkpoint was removed meanwhile: its run keeps only the newest."""
-    result: dict[str, Any] = {"path": str(folder), "root": None, "bytes": None, "problem": None}
-    started = time.monotonic()
+def main(arguments: list[str] | None = None) -> int:
+    """The exit code of the whole program. A closed pipe and Ctrl-C end it without a word."""
+    parser = argparse.ArgumentParser(prog="capstan checkpoint", description=__doc__.partition("\n")[0])
+    parser.epilog = __doc__.partition("\n\n")[2]
+    add_arguments(parser)
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _leave)
     try:
-        opened = open_checkpoint(folder)
-        result |= {"root": opened.root, "bytes": opened.size}
-        _verify_files(opened, show)
-    except CorruptCheckpoint as error:
-        if not (folder / COMMIT).exists():
-            return None
-        result["problem"] = str(error)
-    if show and result["problem"]:
-        print(f"BAD  {folder}: {result['problem']}")
-    elif show:
-        seconds = time.monotonic() - started
-        print(f"ok   {folder}  {result['root']}  {_size(result['bytes'])} in {seconds:.1f} s")
-    return result
+        return run(options, os.environ)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
-def _verify_files(opened: OpenCheckpoint, show: bool) -> None:
-    spoke_at, done = time.monotonic(), 0
-    for file in opened.files:
-        file.verify()
-        done += file.size
-        if show and time.monotonic() - spoke_at > _PROGRESS_SECONDS:
-            print(f"     {opened.folder.name}: {_size(done)} of {_size(opened.size)}", file=sys.stderr, flush=True)
-            spoke_at = time.monotonic()
+def _leave(number: int, _: object) -> None:
+    """By an exception, so that a half-written folder is removed on the way out."""
+    raise SystemExit(128 + number)
+
+
+def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    """The exit code; what went wrong is one line on stderr."""
+    try:
+        return int(_call(options, environ))
+    except (Usage, ConfigError, CorruptCheckpoint, StoreUnavailable, OSError) as error:
+        print(f"capstan checkpoint: {error}", file=sys.stderr)
+        return _exit_code(error)
+
+
+def _exit_code(error: Exception) -> int:
+    if isinstance(error, Usage):
+        return USAGE
+    if isinstance(error, CorruptCheckpoint):
+        return BAD_BYTES
+    return ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.RETRYABLE
+
+
+def _call(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
+    output = options.output
+    match options.checkpoint_command:
+        case "ls":
+            return look.ls(find_places(options.store, environ), output)
+        case "gc":
+            return keep.gc(find_places(options.store, environ), _rules(options), options.yes, output)
+        case "verify":
+            targets = check.targets(*_wanted(options, environ), _say)
+            return check.verify(targets, options.level, _key_text(options.public_key), output)
+        case "scrub":
+            return check.scrub(check.targets(*_wanted(options, environ), _say), options.dry_run, output)
+        case "diff":
+            one = _opened(one_place(options.store, environ), options.a)
+            return compare.diff(one, _opened(one_place(options.other or options.store, environ), options.b), output)
+    place = one_place(options.store, environ)
+    name = chosen(place, options.checkpoint)
+    match options.checkpoint_command:
+        case "show":
+            return look.show(place.store, name, output)
+        case "convert":
+            opened = open_checkpoint(place.store, name)
+            if options.public_key is not None:
+                require_signature(opened, _key_text(options.public_key) or "")
+            return export.export(opened, options.to, options.optimizer, output)
+    return keep.set_pin(place.store, name, options.checkpoint_command == "pin", output)
+
+
+def _wanted(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[Place], bool]:
+    """Places, and whether one checkpoint was named. Raises Usage."""
+    if options.checkpoint is None:
+        places = find_places(options.store, environ)
+        return places, places[0].only is not None
+    place = one_place(options.store, environ)
+    return [Place(place.store, chosen(place, options.checkpoint))], True
+
+
+def _opened(place: Place, which: str) -> OpenCheckpoint:
+    return open_checkpoint(place.store, chosen(place, which))
+
+
+def _key_text(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Usage(f"--public-key: {path} cannot be read: {error}") from error
+
+
+def _rules(options: argparse.Namespace) -> config.Retention:
+    try:
+        return config.Retention(
+            last=options.last,
+            every_steps=options.every_steps,
+            best=options.best,
+            newer_than_seconds=options.newer_than,
+        )
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise Usage(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

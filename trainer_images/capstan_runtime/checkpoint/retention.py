@@ -113,9 +113,10 @@ class Retention:
         for name in (*listing.stale, *listing.torn):
             if name.fence < self._rules.fence:
                 self._remove(name)
-        sound = self._proved([each for each in listing.candidates if each.problem is None])
-        stay = kept(sound, self._rules.keep, time.time())
-        for each in reversed(sound):  # the oldest first: killed half-way, what is newer is still there
+        good = [each for each in listing.candidates if each.problem is None]
+        sound = proved(good, self._is_proven, self._prove)
+        stay = kept([held(each, is_proven) for each, is_proven in sound], self._rules.keep, time.time())
+        for each, _ in reversed(sound):  # the oldest first: killed half-way, what is newer is still there
             if each.name not in stay and not is_pinned(self._rules.store, each.name):  # perhaps just now
                 self._remove(each.name)
 
@@ -124,20 +125,6 @@ class Retention:
         if newer is not None:
             raise StoreUnavailable(f"fence {newer} has taken over; fence {self._rules.fence} may not remove anything")
         remove_checkpoint(self._rules.store, name)
-
-    def _proved(self, newest_first: Sequence[Candidate]) -> list[Held]:
-        """Those that nobody has found broken, in the same order; the newest are read back until two are whole."""
-        sound: list[Held] = []
-        proven = 0
-        for candidate in newest_first:
-            is_proven = self._is_proven(candidate)
-            if not is_proven and proven < PROVEN:
-                if not self._prove(candidate):
-                    continue
-                is_proven = True
-            proven += is_proven
-            sound.append(held(candidate, is_proven))
-        return sound
 
     def _is_proven(self, candidate: Candidate) -> bool:
         assert candidate.root is not None
@@ -172,6 +159,24 @@ class Retention:
             if self._newest is not None and self._newest.root == root:
                 self._newest = self._newest.model_copy(update={"verified_at": at})
                 self._on_checkpoint(self._newest)
+
+
+def proved(
+    newest_first: Sequence[Candidate], is_proven: Callable[[Candidate], bool], prove: Callable[[Candidate], bool]
+) -> list[tuple[Candidate, bool]]:
+    """Those that are not found broken, in the same order, each with whether it is proven. The newest that are not yet
+    are put to the proof, which takes its time, until there are as many as retention asks for."""
+    sound: list[tuple[Candidate, bool]] = []
+    proven = 0
+    for candidate in newest_first:
+        is_good = is_proven(candidate)
+        if not is_good and proven < PROVEN:
+            if not prove(candidate):
+                continue
+            is_good = True
+        proven += is_good
+        sound.append((candidate, is_good))
+    return sound
 
 
 def held(candidate: Candidate, is_proven: bool) -> Held:

@@ -1,0 +1,37 @@
+"""`convert`: the weights for others."""
+
+import json
+from pathlib import Path
+
+from capstan_runtime.checkpoint.commands.text import Progress, size
+from capstan_runtime.checkpoint.convert import convert
+from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.contract.exit_codes import ExitCode
+
+
+def export(opened: OpenCheckpoint, target: Path, with_optimizer: bool, output: str) -> int:
+    """0. Raises as `convert.convert`, and StoreUnavailable."""
+    progress = Progress(str(opened.name), opened.size)
+    try:
+        converted = convert(
+            opened.root,
+            opened.manifest,
+            opened.tensors(),
+            target,
+            with_optimizer=with_optimizer,
+            done=progress.add,
+        )
+    finally:
+        progress.end()
+    if output == "json":
+        document = {
+            "folder": str(converted.folder),
+            "root": opened.root,
+            "tensors": converted.tensors,
+            "bytes": converted.size,
+            "files": [{"name": file.name, "bytes": file.size, "digest": file.digest} for file in converted.files],
+        }
+        print(json.dumps(document, indent=2))
+        return ExitCode.OK
+    print(f"{converted.folder}: {converted.tensors} tensors, {size(converted.size)}, every byte verified")
+    return ExitCode.OK

@@ -1,0 +1,128 @@
+"""What the arguments STORE and CHECKPOINT mean."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from capstan_runtime.checkpoint.commands.survey import Condition, Row, survey
+from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.layout import CLAIMS, SaveName
+from capstan_runtime.checkpoint.open import open_store
+from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.errors import ConfigError
+
+_DEEPEST = 8
+"""Folders below the place that are looked into; a run's store is at most <mount>/<namespace>/<job>/<uid> deep."""
+_ROOT = re.compile(r"(?:blake3:([0-9a-f]{4,64})|([0-9a-f]{6,64}))")
+NEWEST = "newest"
+
+
+class Usage(Exception):
+    """The command line names something that is not there, or more than one thing. One line; exit code 2."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A store, and the one checkpoint in it if that was named."""
+
+    store: Store
+    only: SaveName | None = None
+
+
+def find_places(place: str, environ: Mapping[str, str]) -> list[Place]:
+    """The stores at and below `place`, in order; at least one. Raises Usage when there is none, OSError."""
+    above, _, last = place.rstrip("/").rpartition("/")
+    only = SaveName.parse(last)
+    if only is not None:
+        return [Place(_opened(above or ("/" if place.startswith("/") else "."), environ), only)]
+    store = _opened(place, environ)
+    found = list(_stores_below(store, "", _DEEPEST))
+    if not found:
+        raise Usage(f"STORE: there is no checkpoint in {store.place} or the {_DEEPEST} levels of folders below it")
+    base = place.rstrip("/") or "/"
+    return [Place(_opened(f"{base}/{prefix}" if prefix else place, environ)) for prefix in found]
+
+
+def one_place(place: str, environ: Mapping[str, str]) -> Place:
+    """The one store that `place` means. Raises Usage when there are several, or none."""
+    places = find_places(place, environ)
+    if len(places) > 1:
+        names = ", ".join(each.store.place for each in places[:3])
+        raise Usage(f"STORE: there are {len(places)} stores below {place} ({names}, …); name one of them")
+    return places[0]
+
+
+def _opened(place: str, environ: Mapping[str, str]) -> Store:
+    try:
+        store = open_store(place, environ)
+    except ConfigError as error:
+        raise Usage(f"STORE: {error}") from error
+    if isinstance(store, FolderStore) and not Path(store.place).is_dir():
+        raise Usage(f"STORE: {store.place} is not a folder; give a store, a checkpoint or a folder above them")
+    return store
+
+
+def _stores_below(store: Store, prefix: str, depth: int) -> Iterator[str]:
+    names = store.children(prefix)
+    if CLAIMS in names or any(SaveName.parse(name) is not None for name in names):
+        yield prefix
+        return
+    for name in names if depth else []:
+        below = f"{prefix}/{name}" if prefix else name
+        if not isinstance(store, FolderStore) or _is_real_folder(Path(store.place, below)):
+            yield from _stores_below(store, below, depth - 1)
+
+
+def _is_real_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
+
+
+def chosen(place: Place, which: str | None) -> SaveName:
+    """The checkpoint that `which` names: `newest`, a step, the start of a root, or its folder's name. Raises Usage
+    unless there is exactly one; an exact name may also be of a save that was never committed."""
+    if place.only is not None:
+        if which is not None:
+            raise Usage(f"CHECKPOINT: {place.only} is a checkpoint already; leave out {which}")
+        return place.only
+    if which is None:
+        raise Usage(
+            f"CHECKPOINT: {place.store.place} is a store; name one of its checkpoints, or list them with: "
+            f"capstan checkpoint ls {place.store.place}"
+        )
+    exact = SaveName.parse(which)
+    if exact is not None:
+        if not place.store.children(str(exact)):
+            raise Usage(f"CHECKPOINT: there is no {exact} in {place.store.place}")
+        return exact
+    return _only_one(_matching(survey(place.store).rows, which), which, place.store)
+
+
+def _matching(found: Sequence[Row], which: str) -> list[Row]:
+    """Of several, those that count, if any of them does."""
+    if which == NEWEST:
+        return [each for each in found if each.condition == Condition.COMMITTED][-1:]
+    matching = [each for each in found if _is_called(each, which)]
+    return [each for each in matching if each.condition == Condition.COMMITTED] or matching
+
+
+def _is_called(row: Row, which: str) -> bool:
+    if which.isdecimal():
+        return row.name.step == int(which)
+    match = _ROOT.fullmatch(which)
+    if match is None:
+        raise Usage(
+            f"CHECKPOINT: {which!r} is no step, root or folder of a checkpoint; give 120, 5f0c2ea91b (6 digits of its "
+            f"root or more), {NEWEST} or the folder's name"
+        )
+    start = f"blake3:{match[1] or match[2]}"
+    return row.root is not None and row.root.startswith(start)
+
+
+def _only_one(found: list[Row], which: str, store: Store) -> SaveName:
+    if not found:
+        raise Usage(f"CHECKPOINT: {store.place} holds no checkpoint {which}; list them with: capstan checkpoint ls")
+    if len(found) > 1:
+        names = ", ".join(str(each.name) for each in found[:4])
+        raise Usage(f"CHECKPOINT: {which} may mean any of {names}; give the folder's name")
+    return found[0].name
