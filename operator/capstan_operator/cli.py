@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_local(commands)
     # Listed for --help only; main() hands its arguments on unread.
-    commands.add_parser("checkpoint", help="list, show and verify checkpoints", add_help=False)
+    commands.add_parser("checkpoint", help="list, verify, compare, convert and remove checkpoints", add_help=False)
     return parser
 
 
