@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ class Run:
             "warmSpare": False,
         }
         for name, value in self.overrides.items():
-            document[name] = {**document[name], **value} if isinstance(value, dict) else value
+            document[name] = {**document.get(name, {}), **value} if isinstance(value, dict) else value
         RunConfig.parse(document)
         (self.folder / "run.json").write_text(json.dumps(document))
         (self.folder / "token").write_text(TOKEN + "\n")
@@ -96,13 +97,21 @@ class Ended:
 
 
 def run_trainers(
-    run: Run, world: int, fence: int = 1, floor_step: int = 0, prefix: tuple[str, ...] = (), **faults: str
+    run: Run,
+    world: int,
+    fence: int = 1,
+    floor_step: int = 0,
+    prefix: tuple[str, ...] = (),
+    more: Callable[[int], dict[str, Any]] = lambda rank: {},
+    **faults: str,
 ) -> list[Ended]:
-    """All ranks of one attempt, without supervisors, to their end. `prefix` comes before each one's command."""
+    """All ranks of one attempt, without supervisors, to their end. `prefix` comes before each one's command; `more` is
+    what else a rank's membership says."""
     coordinator = f"127.0.0.1:{free_port()}"
     started = []
     for rank in range(world):
-        member = Membership(fence=fence, rank=rank, world=world, coordinator=coordinator, floor_step=floor_step)
+        place = {"fence": fence, "rank": rank, "world": world, "coordinator": coordinator, "floor_step": floor_step}
+        member = Membership.model_validate({**place, **more(rank)}, by_name=True)
         report = run.folder / f"report-{fence}-{rank}.jsonl"
         with report.open("wb") as pipe:
             process = subprocess.Popen(
@@ -214,6 +223,18 @@ class Pod:
         code = self.process.wait(PATIENCE_SECONDS)
         return code, State.model_validate_json(self.termination_log.read_bytes())
 
+    def children(self) -> list[int]:
+        """The trainer and the warm spare, in the order in which they were started."""
+        return children_of(self.process.pid)
+
+    def wait_until_warm(self) -> int:
+        """The number of the spare once it could begin at once."""
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
+        while "capstan_trainer_warm_spare 1" not in self.request("GET", "/metrics")[1]["text"].splitlines():
+            assert time.monotonic() < give_up_at, f"no warm spare\n{self.log.read_text()}"
+            time.sleep(0.02)
+        return self.children()[-1]
+
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)
 
@@ -232,3 +253,44 @@ def push(pods: list[Pod], fence: int, floor_step: int = 0) -> None:
             Membership(fence=fence, rank=rank, world=len(pods), coordinator=coordinator, floor_step=floor_step)
         )
         assert status == 200, answer
+
+
+StartPod = Callable[..., Pod]
+"""The fixture `start_pod`: a Pod that answers, and that is gone after the test."""
+
+
+def alone(fence: int, pod: Pod, floor_step: int = 0) -> Membership:
+    """A world of `pod`."""
+    return Membership(
+        fence=fence, rank=0, world=1, coordinator=f"{pod.address}:{free_port(pod.address)}", floor_step=floor_step
+    )
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def wait_until_gone(pid: int) -> None:
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while is_alive(pid):
+        assert time.monotonic() < give_up_at, f"process {pid} lives on"
+        time.sleep(0.02)
+
+
+FIRST_STEP = ({"report": {"phase": "Compiling"}}, {"report": {"phase": "Training", "step": 1}})
+
+
+def scripted(*script: dict[str, Any], spare: tuple[dict[str, Any], ...] = ()) -> dict[str, str]:
+    """The environment of a supervisor whose trainer does what `script` says (tests.support.scripted_trainer)."""
+    return {
+        "TRAINER_MODULE": "tests.support.scripted_trainer",
+        "SCRIPT": json.dumps(script),
+        "SPARE_SCRIPT": json.dumps(spare),
+    }
