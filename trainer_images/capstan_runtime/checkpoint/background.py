@@ -162,7 +162,8 @@ class BackgroundSave:
 
 
 def _give_way() -> None:
-    """On Linux a thread has a niceness of its own: what the step's threads need they get first."""
+    """On Linux a thread has a niceness of its own, and so have those that it starts: what the step's threads need they
+    get first."""
     thread = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + _NICENESS))
 
@@ -172,7 +173,6 @@ def _on_thread(work: Callable[[], Result], name: str) -> "Future[Result]":
     future: Future[Result] = Future()
 
     def run() -> None:
-        _give_way()
         try:
             future.set_result(work())
         except BaseException as error:

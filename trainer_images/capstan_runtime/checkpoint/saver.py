@@ -17,7 +17,7 @@ from capstan_runtime.checkpoint.manifest import RankManifest, SaveFacts, Trainer
 from capstan_runtime.checkpoint.shards import stage_shards
 from capstan_runtime.checkpoint.staging import StagingArea
 from capstan_runtime.checkpoint.store import Store
-from capstan_runtime.checkpoint.writer import Save, SaveFailed
+from capstan_runtime.checkpoint.writer import Save, SaveFailed, sign
 from capstan_runtime.contract.state import Checkpoint
 from capstan_runtime.engine import LocalTensor
 from capstan_runtime.errors import StoreUnavailable
@@ -71,7 +71,12 @@ class Saver:
         on_trouble: Callable[[str], None],
     ) -> None:
         """`parent` is the root resumed from; None: the run began at step 0. `on_staged` hears of a part that is
-        complete in the memory tier, `on_trouble` of remains that cannot be removed; both from any thread."""
+        complete in the memory tier, `on_trouble` of remains that cannot be removed; both from any thread.
+
+        Raises ConfigError if manifests are to be signed and cannot be: better now than at the first save.
+        """
+        if identity.signing_key is not None and identity.rank == 0:
+            sign(b"", identity.signing_key)
         self._identity = identity
         self._parent = parent
         self._exchange = exchange
@@ -90,6 +95,11 @@ class Saver:
     def is_open(self) -> bool:
         """Whether a save is on its way whose outcome the ranks do not know yet; the same on all of them."""
         return self._step is not None
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether the staged memory of an older save is still being read on this rank, by a store that hangs."""
+        return self._background is not None and self._background.needs_memory and self._step is None
 
     def begin(self, trainer: TrainerState, tensors: Iterator[LocalTensor], metrics: Mapping[str, float]) -> None:
         """The state is staged when this returns; the rest happens behind the loop's back. Not while `is_open`.
