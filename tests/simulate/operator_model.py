@@ -8,10 +8,13 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed, ObservedJob, ObservedPod, ObservedSupervisor, OperatorSettings
-from tests.simulate.world import Refused, World
+from tests.simulate.pods import Refused
+from tests.simulate.world import World
 from tests.support.looks import JOB, JOB_UID, NAMESPACE
 
-POLL_SECONDS, RESYNC_SECONDS, FIRST_LOOK_SECONDS = 2.0, 20.0, 5.0
+POLL_SECONDS, FIRST_LOOK_SECONDS = 2.0, 5.0
+RESYNC_SECONDS = 10.0
+"""A lost event is made good within this: before the silence of a pod that has ended counts as the loss of one."""
 
 
 @dataclass
@@ -106,7 +109,7 @@ class Operator:
         for pod in list(self._pods.values()):
             if pod.phase != "Running" or pod.ip is None:
                 continue
-            state = self._world.ask(pod.uid)
+            state = self._world.trainers.ask(pod.uid)
             if self._world.random.random() < self._trouble.lost_answer:
                 state = None
             self._unseen.discard(pod.uid)
@@ -179,7 +182,7 @@ class Operator:
             self._take_in_job()
         for push in decision.pushes:
             self._may_die()
-            world.push(push.pod_uid, push.membership)
+            world.trainers.push(push.pod_uid, push.membership)
         if decision.pushes:
             self._after(0.05, self._poll_all)
         for event in decision.events:

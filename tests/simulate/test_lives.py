@@ -5,6 +5,7 @@ What the operator must never do is asserted in `world.py`, where it would do it;
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
@@ -14,7 +15,8 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract.exit_codes import FailureClass
 from tests.simulate.operator_model import Operator, Trouble
-from tests.simulate.world import STEPS, World
+from tests.simulate.trainers import STEPS
+from tests.simulate.world import World
 from tests.support.looks import SPEC, merged
 
 QUIET = OperatorSettings(progress_seconds=1e9)
@@ -50,7 +52,7 @@ def disturb(world: World, operator: Operator, faults: int) -> None:
         pod, kind = rng.choice(pods), rng.randrange(7)
         if kind <= 2:
             code, failure, signal = rng.choice(failures)
-            world.kill_trainer(pod, code, failure, signal)
+            world.trainers.kill(pod, code, failure, signal)
         elif kind == 3:
             world.fault(f"somebody deletes {pod.name}")
             world.terminate(pod)
@@ -96,11 +98,113 @@ def test_every_disturbed_life_ends_and_breaks_no_rule(seed: int) -> None:
     if status.phase == "Succeeded":
         assert status.step == STEPS
     else:
-        assert status.reason == f"{status.failure.failure_class}BudgetExhausted", status.failure
+        assert status.failure is not None
+        assert status.reason in (f"{status.failure.failure_class}BudgetExhausted", "NoProgress"), status.failure
     live = [pod.name for pod in world.pods.values() if pod.phase in ("Pending", "Running")]
     assert live == [], "pods still hold a node long after the end"
     newest = Counter(pod.worker for pod in world.pods.values() if pod.phase == "Succeeded")
     assert all(count == 1 for count in newest.values()), newest
+
+
+def elastic_world(seed: int, recovery: dict[str, object]) -> World:
+    """A job that may shrink, on GPUs that may be too small, with data that may be bad."""
+    rng = random.Random(seed)
+    largest = rng.choice([2, 4, 8])
+    spec = {
+        "workers": {"max": largest, "min": rng.choice([1, 2, largest])},
+        "training": {"virtualRanks": 8},
+        "recovery": {"numerical": {"nonFinite": "rewind", "skipSteps": 3}} | recovery,
+    }
+    world = World(seed, merged(SPEC, spec))
+    world.trainers.most_samples = rng.choice([None, 1, 3])
+    world.trainers.bad_batches = set(rng.sample(range(200), rng.randrange(3)))
+    return world
+
+
+def disturb_nodes(world: World, faults: int) -> None:
+    """Puts on the clock `faults` nodes that go dark and come back, and trainers that are stopped by a signal."""
+    rng = world.random
+
+    def strike() -> None:
+        pods = [pod for pod in world.pods.values() if pod.phase == "Running" and not pod.is_deleting]
+        if not pods or world.is_finished:
+            return
+        pod = rng.choice(pods)
+        if rng.random() < 0.5 or pod.node is None or pod.node in world.dark_nodes:
+            world.trainers.freeze(pod)
+            return
+        node = pod.node
+        world.lose_node(node)
+        world.at(rng.uniform(20.0, 200.0), lambda: world.bring_back(node))
+
+    for _ in range(faults):
+        world.at(rng.uniform(0.0, 90.0), strike)
+
+
+PATIENT = {
+    "budgets": dict.fromkeys(("application", "retryable", "crash", "gpuFault", "hostOutOfMemory"), 1000)
+    | dict.fromkeys(("gpuOutOfMemory", "lost", "hang", "numerical"), 1000),
+    "noProgressAttempts": 100,
+}
+
+
+@pytest.mark.parametrize("seed", range(80))
+def test_with_enough_patience_an_elastic_life_always_succeeds(seed: int) -> None:
+    """Whatever happens, as long as it stops happening: all steps are made, and every rule of `trainers.py` holds."""
+    world = elastic_world(seed, PATIENT)
+    trouble = Trouble(lost_event=0.05, repeated_event=0.1, lost_answer=0.05, death_at_write=0.03 * (seed % 3))
+    operator = Operator(world, trouble, OperatorSettings())
+    disturb(world, operator, faults=world.random.randrange(4))
+    disturb_nodes(world, faults=world.random.randrange(4))
+    status = finish(world)
+    assert (status.phase, status.step) == ("Succeeded", STEPS), status.message
+    assert sum(status.restarts.by_cause.values()) == status.restarts.total
+    left_out = {index for skip in status.skips for index in range(skip.first, skip.first + skip.count)}
+    assert world.trainers.bad_batches <= left_out | set(range(STEPS - 1, 300))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_an_elastic_life_with_the_usual_patience_ends_for_a_reason(seed: int) -> None:
+    world = elastic_world(1000 + seed, {})
+    operator = Operator(world, Trouble(lost_event=0.05, lost_answer=0.05), OperatorSettings())
+    disturb(world, operator, faults=world.random.randrange(8))
+    disturb_nodes(world, faults=world.random.randrange(4))
+    status = finish(world)
+    budgets = Budgets()
+    for failure, used in status.restarts.by_cause.items():
+        assert used <= getattr(budgets, FailureClass(failure).name.lower()), f"{used} restarts for {failure}"
+    if status.phase != "Succeeded":
+        assert status.failure is not None
+        assert status.reason in (f"{status.failure.failure_class}BudgetExhausted", "NoProgress"), status.message
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_job_whose_size_is_edited_at_any_moment_loses_nothing(seed: int) -> None:
+    """No edit of min and max is a failure, and none takes back a step that was committed."""
+    spec = merged(SPEC, {"workers": {"max": 2, "min": 1}, "training": {"virtualRanks": 8}})
+    world = World(seed, spec)
+    Operator(world, Trouble(lost_event=0.05, repeated_event=0.1, death_at_write=0.03 * (seed % 2)), OperatorSettings())
+
+    def edit() -> None:
+        largest = world.random.choice([1, 2, 4, 8])
+        least = world.random.choice([size for size in (1, 2, 4, 8) if size <= largest])
+        if not world.is_finished:
+            world.change_spec(merged(world.spec, {"workers": {"max": largest, "min": least}}))
+
+    for _ in range(world.random.randrange(1, 4)):
+        world.at(world.random.uniform(0.0, 40.0), edit)
+    status = finish(world)
+    assert (status.phase, status.step, status.restarts.total) == ("Succeeded", STEPS, 0)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_an_undisturbed_elastic_life_costs_no_more_writes(seed: int) -> None:
+    world = World(seed, merged(SPEC, {"workers": {"max": 4, "min": 1}, "training": {"virtualRanks": 8}}))
+    Operator(world, Trouble(), QUIET)
+    status = finish(world)
+    assert (status.phase, status.world, status.fence) == ("Succeeded", 4, 1)
+    kinds = Counter(write.split()[0] for write in world.writes)
+    assert kinds == {"secret": 1, "create": 4, "status": 4}, world.writes
 
 
 @pytest.mark.parametrize("seed", range(40))

@@ -1,4 +1,5 @@
-"""A cluster in memory: an API server's objects, kubelets, supervisors and trainers, all moved by one clock.
+"""A cluster in memory: an API server's objects, nodes and kubelets, all moved by one clock. What runs in the pods is in
+`trainers.py`.
 
 Nothing here knows how the operator decides. What it must never do is asserted where it would do it.
 """
@@ -9,67 +10,15 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from capstan_operator.api.meta import LABEL_INCARNATION, LABEL_WORKER
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.observe import ObservedPod
 from capstan_runtime.contract.exit_codes import FailureClass
-from capstan_runtime.contract.run_config import Membership
-from capstan_runtime.contract.state import Checkpoint, Exit, Phase, Quarantine, State
-from tests.support.looks import JOB_UID, root
+from tests.simulate.pods import Pod, Refused
+from tests.simulate.trainers import HAS_TRAINER, Trainers
 
-STEPS, STEPS_A_TICK, SAVE_EVERY = 200, 10, 40
-FORM_SECONDS = 120.0
-HAS_TRAINER = frozenset({Phase.STARTING, Phase.COMPILING, Phase.TRAINING})
-
-
-class Refused(Exception):
-    """The API server or a supervisor does not do what it is asked."""
-
-
-@dataclass(eq=False)
-class Pod:
-    """A pod and what runs in it."""
-
-    name: str
-    uid: str
-    worker: int
-    incarnation: int
-    created_at: float
-    has_supervisor: bool
-    phase: str = "Pending"
-    is_deleting: bool = False
-    ip: str | None = None
-    exit_code: int | None = None
-    exit_reason: str | None = None
-    final: State | None = None
-    state: State = field(init=False)
-    is_reachable: bool = True
-    joined_at: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.state = State(pod=self.name, uid=JOB_UID)
-
-    def say(self, **changes: Any) -> None:
-        self.state = self.state.model_copy(update=changes)
-
-    def observe(self) -> ObservedPod:
-        return ObservedPod(
-            name=self.name,
-            uid=self.uid,
-            worker=self.worker,
-            incarnation=self.incarnation,
-            phase=self.phase,
-            is_deleting=self.is_deleting,
-            created_at=self.created_at,
-            ip=self.ip,
-            node=f"node-{self.worker}",
-            exit_code=self.exit_code,
-            exit_reason=self.exit_reason,
-            final=self.final,
-        )
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 
 class World:
@@ -88,17 +37,20 @@ class World:
         self.on_change: Callable[[str], None] = lambda name: None
         """Called with the name of a pod that changed, or "job"."""
         self.on_hint: Callable[[], None] = lambda: None
-        self.places: dict[int, dict[int, tuple[str, str]]] = {}
-        """By fence and rank: (pod uid, coordinator) that were pushed."""
-        self.checkpoints: list[Checkpoint] = []
-        self.corrupt: set[str] = set()
         self.faults = 0
         self.crashing_start_ups = 0
         """How many of the next pods die while they start."""
+        self.dark_nodes: set[str] = set()
+        """Nodes without power: what runs on them is gone, and nobody says so."""
+        self.full_nodes: set[str] = set()
+        """Nodes that take no further pod."""
+        self._maxima = [int(spec["workers"]["max"])]
+        self.known_step_at: dict[int, int] = {}
+        """By fence: step of the newest checkpoint that status knew when the attempt began."""
         self._clock: list[tuple[float, int, Callable[[], None]]] = []
         self._order = itertools.count()
         self._uids = itertools.count(1)
-        self.at(1.0, self._tick)
+        self.trainers = Trainers(self)
 
     # Time
 
@@ -128,6 +80,7 @@ class World:
         command = manifest["spec"]["containers"][0]["command"]
         worker, incarnation = int(labels[LABEL_WORKER]), int(labels[LABEL_INCARNATION])
         pod = Pod(name, f"uid-{next(self._uids)}", worker, incarnation, self.now, "capstan_runtime" in command[-1])
+        pod.kept_off = _kept_off(manifest["spec"])
         self.pods[name] = pod
         self.writes.append(f"create {name}")
         self.note(f"create pod {name}")
@@ -168,7 +121,17 @@ class World:
 
     def change_spec(self, spec: dict[str, Any]) -> None:
         self.spec, self.generation, self.version = spec, self.generation + 1, self.version + 1
+        self._maxima.append(int(spec["workers"]["max"]))
         self.on_change("job")
+
+    @property
+    def virtual_ranks(self) -> int:
+        return int(self.spec["training"].get("virtualRanks") or self.spec["workers"]["max"])
+
+    @property
+    def largest_max(self) -> int:
+        """The largest workers.max of every spec there was."""
+        return max(*self._maxima, int(self.spec["workers"]["max"]))
 
     @property
     def is_finished(self) -> bool:
@@ -181,24 +144,68 @@ class World:
         if before.finished_at is not None:
             kept = {"observed_generation": None, "cleaned_up_at": None}
             assert after.model_copy(update=kept) == before.model_copy(update=kept), "a finished job changed"
+        if after.fence > before.fence:
+            known = [entry.step for entry in after.quarantined] + ([after.checkpoint.step] if after.checkpoint else [])
+            self.known_step_at[after.fence] = max(known, default=0)
+        assert (after.micro_splits or 1) >= (before.micro_splits or 1), "micro-batches grew"
+        ends = [skip.first + skip.count for skip in after.skips]
+        begins = [skip.first for skip in after.skips]
+        assert all(end < begin for end, begin in zip(ends, begins[1:], strict=False)), f"skips overlap: {after.skips}"
+        assert len(after.node_faults) <= 10
+        assert after.restarts.total <= before.restarts.total + 1, "one write counted two failures"
         # More restarts than faults would mean that one was counted twice.
         assert after.restarts.total <= self.faults, f"{after.restarts} after {self.faults} faults"
 
-    # Kubelets
+    # Nodes and kubelets
+
+    def can_reach(self, pod: Pod) -> bool:
+        return pod.is_reachable and not self.is_dark(pod)
+
+    def is_dark(self, pod: Pod) -> bool:
+        return pod.node in self.dark_nodes
+
+    def lose_node(self, node: str) -> None:
+        """The node goes dark, and takes no pods until it is back."""
+        self.fault(f"{node} goes dark")
+        self.dark_nodes.add(node)
+        self.full_nodes.add(node)
+
+    def bring_back(self, node: str) -> None:
+        """The node starts again: what was on it is over."""
+        self.note(f"! {node} is back")
+        self.dark_nodes.discard(node)
+        self.full_nodes.discard(node)
+        for pod in [pod for pod in self.pods.values() if pod.node == node]:
+            self.vanish(pod)
 
     def _start(self, pod: Pod) -> None:
         if pod.is_deleting or self.pods.get(pod.name) is not pod:
             return
+        pod.node = self._find_node(pod)
+        if pod.node is None:
+            if pod.waiting is None:
+                pod.waiting = "Unschedulable: 0/4 nodes are available"
+                self.on_change(pod.name)
+            self.at(2.0, lambda: self._start(pod))
+            return
+        pod.waiting = None
         if self.crashing_start_ups:
             self.crashing_start_ups -= 1
             self.fault(f"{pod.name} dies while it starts")
             return self.fail_pod(pod, 1, "Error")
-        pod.phase, pod.ip = "Running", f"10.0.{pod.incarnation}.{pod.worker + 1}"
+        pod.phase, pod.ip = "Running", f"10.{pod.incarnation // 256}.{pod.incarnation % 256}.{pod.worker + 1}"
+        pod.running_since = self.now
         self.on_change(pod.name)
         if not pod.has_supervisor:
-            self.at(self.soon(3.0, 6.0), lambda: self._end(pod, 0))
+            self.at(self.soon(3.0, 6.0), lambda: self.end(pod, 0))
 
-    def _end(self, pod: Pod, exit_code: int, reason: str | None = None) -> None:
+    def _find_node(self, pod: Pod) -> str | None:
+        """Every worker has a node of its own, and there is a spare one; None: it may run on neither now."""
+        bad = self.full_nodes | pod.kept_off
+        return next((node for node in (f"node-{pod.worker}", "spare") if node not in bad), None)
+
+    def end(self, pod: Pod, exit_code: int, reason: str | None = None) -> None:
+        """The container of `pod` ends."""
         if pod.phase not in ("Pending", "Running"):
             return
         pod.phase = "Failed" if exit_code else "Succeeded"
@@ -207,17 +214,20 @@ class World:
         self.on_change(pod.name)
 
     def terminate(self, pod: Pod) -> None:
-        """SIGTERM, a few seconds, and gone."""
+        """SIGTERM, a few seconds, and gone; on a dark node it only looks so."""
         pod.is_deleting = True
+        if self.is_dark(pod):
+            return self.on_change(pod.name)
         if pod.state.phase in HAS_TRAINER:
-            self._exit(pod, 80, FailureClass.STOPPED, "stopped as asked")
+            self.trainers.exit(pod, 80, FailureClass.STOPPED, "stopped as asked")
         self.on_change(pod.name)
 
         def leave() -> None:
-            self._end(pod, 80)
+            self.end(pod, 80)
             self.at(self.soon(0.1, 1.0), lambda: self.vanish(pod))
 
         self.at(self.soon(0.5, 3.0), leave)
+        return None
 
     def vanish(self, pod: Pod) -> None:
         if self.pods.get(pod.name) is pod:
@@ -226,109 +236,18 @@ class World:
             self.on_change(pod.name)
 
     def fail_pod(self, pod: Pod, exit_code: int, reason: str) -> None:
-        self._end(pod, exit_code, reason)
-
-    # Supervisors and trainers
-
-    def ask(self, uid: str) -> State | None:
-        """The state of a pod's supervisor; None: no answer."""
-        pod = next((pod for pod in self.pods.values() if pod.uid == uid), None)
-        is_there = pod is not None and pod.phase == "Running" and pod.has_supervisor and pod.is_reachable
-        return pod.state if pod is not None and is_there else None
-
-    def push(self, uid: str, membership: Membership) -> None:
-        """Raises Refused when nobody takes it."""
-        status = TrainingJobStatus.parse(self.status)
-        assert membership.fence <= status.fence, "a membership was pushed before it was on record"
-        place = (uid, membership.coordinator)
-        known = self.places.setdefault(membership.fence, {}).setdefault(membership.rank, place)
-        assert known == place, f"two pods were given rank {membership.rank} of fence {membership.fence}"
-        pod = next((pod for pod in self.pods.values() if pod.uid == uid), None)
-        if pod is None or self.ask(uid) is None or pod.is_deleting or pod.state.phase is Phase.SUCCEEDED:
-            raise Refused("not there")
-        if membership.fence < pod.state.fence:
-            raise Refused("older")
-        if membership.fence == pod.state.fence:
-            return
-        pod.joined_at = self.now
-        pod.say(
-            fence=membership.fence,
-            rank=membership.rank,
-            world=membership.world,
-            phase=Phase.STARTING,
-            step=0,
-            metrics={},
-            resumed_from=None,
-            exit=None,
-        )
-
-    def kill_trainer(self, pod: Pod, code: int, failure: FailureClass, signal: str | None = None) -> None:
-        if pod.state.phase in HAS_TRAINER and pod.phase == "Running" and not pod.is_deleting:
-            self.fault(f"the trainer of {pod.name} ends: {failure}")
-            self._exit(pod, code, failure, "something broke", signal)
+        self.end(pod, exit_code, reason)
 
     def fault(self, text: str) -> None:
         """Everything that may rightly cost a restart is counted."""
         self.faults += 1
         self.note(f"! {text}")
 
-    def _exit(self, pod: Pod, code: int, failure: FailureClass, message: str, signal: str | None = None) -> None:
-        end = Exit(
-            fence=pod.state.fence, code=code, failure=failure, message=message, signal=signal, at=round(self.now, 3)
-        )
-        pod.say(phase=Phase.EXITED, exit=end)
-        self.on_hint()
 
-    def _tick(self) -> None:
-        self.at(1.0, self._tick)
-        crews: dict[int, list[Pod]] = {}
-        for pod in self.pods.values():
-            if pod.state.phase in HAS_TRAINER and pod.phase == "Running":
-                crews.setdefault(pod.state.fence, []).append(pod)
-        for crew in crews.values():
-            if len(crew) == crew[0].state.world:
-                self._advance(crew)
-            else:
-                self._wait_or_break(crew)
-
-    def _wait_or_break(self, crew: list[Pod]) -> None:
-        for pod in crew:
-            if pod.state.phase is Phase.STARTING and self.now - pod.joined_at < FORM_SECONDS:
-                continue
-            if self.random.random() < 0.7:
-                self._exit(pod, 75, FailureClass.RETRYABLE, "a peer went away")
-
-    def _advance(self, crew: list[Pod]) -> None:
-        phases = {pod.state.phase for pod in crew}
-        if Phase.STARTING in phases:
-            for pod in crew:
-                pod.say(phase=Phase.COMPILING, steps=STEPS, **self._restore(pod))
-        elif Phase.COMPILING in phases:
-            for pod in crew:
-                pod.say(phase=Phase.TRAINING)
-        else:
-            self._train(sorted(crew, key=lambda pod: pod.state.rank or 0))
-
-    def _restore(self, pod: Pod) -> dict[str, Any]:
-        good = [checkpoint for checkpoint in self.checkpoints if checkpoint.root not in self.corrupt]
-        bad = [checkpoint for checkpoint in self.checkpoints if checkpoint.root in self.corrupt]
-        newest = max(good, key=lambda c: (c.step, c.at), default=None)
-        passed_over = [Quarantine(step=c.step, root=c.root, reason="leaf 3 does not match") for c in bad]
-        resumed = newest.model_copy(update={"at": round(self.now, 3)}) if newest else None
-        return {"step": newest.step if newest else 0, "resumed_from": resumed, "quarantined": passed_over}
-
-    def _train(self, crew: list[Pod]) -> None:
-        step = min(STEPS, crew[0].state.step + STEPS_A_TICK)
-        for pod in crew:
-            pod.say(step=step, metrics={"loss": 1.0 / step, "step_seconds": 0.1})
-        if step % SAVE_EVERY == 0:
-            checkpoint = Checkpoint(
-                step=step, root=f"{root(step)[:-8]}{crew[0].state.fence:08d}", at=round(self.now, 3)
-            )
-            self.checkpoints.append(checkpoint)
-            crew[0].say(checkpoint=checkpoint)
-        if step >= STEPS:
-            for pod in crew:
-                pod.say(phase=Phase.SUCCEEDED)
-                self.at(self.soon(0.1, 4.0), lambda pod=pod: self._end(pod, 0))
-            self.on_hint()
+def _kept_off(pod_spec: dict[str, Any]) -> frozenset[str]:
+    """Nodes that the pod must not, by its affinity, be put on."""
+    of_nodes = pod_spec.get("affinity", {}).get("nodeAffinity", {})
+    fields = [
+        field for term in of_nodes.get(REQUIRED, {}).get("nodeSelectorTerms", []) for field in term["matchFields"]
+    ]
+    return frozenset(field["values"][0] for field in fields)

@@ -31,7 +31,8 @@ def split_micro_batch(situation: Situation) -> tuple[int, str]:
     samples, splits = samples_of_slice(situation), situation.status.micro_splits or 1
     parts = next_splits(samples, splits)
     assert parts is not None
-    return parts, f"micro-batches of {samples // parts} samples from now on, of {samples // splits} before"
+    after, before = samples // parts, samples // splits
+    return parts, f"micro-batches of {after} sample{'s' if after > 1 else ''} from now on, of {before} before"
 
 
 def skip_batches(status: TrainingJobStatus, first: int, count: int) -> tuple[list[SkipStatus], str]:
