@@ -352,11 +352,11 @@ def _is_trouble(pod: ObservedPod) -> bool:
 
 
 def _busy_seconds(known: ObservedSupervisor | None, state: State) -> tuple[float, ...]:
-    """The newest values of the metric, one for each answer after further steps of the same attempt."""
+    """The newest values of the metric in this attempt; one that was reported before is no further look."""
     busy = state.metrics.get("busy_seconds")
     if known is None or known.state.fence != state.fence:
         return () if busy is None else (busy,)
-    if busy is None or state.step <= known.state.step:
+    if busy is None or busy in known.busy_seconds[-1:]:
         return known.busy_seconds
     return (*known.busy_seconds, busy)[-BUSY_KEPT:]
 

@@ -9,6 +9,7 @@ from capstan_operator.decide.failure import restart_sentence
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.plan import Plan
 from capstan_operator.decide.progress import short_root, summary
+from capstan_operator.decide.provenance import completed_since
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.types import EventNote
@@ -18,10 +19,13 @@ def tell(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Training
     """The events that the step from `old` to `new` is worth, in the order in which things happened."""
     tales = (
         _accepted(old, new),
+        _chaos(old, new),
         _quarantined(old, new),
+        _noted(old, new),
         _ended(situation, old, new),
         _resizing(old, new),
         _started(situation, plan, old, new),
+        _recovered(old, new),
     )
     return tuple(note for tale in tales for note in tale)
 
@@ -44,9 +48,41 @@ def _quarantined(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[Eve
             yield EventNote("Warning", "CheckpointQuarantined", message)
 
 
+def _chaos(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    known = {entry.name for entry in old.injected}
+    for entry in new.injected:
+        if entry.name not in known:
+            where = f"rank {entry.rank}" + (f" (pod {entry.pod})" if entry.pod else "")
+            yield EventNote("Warning", "ChaosInjected", f"{entry.name}: {entry.fault} on {where} at step {entry.step}")
+    for kind in (TrainingJobCondition.CHAOS_REFUSED, TrainingJobCondition.STRAGGLING):
+        before, after = find(old, kind), find(new, kind)
+        if after is None or (before is not None and (before.status, before.message) == (after.status, after.message)):
+            continue
+        if after.status == "True":
+            yield EventNote("Warning", kind.value, after.message)
+        elif is_true(old, kind):
+            yield EventNote("Normal", after.reason, after.message)
+
+
+def _noted(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    known = {(note.fence, note.message) for note in old.notes}
+    for note in new.notes:
+        if (note.fence, note.message) not in known:
+            yield EventNote("Normal", "Noted", f"rank {note.rank}: {note.message}")
+
+
 def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
     if new.restarts.total > old.restarts.total:
         yield EventNote("Warning", "Restarting", restart_sentence(situation.after(new)))
+    if (new.micro_splits or 1) > (old.micro_splits or 1):
+        message = (
+            f"each virtual rank's samples are computed in {new.micro_splits} micro-steps instead of "
+            f"{old.micro_splits or 1}; the global batch and the order of the data stay"
+        )
+        yield EventNote("Warning", "MicroBatchSplit", message)
+    if new.skips != old.skips:
+        spans = ", ".join(f"{skip.first} to {skip.first + skip.count - 1}" for skip in new.skips)
+        yield EventNote("Warning", "Rewound", f"left out of the data from now on: batches {spans}")
     end = end_of(new)
     if end is not None and end_of(old) is None:
         has_succeeded = end.type == TrainingJobCondition.SUCCEEDED
@@ -71,6 +107,19 @@ def _started(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Trai
         )
     if new.fence > old.fence and new.members:
         yield EventNote("Normal", "AttemptStarted", _attempt_sentence(situation, new))
+
+
+def _recovered(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    for record in completed_since(old, new):
+        if record.world_before is not None and record.world_after not in (None, record.world_before):
+            word = "Shrunk" if (record.world_after or 0) < record.world_before else "Grown"
+            why = f": {new.size_message}" if new.size_message else ""
+            yield EventNote("Normal", word, f"{record.world_after} workers instead of {record.world_before}{why}")
+        start = f"step {record.step}" + (f" (root {short_root(record.root)})" if record.root else "")
+        source = {"Memory": " from memory", "Store": " from the store"}.get(record.source or "", "")
+        lost = f", {record.steps_lost} steps were lost" if record.steps_lost else ""
+        message = f"attempt {record.fence} trains {record.seconds.total:.1f} s after the end before it, since {start}"
+        yield EventNote("Normal", "Recovered", f"{message}{source}{lost}")
 
 
 def _attempt_sentence(situation: Situation, new: TrainingJobStatus) -> str:

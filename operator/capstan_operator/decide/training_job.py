@@ -15,12 +15,14 @@ from capstan_operator.decide.conditions import (
 from capstan_operator.decide.events import tell
 from capstan_operator.decide.goodput import account
 from capstan_operator.decide.lifecycle import end_of, record_end, seconds_until_deadline
+from capstan_operator.decide.notes import learn_notes
 from capstan_operator.decide.plan import Plan, make_plan
 from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
 from capstan_operator.decide.provenance import note_end, trace
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, look
 from capstan_operator.decide.sizing import count_idle, describe_size
+from capstan_operator.decide.straggler import put_straggling
 from capstan_operator.decide.types import Decision, EventNote
 from capstan_operator.observe import Observed
 
@@ -45,6 +47,7 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     situation = look(observed, blueprint, now)
     situation = situation.after(learn(situation))
     situation = situation.after(learn_injected(situation))
+    situation = situation.after(learn_notes(situation))
     ended = record_end(situation)
     if ended is None:
         plan = make_plan(situation)
@@ -98,6 +101,7 @@ def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
     status = put(situation, status, TrainingJobCondition.RUNNING, plan.is_running, plan.reason, plan.message)
     status = put(situation, status, TrainingJobCondition.PROGRESSING, plan.is_progressing, plan.reason, plan.message)
     status = put_checkpoint_verified(situation, status)
+    status = put_straggling(situation, status)
     status = put_chaos(situation, status)
     is_suspended = plan.phase is Phase.SUSPENDED
     if is_suspended or plan.phase is Phase.SUSPENDING:

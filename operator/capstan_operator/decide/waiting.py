@@ -29,7 +29,7 @@ def waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
         reason = _reason_of(worker)
         if reason is not None and worker.pod is not None:
             is_wrong = reason is not Reason.WAITING_FOR_WORKERS
-            return reason, f"pod {worker.pod.name}: {worker.pod.waiting}", is_wrong
+            return reason, _missing_claim(worker, situation) or f"pod {worker.pod.name}: {worker.pod.waiting}", is_wrong
     message = f"waiting for {situation.wanted} pod{'s' if situation.wanted > 1 else ''} to start"
     slow = next((pod for pod in _starting_pods(situation) if situation.now - pod.created_at >= START_SECONDS), None)
     if slow is not None:
@@ -66,6 +66,16 @@ def slow_start(situation: Situation) -> tuple[float | None, bool]:
     ages = [situation.now - pod.created_at for pod in _starting_pods(situation)]
     waits = [START_SECONDS if age >= START_SECONDS else START_SECONDS - age for age in ages]
     return min(waits, default=None), any(age >= START_SECONDS for age in ages)
+
+
+def _missing_claim(worker: Worker, situation: Situation) -> str | None:
+    """What to do about a pod that no node takes because its store's claim is not there; None: that is not it."""
+    claim = situation.blueprint.spec.checkpoint.store.claim
+    waiting = worker.pod.waiting if worker.pod else None
+    if claim is None or f'persistentvolumeclaim "{claim.name}" not found' not in (waiting or ""):
+        return None
+    where = f"namespace {situation.observed.job.namespace}"
+    return f"spec.checkpoint.store.claim.name: {claim.name} is no PersistentVolumeClaim of {where}; create it"
 
 
 def _reason_of(worker: Worker) -> Reason | None:
