@@ -18,6 +18,7 @@ import numpy as np
 
 from capstan_runtime.checkpoint.coverage import Coverage
 from capstan_runtime.checkpoint.digest import LEAF_BYTES, digest_of, name_of
+from capstan_runtime.checkpoint.read_ahead import ReadAhead
 from capstan_runtime.checkpoint.safetensors import numpy_dtype
 from capstan_runtime.checkpoint.store import ObjectMissing, Store
 from capstan_runtime.checkpoint.whole import Piece, WholeTensor
@@ -80,7 +81,7 @@ class VerifyingReader:
         self.files = files
         self.tally = Tally()
         self.coverage = Coverage([len(file.pieces) for file in files])
-        self._store = store
+        self._ahead = ReadAhead(store)
         self._hashed = [_hashed_pieces(len(file.pieces), level) for file in files]
         self._header_locks = [threading.Lock() for _ in files]
         self._pool = ThreadPoolExecutor(_THREADS, "checkpoint-reader")
@@ -102,7 +103,7 @@ class VerifyingReader:
             self._check_header(span.file)
         file = self.files[span.file]
         with reading(file.key):
-            self._store.read_into(file.key, span.offset, span.target)
+            self._ahead.read_into(file.key, file.size, span.offset, span.target)
         started = time.perf_counter()
         for number in span.whole:
             if self.hashes(span.file, number):
