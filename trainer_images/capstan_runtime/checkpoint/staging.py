@@ -66,20 +66,21 @@ class StagingArea:
         try:
             return self._tier.seal(facts, manifest)
         except OSError as error:
-            self._on_note(f"memory tier: {error}; this save is in the store alone")
+            self._on_note(f"memory tier {self._tier.folder}: {error}; a restart reads this save from the store")
             return None
 
     def prepare(self) -> None:
         """Memory for the next save is at hand, its pages present. Any thread; meanwhile `begin` waits."""
         with self._lock:
             if self._is_in_tier and self._tier is not None:
-                self._tier.prepare()
+                with contextlib.suppress(OSError):  # `begin` meets the same, and can say so
+                    self._tier.prepare()
 
     def _give_up(self, error: OSError) -> None:
-        """A tier that is full stays full: the memory goes back, and saves are staged in the trainer's own."""
+        """A tier that is full stays full: its memory goes back, and saves are staged in the trainer's own."""
         assert self._tier is not None
-        self._on_note(f"memory tier: {error}; saves are staged in the trainer's own memory and outlive it in the store")
         tier, self._tier = self._tier, None
+        self._on_note(f"memory tier {tier.folder}: {error}; from now on a restart reads the store")
         tier.clear()
 
 
@@ -87,11 +88,13 @@ class _Tier:
     """A folder in memory (tmpfs) with at most two saves."""
 
     def __init__(self, folder: Path, run: str, rank: int) -> None:
-        self._folder = folder
+        self.folder = folder
         self._rank = rank
         self._current: Path | None = None
         self._newest = next((folder / str(held.name) for held in held_saves(folder, run)), None)
         """The newest complete save. It stays until there is a newer one."""
+        self._holds_two = True
+        """As far as known. A folder that has room for one save holds none while that one is overwritten."""
         self._unused: list[Path] = []
         """Shard files of an older save, to be overwritten one after the other."""
         self._maps: dict[int, mmap.mmap] = {}
@@ -99,8 +102,10 @@ class _Tier:
 
     def begin(self, name: SaveName) -> None:
         """Keeps the newest complete save and takes the memory of another. Raises OSError."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        target = self._folder / str(name)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        target = self.folder / str(name)
+        if not self._holds_two:
+            self._newest = None
         others = [folder for folder in self._saves() if folder not in (self._newest, target)]
         source = next((folder for folder in (target, *others) if folder.exists()), None)
         for folder in others:
@@ -126,10 +131,10 @@ class _Tier:
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
-        for folder in self._saves():  # rather one save in memory than none
+        self._holds_two, self._newest = False, None
+        for folder in self._saves():
             if folder != self._current:
                 self._remove(folder)
-        self._newest = None
         return self._mapped(path, size)
 
     def seal(self, facts: SaveFacts, manifest: RankManifest) -> Held:
@@ -144,16 +149,19 @@ class _Tier:
 
     def prepare(self) -> None:
         """As much memory as the current save has, unless there is another save to overwrite, or no room."""
-        if self._current is None or any(folder != self._current for folder in self._saves()):
+        has_other = any(folder != self._current for folder in self._saves())
+        if self._current is None or has_other or not self._holds_two:
             return
-        spare = self._folder / _SPARE / SHARDS
+        spare = self.folder / _SPARE
+        (spare / SHARDS).mkdir(parents=True)
         try:
-            spare.mkdir(parents=True)
             for path in _shard_files(self._current):
-                self._mapped(spare / path.name, path.stat().st_size)
-        except OSError:
-            # `begin` will meet the same and can say so; nothing is lost but speed.
-            shutil.rmtree(spare.parent, ignore_errors=True)
+                self._mapped(spare / SHARDS / path.name, path.stat().st_size)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            self._holds_two = False
+            self._remove(spare)
 
     def clear(self) -> None:
         """Nothing is left in the folder but what others put there; what is still mapped goes with its mapping."""
@@ -166,7 +174,7 @@ class _Tier:
         """Of any run, whole or torn, and the spare one."""
         return [
             path
-            for path in sorted(self._folder.iterdir())
+            for path in sorted(self.folder.iterdir())
             if SaveName.parse(path.name) is not None or path.name == _SPARE
         ]
 
