@@ -39,7 +39,7 @@ class FaultyEngine(NumpyEngine):
         time.sleep(self._pause_seconds)
         step = int(self.state["optimizer/count"])
         if self._awaits_saves:
-            _await_save()
+            await_save()
         if self._done is not None and self.rank == 0:
             with self._done.open("a") as log:
                 log.write(f"{step} {result.values['loss']!r}\n")
@@ -65,7 +65,7 @@ class FaultyEngine(NumpyEngine):
         return result
 
 
-def _await_save() -> None:
+def await_save() -> None:
     """Steps of a millisecond would be over before the first save of the run is; real ones are not."""
     for thread in threading.enumerate():
         if thread.name.startswith("save "):

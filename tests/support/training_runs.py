@@ -65,7 +65,9 @@ class Run:
             "warmSpare": False,
         }
         for name, value in self.overrides.items():
-            document[name] = {**document.get(name, {}), **value} if isinstance(value, dict) else value
+            # Of a choice of one, another one; of anything else, some fields.
+            is_choice = name in ("framework", "model", "data", "optimizer", "schedule")
+            document[name] = value if is_choice or not isinstance(value, dict) else {**document.get(name, {}), **value}
         RunConfig.parse(document)
         (self.folder / "run.json").write_text(json.dumps(document))
         (self.folder / "token").write_text(TOKEN + "\n")

@@ -4,6 +4,7 @@ A leaf is either one parameter, or one parameter of every decoder layer, stacked
 its parameters laid end to end, which is all that saving needs to know.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,11 @@ from capstan_runtime.model_spec import (
     read_tensor,
     tensor_name,
 )
+from capstan_runtime.parallel.ahead import begun_ahead
 from capstan_runtime.parallel.tiling import tile_evenly
+
+_FETCHED_AHEAD = 2
+"""Arrays on their way to the host while one is being saved: enough to keep the device's link busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +99,28 @@ def export_leaves(
         for index in range(len(leaf.parameters))
     ]
     sizes = [leaf.parameters[index].size for leaf, index, _, _ in stored]
-    fetched: tuple[jax.Array, np.ndarray] | None = None
-    for part in tile_evenly([*sizes, 1], rank, world):
-        if part.tensor == len(stored):
-            yield LocalTensor(STEP_NAME, (), 0, np.asarray([step], np.int64))
-            continue
-        leaf, index, moment, array = stored[part.tensor]
-        if fetched is None or fetched[0] is not array:
-            fetched = (array, np.asarray(array.addressable_data(0)).reshape(-1))
-        spec = leaf.parameters[index]
-        begin = index * spec.size + part.start
-        data = fetched[1][begin : begin + part.stop - part.start]
-        yield LocalTensor(tensor_name(spec.name, moment), spec.shape, part.start, data)
+    parts = list(tile_evenly([*sizes, 1], rank, world))
+    steps = [part for part in parts if part.tensor == len(stored)]
+    by_array = itertools.groupby(parts[: len(parts) - len(steps)], key=lambda part: id(stored[part.tensor][3]))
+    groups = [list(group) for _, group in by_array]
+    hosts = begun_ahead((stored[group[0].tensor][3] for group in groups), _begin_fetch, _FETCHED_AHEAD)
+    for group, host in zip(groups, hosts, strict=True):
+        flat = np.asarray(host).reshape(-1)
+        for part in group:
+            leaf, index, moment, _ = stored[part.tensor]
+            spec = leaf.parameters[index]
+            begin = index * spec.size + part.start
+            data = flat[begin : begin + part.stop - part.start]
+            yield LocalTensor(tensor_name(spec.name, moment), spec.shape, part.start, data)
+    if steps:
+        yield LocalTensor(STEP_NAME, (), 0, np.asarray([step], np.int64))
+
+
+def _begin_fetch(array: jax.Array) -> jax.Array:
+    """This process's copy, on its way to the host."""
+    copy = array.addressable_data(0)
+    copy.copy_to_host_async()
+    return copy
 
 
 def replicate(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
