@@ -9,51 +9,25 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
-from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Phase, State
-from tests.support.training_runs import TOKEN, Pod, Run, Undisturbed, free_port, losses, push
-
-StartPod = Callable[..., Pod]
-
-
-@pytest.fixture
-def start_pod() -> Iterator[StartPod]:
-    pods: list[Pod] = []
-
-    def start(run: Run, name: str = "small-0", **details: Any) -> Pod:
-        pods.append(Pod(run, name, **details))
-        pods[-1].wait_until_up()
-        return pods[-1]
-
-    yield start
-    for pod in pods:
-        pod.kill()
-
-
-def alone(fence: int, pod: Pod, floor_step: int = 0) -> Membership:
-    return Membership(
-        fence=fence, rank=0, world=1, coordinator=f"{pod.address}:{free_port(pod.address)}", floor_step=floor_step
-    )
-
-
-def children_of(pid: int) -> list[int]:
-    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [int(child) for child in found]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+from tests.support.training_runs import (
+    TOKEN,
+    Pod,
+    Run,
+    StartPod,
+    Undisturbed,
+    alone,
+    children_of,
+    is_alive,
+    losses,
+    push,
+)
 
 
 def test_two_pods_train_to_success_and_leave_last_words(tmp_path: Path, start_pod: StartPod) -> None:
@@ -100,13 +74,13 @@ def test_an_older_fence_is_refused_and_the_same_membership_may_be_repeated(tmp_p
     member = alone(5, pod)
     assert pod.put(member)[0] == 200
     pod.wait_for(Phase.TRAINING)
-    trainer = children_of(pod.process.pid)
+    trainer = pod.children()
     assert pod.put(member)[0] == 200
     for other in (alone(4, pod), member.model_copy(update={"rank": 1, "world": 2})):
         status, answer = pod.put(other)
         assert (status, answer["kind"], answer["reason"], answer["code"]) == (409, "Status", "Conflict", 409)
         assert "is not newer than 5, which this pod follows" in answer["message"]
-    assert (children_of(pod.process.pid), pod.state().fence) == (trainer, 5)
+    assert (pod.children(), pod.state().fence) == (trainer, 5)
 
 
 def test_a_membership_that_makes_no_sense_is_refused_with_the_reason(tmp_path: Path, start_pod: StartPod) -> None:
@@ -155,7 +129,7 @@ def test_trainers_killed_at_random_steps_end_with_the_losses_of_an_undisturbed_r
         push(pods, fence, floor_step)
         victim = chance.choice(pods)
         victim.wait_for(Phase.TRAINING, step=min(floor_step + chance.randint(1, 12), 22))
-        os.kill(children_of(victim.process.pid)[0], signal.SIGKILL)
+        os.kill(victim.children()[0], signal.SIGKILL)
         for pod in pods:
             pod.wait_for(Phase.EXITED)
         newest = pods[0].state().checkpoint
@@ -170,7 +144,7 @@ def test_a_newer_membership_kills_the_trainer_of_the_old_one(tmp_path: Path, sta
     pod = start_pod(Run(tmp_path, steps=2000), STEP_SECONDS="0.01")
     pod.put(alone(1, pod))
     pod.wait_for(Phase.TRAINING, step=3)
-    (old,) = children_of(pod.process.pid)
+    (old,) = pod.children()
     pod.put(alone(2, pod))
     assert pod.wait_for(Phase.TRAINING).fence == 2
     assert not is_alive(old)
@@ -216,7 +190,7 @@ def test_a_hang_is_found_its_stacks_are_dumped_and_the_trainer_is_killed(tmp_pat
     log = pod.log.read_text()
     assert "most recent call first" in log
     assert "in _fail" in log
-    assert children_of(pod.process.pid) == []
+    assert pod.children() == []
 
 
 def test_sigterm_saves_and_leaves_and_the_next_pod_loses_no_step(tmp_path: Path, start_pod: StartPod) -> None:
@@ -253,7 +227,7 @@ def test_no_trainer_outlives_its_supervisor(tmp_path: Path, start_pod: StartPod)
     pod = start_pod(Run(tmp_path, steps=2000), STEP_SECONDS="0.01")
     pod.put(alone(1, pod))
     pod.wait_for(Phase.TRAINING)
-    (trainer,) = children_of(pod.process.pid)
+    (trainer,) = pod.children()
     os.kill(pod.process.pid, signal.SIGKILL)
     give_up_at = time.monotonic() + 5
     while is_alive(trainer):
@@ -290,7 +264,7 @@ def test_as_pid_1_it_collects_orphans_and_keeps_the_status_of_the_trainer(tmp_pa
     pod = start_pod(Run(tmp_path, steps=100), prefix=NAMESPACE, **faults)
     pod.put(alone(1, pod))
     pod.wait_for(Phase.TRAINING)
-    (first,) = children_of(pod.process.pid)
+    (first,) = pod.children()
     assert Path(f"/proc/{first}/status").read_text().split("NSpid:")[1].split()[1] == "1"
     end = pod.wait_for(Phase.EXITED).exit
     assert end is not None

@@ -53,7 +53,7 @@ def _lines(state: State, facts: Facts) -> Iterator[str]:
             "restore_verify_seconds", "Of these, hashing, threads added up.", {source: restored.verify_seconds}
         )
     yield from _family("restarts_total", "Trainer processes started after the first.", {"": facts.restarts}, "counter")
-    yield from _gauge("warm_spare", "1 when a process with its imports done waits.", int(facts.has_warm_spare))
+    yield from _gauge("warm_spare", "Processes that wait with their imports done.", int(facts.has_warm_spare))
     yield from _family(
         "phase", "1 for the phase the trainer is in.", {_phase(phase): int(phase is state.phase) for phase in Phase}
     )

@@ -16,7 +16,7 @@ class Ledger:
     phase: Phase = Phase.STARTING
     seconds: dict[Phase, float] = field(default_factory=dict)
     timeline: dict[Phase, float] = field(default_factory=dict)
-    """Seconds since 1970 when each phase was first entered."""
+    """Seconds since 1970 when each phase was first entered, in that order."""
     _now: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -26,5 +26,6 @@ class Ledger:
     def enter(self, phase: Phase, now: float) -> None:
         """The time since the last entry was spent in the phase of then; from `now` on it is `phase`, new or not."""
         self.seconds = {**self.seconds, self.phase: self.seconds.get(self.phase, 0.0) + now - self._now}
-        self.timeline = {phase: self.started_at + now - self.started, **self.timeline}
+        if phase not in self.timeline:
+            self.timeline = {**self.timeline, phase: self.started_at + now - self.started}
         self.phase, self._now = phase, now

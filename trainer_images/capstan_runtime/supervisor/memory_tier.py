@@ -54,9 +54,10 @@ class MemoryTier:
                 descriptor = os.open(names[-1], flags, dir_fd=folder)
         except OSError as error:
             raise NoSuchFile(f"{key}: {error.strerror}") from error
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise NoSuchFile(f"{key} is no file")
         with os.fdopen(descriptor, "rb", buffering=0) as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise NoSuchFile(f"{key} is no file")
             yield file
 
     def empty(self) -> None:

@@ -3,7 +3,7 @@
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from aiohttp import web
@@ -18,6 +18,8 @@ from capstan_runtime.supervisor.memory_tier import MemoryFiles, MemoryTier
 _MOST_BODY_BYTES = 65536
 """A membership names every rank's supervisor: 64 KiB are 2,000 ranks, and half of what Linux lets a variable hold."""
 _MEMORY = "/memory/"
+_KEPT_HEADERS = ("Allow", "Content-Range")
+"""Of an error: they say what would not have been one."""
 _REQUEST_SECONDS = 5.0
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -99,10 +101,11 @@ async def _bounded(request: web.Request, handler: Handler) -> web.StreamResponse
     except TimeoutError:
         return _status(408, "Timeout", f"request and answer took more than {seconds:g} s")
     except web.HTTPException as error:
-        return _status(error.status, error.reason.replace(" ", ""), error.text or error.reason)
+        headers = {name: error.headers[name] for name in _KEPT_HEADERS if name in error.headers}
+        return _status(error.status, error.reason.replace(" ", ""), error.text or error.reason, headers)
 
 
-def _status(code: int, reason: str, message: str) -> web.Response:
+def _status(code: int, reason: str, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
     """An error in the form that Kubernetes' API uses."""
     document = {
         "kind": "Status",
@@ -112,4 +115,4 @@ def _status(code: int, reason: str, message: str) -> web.Response:
         "reason": reason,
         "code": code,
     }
-    return web.json_response(document, status=code)
+    return web.json_response(document, status=code, headers=headers)

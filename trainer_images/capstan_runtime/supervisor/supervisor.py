@@ -69,20 +69,11 @@ class Supervisor:
         """Makes `membership` the one to run; a trainer of an older one is killed. Repeating it changes nothing, and the
         one thing that may be added to it later is the wish that the trainer leave at its next checkpoint."""
         known = self._membership
-        if known == membership:
+        if known is not None and membership.fence == known.fence:
+            self._accept_again(known, membership)
             return
-        # What is to be suffered was handed out once: a spec that asks for other faults since waits for the next attempt.
-        if known is not None and membership == known.model_copy(
-            update={"leave_at_checkpoint": True, "chaos": membership.chaos}
-        ):
-            self._membership = known.model_copy(update={"leave_at_checkpoint": True})
-            self._update(leave_at_checkpoint=True)
-            if self._attempt is not None:
-                self._attempt.leave_at_checkpoint()
-            return
-        if known is not None and membership.fence <= known.fence:
-            same = "with another place in the world " if membership.fence == known.fence else ""
-            raise Refused(f"fence: {membership.fence} {same}is not newer than {known.fence}, which this pod follows")
+        if known is not None and membership.fence < known.fence:
+            raise Refused(f"fence: {membership.fence} is not newer than {known.fence}, which this pod follows")
         if self._is_stopping or self._state.phase is Phase.SUCCEEDED:
             raise Refused(f"this pod is leaving: it is in phase {self._state.phase}")
         self._membership = membership
@@ -105,6 +96,23 @@ class Supervisor:
         if self._attempt is not None:
             self._attempt.abandon()
         self._news.set()
+
+    def _accept_again(self, known: Membership, membership: Membership) -> None:
+        # Faults are handed out once: a spec that asks for others since waits for the next attempt.
+        changeable = {"leave_at_checkpoint": known.leave_at_checkpoint, "chaos": known.chaos}
+        if membership.model_copy(update=changeable) != known:
+            raise Refused(
+                f"fence: {membership.fence} with another place in the world is not newer than {known.fence}, "
+                "which this pod follows"
+            )
+        if membership.leave_at_checkpoint == known.leave_at_checkpoint:
+            return
+        if known.leave_at_checkpoint:
+            raise Refused(f"leaveAtCheckpoint: fence {known.fence} was asked to leave, and that cannot be taken back")
+        self._membership = known.model_copy(update={"leave_at_checkpoint": True})
+        self._update(leave_at_checkpoint=True)
+        if self._attempt is not None:
+            self._attempt.leave_at_checkpoint()
 
     def stop(self) -> None:
         """The pod is being deleted: the trainer may save and leave."""

@@ -16,6 +16,7 @@ class WarmSpare:
         self._settings = settings
         self._log = log
         self._child: Child | None = None
+        self._is_wanted = settings.run.warm_spare
 
     @property
     def pid(self) -> int | None:
@@ -28,7 +29,7 @@ class WarmSpare:
 
     def start(self) -> None:
         """Starts one, if the run wants one and there is none."""
-        if self._child is not None or not self._settings.run.warm_spare:
+        if self._child is not None or not self._is_wanted:
             return
         try:
             self._child = Child(self._settings, membership=None)
@@ -61,12 +62,12 @@ class WarmSpare:
             return False
         self._child.close()
         self._child = None
-        self._log.say("the warm spare has ended; the next trainer starts cold")
+        if self._is_wanted:
+            self._log.say("the warm spare has ended; the next trainer starts cold")
         return True
 
     def discard(self) -> None:
-        """Kills it: there will be no next trainer."""
+        """Kills it: there will be no next trainer, and no spare any more."""
+        self._is_wanted = False
         if self._child is not None:
             self._child.kill_group()
-            self._child.close()
-            self._child = None

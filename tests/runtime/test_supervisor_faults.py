@@ -1,0 +1,171 @@
+"""The supervisor when something is broken on purpose, and what the operator asks and hears then."""
+
+import asyncio
+import json
+import os
+import re
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from aiohttp import web
+
+from capstan_runtime.contract import env
+from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
+from capstan_runtime.contract.state import Phase, Section
+from capstan_runtime.supervisor.hint import Hints
+from capstan_runtime.supervisor.settings import Settings, read_settings
+from tests.support.training_runs import FIRST_STEP, Run, StartPod, alone, free_port, scripted, wait_until_gone
+
+
+def test_a_stopped_trainer_is_told_from_a_busy_one(tmp_path: Path, start_pod: StartPod) -> None:
+    run = Run(tmp_path, overrides={"deadlines": {"hang": 1}})
+    trains = ({"enter": ["Step", 51]}, {"print": "step 51"}, {"report": {"phase": "Training", "step": 51}})
+    pod = start_pod(run, **scripted(*trains, {"signal": int(signal.SIGSTOP)}))
+    pod.put(alone(1, pod))
+    end = pod.wait_for(Phase.EXITED).exit
+    assert end is not None
+    assert (end.code, end.signal, end.failure) == (ExitCode.HANG, "SIGKILL", FailureClass.HANG)
+    assert re.fullmatch(
+        r"no step for \d+ s \(limit 1 s\) after step 51: stopped by a signal \(state T\) while computing", end.message
+    )
+    assert (end.step, end.section, end.process_state, end.stack) == (51, Section.STEP, "T", [])
+    assert end.last_lines == ["step 51"]
+
+
+def test_a_trainer_leaves_at_its_next_checkpoint_when_asked_and_not_before_it_can_hear(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    usr2 = int(signal.SIGUSR2)
+    leave = ({"sleep": 0.5}, *FIRST_STEP, {"wait for": usr2}, {"report": {"step": 20}}, {"exit": 80})
+    pod = start_pod(Run(tmp_path), **scripted(*leave))
+    member = alone(1, pod)
+    asked = member.model_copy(update={"leave_at_checkpoint": True})
+    assert pod.put(member)[0] == 200
+    assert pod.put(asked)[0] == 200, "while it still imports, when the signal would kill it"
+    assert pod.put(asked)[0] == 200
+    assert pod.state().leave_at_checkpoint
+    status, answer = pod.put(member)
+    assert (status, answer["message"]) == (
+        409,
+        "leaveAtCheckpoint: fence 1 was asked to leave, and that cannot be taken back",
+    )
+    end = pod.wait_for(Phase.EXITED).exit
+    assert end is not None
+    assert (end.code, end.failure, end.message) == (
+        ExitCode.STOPPED, FailureClass.STOPPED, "left after the checkpoint of step 20, as asked",
+    )  # fmt: skip
+
+
+def test_a_lost_node_is_dark_for_ever(tmp_path: Path, start_pod: StartPod) -> None:
+    injected = {"name": "storm-1", "fault": "LoseNode", "rank": 0, "step": 7, "at": 5.0}
+    lose = ({"wait for": 10}, {"report": {"injected": injected}}, {"sleep": 60})
+    run = Run(tmp_path, overrides={"warmSpare": True})
+    pod = start_pod(run, **scripted(*FIRST_STEP, *lose))
+    pod.put(alone(1, pod))
+    spare = pod.wait_until_warm()
+    trainer = pod.children()[0]
+    os.kill(trainer, 10)
+    for child in (trainer, spare):
+        wait_until_gone(child)
+    for _ in range(3):
+        with pytest.raises(OSError, match=r"refused|reset|disconnect|closed"):
+            pod.request("GET", "/healthz")
+        time.sleep(0.1)
+    pod.terminate()
+    time.sleep(0.5)
+    assert pod.process.poll() is None, "nobody there hears that the pod is deleted"
+    assert pod.termination_log.read_bytes() == b"", "and nobody writes"
+    assert pod.children() == []
+
+
+def test_faults_and_notes_reach_the_state_and_outlive_the_attempt_or_not(tmp_path: Path, start_pod: StartPod) -> None:
+    injected = {"name": "storm-1", "fault": "Kill", "rank": 0, "step": 7, "at": 5.0}
+    storm = ({"report": {"injected": injected, "note": "a spike"}}, {"signal": 9, "fence": 1}, {"sleep": 60})
+    pod = start_pod(Run(tmp_path), **scripted(*FIRST_STEP, *storm))
+    pod.put(alone(1, pod).model_copy(update={"micro_splits": 2}))
+    killed = pod.wait_for(Phase.EXITED)
+    assert [fault.name for fault in killed.injected] == ["storm-1"]
+    assert (killed.notes, killed.micro_splits) == (["a spike"], 2)
+    assert list(killed.timeline) == list(killed.seconds | {Phase.EXITED: 0.0})
+    assert sum(killed.seconds.values()) == pytest.approx(
+        killed.timeline[Phase.EXITED] - killed.timeline[Phase.STARTING]
+    )
+    pod.put(alone(2, pod))
+    again = pod.wait_for(Phase.TRAINING)
+    give_up_at = time.monotonic() + 10
+    while len(again.injected) < 2 and time.monotonic() < give_up_at:
+        again = pod.state()
+    assert (len(again.injected), again.notes, again.micro_splits, again.fence) == (2, ["a spike"], 1, 2)
+    assert again.timeline[Phase.STARTING] > killed.timeline[Phase.EXITED]
+
+
+def hinting_settings(tmp_path: Path, url: str) -> Settings:
+    run = Run(tmp_path)
+    settings = read_settings(run.environ(**{env.POD_NAME: "small-0", env.POD_IP: "127.0.0.1"}))
+    return replace(settings, operator_url=url)
+
+
+@pytest.mark.parametrize(
+    ("answers", "heard"), [([503, 503, 202], 3), ([429, 202], 2), ([202], 1), ([404, 202], 1), ([307, 202], 1)]
+)
+def test_a_hint_is_repeated_until_an_operator_takes_it(tmp_path: Path, answers: list[int], heard: int) -> None:
+    got = []
+
+    async def take(request: web.Request) -> web.Response:
+        got.append(await request.json())
+        return web.Response(status=answers[len(got) - 1])
+
+    async def play() -> None:
+        app = web.Application()
+        app.add_routes([web.post("/hint", take)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", port := free_port())
+        await site.start()
+        hints = Hints(hinting_settings(tmp_path, f"http://127.0.0.1:{port}"))
+        hints.send()
+        await hints.flush()
+        await runner.cleanup()
+
+    asyncio.run(play())
+    assert got == [{"namespace": "default", "job": "small", "pod": "small-0"}] * heard
+
+
+def test_news_that_come_up_while_a_hint_is_repeated_are_told_once_more_at_most(tmp_path: Path) -> None:
+    got = []
+
+    async def take(request: web.Request) -> web.Response:
+        got.append(request.path)
+        if len(got) == 1:
+            for _ in range(5):
+                hints.send()
+        return web.Response(status=503 if len(got) == 1 else 202)
+
+    async def play() -> None:
+        nonlocal hints
+        app = web.Application()
+        app.add_routes([web.post("/hint", take)])
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port := free_port()).start()
+        hints = Hints(hinting_settings(tmp_path, f"http://127.0.0.1:{port}"))
+        hints.send()
+        await hints.flush()
+        await runner.cleanup()
+
+    hints: Hints = None  # type: ignore[assignment]
+    asyncio.run(play())
+    assert got == ["/hint"] * 2, "the repetition comes after the news, so it tells them too"
+
+
+def test_the_next_attempt_clears_what_was_said_of_the_last(tmp_path: Path, start_pod: StartPod) -> None:
+    pod = start_pod(Run(tmp_path), **scripted(*FIRST_STEP, {"signal": 9, "fence": 1}, {"sleep": 60}))
+    pod.put(alone(1, pod))
+    assert pod.wait_for(Phase.EXITED).exit is not None
+    assert json.loads(pod.termination_log.read_bytes())["exit"]["signal"] == "SIGKILL"
+    pod.put(alone(2, pod))
+    assert pod.wait_for(Phase.TRAINING).exit is None
+    assert pod.termination_log.read_bytes() == b""
