@@ -2,6 +2,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from capstan_operator.job_metrics import JobMetrics
+
 _PASS_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
 
@@ -59,6 +61,7 @@ class Metrics:
             ["what"],
             registry=registry,
         )
+        self.of_jobs = JobMetrics(registry)
         self.jobs = Gauge(f"{prefix}jobs", "TrainingJobs known.", registry=registry)
         self.pods = Gauge(f"{prefix}pods", "Worker pods known.", registry=registry)
 

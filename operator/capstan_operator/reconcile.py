@@ -119,6 +119,7 @@ class Reconciler:
         job = self._store.job(key)
         if job is None:
             self._queue.forget(key)
+            self._metrics.of_jobs.forget(key)
             return "gone"
         if not self._poller.has_looked(job.uid):
             self._queue.add_after(key, FIRST_LOOK_SECONDS)
@@ -170,12 +171,14 @@ class Reconciler:
         old, new = observed.job.status.document(), status.document()
         if old == new:
             self._metrics.status_writes.labels("suppressed").inc()
+            self._metrics.of_jobs.know(key, status, observed.job.spec)
             return False
         patch = {"metadata": {"resourceVersion": version}, "status": replacing_patch(old, new)}
         answer = await self._client.merge_patch(
             TRAINING_JOBS, key.namespace, key.name, patch, lane=lane, subresource="status"
         )
         self._metrics.status_writes.labels("written").inc()
+        self._metrics.of_jobs.count(key, observed.job.status, status, observed.job.spec)
         self._store.put_job(orjson.loads(answer))
         return True
 

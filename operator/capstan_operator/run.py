@@ -275,6 +275,7 @@ class _Operator:
                 term.cancel()
                 lost.cancel()
                 await asyncio.gather(term, lost, return_exceptions=True)
+                self._metrics.of_jobs.reset()
 
     async def _work(self) -> None:
         async with asyncio.TaskGroup() as group:
