@@ -81,7 +81,7 @@ def test_applying_what_get_shows_changes_nothing(cluster: Cluster, kubectl: str,
     assert (after["spec"], after["status"]) == (before["spec"], before["status"])
     assert after["metadata"]["generation"] == before["metadata"]["generation"] == 1
     heads = run("get", "tj", "again").splitlines()[0].split()
-    assert heads == ["NAME", "PHASE", "WORKERS", "STEP", "%", "LOSS", "CKPT", "RESTARTS", "REASON", "AGE"]
+    assert heads == ["NAME", "PHASE", "WORKERS", "STEP", "%", "LOSS", "CKPT", "REASON", "AGE"]
     assert "Succeeded" in run("describe", "tj", "again")
     assert "spec" in run("explain", "trainingjob")
     assert run("delete", "tj", "again", "--wait=true").startswith('trainingjob.capstan.dev "again" deleted')
