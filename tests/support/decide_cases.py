@@ -3,21 +3,25 @@
 given:
   stage     see `lived_until`; default running
   now       seconds; default 100
-  spec      merged into the spec
+  born      merged into the spec that the life began with; the stage is lived with it
+  spec      merged into the spec since
   job       fields of ObservedJob, such as generation or is_deleting
   status    merged into the status
   pods      by pod name, fields of ObservedPod merged into the stage's pod; null: gone; a new name: one more pod.
             `final` is a State
   says      by pod name, what its supervisor says, merged into the stage's State; null: it never answered
+  attempt   {fence, workers}: the newest pods of these workers are in that attempt, whatever the stage says
   silent    by pod name, for how many seconds it has not answered
   refusing  names of those silent pods that are there but do not know the token
 expected:
-  create, delete (pod names), secret (applied), delete_secrets, pushes, events, requeue_after, is_repair: left out, none
+  secret (applied), create (pod names, and the nodes they keep away from), delete, delete_secrets, pushes, events,
+  requeue_after, is_repair: left out, none
   status    what changed: top-level fields with their new value, null for what went; conditions as `status reason`
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +29,8 @@ from typing import Any
 import yaml
 
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.decide.membership import members_digest
+from capstan_operator.decide.ranks import write_ranks
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed, ObservedPod
@@ -32,6 +38,7 @@ from capstan_runtime.contract.state import State
 from tests.support.looks import JOB_UID, lived_until, look, make_pod, merged
 
 DEFAULT_NOW = 100.0
+KEYS = {"born", "stage", "now", "spec", "job", "status", "pods", "attempt", "says", "silent", "refusing"}
 TOLD_APART = ("goodput", "recoveries", "firstStepAt")
 """What moves along with everything else, and has tests of its own: test_goodput.py, test_provenance.py."""
 
@@ -44,9 +51,9 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def observe(given: dict[str, Any]) -> Observed:
     """The look that `given` describes."""
-    unknown = given.keys() - {"stage", "now", "spec", "job", "status", "pods", "says", "silent", "refusing"}
+    unknown = given.keys() - KEYS
     assert not unknown, f"given has unknown keys {sorted(unknown)}"
-    base = lived_until(given.get("stage", "running"))
+    base = lived_until(given.get("stage", "running"), given.get("born"))
     now = given.get("now", DEFAULT_NOW)
     status = merged(base.job.status.document(), given.get("status", {}))
     job = replace(
@@ -63,6 +70,11 @@ def observe(given: dict[str, Any]) -> Observed:
             states.pop(name, None)
         else:
             pods[name] = _changed_pod(pods.get(name) or _new_pod(name), change)
+    if "attempt" in given:
+        status, places = _attempt(pods, **given["attempt"])
+        job = replace(job, status=job.status.model_copy(update=status))
+        for name, place in places.items():
+            states[name] = State.parse(merged(states[name].document(), place))
     for name, change in given.get("says", {}).items():
         if change is None:
             states.pop(name, None)
@@ -85,7 +97,7 @@ def told(old: TrainingJobStatus, decision: Decision) -> dict[str, Any]:
     """All of a decision in plain words; what is empty is left out."""
     document: dict[str, Any] = {
         "secret": [manifest["metadata"]["name"] for manifest in decision.apply],
-        "create": [manifest["metadata"]["name"] for manifest in decision.create],
+        "create": [_created(manifest) for manifest in decision.create],
         "delete": [deletion.name for deletion in decision.delete],
         "delete_secrets": list(decision.delete_secrets),
         "status": _difference(old, decision.status),
@@ -107,6 +119,38 @@ def rewrite(path: Path) -> None:
     head = path.read_text().partition("\nexpected:")[0].rstrip()
     expected = yaml.safe_dump({"expected": decided(given)}, sort_keys=False, width=118, allow_unicode=True)
     path.write_text(f"{head}\n{expected}")
+
+
+def _attempt(
+    pods: Mapping[str, ObservedPod], fence: int, workers: list[int]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """(what status says of the attempt of `workers`, by pod name what its member says of its place)."""
+    newest = {pod.worker: pod for pod in sorted(pods.values(), key=lambda pod: pod.incarnation)}
+    members = [newest[worker] for worker in workers]
+    status = {
+        "fence": fence,
+        "world": len(workers),
+        "ranks": write_ranks(workers),
+        "members": members_digest(pod.uid for pod in members),
+    }
+    places = {pod.name: {"fence": fence, "rank": rank, "world": len(workers)} for rank, pod in enumerate(members)}
+    return status, places
+
+
+def _created(manifest: dict[str, Any]) -> str:
+    """The pod's name, and the nodes it keeps away from."""
+    of_nodes = manifest["spec"].get("affinity", {}).get("nodeAffinity", {})
+    required = of_nodes.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
+    preferred = [term["preference"] for term in of_nodes.get("preferredDuringSchedulingIgnoredDuringExecution", [])]
+    words = [
+        f"{word} {', '.join(_kept_off(terms))}" for word, terms in (("never", required), ("rather not", preferred))
+    ]
+    told = [text for text, terms in zip(words, (required, preferred), strict=True) if terms]
+    return manifest["metadata"]["name"] + (f" ({'; '.join(told)})" if told else "")
+
+
+def _kept_off(terms: list[dict[str, Any]]) -> list[str]:
+    return [field["values"][0] for term in terms for field in term["matchFields"] if field["operator"] == "NotIn"]
 
 
 def _push(membership: dict[str, Any]) -> str:

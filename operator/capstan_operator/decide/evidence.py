@@ -93,9 +93,10 @@ def find_broken_pod(worker: Worker, situation: Situation) -> Evidence | None:
 
 
 def has_left(worker: Worker, situation: Situation) -> bool:
-    """It saved and stopped because the attempt was to end at a checkpoint."""
+    """It saved and stopped because the attempt was to end at a checkpoint, and not because its pod is taken away."""
     exit_ = _exit_of_attempt(worker, situation)
-    return situation.status.next_world is not None and exit_ is not None and exit_.failure is FailureClass.STOPPED
+    has_stopped = exit_ is not None and exit_.failure is FailureClass.STOPPED
+    return situation.status.next_world is not None and has_stopped and worker.is_up
 
 
 def is_cascade(exit_: Exit) -> bool:
@@ -155,18 +156,8 @@ def _weight(exit_: Exit) -> Weight:
 
 
 def _hang_message(exit_: Exit) -> str:
-    """`no step for 60 s: stopped (process state T), in section Data, at step 130, in batches.py:88 read`."""
-    details = []
-    if exit_.process_state is not None:
-        word = "stopped (process state {})" if exit_.process_state in STOPPED_STATES else "process state {}"
-        details.append(word.format(exit_.process_state))
-    if exit_.section is not None:
-        details.append(f"in section {exit_.section}")
-    if exit_.step is not None:
-        details.append(f"at step {exit_.step}")
-    if exit_.stack:
-        details.append(f"in {exit_.stack[0]}")
-    return f"{exit_.message}: {', '.join(details)}" if details else exit_.message
+    """What the supervisor saw, and where the main thread was."""
+    return f"{exit_.message}, in {exit_.stack[0]}" if exit_.stack else exit_.message
 
 
 def _deleted(worker: Worker, situation: Situation) -> Evidence | None:

@@ -71,11 +71,11 @@ def avoided_nodes(status: TrainingJobStatus, now: float) -> tuple[str, ...]:
 
 def steer(template: dict[str, Any], situation: Situation) -> dict[str, Any]:
     """The pod template that keeps away from the avoided nodes; `template` itself when there are none."""
-    preferred = avoided_nodes(situation.status, situation.now)
-    if not preferred:
+    avoided = avoided_nodes(situation.status, situation.now)
+    if not avoided:
         return template
     strict = _strictly_avoided(situation) if has_other_nodes(situation, None) else ()
-    return keep_away(template, never=strict, rather_not=preferred)
+    return keep_away(template, never=strict, rather_not=[node for node in avoided if node not in strict])
 
 
 def is_kept_waiting(pod: ObservedPod, situation: Situation) -> bool:

@@ -150,8 +150,10 @@ def _change(situation: Situation, world: int) -> str:
     """`workers 2 and 3 join`, or what else is to happen."""
     ranks = set(situation.ranks)
     joining = [str(worker.index) for worker in _usable(situation) if worker.index not in ranks][: world - len(ranks)]
-    if world <= len(ranks) or len(joining) < world - len(ranks):
+    if world < len(ranks):
         return f"the world changes to {world} worker{'s' if world > 1 else ''}"
+    if not joining or len(joining) < world - len(ranks):
+        return "the world is formed anew"
     return f"worker {joining[0]} joins" if len(joining) == 1 else f"workers {_both(joining)} join"
 
 
