@@ -27,7 +27,7 @@ from capstan_runtime.flax_trainer.step import (
     compile_evaluation_step,
     compile_train_step,
 )
-from capstan_runtime.flax_trainer.world import World, translated_errors
+from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
 from capstan_runtime.model_spec import STEP_NAME, moments, read_tensor
 
 _DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
@@ -79,8 +79,8 @@ class FlaxEngine:
             training.gradient_clip,
             drops_non_finite=context.run.numerical.non_finite == "ignore",
         )
-        self._train_step = compile_train_step(plan, mesh)
-        self._evaluation_step = compile_evaluation_step(plan, local_mesh)
+        self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
+        self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
         self._to_devices = jax.jit(lambda *arrays: arrays, in_shardings=self._local_by_sample)
         self._seconds_in_steps = 0.0

@@ -11,8 +11,8 @@ raises std::bad_cast in jaxlib 0.10), and either end is prompt.
 
 import contextlib
 import re
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import jax
 from jax._src import distributed
@@ -20,6 +20,8 @@ from jax._src import distributed
 from capstan_runtime.contract.run_config import Deadlines, Membership
 from capstan_runtime.errors import GpuOutOfMemory, PeerLost
 from capstan_runtime.parallel.star import Star, form_star
+
+Result = TypeVar("Result")
 
 HEARTBEAT_SECONDS = 15
 """JAX's default is 100. Heartbeats come from a native thread, so a busy interpreter does not miss them."""
@@ -49,6 +51,29 @@ class World:
         with translated_errors():
             jax.distributed.shutdown()
         self._star.close()
+
+
+def cached_by_every_rank(function: Callable[..., Result]) -> Callable[..., Result]:
+    """`function`, whose first call compiles it, with the result in the persistent cache of every rank.
+
+    JAX lets process 0 alone write that cache, for all. But on CPUs every process looks under a key of its own (the
+    fingerprint of its topology is part of it), so all others would compile again at every restart.
+    """
+    is_compiled = False
+
+    def call(*arguments: Any) -> Result:
+        nonlocal is_compiled
+        if is_compiled or jax.default_backend() != "cpu":
+            return function(*arguments)
+        is_compiled = True
+        state = distributed.global_state
+        rank, state.process_id = state.process_id, 0
+        try:
+            return function(*arguments)
+        finally:
+            state.process_id = rank
+
+    return call
 
 
 def _initialize(membership: Membership, deadlines: Deadlines) -> None:
