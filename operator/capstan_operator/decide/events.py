@@ -107,14 +107,23 @@ def _started(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Trai
         )
     if new.fence > old.fence and new.members:
         yield EventNote("Normal", "AttemptStarted", _attempt_sentence(situation, new))
+        yield from _resized(new)
+
+
+def _resized(new: TrainingJobStatus) -> Iterator[EventNote]:
+    """The attempt that has just begun is of another size than the one before it."""
+    record = new.recoveries[-1] if new.recoveries else None
+    if record is None or record.fence != new.fence or record.world_before is None or record.world_after is None:
+        return
+    size = f"{record.world_after} worker{'s' if record.world_after > 1 else ''} instead of {record.world_before}"
+    if record.world_after < record.world_before:
+        yield EventNote("Warning", "Shrunk", f"{size}: {record.sentence}")
+    elif record.world_after > record.world_before:
+        yield EventNote("Normal", "Grown", size)
 
 
 def _recovered(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
     for record in completed_since(old, new):
-        if record.world_before is not None and record.world_after not in (None, record.world_before):
-            word = "Shrunk" if (record.world_after or 0) < record.world_before else "Grown"
-            why = f": {new.size_message}" if new.size_message else ""
-            yield EventNote("Normal", word, f"{record.world_after} workers instead of {record.world_before}{why}")
         start = f"step {record.step}" + (f" (root {short_root(record.root)})" if record.root else "")
         source = {"Memory": " from memory", "Store": " from the store"}.get(record.source or "", "")
         lost = f", {record.steps_lost} steps were lost" if record.steps_lost else ""

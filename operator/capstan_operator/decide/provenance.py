@@ -106,7 +106,7 @@ def _begun(situation: Situation, before: TrainingJobStatus, failure: FailureStat
         pod=failure.pod if failure else None,
         node=failure.node if failure else None,
         world_before=before.world if was_on else None,
-        step_before=_last_step(status, failure) if was_on else None,
+        step_before=_last_step(situation, failure) if was_on else None,
         step_seconds=status.metrics.get("step_seconds") if was_on else None,
         chaos=injected.name if injected else None,
     )
@@ -177,7 +177,7 @@ def _close(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus
 def _completed(record: RecoveryStatus, situation: Situation, word: State) -> RecoveryStatus:
     record = _with_attempt_parts(record, situation, word, situation.now)
     resumed = situation.status.resumed_from
-    step, per_step = resumed.step if resumed else 0, record.step_seconds
+    step = resumed.step if resumed else 0
     lost = max(0, record.step_before - step) if record.step_before is not None else None
     return record.model_copy(
         update={
@@ -187,9 +187,15 @@ def _completed(record: RecoveryStatus, situation: Situation, word: State) -> Rec
             "verified": resumed.verified_at is not None if resumed else None,
             "source": word.restored.source.value if resumed and word.restored else None,
             "steps_lost": lost,
-            "seconds_lost": round(lost * per_step, 3) if lost is not None and per_step is not None else None,
+            "seconds_lost": _seconds_lost(lost, record.step_seconds),
         }
     )
+
+
+def _seconds_lost(steps: int | None, step_seconds: float | None) -> float | None:
+    if not steps:
+        return None if steps is None else 0.0
+    return round(steps * step_seconds, 3) if step_seconds is not None else None
 
 
 def _with_attempt_parts(
@@ -296,8 +302,11 @@ def _end_of_attempt(situation: Situation, failure: FailureStatus | None, injecte
     return _clamped(at, seconds_since_1970(began) if began else now, now)
 
 
-def _last_step(status: TrainingJobStatus, failure: FailureStatus | None) -> int | None:
-    steps = [step for step in (status.step, failure.step if failure else None) if step is not None]
+def _last_step(situation: Situation, failure: FailureStatus | None) -> int | None:
+    """The last step that anybody reported of the attempt that ended."""
+    status, word = situation.status, _speech(situation, situation.status.fence)
+    told = word.step if word is not None and _has_stepped(word) else None
+    steps = [step for step in (status.step, told, failure.step if failure else None) if step is not None]
     return max(steps, default=None)
 
 
