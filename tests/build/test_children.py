@@ -226,6 +226,14 @@ def test_the_runs_digest_changes_with_what_the_pods_read_and_with_nothing_else()
     assert run_digest(build_run_config(make_job(), other)) != digest
 
 
+def test_what_nobody_has_set_is_no_part_of_the_runs_digest() -> None:
+    """So an operator that knows one field more does not take a run for another."""
+    digest = run_digest(build_run_config(make_job(), parsed()))
+    said = parsed(recovery={"warmSpare": True, "deadlines": {"hang": 60}}, checkpoint={"retention": {"last": 3}})
+    assert run_digest(build_run_config(make_job(), said)) == digest
+    assert run_digest(build_run_config(make_job(), parsed(recovery={"warmSpare": False}))) != digest
+
+
 @pytest.mark.parametrize(
     ("quantity", "cores"), [("500m", 1), ("2", 2), ("2500m", 3), ("1.5", 2), ("1k", 1000), ("4Gi", 1), ("0", 1)]
 )

@@ -42,5 +42,8 @@ def run_json(run: RunConfig) -> str:
 
 
 def run_digest(run: RunConfig) -> str:
-    """`sha256:` and 16 hex digits over the canonical JSON."""
-    return "sha256:" + hashlib.sha256(run_json(run).encode()).hexdigest()[:16]
+    """`sha256:` and 16 hex digits over the canonical JSON of what differs from the defaults: a field that a newer
+    operator knows, and that nobody has set, makes no other run of this one."""
+    document = run.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]

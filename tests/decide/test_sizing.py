@@ -1,0 +1,93 @@
+"""How large the next world is: laws that hold for every job and whatever is lost of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.decide.blueprint import Blueprint, read_blueprint
+from capstan_operator.decide.ranks import rank_of, read_ranks, write_ranks
+from capstan_operator.decide.situation import valid_worlds
+from capstan_operator.decide.training_job import decide_training_job
+from capstan_operator.observe import OperatorSettings
+from capstan_runtime.contract.run_config import Membership
+from tests.support.looks import lived_until, look, make_job
+
+SIZES = (1, 2, 4, 8)
+
+
+@given(st.sets(st.integers(0, 40)))
+def test_ranks_are_positions_among_the_workers(workers: set[int]) -> None:
+    ranks = read_ranks(write_ranks(sorted(workers)))
+    assert ranks == tuple(sorted(workers))
+    assert [rank_of(worker, ranks) for worker in ranks] == list(range(len(ranks)))
+    assert all(rank_of(worker, ranks) is None for worker in range(42) if worker not in workers)
+
+
+def worlds_of(spec: dict[str, object], status: TrainingJobStatus) -> tuple[int, ...]:
+    blueprint = read_blueprint(make_job(spec), OperatorSettings())
+    assert isinstance(blueprint, Blueprint)
+    return valid_worlds(status, blueprint)
+
+
+def test_valid_worlds_lie_between_min_and_max_and_divide_the_virtual_ranks() -> None:
+    spec = {"workers": {"min": 2, "max": 6}, "training": {"virtualRanks": 12, "globalBatchSize": 24}}
+    assert worlds_of(spec, TrainingJobStatus()) == (2, 3, 4, 6)
+
+
+def test_the_virtual_ranks_are_those_the_run_was_started_with() -> None:
+    status = TrainingJobStatus(virtual_ranks=4, run_digest="sha256:0", world=4)
+    assert worlds_of({"workers": {"min": 1, "max": 8}}, status) == (1, 2, 4)
+    # No size between 8 and 8 divides four virtual ranks: the largest there is must do.
+    assert worlds_of({"workers": {"max": 8}}, status) == (4,)
+
+
+def test_a_run_whose_virtual_ranks_nobody_noted_keeps_its_size() -> None:
+    status = TrainingJobStatus(run_digest="sha256:0", world=4)
+    assert worlds_of({"workers": {"min": 1, "max": 8}}, status) == (4,)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(SIZES), st.data())
+def test_what_is_left_goes_on_at_once_in_the_largest_valid_world(largest: int, data: st.DataObject) -> None:
+    least = data.draw(st.sampled_from([size for size in SIZES if size <= largest]))
+    lost = data.draw(st.sets(st.integers(0, largest - 1), min_size=1))
+    spec = {"workers": {"min": least, "max": largest}, "training": {"virtualRanks": 8}}
+    observed = lived_until("running", spec)
+    left = [pod for pod in observed.pods if pod.worker not in lost]
+    states = {pod.name: observed.supervisors[pod.uid].state for pod in left}
+    decision = decide_training_job(look(observed.job, left, states), 100.0)
+
+    expected = max((size for size in SIZES if least <= size <= len(left)), default=None)
+    status = decision.status
+    assert status.restarts.total == 1
+    if expected is None:
+        assert (status.members, decision.pushes) == (None, ())
+        return
+    assert (status.world, status.fence) == (expected, 2)
+    ranks = read_ranks(status.ranks or "")
+    assert set(ranks) <= {pod.worker for pod in left}
+    assert [push.membership.rank for push in decision.pushes] == list(range(expected))
+    assert [push.pod_name for push in decision.pushes] == [f"digits-worker-{worker}" for worker in ranks]
+
+
+def test_a_membership_tells_all_there_is_to_know() -> None:
+    observed = lived_until("ready", {"workers": {"max": 2}, "training": {"virtualRanks": 8}})
+    status = observed.job.status.model_copy(update={"micro_splits": 2, "fence": 3})
+    status = TrainingJobStatus.parse(status.document() | {"skips": [{"first": 7, "count": 2}]})
+    decision = decide_training_job(replace(observed, job=replace(observed.job, status=status)), 10.0)
+    assert decision.pushes[1].membership == Membership.parse(
+        {
+            "fence": 4,
+            "rank": 1,
+            "world": 2,
+            "coordinator": "10.0.0.1:8475",
+            "floorStep": 0,
+            "microSplits": 2,
+            "skips": [{"first": 7, "count": 2}],
+            "peers": ["10.0.0.1:8470", "10.0.0.2:8470"],
+        }
+    )
