@@ -22,10 +22,13 @@ def context() -> Any:
     """The few facts that restoring looks at; they fit the checkpoints of `tests.support.checkpoints`."""
     training = SimpleNamespace(seed=0, global_batch_size=8, virtual_ranks=2)
     return SimpleNamespace(
-        run=SimpleNamespace(uid=RUN, training=training, checkpoint=SimpleNamespace(verify=Verification())),
+        run=SimpleNamespace(
+            uid=RUN, training=training, checkpoint=SimpleNamespace(verify=Verification()), memory_tier=True
+        ),
         membership=Membership(fence=2, rank=0, world=1, coordinator="127.0.0.1:1"),
         data=SimpleNamespace(fingerprint="blake3:00"),
         steps=50,
+        environ={},
     )
 
 
@@ -83,4 +86,4 @@ def test_bytes_that_no_tensor_needs_are_checked_too(tmp_path: Path) -> None:
     for shard in (folder_of(tmp_path, newer.root) / SHARDS).glob("*.safetensors"):
         flip(shard, 20)
     start = restored(tmp_path, ReadingEngine())
-    assert (start.step, start.root, start.is_verified) == (10, older.root, True)
+    assert (start.step, start.root, start.is_proven) == (10, older.root, True)

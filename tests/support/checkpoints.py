@@ -9,6 +9,7 @@ from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
 from capstan_runtime.checkpoint.disk import Disk
 from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.generations import Memory
 from capstan_runtime.checkpoint.layout import new_attempt
 from capstan_runtime.checkpoint.manifest import SaveFacts, TrainerState
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
@@ -133,6 +134,8 @@ def choose(
     quarantined: list[Quarantine] | None = None,
     exchange: Callable[[bytes], list[bytes]] = lambda payload: [payload],
     load: Callable[[OpenCheckpoint, VerifyingReader], None] = load_all,
+    troubles: list[str] | None = None,
+    memory: Memory | None = None,
     public_key: str | None = None,
     visible_seconds: float = 0.2,
 ) -> OpenCheckpoint | None:
@@ -145,6 +148,8 @@ def choose(
             attempt=new_attempt(RUN),
             voters=Voters(rank=0, level=verify, exchange=exchange, load=load),
             on_quarantine=(quarantined if quarantined is not None else []).append,
+            on_trouble=(troubles if troubles is not None else []).append,
+            memory=memory,
             public_key=public_key,
             visible_seconds=visible_seconds,
         )

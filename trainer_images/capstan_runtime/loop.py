@@ -333,7 +333,7 @@ class _Attempt:
             on_quarantine=tell_quarantine,
             on_trouble=self.voice.warn,
         )
-        if self.start.root is not None and self.start.is_verified:
+        if self.start.root is not None and self.start.is_proven:
             retention.note_verified(self.start.root)
         retention.begin()
         return retention

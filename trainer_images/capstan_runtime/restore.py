@@ -3,8 +3,10 @@
 import json
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
+from capstan_runtime.checkpoint.generations import Memory
 from capstan_runtime.checkpoint.layout import new_attempt
 from capstan_runtime.checkpoint.manifest import TrainerState
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
@@ -12,6 +14,7 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.verified import MissingTensor, VerifyingReader
 from capstan_runtime.checkpoint.vote import Loaded, UnusableForGood, Voters
 from capstan_runtime.context import TrainContext
+from capstan_runtime.contract import env
 from capstan_runtime.contract.state import Checkpoint, Phase, Quarantine, Restored, Source
 from capstan_runtime.engine import Engine
 from capstan_runtime.errors import ConfigError
@@ -29,8 +32,8 @@ class Start:
     """The attempt's name, the same on every rank."""
     root: str | None
     """Root of the checkpoint resumed from; None at step 0."""
-    is_verified: bool
-    """The ranks together have checked every byte of it."""
+    is_proven: bool
+    """The ranks together have checked every byte of it in the store."""
     loss: float | None
     """Of the last step done; None at step 0."""
 
@@ -61,15 +64,35 @@ def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -
                 load=lambda opened, reader: _load(context, engine, opened, reader),
             ),
             on_quarantine=tell_quarantine,
+            on_trouble=voice.warn,
+            memory=_memory(context),
             public_key=verify.public_key,
         )
     )
     if loaded is None:
         voice.report(phase=Phase.COMPILING, step=0, steps=context.steps)
-        return Start(0, attempt, None, is_verified=False, loss=None)
+        return Start(0, attempt, None, is_proven=False, loss=None)
     _tell(context, loaded, voice)
     manifest = loaded.opened.manifest
-    return Start(manifest.step, attempt, loaded.opened.root, loaded.is_verified, manifest.trainer.loss)
+    is_proven = loaded.is_verified and loaded.source is Source.STORE
+    return Start(manifest.step, attempt, loaded.opened.root, is_proven, manifest.trainer.loss)
+
+
+def _memory(context: TrainContext) -> Memory | None:
+    """The pods' memory; None when this run has no memory tier. Raises ConfigError."""
+    if not context.run.memory_tier:
+        return None
+    folder, token_file = context.environ.get(env.MEMORY), context.environ.get(env.TOKEN_FILE)
+    try:
+        token = Path(token_file).read_text().strip() if token_file else None
+    except OSError as error:
+        raise ConfigError(f"{env.TOKEN_FILE}: {token_file} cannot be read: {error}") from error
+    return Memory(
+        folder=Path(folder) if folder else None,
+        rank=context.membership.rank,
+        peers=context.membership.peers if token else (),
+        token=token or "",
+    )
 
 
 def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
@@ -87,7 +110,7 @@ def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
             logical=manifest.logical,
         ),
         restored=Restored(
-            source=Source.STORE,
+            source=loaded.source,
             bytes=tally.bytes,
             seconds=loaded.seconds,
             verify_seconds=tally.hashing_seconds,
@@ -95,8 +118,8 @@ def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
     )
     how = {"full": "every byte verified", "sampled": "a sample of it verified", "manifest": "its bytes not verified"}
     voice.say(
-        f"resumed from step {manifest.step}, {opened.root[:23]}, {opened.size / 1e6:,.1f} MB in "
-        f"{loaded.seconds:.1f} s, {how[context.run.checkpoint.verify.level]}; "
+        f"resumed from step {manifest.step}, {opened.root[:23]}, {opened.size / 1e6:,.1f} MB from "
+        f"{opened.store.place} in {loaded.seconds:.1f} s, {how[context.run.checkpoint.verify.level]}; "
         f"saved by {manifest.world} ranks at fence {manifest.fence}"
     )
 

@@ -7,7 +7,7 @@ minutes. For one reader, and no longer than it lives: who verifies a checkpoint 
 import threading
 from collections import OrderedDict
 
-from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.store import Readable
 
 _BLOCK_BYTES = 1 << 20
 _SMALL_BYTES = 128 << 10
@@ -18,14 +18,14 @@ _BLOCKS_HELD = 8
 class ReadAhead:
     """Blocks of a store's objects, the last few held. Any thread may read."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Readable) -> None:
         self._store = store
         self._blocks: OrderedDict[tuple[str, int], memoryview] = OrderedDict()
         self._lock = threading.Lock()
         """Held while a block is fetched: who waits for it most probably wants the same one."""
 
     def read_into(self, key: str, size: int, offset: int, target: memoryview) -> None:
-        """As `Store.read_into`, from an object of `size` bytes that does not change."""
+        """As `Readable.read_into`, from an object of `size` bytes that does not change."""
         if len(target) > _SMALL_BYTES or offset + len(target) > size:
             self._store.read_into(key, offset, target)
             return

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
-from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.store import Readable
 from capstan_runtime.contract.config import VerifyLevel
 
 _NICENESS = 19
@@ -60,7 +60,7 @@ def read_back(
         forget(opened.store, file.key)
 
 
-def forget(store: Store, key: str) -> None:
+def forget(store: Readable, key: str) -> None:
     """The kernel lets go of what it holds of the object in memory. Only advice, and only to a file system: one that
     does not take it, or does not know the file, is read all the same."""
     if not isinstance(store, FolderStore):

@@ -1,6 +1,7 @@
 """Opening a checkpoint: everything about it is proven but the tensors' bytes, which are as they are read."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from capstan_runtime.checkpoint.manifest import (
     is_canonical,
     logical_root,
 )
-from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.store import Readable
 from capstan_runtime.checkpoint.verified import StoredFile, VerifiedTensors, VerifyingReader, reading
 from capstan_runtime.checkpoint.whole import Piece, WholeTensor, pieces_of, whole_tensors
 from capstan_runtime.contract.base import Record
@@ -25,6 +26,9 @@ from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
+_QUESTIONS_AT_ONCE = 8
 
 
 class LaterFormat(ConfigError):
@@ -35,7 +39,7 @@ class LaterFormat(ConfigError):
 class OpenCheckpoint:
     """A committed checkpoint whose manifests verified and whose files have the right sizes."""
 
-    store: Store
+    store: Readable
     name: SaveName
     root: str
     manifest: Manifest
@@ -64,7 +68,7 @@ class OpenCheckpoint:
             reader.read_pieces(index, [n for n in range(len(file.pieces)) if reader.hashes(index, n)], done)
 
 
-def read_manifest(store: Store, name: SaveName) -> tuple[str, Manifest]:
+def read_manifest(store: Readable, name: SaveName) -> tuple[str, Manifest]:
     """Root and manifest of the committed checkpoint `name`.
 
     COMMIT, MANIFEST.json and the checkpoint's name must say the same, byte for byte in canonical form. Raises
@@ -87,17 +91,17 @@ def read_manifest(store: Store, name: SaveName) -> tuple[str, Manifest]:
     return root, manifest
 
 
-def open_checkpoint(store: Store, name: SaveName) -> OpenCheckpoint:
+def open_checkpoint(store: Readable, name: SaveName) -> OpenCheckpoint:
     """The checkpoint with everything verified but the tensors' bytes. Raises CorruptCheckpoint, StoreUnavailable, and
     LaterFormat."""
     root, manifest = read_manifest(store, name)
     if len(manifest.ranks) != manifest.world:
         raise CorruptCheckpoint(f"{name}: shards of {len(manifest.ranks)} ranks, {manifest.world} expected")
-    ranks = [_read_rank(store, name, manifest, rank) for rank in range(manifest.world)]
+    ranks = _at_once(lambda rank: _read_rank(store, name, manifest, rank), range(manifest.world))
     return assemble(store, name, root, manifest, ranks)
 
 
-def _read_rank(store: Store, name: SaveName, manifest: Manifest, rank: int) -> RankManifest:
+def _read_rank(store: Readable, name: SaveName, manifest: Manifest, rank: int) -> RankManifest:
     entry = manifest.ranks[rank]
     if "/" in entry.name:
         raise CorruptCheckpoint(f"{name}: {entry.name!r} is not the name of a rank's manifest")
@@ -113,7 +117,7 @@ def _read_rank(store: Store, name: SaveName, manifest: Manifest, rank: int) -> R
 
 
 def assemble(
-    store: Store, name: SaveName, root: str, manifest: Manifest, ranks: Sequence[RankManifest]
+    store: Readable, name: SaveName, root: str, manifest: Manifest, ranks: Sequence[RankManifest]
 ) -> OpenCheckpoint:
     """The checkpoint that the ranks' proven manifests make up. Raises CorruptCheckpoint unless every tensor is there
     once and whole and each file has its size, and StoreUnavailable."""
@@ -123,14 +127,25 @@ def assemble(
         files = tuple(_stored_file(name, rank, index) for rank in ranks for index in range(len(rank.files)))
     except ValueError as error:
         raise CorruptCheckpoint(f"{name}: {error}") from error
-    for file in files:
-        with reading(file.key):
-            size = store.size(file.key)
-        if size is None:
-            raise CorruptCheckpoint(f"{file.key}: is missing")
-        if size != file.size:
-            raise CorruptCheckpoint(f"{file.key}: has {size} bytes, committed were {file.size}")
+    _at_once(lambda file: _require_size(store, file), files)
     return OpenCheckpoint(store, name, root, manifest, files, {tensor.name: tensor for tensor in whole})
+
+
+def _require_size(store: Readable, file: StoredFile) -> None:
+    with reading(file.key):
+        size = store.size(file.key)
+    if size is None:
+        raise CorruptCheckpoint(f"{file.key}: is missing")
+    if size != file.size:
+        raise CorruptCheckpoint(f"{file.key}: has {size} bytes, committed were {file.size}")
+
+
+def _at_once(ask: Callable[[Asked], Answer], each: Sequence[Asked]) -> list[Answer]:
+    """Every answer, in order: one after the other, small questions to a bucket would take as long as the bytes."""
+    if len(each) < 2:
+        return [ask(one) for one in each]
+    with ThreadPoolExecutor(min(len(each), _QUESTIONS_AT_ONCE), "checkpoint-opener") as pool:
+        return list(pool.map(ask, each))
 
 
 def _require_listed(whole: Sequence[WholeTensor], manifest: Manifest) -> None:
@@ -173,7 +188,7 @@ def _append_chunk(pieces: list[Piece], file: ShardFile, chunk: Chunk) -> None:
     pieces += [piece for _, piece in pieces_of(file.name, chunk)]
 
 
-def _get(store: Store, key: str) -> bytes:
+def _get(store: Readable, key: str) -> bytes:
     with reading(key):
         return store.get(key)
 

@@ -18,24 +18,12 @@ class StoreError(OSError):
     """The store does not answer as it should. One line; everything that a backend raises becomes this or an OSError."""
 
 
-class Store(Protocol):
-    """One run's objects. Any thread may call any method. Every call ends within a deadline of the backend's."""
+class Readable(Protocol):
+    """Objects that can be read. Any thread may call any method. Every call ends within a deadline of the backend's."""
 
     @property
     def place(self) -> str:
         """The folder or URL, for messages."""
-        ...
-
-    def put(self, key: str, pieces: Iterable[Buffer]) -> None:
-        """The object holds exactly `pieces`, durably; until then there is none, or the one before. Raises OSError."""
-        ...
-
-    def put_new(self, key: str, data: bytes) -> bool:
-        """False, and nothing done, when there already is such an object: of two writers one wins. Raises OSError."""
-        ...
-
-    def settle(self, prefix: str) -> None:
-        """The names of all objects put below `prefix` so far survive a power cut. Raises OSError."""
         ...
 
     def get(self, key: str) -> bytes:
@@ -48,6 +36,22 @@ class Store(Protocol):
 
     def size(self, key: str) -> int | None:
         """In bytes; None: there is no such object. Raises OSError."""
+        ...
+
+
+class Store(Readable, Protocol):
+    """One run's objects."""
+
+    def put(self, key: str, pieces: Iterable[Buffer]) -> None:
+        """The object holds exactly `pieces`, durably; until then there is none, or the one before. Raises OSError."""
+        ...
+
+    def put_new(self, key: str, data: bytes) -> bool:
+        """False, and nothing done, when there already is such an object: of two writers one wins. Raises OSError."""
+        ...
+
+    def settle(self, prefix: str) -> None:
+        """The names of all objects put below `prefix` so far survive a power cut. Raises OSError."""
         ...
 
     def children(self, prefix: str = "") -> list[str]:

@@ -20,7 +20,7 @@ from capstan_runtime.checkpoint.coverage import Coverage
 from capstan_runtime.checkpoint.digest import LEAF_BYTES, digest_of, name_of
 from capstan_runtime.checkpoint.read_ahead import ReadAhead
 from capstan_runtime.checkpoint.safetensors import numpy_dtype
-from capstan_runtime.checkpoint.store import ObjectMissing, Store
+from capstan_runtime.checkpoint.store import ObjectMissing, Readable
 from capstan_runtime.checkpoint.whole import Piece, WholeTensor
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.engine import Array
@@ -77,7 +77,7 @@ class Span:
 class VerifyingReader:
     """Reads spans of a checkpoint's files and hashes the pieces that the level says. Any thread may call."""
 
-    def __init__(self, store: Store, files: Sequence[StoredFile], level: VerifyLevel) -> None:
+    def __init__(self, store: Readable, files: Sequence[StoredFile], level: VerifyLevel) -> None:
         self.files = files
         self.tally = Tally()
         self.coverage = Coverage([len(file.pieces) for file in files])

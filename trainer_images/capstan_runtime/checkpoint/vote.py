@@ -11,6 +11,7 @@ from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.signing import NotSigned
 from capstan_runtime.checkpoint.verified import VerifyingReader
 from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.state import Source
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
 Exchange = Callable[[bytes], list[bytes]]
@@ -40,9 +41,21 @@ class Voters:
 
 
 @dataclass(frozen=True, slots=True)
+class Proposed:
+    """A checkpoint that might be resumed from."""
+
+    source: Source
+    open: Callable[[], OpenCheckpoint]
+    """Raises CorruptCheckpoint, StoreUnavailable, ConfigError."""
+    is_gone: Callable[[], bool] = lambda: False
+    """Whether it has been removed meanwhile: then nothing that was wrong with it was damage. Raises OSError."""
+
+
+@dataclass(frozen=True, slots=True)
 class Loaded:
     """A checkpoint that is in place on every rank."""
 
+    source: Source
     opened: OpenCheckpoint
     reader: VerifyingReader
     """With what this rank has read."""
@@ -52,15 +65,15 @@ class Loaded:
     """The ranks together have checked every byte."""
 
 
-def vote(voters: Voters, open_it: Callable[[], OpenCheckpoint], is_gone: Callable[[], bool]) -> Loaded:
-    """The checkpoint that `open_it` opens, in place on every rank. Collective; raises the same on every rank.
+def vote(voters: Voters, proposed: Proposed) -> Loaded:
+    """The proposed checkpoint, in place on every rank. Collective; raises the same on every rank.
 
-    `is_gone`: whether it has been removed meanwhile. Raises CorruptCheckpoint when bytes are wrong, Unusable,
-    StoreUnavailable, also when the ranks see different checkpoints, and ConfigError.
+    Raises CorruptCheckpoint when bytes are wrong, Unusable, StoreUnavailable, also when the ranks see different
+    checkpoints, and ConfigError.
     """
     started = time.monotonic()
-    poll = _Poll(voters, is_gone)
-    opened = poll.result(open_it)
+    poll = _Poll(voters, proposed.is_gone)
+    opened = poll.result(proposed.open)
     if len(set(poll.say(opened.root))) > 1:
         raise StoreUnavailable(
             f"checkpoint {opened.name} is not the same on every rank; is {opened.store.place} one shared store?"
@@ -68,7 +81,7 @@ def vote(voters: Voters, open_it: Callable[[], OpenCheckpoint], is_gone: Callabl
     reader = opened.reader(voters.level)
     poll.result(lambda: voters.load(opened, reader))
     is_verified = voters.level == "full" and _check_the_rest(poll, voters, reader)
-    return Loaded(opened, reader, time.monotonic() - started, is_verified)
+    return Loaded(proposed.source, opened, reader, time.monotonic() - started, is_verified)
 
 
 def _check_the_rest(poll: "_Poll", voters: Voters, reader: VerifyingReader) -> bool:
