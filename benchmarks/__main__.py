@@ -7,21 +7,31 @@ from pathlib import Path
 
 from benchmarks.report import environment, markdown
 
-BENCHMARKS = ("apiserver", "jobs")
+BENCHMARKS: dict[str, tuple[str, ...]] = {
+    "apiserver": (),
+    "jobs": (),
+    "checkpoints": ("gb", "folder"),
+    "recovery": ("kills",),
+}
+"""Name of each benchmark, and which of the options it takes."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", default=BENCHMARKS, metavar="NAME", help=f"one of {', '.join(BENCHMARKS)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"any of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--gb", type=float, default=1.0, help="checkpoints: size of the state, 10^9 bytes (default 1)")
+    parser.add_argument("--folder", type=Path, help="checkpoints: where to write (default: the system's temporary one)")
+    parser.add_argument("--kills", type=int, default=10, help="recovery: processes killed per framework (default 10)")
     parser.add_argument("--write", action="store_true", help="write the table to benchmarks/<date>.md")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(BENCHMARKS))
     if unknown:
         parser.error(f"unknown benchmark {unknown[0]}; choose from {', '.join(BENCHMARKS)}")
     figures = []
-    for name in options.names:
+    for name in options.names or BENCHMARKS:
         print(f"measuring {name} ...", flush=True)
-        figures += importlib.import_module(f"benchmarks.{name}").measure()
+        chosen = {option: getattr(options, option) for option in BENCHMARKS[name]}
+        figures += importlib.import_module(f"benchmarks.{name}").measure(**chosen)
     text = f"{environment()}\n\n{markdown(figures)}\n"
     print(f"\n{text}")
     if options.write:
