@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from capstan_runtime.engine import Array, LocalTensor
+from capstan_runtime.engine import LocalTensor
 
 _NAMES = {
     "float64": "F64",
@@ -83,8 +83,3 @@ def framed_header(header: Mapping[str, object]) -> bytes:
 def in_file_order(tensors: Sequence[LocalTensor]) -> list[LocalTensor]:
     """Widest elements first, so that every tensor is aligned without gaps."""
     return sorted(tensors, key=lambda tensor: -tensor.data.dtype.itemsize)
-
-
-def bytes_of(array: Array) -> memoryview:
-    """The array's memory, not a copy."""
-    return array.view(np.uint8).data if array.size else memoryview(b"")
