@@ -224,6 +224,7 @@ def test_of_two_attempts_at_a_step_the_one_that_counts_is_meant(
         (("show", "{store}", "77"), "CHECKPOINT: {store} holds no checkpoint 77"),
         (("show", "{store}", "what?"), "CHECKPOINT: 'what?' is no step, root or folder"),
         (("show", "{store}", "000000000077.1.0123456789ab"), "there is no 000000000077.1.0123456789ab in"),
+        (("show", "{store}/000000000077.1.0123456789ab"), "STORE: there is no 000000000077.1.0123456789ab in {store}"),
         (("show", "{tmp}", "20"), "there are 2 stores below {tmp}"),
         (("pin", "{store}", "{torn}"), "{torn} is not committed; only a checkpoint can be pinned"),
         (("gc", "{store}", "--last", "1"), "--last: Input should be greater than or equal to 2"),

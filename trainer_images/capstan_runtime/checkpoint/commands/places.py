@@ -35,7 +35,10 @@ def find_places(place: str, environ: Mapping[str, str]) -> list[Place]:
     above, _, last = place.rstrip("/").rpartition("/")
     only = SaveName.parse(last)
     if only is not None:
-        return [Place(_opened(above or ("/" if place.startswith("/") else "."), environ), only)]
+        store = _opened(above or ("/" if place.startswith("/") else "."), environ)
+        if not store.children(last):
+            raise Usage(f"STORE: there is no {last} in {store.place}")
+        return [Place(store, only)]
     store = _opened(place, environ)
     found = list(_stores_below(store, "", _DEEPEST))
     if not found:
