@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.claims import newest_claim, write_claim
 from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.folder_store import FolderStore
-from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SHARDS, SaveName, new_attempt
+from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SHARDS, SIGNATURE, SaveName, new_attempt
 from capstan_runtime.checkpoint.manifest import Claim, Commit, canonical_bytes
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.retention import remove_checkpoint
+from capstan_runtime.checkpoint.signing import sign_manifest
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Superseded
 from capstan_runtime.contract.state import Quarantine
@@ -139,6 +142,11 @@ def test_a_later_format_halts_the_run_and_is_not_called_damage(tmp_path: Path) -
     save(tmp_path, 10)
     later = folder_of(tmp_path, save(tmp_path, 20).root)
     rewrite_manifest(later, lambda document: document.update(format="capstan-checkpoint/3", signature="new"))
+    listing = list_candidates(FolderStore(tmp_path), RUN)
+    assert [(each.name.step, each.root) for each in (*listing.candidates, *listing.later)] == [
+        (10, listing.candidates[0].root),
+        (20, None),
+    ], "it is listed all the same"
     with pytest.raises(ConfigError, match=r"MANIFEST.json: its format is not capstan-checkpoint/2, the one that this"):
         choose(tmp_path)
     assert not (later / QUARANTINED).exists()
@@ -237,3 +245,25 @@ def test_the_newest_claim_lists_what_counted_and_older_ones_go(tmp_path: Path) -
     assert claim is not None
     assert (claim.fence, claim.resumed, claim.committed) == (4, first.root, (first.root,))
     assert len(list((tmp_path / "claims").iterdir())) == 2
+
+
+def test_with_a_public_key_only_what_its_owner_signed_is_resumed_from_and_nothing_is_marked(tmp_path: Path) -> None:
+    ours, theirs = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    signed, unsigned, forged = save(tmp_path, 10), save(tmp_path, 20), save(tmp_path, 30)
+    for checkpoint, key in ((signed, ours), (forged, theirs)):
+        pem = tmp_path / "key.pem"
+        pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        folder = folder_of(tmp_path, checkpoint.root)
+        (folder / SIGNATURE).write_bytes(sign_manifest((folder / MANIFEST).read_bytes(), pem))
+    public = ours.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    told: list[Quarantine] = []
+    chosen = choose(tmp_path, quarantined=told, public_key=public)
+    assert chosen is not None
+    assert chosen.root == signed.root
+    assert [(each.step, each.root) for each in told] == [(30, forged.root), (20, unsigned.root)]
+    assert "is not a signature of MANIFEST.json by this key" in told[0].reason
+    assert "is not signed" in told[1].reason
+    assert list(tmp_path.rglob(QUARANTINED)) == []
+    without = choose(tmp_path, fence=3)
+    assert without is not None
+    assert without.root == forged.root

@@ -1,6 +1,7 @@
 """Restoring from the pods' memory: from the own one and from the peers', and from the store when that fails."""
 
 import asyncio
+import signal
 import socket
 import threading
 import time
@@ -26,11 +27,12 @@ from capstan_runtime.checkpoint.store import ObjectMissing, StoreError
 from capstan_runtime.checkpoint.verified import VerifyingReader
 from capstan_runtime.checkpoint.vote import Loaded, Voters
 from capstan_runtime.checkpoint.writer import Save, write_shards
+from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Quarantine, Source
 from capstan_runtime.supervisor.memory_tier import MemoryFiles, MemoryTier
 from tests.support.checkpoints import RUN, arrays_of, facts_of, flip, save, share_of
-from tests.support.training_runs import free_port
+from tests.support.training_runs import Run, free_port, losses, run_trainers
 
 TOKEN = "the-token-of-this-job"
 KEY = "a/shards/r0-0.safetensors"
@@ -370,3 +372,19 @@ def test_a_peers_files_are_read_like_those_of_a_store(tmp_path: Path) -> None:
             store.get("a/b")
         with pytest.raises(StoreError, match="status 401"):
             PeerStore(address, "another token").get(KEY)
+
+
+def test_a_killed_trainer_goes_on_from_its_pods_memory(tmp_path: Path) -> None:
+    run, log = Run(tmp_path), tmp_path / "steps.log"
+    memory = {env.MEMORY: str(tmp_path / "memory"), "STEP_LOG": str(log), "AWAIT_SAVES": "1"}
+    (tmp_path / "memory").mkdir()
+    (killed,) = run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="27", **memory)
+    assert killed.code == -signal.SIGKILL
+    (ended,) = run_trainers(run, world=1, fence=2, floor_step=20, **memory)
+    assert ended.code == 0, ended.output
+    (restored,) = [line.restored for line in ended.progress if line.restored is not None]
+    (resumed_from,) = [line.resumed_from for line in ended.progress if line.resumed_from is not None]
+    assert (restored.source, resumed_from.step) == (Source.MEMORY, 20)
+    assert restored.bytes > 0
+    assert "from the pods' memory in " in ended.output
+    assert [step for step, _ in losses(log)] == [*range(1, 28), *range(21, 31)]

@@ -9,7 +9,7 @@ import pytest
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
 from capstan_runtime.contract.config import Verification
-from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.run_config import Membership, Skip
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.report import Reporter
@@ -18,14 +18,14 @@ from capstan_runtime.voice import Voice
 from tests.support.checkpoints import RUN, flip, folder_of, save
 
 
-def context() -> Any:
+def context(*skips: Skip) -> Any:
     """The few facts that restoring looks at; they fit the checkpoints of `tests.support.checkpoints`."""
     training = SimpleNamespace(seed=0, global_batch_size=8, virtual_ranks=2)
     return SimpleNamespace(
         run=SimpleNamespace(
             uid=RUN, training=training, checkpoint=SimpleNamespace(verify=Verification()), memory_tier=True
         ),
-        membership=Membership(fence=2, rank=0, world=1, coordinator="127.0.0.1:1"),
+        membership=Membership(fence=2, rank=0, world=1, coordinator="127.0.0.1:1", skips=skips),
         data=SimpleNamespace(fingerprint="blake3:00"),
         steps=50,
         environ={},
@@ -46,8 +46,8 @@ class ReadingEngine:
         self.found = {name: source.read(name) for name in self.names}
 
 
-def restored(store: Path, engine: ReadingEngine) -> Start:
-    return restore(context(), engine, FolderStore(store), Voice(Reporter(None), 0, 50))  # type: ignore[arg-type]
+def restored(store: Path, engine: ReadingEngine, *skips: Skip) -> Start:
+    return restore(context(*skips), engine, FolderStore(store), Voice(Reporter(None), 0, 50))  # type: ignore[arg-type]
 
 
 def test_the_run_continues_at_the_step_and_root_of_the_checkpoint(tmp_path: Path) -> None:
@@ -87,3 +87,16 @@ def test_bytes_that_no_tensor_needs_are_checked_too(tmp_path: Path) -> None:
         flip(shard, 20)
     start = restored(tmp_path, ReadingEngine())
     assert (start.step, start.root, start.is_proven) == (10, older.root, True)
+
+
+def test_what_a_batch_has_gone_into_that_is_left_out_since_is_never_resumed_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = save(tmp_path, 10), save(tmp_path, 20)
+    start = restored(tmp_path, ReadingEngine(), Skip(first=12, count=3))
+    assert (start.step, start.root) == (10, before.root)
+    assert (folder_of(tmp_path, after.root) / QUARANTINED).exists()
+    assert (
+        "it was saved with other batches left out than this run leaves out before step 20 since"
+        in capsys.readouterr().err
+    )
