@@ -128,7 +128,10 @@ class Trainers:
             if not is_hung:
                 continue
             section, letter = (Section.STEP, "T") if pod.is_frozen else (Section.EXCHANGE, "S")
-            message = f"no step for {HANG_SECONDS:.0f} s"
+            doing = "stopped by a signal (state T) while computing"
+            if not pod.is_frozen:
+                doing = "asleep (state S) waiting for the other ranks' messages"
+            message = f"no step for {HANG_SECONDS:.0f} s (limit {HANG_SECONDS:.0f} s): {doing}"
             self.exit(pod, 79, FailureClass.HANG, message, signal="SIGKILL", section=section, process_state=letter)
 
     def _tick(self) -> None:
