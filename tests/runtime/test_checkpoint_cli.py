@@ -33,11 +33,13 @@ from capstan_runtime.checkpoint.layout import (
     new_attempt,
 )
 from capstan_runtime.checkpoint.marks import mark_verified
+from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import remove_checkpoint
 from capstan_runtime.checkpoint.signing import sign_manifest
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.state import Checkpoint
 from tests.support.checkpoints import RUN, arrays_of, choose, flip, folder_of, retention, save, steps_in
+from tests.support.s3_server import BUCKET, s3_server
 
 STATE_BYTES = sum(array.nbytes for array in arrays_of(1).values())
 
@@ -556,3 +558,26 @@ def test_ages_are_counted_from_the_commit(store: Path, capsys: pytest.CaptureFix
     assert folder_of(store, listed(capsys, store)[10]["root"]) == folder(store, 10)
     assert capstan_checkpoint("ls", store) == 0
     assert f" {(time.time() - 1010) / 86400:.0f}d " in capsys.readouterr().out
+
+
+def test_every_command_works_on_a_bucket(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with s3_server() as server:
+        place = f"s3://{BUCKET}/jobs/default/digits/{RUN}"
+        bucket = open_store(place, server.environ())
+        for step in (10, 20, 30, 40):
+            save(bucket, step)
+        environ = server.environ()
+        monkeypatch.setattr(sys.modules[__name__], "run", lambda options, _: cli.run(options, environ))
+        (found,) = answer(capsys, "ls", f"s3://{BUCKET}/jobs")["stores"]
+        assert [row["step"] for row in found["checkpoints"]] == [10, 20, 30, 40]
+        assert capstan_checkpoint("pin", place, "10") == 0
+        assert answer(capsys, "scrub", place)["good"] == 4
+        assert answer(capsys, "diff", place, "20", "30")["sameState"] is False
+        assert answer(capsys, "show", f"{place}/{found['checkpoints'][3]['name']}")["step"] == 40
+        assert answer(capsys, "convert", place, "newest", "--to", tmp_path / "model")["tensors"] == 3
+        done = answer(capsys, "gc", place, "--last", "2", "--yes")
+        assert [each["step"] for each in done["checkpoints"]] == [20]
+        assert steps_in(bucket) == [40, 30, 10]
+        assert answer(capsys, "verify", place)["good"] == 3

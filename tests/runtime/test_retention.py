@@ -1,12 +1,28 @@
-"""What is kept and what goes: the laws of the rules, and a retention that is stopped at any point."""
+"""What is kept and what goes: the laws of the rules, and that retention keeps to them in a store."""
+
+import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstan_runtime.checkpoint import readback as readback_module
+from capstan_runtime.checkpoint import retention as retention_module
+from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.keeping import Held, kept
-from capstan_runtime.checkpoint.layout import SaveName
-from capstan_runtime.contract.config import Best, Retention
+from capstan_runtime.checkpoint.layout import VERIFIED, SaveName
+from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, pin, unpin, verified_at
+from capstan_runtime.checkpoint.readback import Pace, forget
+from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.retention import Retention as Keeper
+from capstan_runtime.checkpoint.retention import Rules
+from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.writer import Save, commit, write_shards
+from capstan_runtime.contract.config import Best, Retention, VerifyLevel
+from tests.support.checkpoints import RUN, arrays_of, as_store, facts_of, save, share_of, steps_in
 
 NOW = 10_000.0
 
@@ -122,3 +138,149 @@ def test_a_step_done_twice_is_kept_once() -> None:
     found = [held(10), held(20), held(20, fence=2), held(30, fence=2), held(40, fence=2)]
     stay = kept(found, Retention(last=2, every_steps=20), NOW)
     assert {(name.step, name.fence) for name in stay} == {(20, 2), (30, 2), (40, 2)}
+
+
+def on(place: Path | Store, keep: Retention, level: VerifyLevel = "full", fence: int = 9) -> Keeper:
+    """One whose troubles and quarantines are failures of the test."""
+
+    def fail(message: object) -> None:
+        raise AssertionError(message)
+
+    return Keeper(Rules(as_store(place), RUN, fence, keep, level), lambda _: None, fail, fail)
+
+
+def committed_at(store: Path, step: int, at: float, **metrics: float) -> None:
+    facts = facts_of(step, metrics=metrics).model_copy(update={"created_at": at})
+    only = Save(FolderStore(store), facts, 0)
+    write_shards(only, share_of(arrays_of(step), 0, 1))
+    commit(only, deadline_seconds=1.0)
+
+
+def test_each_rule_holds_in_a_store(tmp_path: Path) -> None:
+    for step in range(10, 90, 10):
+        committed_at(tmp_path, step, time.time() - (80 - step) * 100, accuracy=0.9 if step == 10 else 0.5)
+    pin(FolderStore(tmp_path), name_of(tmp_path, 20))
+    best = Best(metric="accuracy", mode="max")
+    on(tmp_path, Retention(last=2, every_steps=50, best=best, newer_than_seconds=2500)).sweep()
+    assert steps_in(tmp_path) == [80, 70, 60, 50, 20, 10]
+
+
+def name_of(store: Path, step: int) -> SaveName:
+    return next(each.name for each in list_candidates(FolderStore(store), RUN).candidates if each.name.step == step)
+
+
+def test_the_loss_is_a_metric_like_any_other(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 40):
+        save(tmp_path, step)  # its loss is 1 / (step + 1)
+    on(tmp_path, Retention(last=2, best=Best(metric="loss", mode="max"))).sweep()
+    assert steps_in(tmp_path) == [40, 30, 10]
+
+
+def test_what_was_read_back_once_is_not_read_again_by_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    real = retention_module.read_back
+
+    def counted(opened: OpenCheckpoint, *rest: Any) -> None:
+        read.append(opened.name.step)
+        real(opened, *rest)
+
+    monkeypatch.setattr(retention_module, "read_back", counted)
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    on(tmp_path, Retention(last=3)).sweep()
+    assert read == [30, 20]
+    on(tmp_path, Retention(last=3), fence=10).sweep()
+    assert read == [30, 20]
+    save(tmp_path, 40, fence=10)
+    on(tmp_path, Retention(last=3), fence=10).sweep()
+    assert read == [30, 20, 40]
+    assert steps_in(tmp_path) == [40, 30, 20]
+
+
+@pytest.mark.parametrize(("level", "marked"), [("full", 2), ("sampled", 0), ("manifest", 0)])
+def test_only_who_has_read_every_byte_says_so(level: VerifyLevel, marked: int, tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    on(tmp_path, Retention(last=2), level).sweep()
+    assert (steps_in(tmp_path), len(list(tmp_path.glob(f"*/{VERIFIED}")))) == ([30, 20], marked)
+
+
+def test_a_pin_that_is_set_while_retention_looks_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+
+    def kept_and_pinned(*arguments: Any) -> frozenset[SaveName]:
+        pin(FolderStore(tmp_path), name_of(tmp_path, 10))
+        return kept(*arguments)
+
+    monkeypatch.setattr(retention_module, "kept", kept_and_pinned)
+    on(tmp_path, Retention(last=2)).sweep()
+    assert steps_in(tmp_path) == [30, 20, 10]
+
+
+def test_a_removal_that_the_store_refuses_is_told_and_tried_again(tmp_path: Path) -> None:
+    class Stubborn(FolderStore):
+        refusals = 1
+
+        def remove(self, key: str) -> None:
+            if self.refusals:
+                self.refusals -= 1
+                raise OSError(13, "not now")
+            super().remove(key)
+
+    store = Stubborn(tmp_path)
+    for step in (10, 20, 30):
+        save(store, step)
+    troubles: list[str] = []
+    keeper = Keeper(Rules(store, RUN, 9, Retention(last=2), "full"), lambda _: None, lambda _: None, troubles.append)
+    keeper.begin()
+    keeper.wait(20)
+    assert troubles == ["checkpoints are not read back, old ones are not removed: [Errno 13] not now"]
+    assert steps_in(tmp_path) == [30, 20, 10]
+    keeper.begin()
+    keeper.wait(20)
+    assert steps_in(tmp_path) == [30, 20]
+
+
+def test_reading_rests_as_long_as_it_works_until_it_must_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, rested = [0.0], []
+    pace = Pace()
+    monkeypatch.setattr(readback_module.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(pace._hurry, "wait", rested.append)
+    pace.begin()
+    for busy in (0.25, 0.5, 60.0):
+        clock[0] += busy
+        pace.rest(1 << 20)
+    assert rested == [0.25, 0.5, 2.0]
+
+
+def test_one_that_hurries_does_not_rest() -> None:
+    pace = Pace()
+    pace._rested_at -= 3600
+    pace.hurry()
+    pace.rest()
+
+
+def test_to_forget_what_is_not_there_or_is_no_file_harms_nothing(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.put("a/b", [b"bytes"])
+    for key in ("a/b", "a", "missing"):
+        forget(store, key)
+    assert store.get("a/b") == b"bytes"
+
+
+def test_marks_come_and_go_and_a_damaged_one_says_nothing(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    store, name = FolderStore(tmp_path), name_of(tmp_path, 10)
+    assert (is_pinned(store, name), verified_at(store, name, "blake3:aa")) == (False, None)
+    pin(store, name)
+    mark_verified(store, name, "blake3:aa", 12.5)
+    assert (is_pinned(store, name), verified_at(store, name, "blake3:aa")) == (True, 12.5)
+    assert verified_at(store, name, "blake3:bb") is None
+    for damaged in (b"", b"[]", b"null", b'{"root":"blake3:aa"}', b'{"root":"blake3:aa","at":"x"}', b"\xff"):
+        store.put(f"{name}/{VERIFIED}", [damaged])
+        assert verified_at(store, name, "blake3:aa") is None
+    unpin(store, name)
+    assert not is_pinned(store, name)
