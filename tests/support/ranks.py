@@ -7,6 +7,7 @@ second; nothing of one test is left in the next.
 import multiprocessing
 import os
 import socket
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -14,6 +15,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _PRELOADED = ["tests.support.preload_trainers"]
+_compiled = tempfile.TemporaryDirectory(prefix="capstan-compiled-")
+"""What JAX has compiled, for the other tests of this process: most are short runs of the same few models."""
 _DEADLINE_SECONDS = 240.0
 """For all of it, on a machine that has other things to do."""
 
@@ -30,7 +33,13 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]
     Raises AssertionError with the traceback of the first rank that failed, or if one takes too long.
     """
     # One thread each, as a pod with one core has: two processes with more would fight for the cores.
-    os.environ.update(OMP_NUM_THREADS="1", DS_ACCELERATOR="cpu", JAX_PLATFORMS="cpu")
+    os.environ.update(
+        OMP_NUM_THREADS="1",
+        DS_ACCELERATOR="cpu",
+        JAX_PLATFORMS="cpu",
+        JAX_COMPILATION_CACHE_DIR=_compiled.name,
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+    )
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_PRELOADED)
     coordinator = free_coordinator()
