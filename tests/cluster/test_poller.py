@@ -158,6 +158,19 @@ async def test_a_hint_asks_the_pod_that_sent_it_at_once_and_no_other() -> None:
         assert [one.asked for one in ones] == [1, 2, 1]
 
 
+async def test_after_an_exit_the_peers_are_asked_at_once_and_no_more_than_that() -> None:
+    async with polling(30.0) as world:
+        ones = [await world.add(number) for number in range(3)]
+        await eventually(lambda: all(one.asked == 1 for one in ones))
+        for number in (0, 1):
+            ended = Exit(fence=1, code=75, failure=FailureClass.RETRYABLE, message="m", at=1.0)
+            ones[number].become(exit=ended)
+            world.poller.take_hint(KEY, f"job-{number}-0")
+        await eventually(lambda: ones[2].asked == 2)
+        await asyncio.sleep(0.1)
+        assert ones[2].asked == 2
+
+
 async def test_one_that_fell_silent_is_asked_again_soon_however_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("capstan_operator.cluster.poller.MAX_POLLS_PER_SECOND", 0.1)  # a regular turn in 20 s
     async with polling() as world:

@@ -166,6 +166,19 @@ def test_a_rank_that_was_to_lose_its_node_and_fell_silent_did_lose_it() -> None:
     assert life.recoveries[-1].seconds.detect == 16.0
 
 
+def test_a_node_that_was_lost_under_an_earlier_attempt_is_not_lost_again() -> None:
+    """A peer was blamed for the broken collective before anybody knew of the silence."""
+    life = consenting("running", {"name": "dark", "fault": "LoseNode", "step": 60, "rank": 1})
+    life.say(step=55)
+    life.say(ZERO, phase="Exited", exit={**CRASH, "at": 31.0})
+    life.decide(32.0)
+    life.decide(32.1)
+    assert life.status.fence == 2
+    life.seen = replace(life.seen, silent_since={pod.uid: 31.0 for pod in life.seen.pods if pod.name == ONE})
+    life.decide(47.0)
+    assert [(entry.name, entry.fence, entry.rank) for entry in life.status.injected] == [("dark", 1, 1)]
+
+
 def test_a_rank_that_falls_silent_long_before_it_was_to_lose_its_node_was_lost_by_itself() -> None:
     life = consenting("running", {"name": "dark", "fault": "LoseNode", "step": 10_000, "rank": 1})
     life.seen = replace(life.seen, silent_since={pod.uid: 30.0 for pod in life.seen.pods if pod.name == ONE})

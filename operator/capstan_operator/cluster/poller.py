@@ -28,6 +28,8 @@ PROGRESS_SECONDS = 1.0
 FIRST_LOOK_SECONDS = 5.0
 HINT_SECONDS = 0.2
 """A pod is asked because of its hints at most this often."""
+PEERS_SECONDS = 1.0
+"""The pods of a job are asked because a trainer ended at most this often."""
 
 
 class Poller:
@@ -60,6 +62,7 @@ class Poller:
         self._term_began = float("-inf")
         self._asking: set[str] = set()
         self._progress_woke: dict[JobKey, float] = {}
+        self._peers_asked: dict[JobKey, float] = {}
         self._hinted: dict[str, float] = {}
         """By pod uid."""
         self._free = asyncio.Semaphore(MAX_AT_ONCE)
@@ -143,8 +146,9 @@ class Poller:
         if len(self._due) > 2 * len(wanted) + 64:
             self._due = [(due, uid) for uid, due in self._next.items()]
             heapq.heapify(self._due)
-        for key in [key for key in self._progress_woke if self._store.job(key) is None]:
-            del self._progress_woke[key]
+        for times in (self._progress_woke, self._peers_asked):
+            for key in [key for key in times if self._store.job(key) is None]:
+                del times[key]
 
     async def _start(self, group: asyncio.TaskGroup, record: PodRecord) -> None:
         if record.pod.uid in self._asking:
@@ -183,10 +187,22 @@ class Poller:
         self._metrics.supervisor_polls.labels("news" if is_news else "progress").inc()
         now = time.monotonic()
         if is_news:
+            if state.exit is not None:
+                self._ask_peers(record, now)
             self._wake(record.key, Priority.REPAIR if state.exit is not None else Priority.NORMAL)
         elif now - self._progress_woke.get(record.key, float("-inf")) >= PROGRESS_SECONDS:
             self._progress_woke[record.key] = now
             self._wake(record.key, Priority.NORMAL)
+
+    def _ask_peers(self, record: PodRecord, now: float) -> None:
+        """A trainer that ended may only have lost a peer. One that fell silent is known as such `ASK_SECONDS` from now,
+        which is before a rank with a broken collective would be blamed in its stead."""
+        if now - self._peers_asked.get(record.key, float("-inf")) < PEERS_SECONDS:
+            return
+        self._peers_asked[record.key] = now
+        for other in self._known.values():
+            if other.job_uid == record.job_uid and other.pod.uid != record.pod.uid:
+                self._urgent.put_nowait(other)
 
     def _mark_seen(self, record: PodRecord) -> None:
         unseen = self._unseen.get(record.job_uid)

@@ -13,7 +13,8 @@ from capstan_runtime.contract.env import SUPERVISOR_PORT
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import State
 
-ASK_SECONDS = 3.0
+ASK_SECONDS = 2.0
+"""Shorter than the time for which a rank with a broken collective is not blamed (`decide/failure.py`)."""
 PUSH_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
 

@@ -162,7 +162,8 @@ def _newly_injected(situation: Situation) -> Iterator[InjectedStatus]:
         elif chaos.fault is Fault.LOSE_NODE and _has_gone_dark(chaos, worker, situation):
             step = worker.answer.step if worker.answer else 0
             injected = _injected(chaos, situation, step, situation.now - (worker.silent_seconds or 0.0))
-            yield _entry(injected, worker.pod.name, situation.status.fence)
+            # It may have gone in the attempt before, if a peer was blamed for what followed.
+            yield _entry(injected, worker.pod.name, worker.answer.fence if worker.answer else situation.status.fence)
 
 
 def _injected(chaos: Chaos, situation: Situation, step: int, at: float) -> Injected:
@@ -205,7 +206,7 @@ def _has_gone_dark(chaos: Chaos, worker: Worker, situation: Situation) -> bool:
     """A rank that loses its node may not have been heard saying so. If it was told to, and silently is gone after the
     time at which it was to go, it did: doubt must not make it go again and again."""
     status, answer = situation.status, worker.answer
-    if answer is None or answer.fence != status.fence or not situation.is_lost(worker):
+    if answer is None or not answer.fence or not situation.is_lost(worker):
         return False
     step_seconds = answer.metrics.get("step_seconds") or status.metrics.get("step_seconds")
     unheard = ((worker.silent_seconds or 0.0) + POLL_SECONDS) / step_seconds if step_seconds else float("inf")
