@@ -35,7 +35,7 @@ class Sign:
 
 
 class Beat:
-    """The trainer's side. `enter` costs about 0.3 µs, with or without a supervisor to read it."""
+    """The trainer's side. `enter` costs about half a microsecond, with or without a supervisor to read it."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         """`descriptor` is of a file of PAGE_BYTES; None: nobody reads. Raises OSError when it cannot be mapped."""

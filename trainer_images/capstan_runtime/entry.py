@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 READY = b"ready\n"
 """What a spare writes on its descriptor once it could begin at once."""
-_NICE = 10
+NICE = 10
 """Of a spare's imports: they take a tenth of a core that the trainer wants all of, and a second where one is free."""
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _FIRST_TO_GO = "1000"
@@ -76,7 +76,7 @@ def _stand_by(load: Callable[[], "MakeEngine"], descriptor: int) -> "tuple[MakeE
 
 
 def _load_nicely(load: Callable[[], "MakeEngine"]) -> "tuple[MakeEngine, Prepared]":
-    os.setpriority(os.PRIO_PROCESS, 0, _NICE)  # on Linux: of this thread alone
+    os.setpriority(os.PRIO_PROCESS, 0, NICE)  # on Linux: of this thread alone
     make_engine = load()
     from capstan_runtime.loop import prepare
 
