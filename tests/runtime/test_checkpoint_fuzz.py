@@ -6,7 +6,7 @@ A small part of `python -m tests.torture`, which has the faults, the deaths and 
 import pytest
 
 from tests.torture import kills
-from tests.torture.faults import FAULTS, SIGNED_FAULTS, Fault, bit_flip, garbage_page
+from tests.torture.faults import FAULTS, SIGNED_FAULTS, Fault, bit_flip, forged_with_a_key, garbage_page
 from tests.torture.kills import Tally
 from tests.torture.scenes import KINDS, LARGE_KINDS, SIGNED_KIND, Kind, clean, suffer
 
@@ -29,6 +29,12 @@ def test_a_fault_in_tensors_of_several_leaves_is_detected(kind: Kind) -> None:
 @pytest.mark.parametrize("fault", SIGNED_FAULTS, ids=lambda fault: fault.__name__)
 def test_what_a_forger_makes_consistent_the_signature_tells(fault: Fault) -> None:
     assert problems(SIGNED_KIND, fault, range(8)) == []
+
+
+def test_without_the_key_a_whole_forgery_passes_for_a_checkpoint() -> None:
+    """So the faults above do need the signature."""
+    told = [suffer(KINDS[1], forged_with_a_key, seed)[1] for seed in range(20)]
+    assert all("step 20 was taken, not 10" in each for each in told)
 
 
 def test_what_is_whole_is_never_accused() -> None:

@@ -199,6 +199,15 @@ def test_what_was_read_back_once_is_not_read_again_by_the_next_attempt(
     assert steps_in(tmp_path) == [40, 30, 20]
 
 
+def test_what_was_resumed_from_counts_as_read_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(retention_module, "read_back")
+    keeper = on(tmp_path, Retention(last=2))
+    for step in (10, 20, 30):
+        keeper.note_verified(save(tmp_path, step).root)
+    keeper.sweep()
+    assert (steps_in(tmp_path), len(list(tmp_path.glob(f"*/{VERIFIED}")))) == ([30, 20], 2)
+
+
 @pytest.mark.parametrize(("level", "marked"), [("full", 2), ("sampled", 0), ("manifest", 0)])
 def test_only_who_has_read_every_byte_says_so(level: VerifyLevel, marked: int, tmp_path: Path) -> None:
     for step in (10, 20, 30):

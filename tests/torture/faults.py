@@ -8,16 +8,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
-from capstan_runtime.checkpoint.digest import digest_of, name_of
+from capstan_runtime.checkpoint.digest import digest_of, name_of, pack_digests
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, PINNED, SHARDS, VERIFIED, SaveName, new_attempt
 from capstan_runtime.checkpoint.manifest import (
     Commit,
     Manifest,
+    RankEntry,
     RankManifest,
+    SaveFacts,
     TensorEntry,
     canonical_bytes,
     logical_root,
 )
+from capstan_runtime.checkpoint.safetensors import item_bytes
+from capstan_runtime.checkpoint.writer import build_manifest
 from tests.support.checkpoints import RUN
 
 PAGE = 4096
@@ -239,20 +243,41 @@ def forged_with_a_key(scene: Scene) -> Expected:
     if scene.chance.random() < 0.5:
         _commit_as(scene, manifest.model_copy(update=scene.chance.choice(likes)))
     else:
-        _forge_weights(scene, manifest)
+        forge_weights(scene, manifest)
     return Expected.PASSED_OVER
 
 
-def _forge_weights(scene: Scene, manifest: Manifest) -> None:
-    """Exchanges the places of two of a rank's chunks, and mends every digest up to the root."""
-    rank = scene.chance.randrange(manifest.world)
-    key = f"{scene.newest}/{SHARDS}/{manifest.ranks[rank].name}"
-    record = RankManifest.model_validate_json(scene.objects[key])
-    data = canonical_bytes(record.model_copy(update={"chunks": record.chunks[::-1], "files": record.files}))
-    scene.objects[key] = data if data != scene.objects[key] else data.replace(b'"count"', b'"count" ')
-    ranks = list(manifest.ranks)
-    ranks[rank] = ranks[rank].model_copy(update={"digest": name_of(digest_of(scene.objects[key]))})
-    _commit_as(scene, manifest.model_copy(update={"ranks": tuple(ranks)}))
+def forge_weights(scene: Scene, manifest: Manifest) -> None:
+    """Changes some bytes of one rank's share of a tensor, and mends every digest from there up to the root."""
+    forged = scene.chance.randrange(manifest.world)
+    ranks: list[tuple[RankEntry, RankManifest]] = []
+    for number, entry in enumerate(manifest.ranks):
+        key = f"{scene.newest}/{SHARDS}/{entry.name}"
+        record = RankManifest.model_validate_json(scene.objects[key])
+        if number == forged:
+            record = _forged_rank(scene, record)
+            scene.objects[key] = canonical_bytes(record)
+            entry = entry.model_copy(update={"digest": name_of(digest_of(scene.objects[key]))})
+        ranks.append((entry, record))
+
+    def read(name: str, offset: int, target: memoryview) -> None:
+        target[:] = scene.objects[f"{scene.newest}/{SHARDS}/{name}"][offset : offset + len(target)]
+
+    facts = SaveFacts(**{name: getattr(manifest, name) for name in SaveFacts.model_fields if name != "format"})
+    _commit_as(scene, build_manifest(facts, ranks, read))
+
+
+def _forged_rank(scene: Scene, record: RankManifest) -> RankManifest:
+    number = scene.chance.choice([number for number, chunk in enumerate(record.chunks) if chunk.count])
+    chunk = record.chunks[number]
+    key = f"{scene.newest}/{SHARDS}/{record.files[chunk.file].name}"
+    where = slice(chunk.offset, chunk.offset + chunk.count * item_bytes(chunk.dtype))
+    at = where.start + scene.chance.randrange(where.stop - where.start)
+    _replace(scene, key, slice(at, at + 1), bytes([scene.objects[key][at] ^ 1]))
+    leaves = pack_digests([digest_of(scene.objects[key][where])])  # such small tensors have one leaf
+    chunks = list(record.chunks)
+    chunks[number] = chunk.model_copy(update={"leaves": leaves})
+    return record.model_copy(update={"chunks": tuple(chunks)})
 
 
 def duplicated_commit(scene: Scene) -> Expected:
@@ -324,6 +349,9 @@ def _manifest(scene: Scene) -> Manifest:
 
 
 def _commit_as(scene: Scene, manifest: Manifest) -> None:
+    """A forger does not leave the claims, which list the true root."""
+    for key in scene.of("claims"):
+        del scene.objects[key]
     data = canonical_bytes(manifest)
     note = Commit.model_validate_json(scene.objects[f"{scene.newest}/{COMMIT}"])
     scene.objects[f"{scene.newest}/{MANIFEST}"] = data

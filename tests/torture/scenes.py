@@ -100,7 +100,7 @@ def stage_of(kind: Kind) -> Stage:
 def _large_arrays(step: int) -> Arrays:
     chance = np.random.default_rng(step)
     return {
-        "params/embed": chance.random((1100, 1100), np.float32),
+        "params/embed": chance.random((1100, 1200), np.float32),
         "params/head": chance.random((300, 300), np.float32),
         "optimizer/step": np.array(step, np.int64),
     }

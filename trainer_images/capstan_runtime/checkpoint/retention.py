@@ -127,13 +127,14 @@ class Retention:
         remove_checkpoint(self._rules.store, name)
 
     def _is_proven(self, candidate: Candidate) -> bool:
-        assert candidate.root is not None
-        if candidate.root in self._proven:
-            return True
-        if VERIFIED in candidate.marks and verified_at(self._rules.store, candidate.name, candidate.root) is not None:
-            self._proven.add(candidate.root)
-            return True
-        return False
+        store, name, root = self._rules.store, candidate.name, candidate.root
+        assert root is not None
+        is_marked = VERIFIED in candidate.marks and verified_at(store, name, root) is not None
+        if root in self._proven and not is_marked and self._rules.verify == "full":
+            mark_verified(store, name, root, time.time())  # read by this attempt when it resumed
+        if is_marked:
+            self._proven.add(root)
+        return root in self._proven
 
     def _prove(self, candidate: Candidate) -> bool:
         store, name, root = self._rules.store, candidate.name, candidate.root
