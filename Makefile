@@ -6,9 +6,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+S3_READY := .venv-s3/.ready
 CODE := operator trainer_images tests scripts benchmarks examples
 
-.PHONY: help setup demo demo-down test check generate verify format bench clean lock
+.PHONY: help setup demo demo-down chaos test torture check generate verify format bench clean lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -19,13 +20,23 @@ $(READY): requirements.lock pyproject.toml scripts/setup.sh
 	@PYTHON=$(PYTHON) scripts/setup.sh $(VENV)
 	@touch $@
 
+$(S3_READY): requirements-s3.lock scripts/setup_s3.sh
+	@PYTHON=$(PYTHON) scripts/setup_s3.sh
+	@touch $@
+
 demo: $(READY) ## Start the embedded cluster and train the examples on it, with a live table
 	@$(BIN)/python examples/demo.py
 
 demo-down: $(READY) ## Stop the embedded cluster
 	@$(BIN)/capstan local down
 
-test: $(READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
+chaos: $(READY) ## A storm of injected faults on both frameworks; it must end with the undisturbed run's loss
+	@$(BIN)/python examples/chaos.py
+
+torture: $(READY) ## Break checkpoints in 10,000 ways and kill their writers anywhere; prints what was noticed
+	@$(BIN)/python -m tests.torture
+
+test: $(READY) $(S3_READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
 	@$(BIN)/pytest
 
 check: $(READY) ## Format, lint, types and import rules
@@ -48,9 +59,10 @@ format: $(READY) ## Format and sort imports
 bench: $(READY) ## Measure; prints a table with the command behind each figure
 	@$(BIN)/python -m benchmarks
 
-lock: ## Resolve the newest versions pyproject.toml allows into requirements.lock
+lock: ## Resolve the newest versions pyproject.toml allows into requirements*.lock
 	@PYTHON=$(PYTHON) scripts/lock.sh
+	@PYTHON=$(PYTHON) scripts/setup_s3.sh --lock
 
 clean: ## Remove the environment and caches (not ~/.capstan)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-s3 .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
