@@ -156,6 +156,7 @@ class Operator:
             supervisors={uid: answer for uid, answer in self._answers.items() if uid in uids},
             token="token",
             silent_since={uid: since for uid, since in self._silent_since.items() if uid in uids},
+            is_chaos_allowed=self._settings.allow_chaos,
             settings=self._settings,
         )
         return decide_training_job(observed, self._world.now)

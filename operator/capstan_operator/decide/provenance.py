@@ -311,17 +311,19 @@ def _last_step(situation: Situation, failure: FailureStatus | None) -> int | Non
 
 
 def _cause_in_chaos(status: TrainingJobStatus, failure: FailureStatus) -> InjectedStatus | None:
-    """The newest injection of the attempt that `failure` can come of, if no record claims it yet."""
+    """The newest injection that `failure` can come of and that no record claims yet."""
     claimed = {record.chaos for record in status.recoveries}
     found = [
-        entry
-        for entry in status.injected
-        if entry.fence == status.fence and entry.name not in claimed and _may_cause(entry, failure)
+        entry for entry in status.injected if entry.name not in claimed and _may_cause(entry, failure, status.fence)
     ]
     return found[-1] if found else None
 
 
-def _may_cause(entry: InjectedStatus, failure: FailureStatus) -> bool:
+def _may_cause(entry: InjectedStatus, failure: FailureStatus, fence: int) -> bool:
+    if entry.pod == failure.pod and entry.fault == Fault.DELETE_POD:
+        return True  # in whichever attempt: the pod may go after another one has begun
+    if entry.fence != fence:
+        return False
     if entry.pod == failure.pod:
         return True
     return FailureClass(failure.failure_class) in _OTHER_RANKS.get(Fault(entry.fault), ())
