@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from capstan_operator.api.training_job import Budgets
+from capstan_operator.api.recovery_spec import Budgets
 from capstan_operator.decide.actions import ACTIONS, FATAL_REASONS, Action, budget_of
 from capstan_operator.decide.reasons import budget_exhausted
 from capstan_runtime.contract.exit_codes import FailureClass

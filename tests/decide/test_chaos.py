@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_operator.api.meta import TrainingJobCondition
-from capstan_operator.api.training_job import Chaos
+from capstan_operator.api.recovery_spec import Chaos
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint, read_blueprint
 from capstan_operator.decide.chaos import injections_for, rank_for

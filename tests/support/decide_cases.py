@@ -12,6 +12,7 @@ given:
   says      by pod name, what its supervisor says, merged into the stage's State; null: it never answered
   attempt   {fence, workers}: the newest pods of these workers are in that attempt, whatever the stage says
   silent    by pod name, for how many seconds it has not answered
+  unheard   by pod name, how many seconds ago its newest answer came; the others answered just now
   refusing  names of those silent pods that are there but do not know the token
 expected:
   secret (applied), create (pod names, and the nodes they keep away from), delete, delete_secrets, pushes, events,
@@ -38,7 +39,7 @@ from capstan_runtime.contract.state import State
 from tests.support.looks import JOB_UID, lived_until, look, make_pod, merged
 
 DEFAULT_NOW = 100.0
-KEYS = {"born", "stage", "now", "spec", "job", "status", "pods", "attempt", "says", "silent", "refusing"}
+KEYS = {"born", "stage", "now", "spec", "job", "status", "pods", "attempt", "says", "silent", "unheard", "refusing"}
 TOLD_APART = ("goodput", "recoveries", "firstStepAt")
 """What moves along with everything else, and has tests of its own: test_goodput.py, test_provenance.py."""
 
@@ -83,7 +84,8 @@ def observe(given: dict[str, Any]) -> Observed:
             states[name] = State.parse(merged(before, change))
     silent = {pods[name].uid: now - seconds for name, seconds in given.get("silent", {}).items()}
     refusing = frozenset(pods[name].uid for name in given.get("refusing", []))
-    return look(job, list(pods.values()), states, silent, refusing=refusing)
+    heard_at = {name: now - seconds for name, seconds in given.get("unheard", {}).items()}
+    return look(job, list(pods.values()), states, silent, heard_at, refusing=refusing)
 
 
 def decided(given: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -83,12 +84,16 @@ def look(
     pods: list[ObservedPod] | None = None,
     states: Mapping[str, State] | None = None,
     silent_since: Mapping[str, float] | None = None,
+    heard_at: Mapping[str, float] | None = None,
     **changes: Any,
 ) -> Observed:
-    """A look at `job`: `states` by pod name."""
+    """A look at `job`: `states` and `heard_at` by pod name; who is not in the latter was heard just now."""
     pods = sorted(pods or [], key=lambda pod: (pod.worker, pod.incarnation))
     by_name = {pod.name: pod.uid for pod in pods}
-    supervisors = {by_name[name]: ObservedSupervisor(state, 0.0) for name, state in (states or {}).items()}
+    times = heard_at or {}
+    supervisors = {
+        by_name[name]: ObservedSupervisor(state, times.get(name, math.inf)) for name, state in (states or {}).items()
+    }
     return Observed(job, tuple(pods), supervisors, "secret-token", dict(silent_since or {}), **changes)
 
 

@@ -24,6 +24,9 @@ from capstan_runtime.contract.exit_codes import FailureClass
 
 CASCADE_SECONDS = 3.0
 """How long the ranks that still run may take to tell a better reason than "a peer went away"."""
+HEARING_SECONDS = 10.0
+"""How long a rank that has not been heard since may be the cause for which a peer's collective broke. After that it has
+answered, or is known to be silent."""
 LAST_LINES = 10
 
 
@@ -163,7 +166,13 @@ def _seconds_for_a_better_culprit(
         return None
     elapsed = situation.now - culprit.exit.at
     # The time is the pod's: a clock that is wrong by more than the pause must not make us wait for it.
-    return CASCADE_SECONDS - elapsed if 0 <= elapsed < CASCADE_SECONDS else None
+    if not 0 <= elapsed < HEARING_SECONDS:
+        return None
+    if elapsed < CASCADE_SECONDS:
+        return CASCADE_SECONDS - elapsed
+    at = culprit.exit.at
+    unheard = [worker for worker in situation.members if worker.heard_at is not None and worker.heard_at < at]
+    return HEARING_SECONDS - elapsed if unheard else None
 
 
 def _seconds_until_lost(situation: Situation) -> float | None:

@@ -30,6 +30,8 @@ class Worker:
     """Newest incarnation first."""
     answer: State | None
     """Newest answer of the newest pod's supervisor; None: it never answered."""
+    heard_at: float | None
+    """When that answer came (seconds since 1970)."""
     silent_seconds: float | None
     """How long requests to it have been unanswered; None: it answers, or was not asked."""
     refuses_token: bool = False
@@ -212,11 +214,13 @@ def word_of(pod: ObservedPod, observed: Observed) -> State | None:
 
 def _look_at_worker(index: int, pods: list[ObservedPod], observed: Observed, now: float) -> Worker:
     newest = pods[0] if pods else None
+    answer = _answer_of(newest, observed) if newest else None
     silent_since = observed.silent_since.get(newest.uid) if newest else None
     return Worker(
         index=index,
         pods=tuple(pods),
-        answer=_answer_of(newest, observed) if newest else None,
+        answer=answer,
+        heard_at=observed.supervisors[newest.uid].fetched_at if newest and answer else None,
         silent_seconds=None if silent_since is None else max(0.0, now - silent_since),
         refuses_token=newest is not None and newest.uid in observed.refusing,
     )

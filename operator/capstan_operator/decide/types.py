@@ -31,7 +31,7 @@ class EventNote:
 
 @dataclass(frozen=True, slots=True)
 class MembershipPush:
-    """`PUT /membership` to one supervisor that has not taken part in this attempt yet."""
+    """`PUT /membership` to one supervisor that has not shown to have taken it."""
 
     pod_name: str
     pod_uid: str
