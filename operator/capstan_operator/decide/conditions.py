@@ -9,7 +9,10 @@ from capstan_operator.decide.times import rfc3339
 
 _ORDER = list(TrainingJobCondition)
 
-FIXED_FIELDS = "checkpoint.interval, retention and verify, recovery.deadlines and training.virtualRanks"
+FIXED_FIELDS = (
+    "checkpoint.interval, retention and verify, training.virtualRanks and, of recovery, deadlines, numerical, warmSpare "
+    "and memoryTier"
+)
 
 
 def find(status: TrainingJobStatus, kind: TrainingJobCondition) -> Condition | None:
