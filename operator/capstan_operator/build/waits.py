@@ -1,6 +1,6 @@
 """How long one rank may rightly wait for another."""
 
-from capstan_operator.api.training_job import RecoveryDeadlines
+from capstan_operator.api.recovery_spec import RecoveryDeadlines
 
 
 def longest_wait_seconds(deadlines: RecoveryDeadlines) -> int:

@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from capstan_operator.api.training_job import Budgets
+from capstan_operator.api.recovery_spec import Budgets
 from capstan_operator.api.training_job_status import FailureStatus, TrainingJobStatus
 from capstan_operator.decide.evidence import MESSAGE_LENGTH, Evidence
 from capstan_operator.decide.nodes import has_other_nodes, is_repeated

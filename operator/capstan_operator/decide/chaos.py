@@ -9,8 +9,8 @@ import hashlib
 from collections.abc import Iterator
 
 from capstan_operator.api.meta import CHAOS_ALLOWED, LABEL_CHAOS, TrainingJobCondition
+from capstan_operator.api.recovery_spec import Chaos
 from capstan_operator.api.recovery_status import InjectedStatus
-from capstan_operator.api.training_job import Chaos
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find, put
 from capstan_operator.decide.placement import delete_pods, is_live
