@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-from capstan_operator.api.training_job import Budgets
+from capstan_operator.api.recovery_spec import Budgets
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract.exit_codes import FailureClass
