@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 def load() -> "MakeEngine":
     """Imports torch, DeepSpeed and all of this trainer. Makes no CUDA context: choosing a device would."""
     import torch
+    import torch._dynamo  # the optimizer's first step would, and half of all that a start imports is this
 
     from capstan_runtime.deepspeed_trainer.engine import DeepSpeedEngine
     from capstan_runtime.deepspeed_trainer.library import load_deepspeed
