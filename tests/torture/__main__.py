@@ -5,6 +5,7 @@ Every case has a seed of its own, so that one that is missed can be repeated: it
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -16,7 +17,7 @@ from multiprocessing import get_context
 from tests.torture import kills
 from tests.torture.faults import FAULTS, SIGNED_FAULTS, Expected, Fault
 from tests.torture.kills import Tally
-from tests.torture.scenes import KINDS, LARGE_KINDS, SIGNED_KIND, Kind, clean, suffer
+from tests.torture.scenes import KINDS, LARGE_KINDS, SIGNED_KIND, Kind, clean, scratch, suffer
 
 _LARGE_SHARE = 0.05
 _SIGNED_SHARE = 0.1
@@ -81,11 +82,13 @@ def kill_plan(points: int, seed: int) -> list[tuple[Callable[..., Tally], tuple[
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__)
-    parser.add_argument("--faults", type=int, default=12_000, help="faults, and as many clean checkpoints")
-    parser.add_argument("--kills", type=int, default=1_200, help="deaths of writers")
+    parser.add_argument("--faults", type=int, default=10_000, help="faults, and as many clean checkpoints")
+    parser.add_argument("--kills", type=int, default=1_000, help="deaths of writers")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args()
     started = time.monotonic()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # so that its files are removed
+    scratch()
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
         deaths = [pool.submit(action, *arguments) for action, arguments in kill_plan(options.kills, options.seed)]
         cases = list(fault_cases(options.faults, options.seed))

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
 
 import numpy as np
 from cryptography.hazmat.primitives import serialization
@@ -61,15 +61,17 @@ class Stage:
         return next(key for key in self.objects if key.startswith(f"{NEWEST:012d}")).split("/")[0]
 
 
-_folders: list[TemporaryDirectory[str]] = []
-"""Removed when the process ends."""
+@cache
+def _base() -> TemporaryDirectory[str]:
+    """In memory where there is such a place: what is tested here is no disk. Removed when this process ends; those that
+    it forks use it too."""
+    shared_memory = Path("/dev/shm")
+    return TemporaryDirectory(prefix="torture", dir=shared_memory if shared_memory.is_dir() else None)
 
 
 def scratch() -> Path:
-    """A new folder, in memory where there is such a place: what is tested here is no disk."""
-    shared_memory = Path("/dev/shm")
-    _folders.append(TemporaryDirectory(prefix="torture", dir=shared_memory if shared_memory.is_dir() else None))
-    return Path(_folders[-1].name)
+    """A new folder."""
+    return Path(mkdtemp(dir=_base().name))
 
 
 @cache
