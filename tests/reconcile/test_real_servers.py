@@ -13,24 +13,25 @@ from uuid import uuid4
 import pytest
 import yaml
 
+from capstan_operator.api.meta import CHAOS_ALLOWED, LABEL_CHAOS
 from capstan_operator.build.secret import build_secret
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import read_kubeconfig
 from capstan_operator.cluster.errors import ApiError
-from capstan_operator.cluster.kinds import EVENTS, LEASES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kinds import EVENTS, LEASES, NAMESPACES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
 from capstan_operator.cluster.store import Store
 from capstan_operator.decide.blueprint import Blueprint, read_blueprint
+from capstan_operator.decide.types import Decision
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import OperatorSettings
+from capstan_operator.observe import Observed, OperatorSettings
 from tests.support.control_planes import ControlPlane
 from tests.support.looks import make_job
 from tests.support.operators import RunningOperator, eventually, run_one
 from tests.support.small_decide import decide_small
 
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition")
-NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 CRD_FILE = Path(__file__).parents[2] / "crds" / "trainingjobs.yaml"
 SPEC: dict[str, Any] = {
     "framework": {"flax": {}},
@@ -264,6 +265,32 @@ async def test_the_table_of_rights_is_all_the_operator_needs(
         await cluster.until(TRAINING_JOBS, "train", "fence", 2)
         await eventually(lambda: operator.value("events_total", result="written") >= 1)
     assert [record.getMessage() for record in caplog.records if " cannot " in record.getMessage()] == []
+
+
+async def test_a_namespace_gives_and_takes_back_its_consent_to_chaos_on_a_real_server(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """A watch with a selector: the server says DELETED of a namespace whose label was taken off."""
+    await _grant_rules(cluster, "chaotic")
+    seen: list[bool] = []
+
+    def decide(observed: Observed, now: float) -> Decision:
+        seen.append(observed.is_chaos_allowed)
+        return decide_small(observed, now)
+
+    async def label(value: str | None) -> None:
+        patch = {"metadata": {"labels": {LABEL_CHAOS: value}}}
+        await cluster.client.merge_patch(NAMESPACES, None, cluster.namespace, patch, lane=Lane.SYSTEM)
+
+    kubeconfig = await _kubeconfig_of(cluster, "chaotic", tmp_path)
+    async with run_one(kubeconfig, decide, allow_chaos=True):
+        await cluster.create(TRAINING_JOBS, "train", spec=SPEC)
+        await cluster.until(TRAINING_JOBS, "train", "phase", "Pending")
+        assert set(seen) == {False}
+        await label(CHAOS_ALLOWED)
+        await eventually(lambda: seen[-1])
+        await label(None)
+        await eventually(lambda: not seen[-1])
 
 
 async def test_a_secret_made_with_another_key_is_made_anew_on_a_real_server(cluster: Cluster, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class KubeClient:
     async def merge_patch(
         self,
         resource: Resource,
-        namespace: str,
+        namespace: str | None,
         name: str,
         patch: Mapping[str, Any],
         *,
@@ -85,7 +85,8 @@ class KubeClient:
         subresource: str | None = None,
         dry_run: bool = False,
     ) -> bytes:
-        """The object after the patch (RFC 7386); `metadata.resourceVersion` in the patch is a precondition."""
+        """The object after the patch (RFC 7386); `metadata.resourceVersion` in the patch is a precondition. `namespace`
+        None: of a cluster-scoped resource."""
         params = {"fieldManager": FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
         return await self.call(
             "PATCH",
