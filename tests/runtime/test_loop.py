@@ -146,6 +146,25 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path: Pat
     assert committed(run) == [10]
 
 
+@pytest.mark.parametrize("asked", ["by a signal", "by the membership"])
+def test_a_run_leaves_right_after_a_committed_checkpoint_and_loses_no_step(
+    tmp_path: Path, undisturbed: Undisturbed, asked: str
+) -> None:
+    run, log = Run(tmp_path), tmp_path / "steps.log"
+    if asked == "by a signal":
+        faults = {"FAULT_KIND": "leave at checkpoint", "FAULT_STEP": "12", "FAULT_RANK": "1"}
+        ended, left = train(run, world=2, STEP_LOG=str(log), **faults), 20
+    else:
+        ended, left = run_trainers(run, 2, more=lambda rank: {"leave_at_checkpoint": rank == 1}, STEP_LOG=str(log)), 10
+    assert [each.code for each in ended] == [ExitCode.STOPPED] * 2, ended[0].output
+    assert committed(run)[0] == left
+    (ended,) = train(run, world=1, fence=2, floor_step=left, STEP_LOG=str(log))
+    assert ended.code == 0, ended.output
+    assert [step for step, _ in losses(log)] == list(range(1, 31)), "no step was done twice"
+    found, wanted = ([float(loss) for _, loss in each] for each in (losses(log), undisturbed.losses))
+    assert found == pytest.approx(wanted, rel=1e-5)
+
+
 def test_an_exception_is_reported_in_one_line_and_shown_with_its_traceback(tmp_path: Path) -> None:
     ended = train(Run(tmp_path), world=1, FAULT_KIND="raise", FAULT_STEP="3")[0]
     assert ended.code == ExitCode.APPLICATION

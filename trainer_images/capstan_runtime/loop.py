@@ -137,6 +137,7 @@ def run_attempt(
 ) -> int:
     """One attempt from start to end: OK when all steps are done and committed, STOPPED when asked to stop."""
     run, dataset, membership = prepared.run, prepared.dataset, _read_membership(environ)
+    stop.leave_wanted |= membership.leave_at_checkpoint
     training = run.training
     assert training.virtual_ranks is not None
     plan = SamplePlan(
