@@ -31,6 +31,7 @@ from capstan_runtime.hooks import Log, Outcome, Step
 from capstan_runtime.metrics.lines import progress_line
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.numerical import Guard
+from capstan_runtime.parallel.ahead import begun_ahead
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.report import Reporter
 from capstan_runtime.saving import SaveClock, SaveState
@@ -206,6 +207,18 @@ def test_what_reading_raises_reaches_the_loop() -> None:
 
     with Prefetch(read_batch, 0, 2) as batches, pytest.raises(OSError, match="no batch 0"):
         batches.take()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5])
+def test_so_much_and_no_more_is_begun_ahead(count: int) -> None:
+    begun: list[int] = []
+
+    def begin(item: int) -> int:
+        begun.append(item)
+        return item * 10
+
+    seen = [(value, len(begun)) for value in begun_ahead(range(count), begin, depth=2)]
+    assert seen == [(item * 10, min(count, item + 3)) for item in range(count)]
 
 
 def test_sums_are_the_same_on_every_rank_and_exact() -> None:
