@@ -1,0 +1,171 @@
+"""What the examples' programs share: the embedded cluster, a live table of jobs, and what they print."""
+
+import asyncio
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from capstan_local.client import ApiError, Client, Resource
+
+HOME = Path.home() / ".capstan"
+EXAMPLES = Path(__file__).resolve().parent
+JOBS = Resource("capstan.dev", "v1alpha1", "trainingjobs")
+CLAIMS = Resource("", "v1", "persistentvolumeclaims")
+
+REMOVAL_SECONDS = 60.0
+TRAINING_SECONDS = 900.0
+REDRAW_SECONDS = 0.5
+QUIET_REDRAW_SECONDS = 5.0
+"""Between two tables when the output is a file, where the last one cannot be painted over."""
+
+Object = dict[str, Any]
+
+
+class ExampleFailed(Exception):
+    """Something did not go as promised; the message says what to look at."""
+
+
+def say(text: str) -> None:
+    bold, plain = ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+    print(f"\n{bold}==> {text}{plain}", flush=True)
+
+
+def capstan(*arguments: str) -> None:
+    subprocess.run([sys.executable, "-m", "capstan_operator", *arguments], check=True)
+
+
+def cluster_is_up(home: Path = HOME) -> bool:
+    command = [sys.executable, "-m", "capstan_operator", "local", "status", "--home", str(home)]
+    return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
+
+
+async def remove_earlier(client: Client, namespace: str, names: Sequence[str]) -> None:
+    """Deletes what an earlier run left, and waits until it is gone."""
+    for resource in (JOBS, CLAIMS):
+        for name in names:
+            await client.delete(resource, (namespace, name))
+    deadline = time.monotonic() + REMOVAL_SECONDS
+    for resource in (JOBS, CLAIMS):
+        for name in names:
+            while await exists(client, resource, namespace, name):
+                if time.monotonic() > deadline:
+                    raise ExampleFailed(
+                        f"{resource.plural} {name} of an earlier run is still there; see kubectl describe"
+                    )
+                await asyncio.sleep(0.2)
+
+
+async def exists(client: Client, resource: Resource, namespace: str, name: str) -> bool:
+    try:
+        await client.get(resource, name, namespace)
+    except ApiError as error:
+        if error.code == 404:
+            return False
+        raise
+    return True
+
+
+def read_example(name: str) -> list[Object]:
+    """The objects of an example's manifest."""
+    documents: list[Object] = list(yaml.safe_load_all((EXAMPLES / name / "job.yaml").read_text()))
+    return documents
+
+
+async def create(client: Client, namespace: str, documents: Sequence[Object]) -> None:
+    for document in documents:
+        document["metadata"]["namespace"] = namespace
+        await client.create(JOBS if document["kind"] == "TrainingJob" else CLAIMS, document)
+
+
+def bar(percent: int | None, width: int = 20) -> str:
+    filled = round(width * (percent or 0) / 100)
+    return "█" * filled + "░" * (width - filled)
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+COLUMNS = (
+    ("JOB", -18),
+    ("PHASE", -11),
+    ("PROGRESS", -21),
+    ("STEP", 9),
+    ("LOSS", 8),
+    ("ACCURACY", 9),
+    ("SAMPLES/S", 10),
+)
+
+
+def table(jobs: Sequence[Object]) -> list[str]:
+    """One line per job, under a heading."""
+    rows = [(*(name for name, _ in COLUMNS), "CHECKPOINT"), *(row(job) for job in jobs)]
+    widths = [width for _, width in COLUMNS]
+    return [
+        " ".join(
+            cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in zip(cells, widths, strict=False)
+        )
+        + f"  {cells[-1]}"
+        for cells in rows
+    ]
+
+
+def row(job: Object) -> tuple[str, ...]:
+    status = job.get("status", {})
+    metrics = status.get("metrics", {})
+    restarts, injected = status.get("restarts", {}).get("total", 0), status.get("injected") or []
+    return (
+        job["metadata"]["name"],
+        status.get("phase") or "Pending",
+        bar(status.get("percent")),
+        f"{status.get('step', 0)}/{status['steps']}" if status.get("steps") else "",
+        number(metrics.get("loss"), 4),
+        number(metrics.get("accuracy"), 3),
+        number(metrics.get("samples_per_second"), 0),
+        "  ".join(
+            [
+                status.get("checkpoint", {}).get("summary", ""),
+                *([f"{restarts} restarts"] if restarts else []),
+                *([f"newest fault: {injected[-1]['name']}"] if injected else []),
+            ]
+        ),
+    )
+
+
+def paint(lines: Sequence[str], shown: Sequence[str]) -> None:
+    """On a terminal the new table over the old one; in a file only the lines that changed."""
+    if not sys.stdout.isatty():
+        print("\n".join(line for line in lines if line not in shown), flush=True)
+        return
+    width = shutil.get_terminal_size().columns
+    up = f"\033[{len(shown)}A" if shown else ""
+    print(up + "\n".join(f"\033[2K{line[:width]}" for line in lines), flush=True)
+
+
+async def watch(client: Client, namespace: str, names: Sequence[str]) -> list[Object]:
+    """The jobs once all have ended; paints their progress until then. Raises ExampleFailed when one fails."""
+    is_terminal = sys.stdout.isatty()
+    deadline = time.monotonic() + TRAINING_SECONDS
+    shown: list[str] = []
+    while True:
+        jobs = [await client.get(JOBS, name, namespace) for name in names]
+        phases = [job.get("status", {}).get("phase") for job in jobs]
+        lines = table(jobs)
+        if lines != shown:
+            paint(lines, shown)
+            shown = lines
+        if all(phase in ("Succeeded", "Failed", "Invalid") for phase in phases):
+            break
+        if time.monotonic() > deadline:
+            raise ExampleFailed(f"{', '.join(names)}: not done after {TRAINING_SECONDS:.0f} s; see kubectl describe tj")
+        await asyncio.sleep(REDRAW_SECONDS if is_terminal else QUIET_REDRAW_SECONDS)
+    for job, phase in zip(jobs, phases, strict=True):
+        if phase != "Succeeded":
+            raise ExampleFailed(f"{job['metadata']['name']} is {phase}: {job['status'].get('message')}")
+    return jobs
