@@ -129,6 +129,44 @@ def rewrite_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -
     (folder / COMMIT).write_bytes(canonical_bytes(note.model_copy(update={"root": name_of(digest_of(data))})))
 
 
+@pytest.mark.parametrize("name", ["..", ".", "", "r0\0.json", "x" * 300, "r1.json"])
+def test_a_manifest_that_sends_the_reader_elsewhere_is_passed_over(name: str, tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    folder = folder_of(tmp_path, save(tmp_path, 20).root)
+    rewrite_manifest(folder, lambda document: document["ranks"][0].update(name=name))
+    quarantined: list[Quarantine] = []
+    chosen = choose(tmp_path, quarantined=quarantined)
+    assert chosen is not None
+    assert (chosen.manifest.step, [each.step for each in quarantined]) == (10, [20])
+    assert "is not the name of rank 0's manifest" in quarantined[0].reason
+
+
+@pytest.mark.parametrize(
+    ("forged", "problem"),
+    [
+        ({"count": 10**15, "shape": [10**15]}, "1 digests for 1907348633 pieces"),
+        ({"start": 10**60, "count": 10**60}, "is saved by nobody"),
+        ({"dtype": "F17"}, "'F17' is no type of a tensor"),
+    ],
+)
+def test_a_manifest_of_what_cannot_be_is_passed_over_and_takes_no_memory(
+    forged: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    save(tmp_path, 10)
+    folder = folder_of(tmp_path, save(tmp_path, 20).root)
+    path = folder / SHARDS / "r0.json"
+    rank = json.loads(path.read_bytes())
+    rank["chunks"][0].update(forged)
+    data = json.dumps(rank, sort_keys=True, separators=(",", ":")).encode()
+    path.write_bytes(data)
+    rewrite_manifest(folder, lambda document: document["ranks"][0].update(digest=name_of(digest_of(data))))
+    quarantined: list[Quarantine] = []
+    chosen = choose(tmp_path, quarantined=quarantined)
+    assert chosen is not None
+    assert (chosen.manifest.step, [each.step for each in quarantined]) == (10, [20])
+    assert problem in quarantined[0].reason
+
+
 def test_a_manifest_written_before_an_optional_field_was_added_is_whole(tmp_path: Path) -> None:
     folder = folder_of(tmp_path, save(tmp_path, 10).root)
     rewrite_manifest(folder, lambda document: document.pop("digest"))

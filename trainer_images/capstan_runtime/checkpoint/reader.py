@@ -8,7 +8,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from capstan_runtime.checkpoint.digest import LEAF_BYTES, digest_of, name_of, unname
-from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, SHARDS, SaveName, shard_name
+from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, SHARDS, SaveName, rank_manifest_name, shard_name
 from capstan_runtime.checkpoint.manifest import (
     Chunk,
     Commit,
@@ -103,8 +103,8 @@ def open_checkpoint(store: Readable, name: SaveName) -> OpenCheckpoint:
 
 def _read_rank(store: Readable, name: SaveName, manifest: Manifest, rank: int) -> RankManifest:
     entry = manifest.ranks[rank]
-    if "/" in entry.name:
-        raise CorruptCheckpoint(f"{name}: {entry.name!r} is not the name of a rank's manifest")
+    if entry.name != rank_manifest_name(rank):
+        raise CorruptCheckpoint(f"{name}: {entry.name!r} is not the name of rank {rank}'s manifest")
     key = f"{name}/{SHARDS}/{entry.name}"
     data = _get(store, key)
     if name_of(digest_of(data)) != entry.digest:

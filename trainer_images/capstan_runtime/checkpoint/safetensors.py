@@ -49,7 +49,9 @@ def numpy_dtype(name: str) -> np.dtype[Any]:
 
 
 def item_bytes(name: str) -> int:
-    """Bytes of one element of safetensors type `name`."""
+    """Bytes of one element of safetensors type `name`. Raises ValueError for what no tensor of ours can be."""
+    if name not in _NUMPY:
+        raise ValueError(f"{name[:40]!r} is no type of a tensor")
     return 1 if name == "BOOL" else int(name.lstrip("BFUI")) // 8
 
 

@@ -115,11 +115,12 @@ def _whole_tensor(name: str, parts: list[tuple[str, Chunk]]) -> WholeTensor:
 def pieces_of(file: str, chunk: Chunk) -> Iterable[tuple[int, Piece]]:
     """The chunk's pieces, each with the number of its leaf."""
     width = item_bytes(chunk.dtype)
-    sizes = piece_sizes(chunk.start * width, chunk.count * width)
+    first_byte, byte_count = chunk.start * width, chunk.count * width
+    pieces = (first_byte + byte_count - 1) // LEAF_BYTES - first_byte // LEAF_BYTES + 1 if byte_count else 0
     digests = unpack_digests(chunk.leaves)
-    if len(digests) != len(sizes):
-        raise NotTiled(f"{chunk.tensor}: {len(digests)} digests for {len(sizes)} pieces in {file}")
+    if len(digests) != pieces:  # before they are listed: a forged count would take all memory
+        raise NotTiled(f"{chunk.tensor}: {len(digests)} digests for {pieces} pieces in {file}")
     at = 0
-    for size, digest in zip(sizes, digests, strict=True):
-        yield (chunk.start * width + at) // LEAF_BYTES, Piece(file, chunk.offset + at, size, digest)
+    for size, digest in zip(piece_sizes(first_byte, byte_count), digests, strict=True):
+        yield (first_byte + at) // LEAF_BYTES, Piece(file, chunk.offset + at, size, digest)
         at += size
