@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from aiohttp import web
 
+from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
 from capstan_runtime.checkpoint.claims import newest_claim
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.generations import Memory
-from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS, new_attempt
+from capstan_runtime.checkpoint.layout import COMMIT, QUARANTINED, SHARDS, new_attempt
 from capstan_runtime.checkpoint.manifest import RankManifest
 from capstan_runtime.checkpoint.memory import write_held
 from capstan_runtime.checkpoint.peer_store import PeerStore
@@ -29,7 +30,7 @@ from capstan_runtime.checkpoint.vote import Loaded, Voters
 from capstan_runtime.checkpoint.writer import Save, write_shards
 from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Membership
-from capstan_runtime.contract.state import Quarantine, Source
+from capstan_runtime.contract.state import Phase, Quarantine, Source
 from capstan_runtime.supervisor.memory_tier import MemoryFiles, MemoryTier
 from tests.support.checkpoints import RUN, arrays_of, facts_of, flip, save, share_of
 from tests.support.training_runs import Run, free_port, losses, run_trainers
@@ -388,3 +389,20 @@ def test_a_killed_trainer_goes_on_from_its_pods_memory(tmp_path: Path) -> None:
     assert restored.bytes > 0
     assert "from the pods' memory in " in ended.output
     assert [step for step, _ in losses(log)] == [*range(1, 28), *range(21, 31)]
+
+
+def test_a_last_step_that_was_never_committed_is_saved_before_the_run_is_called_a_success(tmp_path: Path) -> None:
+    run, log = Run(tmp_path), tmp_path / "steps.log"
+    memory = {env.MEMORY: str(tmp_path / "memory"), "STEP_LOG": str(log), "AWAIT_SAVES": "1"}
+    (tmp_path / "memory").mkdir()
+    run_trainers(run, world=1, **memory)
+    last = next(path for path in run.store.iterdir() if path.name.startswith(f"{30:012d}"))
+    (last / COMMIT).unlink()  # as a trainer leaves it that is killed when all is staged
+    (ended,) = run_trainers(run, world=1, fence=2, floor_step=20, **memory)
+    assert ended.code == 0, ended.output
+    assert [line.restored.source for line in ended.progress if line.restored] == [Source.MEMORY]
+    assert [step for step, _ in losses(log)] == list(range(1, 31)), "no step is done again"
+    listing = list_candidates(FolderStore(run.store), "3f1c-uid")
+    newest = listing.candidates[0]
+    assert (newest.name.step, newest.name.fence, newest.problem) == (30, 2, None)
+    assert [line.phase for line in ended.progress if line.phase][-1] is Phase.SUCCEEDED

@@ -210,6 +210,10 @@ class _Attempt:
         finished = self.start.step >= self.context.steps
         if finished:
             evaluate.measure(self.context.steps)
+            if not self.start.is_in_store:
+                before = self.activity.enter(save_state.section)
+                save_state.save_again(self.start.step)
+                self.activity.enter(before)
         for step in self._queued_steps(meter, save_state, guard):
             due = [hook for hook in hooks if hook.is_due(step)]
             if due:

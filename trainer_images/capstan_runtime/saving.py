@@ -94,28 +94,42 @@ class SaveState:
         self._voice.report(phase=Phase.STOPPING if step.verdict.stop else Phase.SAVING, step=step.done)
         with self._meter.paused():
             if step.is_last or step.verdict.stop or step.verdict.leave:
-                self._save_and_wait(step, loss)
+                self._save_before_leaving(step, loss)
             else:
-                self._begin(step, loss)
+                self._begin(step.done, loss)
         if not (step.is_last or step.verdict.stop or self.has_left):
             self._voice.report(phase=Phase.TRAINING)
 
-    def _begin(self, step: Step, loss: float) -> None:
+    def save_again(self, done: int) -> None:
+        """Saves the last step once more, as it was restored: it was in memory, and perhaps nowhere else.
+
+        Raises StoreUnavailable when it could not be saved.
+        """
+        self._voice.report(phase=Phase.SAVING, step=done)
+        outcome = self._save_and_wait(done, self._guard.newest_loss())
+        if outcome.checkpoint is None:
+            self._fail(outcome)
+
+    def _begin(self, done: int, loss: float) -> None:
         """Blocks the loop until the state is staged."""
         started = time.perf_counter()
         metrics = {**self._voice.metrics, "loss": loss}
-        self._saver.begin(trainer_state(self._context, step.done, loss), self._engine.export_state(), metrics)
+        self._saver.begin(trainer_state(self._context, done, loss), self._engine.export_state(), metrics)
         self._blocked_seconds = time.perf_counter() - started
         self._save_clock.reset()
 
-    def _save_and_wait(self, step: Step, loss: float) -> None:
+    def _save_and_wait(self, done: int, loss: float) -> Outcome:
         before = self._saver.settle()
         if before is not None:
             self._tell(before)
-        self._begin(step, loss)
+        self._begin(done, loss)
         outcome = self._saver.settle()
         assert outcome is not None
         self._tell(outcome)
+        return outcome
+
+    def _save_before_leaving(self, step: Step, loss: float) -> None:
+        outcome = self._save_and_wait(step.done, loss)
         self.has_left = step.verdict.leave and outcome.checkpoint is not None
         if step.is_last and outcome.checkpoint is None:
             self._fail(outcome)
