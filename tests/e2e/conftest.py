@@ -17,7 +17,7 @@ import yaml
 from kubernetes import client, config
 
 from tests.conftest import real_assets_or_skip
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import NAMESPACE, Cluster
 from tests.support.control_planes import RealControlPlane, Server
 
 CAPSTAN = [sys.executable, "-m", "capstan_operator"]
@@ -26,9 +26,9 @@ CRD = Path("crds/trainingjobs.yaml")
 
 @contextmanager
 def embedded_cluster(home: Path) -> Iterator[Cluster]:
-    """`capstan local up` in a home of its own."""
+    """`capstan local up` in a home of its own, where faults may be injected."""
     arguments = ["--home", str(home)]
-    subprocess.run([*CAPSTAN, "local", "up", *arguments], check=True, timeout=90)
+    subprocess.run([*CAPSTAN, "local", "up", *arguments, "--allow-chaos"], check=True, timeout=90)
     try:
         kubeconfig = home / "kubeconfig"
         core = client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
@@ -60,13 +60,13 @@ def real_cluster(home: Path, assets: Path) -> Iterator[Cluster]:
             return server
 
         start("node", "local", "node", "--home", str(home / "node"))
-        operator = start("operator", "run", "--port", "0")
+        operator = start("operator", "run", "--port", "0", "--allow-chaos")
 
         def restart_operator() -> None:
             nonlocal operator
             operator.process.kill()
             operator.process.wait(10)
-            operator = start("operator", "run", "--port", "0")
+            operator = start("operator", "run", "--port", "0", "--allow-chaos")
 
         yield Cluster("real", plane.kubeconfig, home, restart_operator)
 
@@ -77,6 +77,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
         home = Path(folder)
         manager = embedded_cluster(home) if request.param == "embedded" else real_cluster(home, real_assets_or_skip())
         with manager as running:
+            running.core.patch_namespace(NAMESPACE, {"metadata": {"labels": {"capstan.dev/chaos": "allowed"}}})
             yield running
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks import trainer_processes
 from tests.e2e.cluster import NAMESPACE, Cluster, Status
 from tests.e2e.jobs import FRAMEWORKS, small_job
 
@@ -31,18 +32,9 @@ def condition(status: Status, kind: str) -> tuple[str, str]:
     return found["status"], found["reason"]
 
 
-def trainer_processes(uid: str, framework: str) -> list[psutil.Process]:
-    """The trainers of one job on this machine, by rank."""
-    found: dict[int, psutil.Process] = {}
-    for process in psutil.process_iter():
-        try:
-            command, environ = process.cmdline(), process.environ()
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-        if f"capstan_runtime.{framework}_trainer" in command and uid in environ.get("CAPSTAN_STORE", ""):
-            rank = int(environ["CAPSTAN_POD_NAME"].split("-worker-")[1].split("-")[0])
-            found[rank] = process
-    return [found[rank] for rank in sorted(found)]
+def trainers(uid: str) -> list[psutil.Process]:
+    """The trainers of one job on this machine, by worker, without their warm spares."""
+    return [found[0] for _, found in sorted(trainer_processes.find(uid).items())]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +85,7 @@ def test_a_killed_trainer_costs_a_restart_and_changes_no_number(
     uid = cluster.create_job(long_job(job_name, framework))["metadata"]["uid"]
     cluster.wait_committed(job_name)
     pods_before = {pod.metadata.uid for pod in cluster.pods(job_name)}
-    trainer_processes(uid, framework)[rank].send_signal(signal.SIGKILL)
+    trainers(uid)[rank].send_signal(signal.SIGKILL)
 
     status = cluster.wait_phase(job_name, "Succeeded")
     assert status["restarts"] == {"total": 1, "byCause": {"Crash": 1}}
@@ -123,6 +115,55 @@ def test_a_deleted_pod_is_replaced_and_changes_no_number(
     assert status["metrics"]["loss"] == undisturbed_metrics[framework]["loss"]
 
 
+def test_a_storm_is_survived_and_told_and_changes_no_number(
+    cluster: Cluster, framework: str, job_name: str, undisturbed_metrics: dict[str, dict[str, float]]
+) -> None:
+    """The world shrinks when a pod is deleted and grows when it is back; nothing starts from step 0 again."""
+    steps = LONG[framework]
+    half = steps // 2
+    job = long_job(job_name, framework)
+    job["spec"] |= {
+        "workers": {"min": 1, "max": 2},
+        "recovery": {"deadlines": {"hang": 8}},
+        "chaos": [
+            {"name": "killed", "fault": "Kill", "step": steps // 8, "rank": 1},
+            {"name": "stopped", "fault": "Hang", "step": steps // 4, "rank": 0},
+            # Slow, so that the pod is gone before the second slowness is due, and back before the run is over.
+            {"name": "slow", "fault": "SlowRank", "step": half, "rank": 0, "durationSeconds": 10},
+            {"name": "deleted", "fault": "DeletePod", "step": half, "rank": 1},
+            {"name": "slow-alone", "fault": "SlowRank", "step": half + steps // 6, "rank": 0, "durationSeconds": 20},
+        ],
+    }
+    cluster.create_job(job)
+    status = cluster.wait_phase(job_name, "Succeeded")
+
+    assert sorted(entry["name"] for entry in status["injected"]) == sorted(
+        entry["name"] for entry in job["spec"]["chaos"]
+    )
+    told = [
+        (record["cause"], record["action"], record.get("chaos"), record["worldBefore"], record["worldAfter"])
+        for record in status["recoveries"]
+    ]
+    assert told == [
+        ("Crash", "RestartInPlace", "killed", 2, 2),
+        ("Hang", "RestartInPlace", "stopped", 2, 2),
+        ("Lost", "Shrink", "deleted", 2, 1),
+        ("Grow", "Grow", None, 1, 2),
+    ]
+    assert status["restarts"] == {"total": 3, "byCause": {"Crash": 1, "Hang": 1, "Lost": 1}}
+    for record in status["recoveries"]:
+        assert record["step"] > 0
+        assert record["stepsLost"] == max(0, record["stepBefore"] - record["step"])
+        parts = {name: value for name, value in record["seconds"].items() if name != "total"}
+        assert sum(parts.values()) == pytest.approx(record["seconds"]["total"], abs=0.01)
+    assert status["recoveries"][-1]["stepsLost"] == 0
+    assert {"ChaosInjected", "Recovered", "Restarting"} <= set(cluster.event_reasons(job_name))
+    final = undisturbed_metrics[framework]
+    assert {key: status["metrics"][key] for key in ("loss", "accuracy")} == {
+        key: pytest.approx(final[key], rel=1e-3) for key in ("loss", "accuracy")
+    }
+
+
 def test_suspend_frees_the_pods_and_resume_goes_on_from_the_checkpoint(
     cluster: Cluster, framework: str, job_name: str, undisturbed_metrics: dict[str, dict[str, float]]
 ) -> None:
@@ -144,10 +185,10 @@ def test_a_killed_operator_is_not_noticed_by_the_job(cluster: Cluster, framework
     steps = 3 * LONG[framework]
     uid = cluster.create_job(long_job(job_name, framework, steps))["metadata"]["uid"]
     cluster.wait_committed(job_name)
-    before = {process.pid for process in trainer_processes(uid, framework)}
+    before = {process.pid for process in trainers(uid)}
     cluster.restart_operator()
     status = cluster.wait(job_name, "further on", lambda status: status["step"] > steps * 0.5)
-    assert {process.pid for process in trainer_processes(uid, framework)} <= before
+    assert {process.pid for process in trainers(uid)} <= before
     status = cluster.wait_phase(job_name, "Succeeded")
     assert (status["restarts"]["total"], status["fence"]) == (0, 1)
     assert len(cluster.pods(job_name)) == 2
@@ -167,7 +208,7 @@ def test_a_missing_file_fails_the_job_with_the_reason_and_without_a_restart(
 def test_deleting_a_job_removes_all_it_made(cluster: Cluster, framework: str, job_name: str) -> None:
     uid = cluster.create_job(long_job(job_name, framework))["metadata"]["uid"]
     cluster.wait_phase(job_name, "Running")
-    processes = trainer_processes(uid, framework)
+    processes = trainers(uid)
     assert len(processes) == 2
     cluster.delete_job(job_name)
     cluster.wait_gone(lambda: cluster.pods(job_name), "the pods")
