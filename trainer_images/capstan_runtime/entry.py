@@ -66,7 +66,8 @@ def _stand_by(load: Callable[[], "MakeEngine"], descriptor: int) -> "tuple[MakeE
         importing.join()
         if not loaded:
             os._exit(1)  # the thread has said why
-        line.sendall(READY)
+        with contextlib.suppress(BrokenPipeError):  # its membership is here, and nobody waits to hear that it is ready
+            line.sendall(READY)
         with line.makefile("rb") as lines:
             membership = lines.readline()
     if not membership.endswith(b"\n"):

@@ -165,10 +165,16 @@ class Supervisor:
             end, came_to_nothing = await self._run_trainer(spare or Child(self._settings, membership), membership)
             if spare is not None and came_to_nothing:
                 self._log.say("the warm spare was of no use; the trainer starts cold")
+                membership = self._newest_of(membership)
                 end, _ = await self._run_trainer(Child(self._settings, membership), membership)
         except OSError as error:
             end = _cannot_start(membership.fence, self._settings.command, error)
         return self._end(membership.fence, end)
+
+    def _newest_of(self, membership: Membership) -> Membership:
+        """The same membership with the wish to leave that may have come since."""
+        known = self._membership
+        return known if known is not None and known.fence == membership.fence else membership
 
     async def _run_trainer(self, child: Child, membership: Membership) -> tuple[Exit | None, bool]:
         """How it failed (None: it succeeded), and whether it ended before it said a word, unasked."""
