@@ -1,0 +1,57 @@
+"""A warm spare that is given its membership before it is ready, and one that then comes to nothing."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+from capstan_runtime.contract.state import Phase
+from tests.support.training_runs import FIRST_STEP, Run, StartPod, alone, scripted
+
+STAND_BY = """
+import os, sys, time
+import capstan_runtime.loop as loop
+from capstan_runtime import entry
+from capstan_runtime.contract import env
+
+loop.prepare = lambda environ: "prepared"
+
+def load():
+    time.sleep(0.5)
+    return "engine"
+
+print(entry._stand_by(load, int(sys.argv[1])), os.environ[env.MEMBERSHIP])
+"""
+
+
+def test_a_spare_begins_though_nobody_waits_to_hear_that_it_is_ready() -> None:
+    ours, its = socket.socketpair()
+    with its:
+        spare = subprocess.Popen(
+            [sys.executable, "-c", STAND_BY, str(its.fileno())],
+            pass_fds=[its.fileno()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    ours.sendall(b'{"fence": 2}\n')
+    ours.close()
+    out, errors = spare.communicate(timeout=60)
+    assert (spare.returncode, out) == (0, "('engine', 'prepared') {\"fence\": 2}\n\n"), errors
+
+
+def test_a_trainer_that_starts_cold_in_the_place_of_a_spare_knows_that_it_is_to_leave(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    spare = ({"print": "cannot import"}, {"sleep": 1.0}, {"exit": 1})
+    script = scripted(*FIRST_STEP, {"sleep": 60}, spare=spare)
+    pod = start_pod(Run(tmp_path, overrides={"warmSpare": True}), **script)
+    pod.put(alone(1, pod))
+    pod.wait_for(Phase.TRAINING)
+    member = alone(2, pod)
+    pod.put(member)
+    pod.put(member.model_copy(update={"leave_at_checkpoint": True}))
+    assert pod.wait_for(Phase.TRAINING).fence == 2
+    assert "of no use; the trainer starts cold" in pod.log.read_text()
+    environ = Path(f"/proc/{pod.children()[0]}/environ").read_text()
+    assert '"leaveAtCheckpoint":true' in environ
