@@ -283,6 +283,33 @@ def test_a_store_that_never_answers_fails_the_save_and_the_next_and_is_used_agai
     assert steps_in(tmp_path) == [3], "what came loose was not committed any more"
 
 
+def test_a_commit_that_arrives_after_the_save_counted_as_failed_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(FolderStore):
+        go = threading.Event()
+
+        def put_new(self, key: str, data: bytes) -> bool:
+            self.go.wait(20)
+            return super().put_new(key, data)
+
+    monkeypatch.setattr(background, "_GRACE_SECONDS", 0.1)
+    store = Late(tmp_path)
+    each = saver(store, deadline_seconds=0.5)
+    begin(each, 1)
+    outcome = each.settle()
+    assert outcome is not None
+    assert (outcome.checkpoint, each.is_stuck) == (None, True)
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(f"{1:012d}")] == []
+    store.go.set()
+    give_up_at = time.monotonic() + 10
+    while any(thread.name == "save 1" for thread in threading.enumerate()):
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+    assert list(tmp_path.rglob(COMMIT)) == [], "nobody finds a commit of which nothing else is left"
+    assert each.save(trainer_state(2), share_of(arrays_of(2), 0, 1)).step == 2
+
+
 def test_a_slow_store_fails_a_save_at_its_deadline(tmp_path: Path) -> None:
     class Slow(FolderStore):
         def put(self, key: str, pieces: Iterable[Buffer]) -> None:

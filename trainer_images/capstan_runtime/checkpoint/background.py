@@ -65,10 +65,12 @@ class BackgroundSave:
         deadline_seconds: float,
         on_hashed: Callable[[RankManifest], None],
         on_ended: Callable[[], None],
+        on_late: Callable[[], None],
         signing_key: Path | None,
     ) -> None:
         """`on_hashed` is called when the digests of all that was staged are known, `on_ended` when the staged memory is
-        not needed any more; both from other threads."""
+        not needed any more, `on_late` when the save was committed after it had counted as failed; all from other
+        threads."""
         self.save = save
         self.size = sum(len(shard.data) for shard in shards)
         self.begun_at = time.monotonic()
@@ -79,10 +81,15 @@ class BackgroundSave:
         self._give_up_at = self.begun_at + deadline_seconds
         self._on_hashed = on_hashed
         self._on_ended = on_ended
+        self._on_late = on_late
         self._signing_key = signing_key
         self._given_up = ""
         self._first_failure: BaseException | None = None
         self._ending: Ending | None = None
+        self._is_lost = False
+        """It has been said to have failed, while its thread is still there."""
+        self._lock = threading.Lock()
+        """Guards the two above: what has been said stays said."""
         self._has_ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"save {save.name.step}", daemon=True)
         self._thread.start()
@@ -90,11 +97,12 @@ class BackgroundSave:
     @property
     def ending(self) -> Ending | None:
         """None while it goes on. What is stuck in the store has failed in the end, but its thread is still there."""
-        if self._ending is None and time.monotonic() > self._give_up_at + _GRACE_SECONDS:
-            where = f"step {self.save.name.step}, rank {self.save.rank}"
-            self.give_up(f"{where}: {self.save.store.place} did not answer within {self._deadline_seconds:g} s")
-            return Ending(Fate.FAILED, self._given_up)
-        return self._ending
+        with self._lock:
+            if self._ending is None and time.monotonic() > self._give_up_at + _GRACE_SECONDS:
+                self._is_lost = True
+                where = f"step {self.save.name.step}, rank {self.save.rank}"
+                self.give_up(f"{where}: {self.save.store.place} did not answer within {self._deadline_seconds:g} s")
+            return Ending(Fate.FAILED, self._given_up) if self._is_lost else self._ending
 
     @property
     def needs_memory(self) -> bool:
@@ -121,7 +129,10 @@ class BackgroundSave:
             ending = Ending(Fate.FAILED, f"step {self.save.name.step}, rank {self.save.rank}: {_described(error)}")
         self._shards = []
         self.seconds = time.monotonic() - self.begun_at
-        self._ending = ending
+        with self._lock:
+            self._ending = ending
+        if self._is_lost and ending.fate is Fate.COMMITTED:
+            self._on_late()
         self._has_ended.set()
         self._on_ended()
 

@@ -128,6 +128,7 @@ class Saver:
             self._deadline_seconds,
             lambda manifest: self._seal(save, manifest),
             self._staging.prepare,
+            lambda: self._remove(save.name),
             self._identity.signing_key,
         )
 
@@ -231,15 +232,15 @@ class Saver:
             self._on_staged(part)
 
     def _remove_remains(self, name: SaveName) -> None:
-        """Gives the space back, behind the loop's back: a full disk would stay full. Nobody writes there any more."""
-
-        def remove() -> None:
-            store = self._identity.store
-            try:
-                store.remove(f"{name}/{COMMIT}")
-                store.remove_all(str(name))
-            except OSError as error:
-                self._on_trouble(f"what a failed save left cannot be removed: {error}")
-
-        self._removal = threading.Thread(target=remove, name=f"remove {name.step}", daemon=True)
+        """Gives the space back, behind the loop's back: a full disk would stay full. Who is stuck in the store may
+        still write there; a commit that arrives so late is removed when it does."""
+        self._removal = threading.Thread(target=self._remove, args=(name,), name=f"remove {name.step}", daemon=True)
         self._removal.start()
+
+    def _remove(self, name: SaveName) -> None:
+        store = self._identity.store
+        try:
+            store.remove(f"{name}/{COMMIT}")
+            store.remove_all(str(name))
+        except OSError as error:
+            self._on_trouble(f"what a failed save left cannot be removed: {error}")
