@@ -12,7 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.candidates import list_candidates, quarantine
 from capstan_runtime.checkpoint.claims import newest_claim, write_claim
 from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.folder_store import FolderStore
@@ -51,6 +51,18 @@ def test_the_newest_that_verifies_is_chosen_and_the_broken_one_quarantined(tmp_p
     chosen = choose(tmp_path, fence=3, quarantined=again)
     assert chosen is not None
     assert (chosen.root, again) == (good.root, [])
+
+
+def test_however_many_are_broken_the_good_one_before_them_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("capstan_runtime.checkpoint.choose._MOST_PROPOSED", 2)
+    good = save(tmp_path, 10)
+    for step in (20, 30, 40):
+        quarantine(FolderStore(tmp_path), SaveName.parse(folder_of(tmp_path, save(tmp_path, step).root).name), "broken")
+    chosen = choose(tmp_path)
+    assert chosen is not None
+    assert chosen.root == good.root
 
 
 def test_at_equal_steps_the_newer_fence_wins(tmp_path: Path) -> None:

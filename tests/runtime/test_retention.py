@@ -22,6 +22,7 @@ from capstan_runtime.checkpoint.retention import Rules
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
 from capstan_runtime.contract.config import Best, Retention, VerifyLevel
+from capstan_runtime.errors import ConfigError
 from tests.support.checkpoints import RUN, arrays_of, as_store, facts_of, save, share_of, steps_in
 
 NOW = 10_000.0
@@ -253,6 +254,23 @@ def test_a_removal_that_the_store_refuses_is_told_and_tried_again(tmp_path: Path
     assert steps_in(tmp_path) == [30, 20]
 
 
+def test_what_a_later_version_wrote_stops_a_sweep_and_not_the_next(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    troubles: list[str] = []
+    store = FolderStore(tmp_path)
+    keeper = Keeper(Rules(store, RUN, 9, Retention(last=2), "full"), lambda _: None, lambda _: None, troubles.append)
+    later = ConfigError("r0.json: its format is not capstan-shards/2")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(retention_module, "open_checkpoint", lambda *_: (_ for _ in ()).throw(later))
+        keeper.begin()
+        keeper.wait(20)
+    assert troubles == [f"checkpoints are not read back, old ones are not removed: {later}"]
+    keeper.begin()
+    keeper.wait(20)
+    assert steps_in(tmp_path) == [30, 20]
+
+
 def test_reading_rests_as_long_as_it_works_until_it_must_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, rested = [0.0], []
     pace = Pace()
@@ -288,7 +306,9 @@ def test_marks_come_and_go_and_a_damaged_one_says_nothing(tmp_path: Path) -> Non
     mark_verified(store, name, "blake3:aa", 12.5)
     assert (is_pinned(store, name), verified_at(store, name, "blake3:aa")) == (True, 12.5)
     assert verified_at(store, name, "blake3:bb") is None
-    for damaged in (b"", b"[]", b"null", b'{"root":"blake3:aa"}', b'{"root":"blake3:aa","at":"x"}', b"\xff"):
+    endless, deep = b'{"root":"blake3:aa","at":1' + b"0" * 400 + b"}", b"[" * 100_000
+    not_there = (b'{"root":"blake3:aa"}', b'{"root":"blake3:aa","at":"x"}')
+    for damaged in (b"", b"[]", b"null", *not_there, b"\xff", endless, deep):
         store.put(f"{name}/{VERIFIED}", [damaged])
         assert verified_at(store, name, "blake3:aa") is None
     unpin(store, name)

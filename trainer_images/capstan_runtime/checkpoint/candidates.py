@@ -141,5 +141,5 @@ def quarantine(store: Store, name: SaveName, reason: str) -> None:
 def _reason_of(store: Store, name: SaveName) -> str:
     try:
         return str(json.loads(store.get(f"{name}/{QUARANTINED}"))["reason"])
-    except (OSError, ObjectMissing, ValueError, KeyError, TypeError):
+    except (OSError, ObjectMissing, ValueError, KeyError, TypeError, RecursionError):
         return "quarantined; the marker does not say why"

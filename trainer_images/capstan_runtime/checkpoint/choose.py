@@ -32,7 +32,8 @@ from capstan_runtime.contract.state import Quarantine, Source
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
 _MOST_PROPOSED = 200
-"""Candidates proposed at most; with short problems, the proposal stays below the 64 KiB of one exchange."""
+"""Candidates without a problem, and with one, that are proposed at most; with short problems, the proposal stays below
+the 64 KiB of one exchange. However many are broken, they do not crowd out a good one."""
 _LONGEST_PROBLEM = 120
 
 
@@ -139,9 +140,11 @@ def _newcomer(choosing: Choosing) -> Newcomer:
 
 def _rows(listing: Listing, in_memory: Sequence[SaveName]) -> list[tuple[str, str | None, str]]:
     """By step, the newest first; what is in memory before what is in the store, which takes longer to read."""
+    good = [each for each in listing.candidates if each.problem is None]
+    bad = [each for each in listing.candidates if each.problem is not None]
     rows: list[tuple[SaveName, str | None, Source]] = [
         (each.name, each.problem and each.problem[:_LONGEST_PROBLEM], Source.STORE)
-        for each in listing.candidates[:_MOST_PROPOSED]
+        for each in (*good[:_MOST_PROPOSED], *bad[:_MOST_PROPOSED])
     ]
     rows += [(name, None, Source.MEMORY) for name in usable_in_memory(listing, in_memory)]
     rows.sort(key=lambda row: (row[0].step, row[2] is Source.MEMORY, row[0].fence), reverse=True)

@@ -39,7 +39,7 @@ def verified_at(store: Store, name: SaveName, root: str) -> float | None:
     try:
         note = json.loads(store.get(f"{name}/{VERIFIED}"))
         return float(note["at"]) if note["root"] == root else None
-    except (ObjectMissing, ValueError, KeyError, TypeError):
+    except (ObjectMissing, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

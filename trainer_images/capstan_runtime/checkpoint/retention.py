@@ -22,7 +22,7 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract import config
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Quarantine
-from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
+from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,13 +101,13 @@ class Retention:
                 self._is_wanted = False
             try:
                 self.sweep()
-            except (OSError, StoreUnavailable) as error:
+            except (OSError, StoreUnavailable, ConfigError) as error:
                 self._on_trouble(f"checkpoints are not read back, old ones are not removed: {error}")
 
     def sweep(self) -> None:
         """Removes the remains of older attempts, proves the two newest and removes what need not be kept.
 
-        Raises OSError, StoreUnavailable.
+        Raises OSError, StoreUnavailable, and ConfigError for a shard's manifest of a later version of Capstan.
         """
         listing = list_candidates(self._rules.store, self._rules.run)
         for name in (*listing.stale, *listing.torn):
