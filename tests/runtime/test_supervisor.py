@@ -101,7 +101,7 @@ def test_a_killed_trainer_is_reported_and_the_next_membership_resumes(
     tmp_path: Path, start_pod: StartPod, undisturbed: Undisturbed
 ) -> None:
     run, log = Run(tmp_path), tmp_path / "steps.log"
-    faults = {"FAULT_KIND": "kill", "FAULT_STEP": "14", "FAULT_RANK": "1", "STEP_LOG": str(log)}
+    faults = {"FAULT_KIND": "kill", "FAULT_STEP": "14", "FAULT_RANK": "1", "STEP_LOG": str(log), "AWAIT_SAVES": "yes"}
     pods = [start_pod(run, f"small-{rank}", **faults) for rank in range(2)]
     push(pods, fence=1)
     lost, killed = (pod.wait_for(Phase.EXITED) for pod in pods)

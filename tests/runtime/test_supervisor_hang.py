@@ -1,6 +1,7 @@
 """What is a hang, and what is said of it; the page on which a trainer shows what it is doing."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -131,11 +132,9 @@ def test_the_main_thread_s_frames_are_found_in_a_real_dump(tmp_path: Path) -> No
             dump.append(process.stderr.readline().rstrip("\n"))
         process.kill()
     assert sum("most recent call first" in line for line in dump) == 2
-    assert main_thread_frames(["step 1/30", *dump, "step 2/30"]) == [
-        f"{script}:9 innermost",
-        f"{script}:11 outer",
-        f"{script}:13 <module>",
-    ]
+    innermost, *outer = main_thread_frames(["step 1/30", *dump, "step 2/30"])
+    assert re.fullmatch(rf"{re.escape(str(script))}:[789] innermost", innermost), "before, in or after the sleep"
+    assert outer == [f"{script}:11 outer", f"{script}:13 <module>"]
 
 
 def test_without_a_current_thread_the_oldest_one_is_taken() -> None:

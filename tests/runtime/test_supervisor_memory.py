@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from capstan_runtime.checkpoint.peer_store import PeerStore
+from capstan_runtime.checkpoint.store import StoreError
 from capstan_runtime.contract import env
 from capstan_runtime.contract.state import Phase
 from capstan_runtime.supervisor.memory_tier import MemoryTier, NoSuchFile
@@ -66,6 +68,19 @@ def test_files_and_ranges_of_them_are_sent_to_who_has_the_token(
         assert get(pod, key, method=method)[0] == 405
     (memory / GENERATION / "empty").unlink()
     assert get(pod, f"{GENERATION}/empty")[0] == 404
+
+
+def test_a_peer_reads_what_the_pod_holds(tmp_path: Path, memory: Path, start_pod: StartPod) -> None:
+    pod = start_pod(Run(tmp_path), **{env.MEMORY: str(memory)})
+    key = f"{GENERATION}/shards/r0-0.safetensors"
+    peer = PeerStore(f"{pod.address}:{env.SUPERVISOR_PORT}", TOKEN)
+    assert (peer.size(key), peer.size(f"{GENERATION}/empty"), peer.size("missing")) == (len(BYTES), 0, None)
+    assert (peer.get(key), peer.get(f"{GENERATION}/empty")) == (BYTES, b"")
+    target = bytearray(100_000)
+    peer.read_into(key, 777, memoryview(target))
+    assert target == BYTES[777:100_777]
+    with pytest.raises(StoreError, match="401"):
+        PeerStore(f"{pod.address}:{env.SUPERVISOR_PORT}", "wrong").size(key)
 
 
 def test_nothing_outside_the_folder_can_be_read(tmp_path: Path, memory: Path, start_pod: StartPod) -> None:

@@ -43,7 +43,7 @@ def test_spares_take_over_from_killed_trainers_and_the_losses_are_those_of_an_un
     tmp_path: Path, start_pod: StartPod, undisturbed: Undisturbed
 ) -> None:
     run, log = Run(tmp_path, overrides=SPARE), tmp_path / "steps.log"
-    faults = {"FAULT_KIND": "hang", "FAULT_STEP": "14", "STEP_LOG": str(log)}
+    faults = {"FAULT_KIND": "hang", "FAULT_STEP": "14", "STEP_LOG": str(log), "AWAIT_SAVES": "yes"}
     pods = [start_pod(run, f"small-{rank}", **faults) for rank in range(2)]
     push(pods, fence=1)
     spares = [pod.wait_until_warm() for pod in pods]
