@@ -10,8 +10,8 @@ from capstan_operator.decide.times import rfc3339
 _ORDER = list(TrainingJobCondition)
 
 FIXED_FIELDS = (
-    "checkpoint.interval, retention and verify, training.virtualRanks and, of recovery, deadlines, numerical, warmSpare "
-    "and memoryTier"
+    "checkpoint.interval, retention and verify, training.virtualRanks and, of recovery, deadlines, numerical, "
+    "warmSpare and memoryTier"
 )
 
 

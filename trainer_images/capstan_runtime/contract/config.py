@@ -329,7 +329,7 @@ class Verification(Record):
         str | None,
         Field(
             min_length=1,
-            description="PEM of an ECDSA public key. Given: only checkpoints whose manifest it signed are resumed from.",
+            description="PEM of an ECDSA public key. Given: only checkpoints signed with its private key are used.",
         ),
     ] = None
 

@@ -63,7 +63,7 @@ class RunConfig(Record):
     warm_spare: bool = True
     """Each pod keeps a process with its imports done, so that a restart does not wait for them."""
     memory_tier: bool = True
-    """Each pod keeps its part of the newest saves in memory (`env.MEMORY`), so that a restart need not read the store."""
+    """Each pod keeps its part of the newest saves in memory (`env.MEMORY`): a restart need not read the store then."""
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:
