@@ -1,11 +1,13 @@
 """The demo's table shows every status a job can have, the emptiest too."""
 
 import importlib.util
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+sys.path.append("examples")  # a script's own folder, where it finds what it imports
 _SPEC = importlib.util.spec_from_file_location("demo", Path("examples/demo.py"))
 assert _SPEC is not None
 assert _SPEC.loader is not None
