@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from capstan_runtime.contract.state import Phase
@@ -50,6 +51,10 @@ def test_a_trainer_that_starts_cold_in_the_place_of_a_spare_knows_that_it_is_to_
     pod.wait_for(Phase.TRAINING)
     member = alone(2, pod)
     pod.put(member)
+    give_up_at = time.monotonic() + 10
+    while "takes over, still importing" not in pod.log.read_text():
+        assert time.monotonic() < give_up_at, pod.log.read_text()
+        time.sleep(0.02)
     pod.put(member.model_copy(update={"leave_at_checkpoint": True}))
     assert pod.wait_for(Phase.TRAINING).fence == 2
     assert "of no use; the trainer starts cold" in pod.log.read_text()
