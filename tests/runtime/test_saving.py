@@ -35,7 +35,18 @@ from capstan_runtime.checkpoint.writer import Save, SaveFailed, commit, manifest
 from capstan_runtime.contract.state import Checkpoint
 from capstan_runtime.engine import LocalTensor
 from capstan_runtime.errors import StoreUnavailable
-from tests.support.checkpoints import RUN, arrays_of, choose, facts_of, flip, save, share_of, steps_in, trainer_state
+from tests.support.checkpoints import (
+    RUN,
+    arrays_of,
+    choose,
+    facts_of,
+    flip,
+    retention,
+    save,
+    share_of,
+    steps_in,
+    trainer_state,
+)
 from tests.support.rank_threads import Exchange, run_rank_threads
 
 LEAF_FLOATS = LEAF_BYTES // 4
@@ -258,6 +269,31 @@ def test_a_newer_attempt_ends_the_run_on_every_rank(tmp_path: Path) -> None:
     assert [type(error) for error in errors] == [StoreUnavailable] * 2
     assert str(errors[0]) == str(errors[1]) == "step 5: fence 2 has taken over; fence 1 may not commit"
     assert steps_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("is_seen", [False, True])
+def test_an_attempt_that_is_replaced_while_it_commits_has_committed_what_the_newer_one_found(
+    tmp_path: Path, is_seen: bool
+) -> None:
+    class Replaced(FolderStore):
+        def put_new(self, key: str, data: bytes) -> bool:
+            is_new = super().put_new(key, data) if is_seen else True
+            choose(tmp_path, fence=2)
+            retention(tmp_path, 2, [], fence=2).sweep()
+            return is_new and (is_seen or super().put_new(key, data))
+
+    each = saver(Replaced(tmp_path))
+    begin(each, 5)
+    if is_seen:
+        outcome = each.settle()
+        assert outcome is not None
+        assert outcome.checkpoint is not None
+        assert steps_in(tmp_path) == [5]
+    else:
+        with pytest.raises(StoreUnavailable, match="step 5: fence 2 has taken over; fence 1 may not commit"):
+            each.settle()
+        assert list(tmp_path.rglob(COMMIT)) == []
+        assert choose(tmp_path, fence=3) is None, "nothing is left that looks like a broken checkpoint"
 
 
 def test_a_store_that_never_answers_fails_the_save_and_the_next_and_is_used_again_when_it_does(

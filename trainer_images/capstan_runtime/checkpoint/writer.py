@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from capstan_runtime.checkpoint.claims import newer_fence
+from capstan_runtime.checkpoint.claims import newest_claim
 from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, SHARDS, SIGNATURE, SaveName, rank_manifest_name
 from capstan_runtime.checkpoint.manifest import (
@@ -195,9 +195,7 @@ def _checked_rank(save: Save, rank: int, data: bytes) -> RankManifest:
 
 def _publish(save: Save, manifest: Manifest, signing_key: Path | None, given_up: Callable[[], str]) -> Checkpoint:
     store, facts = save.store, save.facts
-    newer = newer_fence(store, facts.run, facts.fence)
-    if newer is not None:
-        raise Superseded(f"step {facts.step}: fence {newer} has taken over; fence {facts.fence} may not commit")
+    _require_newest(save)
     data = canonical_bytes(manifest)
     root = name_of(digest_of(data))
     store.put(f"{save.name}/{MANIFEST}", [data])
@@ -209,7 +207,22 @@ def _publish(save: Save, manifest: Manifest, signing_key: Path | None, given_up:
     if not store.put_new(f"{save.name}/{COMMIT}", note) and store.get(f"{save.name}/{COMMIT}") != note:
         raise SaveFailed(f"step {facts.step}: {save.name} is committed already, with other content")
     store.settle(str(save.name))
+    try:
+        _require_newest(save, root)
+    except Superseded:
+        # Taken over meanwhile. It does not count, and of what it speaks of some may have been swept up already.
+        store.remove(f"{save.name}/{COMMIT}")
+        raise
     return Checkpoint(step=facts.step, root=root, at=facts.created_at, logical=manifest.logical)
+
+
+def _require_newest(save: Save, root: str | None = None) -> None:
+    """Raises Superseded when a newer attempt has claimed the store, and has not found a commit of `root` there."""
+    claim = newest_claim(save.store, save.facts.run)
+    if claim is not None and claim.fence > save.facts.fence and root not in claim.committed:
+        raise Superseded(
+            f"step {save.facts.step}: fence {claim.fence} has taken over; fence {save.facts.fence} may not commit"
+        )
 
 
 def sign(manifest: bytes, signing_key: Path) -> bytes:
