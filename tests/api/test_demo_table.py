@@ -1,18 +1,16 @@
 """The demo's table shows every status a job can have, the emptiest too."""
 
 import importlib.util
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.append("examples")  # a script's own folder, where it finds what it imports
-_SPEC = importlib.util.spec_from_file_location("demo", Path("examples/demo.py"))
+_SPEC = importlib.util.spec_from_file_location("live", Path("examples/live.py"))
 assert _SPEC is not None
 assert _SPEC.loader is not None
-demo = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(demo)
+live = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(live)
 
 
 @pytest.mark.parametrize(
@@ -45,4 +43,4 @@ _SPEC.loader.exec_module(demo)
     ],
 )
 def test_a_row_for_every_status(status: dict[str, Any], cells: tuple[str, ...]) -> None:
-    assert demo.row({"metadata": {"name": "j"}, "status": status}) == cells
+    assert live.row({"metadata": {"name": "j"}, "status": status}) == cells
