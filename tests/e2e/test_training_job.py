@@ -128,14 +128,15 @@ def test_a_storm_is_survived_and_told_and_changes_no_number(
         "chaos": [
             {"name": "killed", "fault": "Kill", "step": steps // 8, "rank": 1},
             {"name": "stopped", "fault": "Hang", "step": steps // 4, "rank": 0},
-            # Slow, so that the pod is gone before the second slowness is due, and back before the run is over.
-            {"name": "slow", "fault": "SlowRank", "step": half, "rank": 0, "durationSeconds": 10},
+            # Slow, so that the pod is gone before the second slowness is due, and back before the run is over. Both end
+            # with the attempt that they fall into.
+            {"name": "slow", "fault": "SlowRank", "step": half, "rank": 0, "durationSeconds": 120},
             {"name": "deleted", "fault": "DeletePod", "step": half, "rank": 1},
-            {"name": "slow-alone", "fault": "SlowRank", "step": half + steps // 6, "rank": 0, "durationSeconds": 20},
+            {"name": "slow-alone", "fault": "SlowRank", "step": half + steps // 7, "rank": 0, "durationSeconds": 120},
         ],
     }
     cluster.create_job(job)
-    status = cluster.wait_phase(job_name, "Succeeded")
+    status = cluster.wait_phase(job_name, "Succeeded", seconds=400)
 
     assert sorted(entry["name"] for entry in status["injected"]) == sorted(
         entry["name"] for entry in job["spec"]["chaos"]
