@@ -12,8 +12,9 @@ from io import StringIO
 import aiohttp
 import pytest
 
+from capstan_operator.cluster import front
 from capstan_operator.cluster.events import BURST_PER_JOB, MAX_QUEUED, EventWriter, JobRef
-from capstan_operator.cluster.front import HINT_BURST, Front
+from capstan_operator.cluster.front import Front
 from capstan_operator.cluster.kinds import EVENTS, SECRETS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.operator_key import OperatorKeyError, fetch_or_create_key
@@ -103,13 +104,11 @@ async def test_a_hint_that_makes_no_sense_is_refused(served: Served, body: bytes
     assert served.hints == []
 
 
-async def test_a_flood_of_hints_is_held_back(served: Served) -> None:
+async def test_a_flood_of_hints_is_held_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front, "HINTS_PER_SECOND", 0.0)  # however slow this machine is, nothing is refilled meanwhile
     served.front._hints_left = 3.0
-    served.front._refilled_at = asyncio.get_running_loop().time()
     answers = [await served.hint(json.dumps(HINT).encode()) for _ in range(5)]
-    assert answers[:3] == [202] * 3
-    assert 429 in answers
-    assert HINT_BURST < 1000
+    assert answers == [202, 202, 202, 429, 429]
 
 
 async def test_two_replicas_that_start_together_get_the_same_key(api: FakeApi, client: KubeClient) -> None:
