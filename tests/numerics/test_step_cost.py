@@ -36,7 +36,7 @@ def flax_counts(rank: int, world: int, coordinator: str) -> Any:
     for step in range(1, 5):
         engine.train_step(batch_of(context, step), 0.1 / step)
     return (
-        engine._train_step._cache_size(),
+        engine._train_step.__wrapped__._cache_size(),
         [event for event in compiled if "compile" in event],
         [parameter.is_deleted() for parameter in before],
     )

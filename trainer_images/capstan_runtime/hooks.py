@@ -108,7 +108,9 @@ class Log:
         """This rank's own work, without waiting for others: what tells a slow rank from those that wait for it."""
         now, before, steps = self._busy_seconds(), self._busy_before, done - self._logged
         self._busy_before, self._logged = now, done
-        return None if now is None or before is None or steps <= 0 else (now - before) / steps
+        if now is None or before is None or steps <= 0 or now < before:  # threads may end, and their time with them
+            return None
+        return (now - before) / steps
 
 
 class Evaluate:

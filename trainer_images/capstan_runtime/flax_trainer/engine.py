@@ -18,6 +18,7 @@ from capstan_runtime.context import TrainContext
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.leaves import Structure, export_leaves, replicate
+from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
 from capstan_runtime.flax_trainer.optimizer import step_scalars
 from capstan_runtime.flax_trainer.step import (
     AXIS,
@@ -83,7 +84,7 @@ class FlaxEngine:
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
         self._to_devices = jax.jit(lambda *arrays: arrays, in_shardings=self._local_by_sample)
-        self._seconds_in_steps = 0.0
+        self._seconds_in_steps = self._seconds_in_evaluations = 0.0
         self._loss_factor = 1.0
         self._step = 0
         self._parameters = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.leaves]
@@ -106,6 +107,7 @@ class FlaxEngine:
         return FlaxStepResult(values)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+        began = native_threads_seconds()
         with translated_errors():
             parameters = [self._on_local_devices(parameter) for parameter in self._parameters]
             sums = [
@@ -113,6 +115,7 @@ class FlaxEngine:
                 for batch in batches
             ]
             loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
+        self._seconds_in_evaluations += native_threads_seconds() - began
         return EvaluationSums(loss, correct, count)
 
     def export_state(self) -> Iterator[LocalTensor]:
@@ -130,11 +133,11 @@ class FlaxEngine:
         return self._world.exchange(payload)
 
     def busy_seconds(self) -> float | None:
-        """On CPUs, processor time: of the steps in this thread and of everything in the others, which wait for peers
-        without using any. On GPUs a step's kernels cannot be told from its collectives."""
+        """On CPUs, processor time: of the steps in this thread and in XLA's, which wait for peers without using any. On
+        GPUs a step's kernels cannot be told from its collectives."""
         if jax.default_backend() != "cpu":
             return None
-        return time.process_time() - time.thread_time() + self._seconds_in_steps
+        return self._seconds_in_steps + native_threads_seconds() - self._seconds_in_evaluations
 
     def poison_next_step(self) -> None:
         self._loss_factor = math.nan

@@ -10,6 +10,7 @@ raises std::bad_cast in jaxlib 0.10), and either end is prompt.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
 import contextlib
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
@@ -61,6 +62,7 @@ def cached_by_every_rank(function: Callable[..., Result]) -> Callable[..., Resul
     """
     is_compiled = False
 
+    @functools.wraps(function)
     def call(*arguments: Any) -> Result:
         nonlocal is_compiled
         if is_compiled or jax.default_backend() != "cpu":
