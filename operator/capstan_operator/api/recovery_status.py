@@ -79,7 +79,10 @@ class RecoveryStatus(Record):
     root: Annotated[str | None, Field(description="Checkpoint it continued from; absent: none.")] = None
     verified: Annotated[bool | None, Field(description="Every byte of it was hashed and matched.")] = None
     source: Annotated[Literal["Store", "Memory"] | None, Field(description="Where it was read from.")] = None
-    steps_lost: Annotated[int | None, Field(description="stepBefore - step: steps that had to be done again.")] = None
+    steps_lost: Annotated[
+        int | None,
+        Field(description="Steps up to stepBefore that had to be done again; steps made after that were not told."),
+    ] = None
     step_seconds: Annotated[float | None, Field(description="Seconds one step took before.")] = None
     seconds_lost: Annotated[float | None, Field(description="stepsLost x stepSeconds: training that was in vain.")] = (
         None
