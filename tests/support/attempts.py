@@ -96,4 +96,8 @@ def _make_engine(context: TrainContext) -> Any:
 def small_run(folder: Path, framework: str, **overrides: Any) -> Run:
     """Thirty steps of a multi-layer perceptron, every one of them logged, saved every ten."""
     training = {"logEverySteps": 1, "virtualRanks": 4, **overrides.pop("training", {})}
-    return Run(folder, overrides={"framework": FRAMEWORKS[framework], "training": training, **overrides})
+    patience = {"form": 120, "firstStep": 120, "save": 120}  # for a machine that has other things to do
+    return Run(
+        folder,
+        overrides={"framework": FRAMEWORKS[framework], "training": training, "deadlines": patience, **overrides},
+    )

@@ -71,7 +71,7 @@ def await_save() -> None:
     """Steps of a millisecond would be over before the first save of the run is; real ones are not."""
     for thread in threading.enumerate():
         if thread.name.startswith("save "):
-            thread.join(20.0)
+            thread.join(60.0)
 
 
 def read_slowly(checkpoint: OpenCheckpoint, level: VerifyLevel, done: Callable[[int], None]) -> None:
