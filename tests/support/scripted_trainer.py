@@ -32,6 +32,8 @@ def follow(script: list[dict[str, Any]], fence: int) -> None:
             continue
         match step:
             case {"report": progress}:
+                # As a real trainer: whoever hears of its first step may signal it.
+                signal.pthread_sigmask(signal.SIG_BLOCK, {s["wait for"] for s in script if "wait for" in s})
                 os.write(int(os.environ["CAPSTAN_REPORT_FD"]), json.dumps(progress).encode() + b"\n")
             case {"enter": [section, done]}:
                 from capstan_runtime.beat import Beat
