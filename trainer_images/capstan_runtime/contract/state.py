@@ -161,6 +161,9 @@ class State(Record):
     """What this attempt started from; None: from step 0, or not known yet."""
     restored: Restored | None = None
     """How; None as `resumed_from`."""
+    is_warm: bool | None = None
+    """A process that has done its imports waits for the next membership. False: one is still importing. None: there is
+    none, because the run wants none or because it has ended, and waiting for it is of no use."""
     staged: Checkpoint | None = None
     """Newest save in this pod's memory tier; survives attempts. None: there is none."""
     timeline: dict[Phase, float] = {}
