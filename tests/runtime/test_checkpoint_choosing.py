@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from capstan_runtime.checkpoint.candidates import list_candidates, quarantine
 from capstan_runtime.checkpoint.claims import newest_claim, write_claim
-from capstan_runtime.checkpoint.digest import digest_of, name_of
+from capstan_runtime.checkpoint.digest import Buffer, digest_of, name_of
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SHARDS, SIGNATURE, SaveName, new_attempt
 from capstan_runtime.checkpoint.manifest import Claim, Commit, canonical_bytes
@@ -23,7 +23,7 @@ from capstan_runtime.checkpoint.retention import remove_checkpoint
 from capstan_runtime.checkpoint.signing import sign_manifest
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Superseded
-from capstan_runtime.contract.state import Quarantine
+from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 from tests.support.checkpoints import (
     RUN,
@@ -129,6 +129,26 @@ def test_a_commit_of_an_attempt_that_was_replaced_does_not_count(tmp_path: Path)
     listing = list_candidates(FolderStore(tmp_path), RUN)
     assert [each.root for each in listing.candidates] == [seen.root]
     assert [open_checkpoint(FolderStore(tmp_path), name).root for name in listing.stale] == [late.root]
+
+
+def test_what_is_committed_and_told_before_the_claim_is_written_counts(tmp_path: Path) -> None:
+    """The older process found no claim after its commit, so it has told of it; the operator will ask for its step."""
+    before = save(tmp_path, 10, fence=1)
+    told: list[Checkpoint] = []
+
+    class Overtaken(FolderStore):
+        def put(self, key: str, pieces: Iterable[Buffer]) -> None:
+            if not told:
+                told.append(save(tmp_path, 20, fence=1))
+            super().put(key, pieces)
+
+    chosen = choose(Overtaken(tmp_path), fence=2)
+    assert chosen is not None
+    assert chosen.root == told[0].root
+    claim = newest_claim(FolderStore(tmp_path), RUN)
+    assert claim is not None
+    assert (claim.resumed, claim.committed) == (told[0].root, (told[0].root, before.root))
+    assert list_candidates(FolderStore(tmp_path), RUN).stale == ()
 
 
 def rewrite_manifest(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.folder_store import FolderStore
-from capstan_runtime.checkpoint.layout import COMMIT, QUARANTINED, SHARDS, SaveName, new_attempt
+from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SHARDS, SaveName, new_attempt
 from capstan_runtime.checkpoint.object_store import ObjectStore
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.read_ahead import ReadAhead
@@ -271,6 +271,45 @@ def test_a_writer_killed_while_it_uploads_leaves_nothing_that_a_reader_picks(ser
     assert list_candidates(store, RUN).torn == ()
     with pytest.raises(ObjectMissing):
         store.get(f"{name}/{COMMIT}")
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_commit_that_arrives_after_its_process_has_died_changes_nothing(store: Store, is_first: bool) -> None:
+    """The request was on its way; meanwhile the next attempt has begun, and swept up what looked torn."""
+    before = None if is_first else save(store, 10).root
+    save(store, 20)
+    name = list_candidates(store, RUN).candidates[0].name
+    on_its_way = store.get(f"{name}/{COMMIT}")
+    store.remove(f"{name}/{COMMIT}")
+    told: list[Quarantine] = []
+
+    def resumed_at(fence: int) -> str | None:
+        chosen = choose(store, fence=fence, quarantined=told)
+        retention(store, 2, told, fence=fence).sweep()
+        return chosen.root if chosen else None
+
+    assert resumed_at(fence=2) == before
+    assert store.children(str(name)) == []
+    store.put_new(f"{name}/{COMMIT}", on_its_way)
+    assert list_candidates(store, RUN).stale == (name,)
+    assert resumed_at(fence=3) == before
+    assert (store.children(str(name)), told) == ([], [])
+
+
+@pytest.mark.parametrize("is_claimed", [True, False])
+def test_a_commit_that_has_lost_its_manifest_is_reported(store: Store, is_claimed: bool) -> None:
+    good, _ = save(store, 10), save(store, 20)
+    name = list_candidates(store, RUN).candidates[0].name
+    if is_claimed:
+        choose(store, fence=2)
+    store.remove(f"{name}/{MANIFEST}")
+    told: list[Quarantine] = []
+    for fence in (3, 4):
+        chosen = choose(store, fence=fence, quarantined=told)
+        assert chosen is not None
+        assert chosen.root == good.root
+        store.remove(f"{name}/{QUARANTINED}")  # as if the mark could not be made
+    assert [(each.step, each.reason) for each in told] == 2 * [(20, f"{name}/{MANIFEST}: is missing")]
 
 
 _UPLOAD = """

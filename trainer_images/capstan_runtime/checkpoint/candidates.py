@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from capstan_runtime.checkpoint.claims import newest_claim
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SaveName
 from capstan_runtime.checkpoint.manifest import Claim, Commit, Manifest
-from capstan_runtime.checkpoint.reader import LaterFormat, read_manifest
+from capstan_runtime.checkpoint.reader import LaterFormat, read_manifest, read_note
 from capstan_runtime.checkpoint.store import ObjectMissing, Store
 from capstan_runtime.errors import CorruptCheckpoint
 
@@ -31,6 +31,13 @@ class Candidate:
     """Names of the objects directly in it: COMMIT, MANIFEST.json, QUARANTINED, …"""
     is_later: bool = False
     """A later version of Capstan wrote it."""
+    note_root: str | None = None
+    """What COMMIT says `root` was, where it is all that is left: MANIFEST.json is missing."""
+
+    @property
+    def committed_root(self) -> str | None:
+        """By which claims know it; None: nothing that can be believed says so."""
+        return self.root or self.note_root
 
     @property
     def is_quarantined(self) -> bool:
@@ -84,8 +91,11 @@ def list_candidates(store: Store, run: str) -> Listing:
             stale.append(name)
         else:
             candidates.append(candidate)
-    candidates.sort(key=lambda candidate: candidate.name, reverse=True)
-    return Listing(tuple(candidates), tuple(later), tuple(torn), tuple(stale), tuple(foreign))
+    return Listing(newest_first(candidates), tuple(later), tuple(torn), tuple(stale), tuple(foreign))
+
+
+def newest_first(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    return tuple(sorted(candidates, key=lambda candidate: candidate.name, reverse=True))
 
 
 def inspect(store: Store, name: SaveName, marks: Collection[str]) -> Candidate | None:
@@ -99,7 +109,7 @@ def inspect(store: Store, name: SaveName, marks: Collection[str]) -> Candidate |
     except CorruptCheckpoint as error:
         if store.size(f"{name}/{COMMIT}") is None:
             return None
-        return Candidate(name, None, None, str(error), marks)
+        return Candidate(name, None, None, str(error), marks, note_root=_left_over(store, name, marks))
     except LaterFormat as error:
         return Candidate(name, None, None, str(error), marks, is_later=True)
     problem = _reason_of(store, name) if QUARANTINED in marks else None
@@ -115,9 +125,22 @@ def _is_of_run(store: Store, candidate: Candidate, run: str) -> bool:
 def is_superseded(candidate: Candidate, claim: Claim) -> bool:
     """Whether it was committed after the attempt of `claim`, its run's newest, had taken over: then it does not count.
 
-    Only what verifies can be told to be a latecomer; a broken one stays a candidate, so that it is reported."""
-    is_known = candidate.root is None or candidate.is_quarantined or candidate.root in claim.committed
+    Only what verifies can be told to be a latecomer, and a COMMIT on its own: one that was on its way to a bucket when
+    its process died arrives where the torn save has been swept up. Whatever else is broken stays a candidate, so that
+    it is reported."""
+    root = candidate.committed_root
+    is_known = root is None or candidate.is_quarantined or root in claim.committed
     return candidate.name.fence < claim.fence and not is_known
+
+
+def _left_over(store: Store, name: SaveName, marks: Collection[str]) -> str | None:
+    """The root that COMMIT names when there is no manifest beside it; None when there is, or COMMIT is broken too."""
+    if MANIFEST in marks:
+        return None
+    try:
+        return read_note(store, name).root
+    except CorruptCheckpoint:
+        return None
 
 
 def _claims_to_be_of(store: Store, name: SaveName, run: str) -> bool:

@@ -68,22 +68,33 @@ class OpenCheckpoint:
             reader.read_pieces(index, [n for n in range(len(file.pieces)) if reader.hashes(index, n)], done)
 
 
+def read_note(store: Readable, name: SaveName) -> Commit:
+    """What COMMIT says. Raises CorruptCheckpoint, StoreUnavailable."""
+    key = f"{name}/{COMMIT}"
+    note = _parse(Commit, key, _get(store, key), is_proven=False)
+    _require_name(note, name)
+    return note
+
+
+def _require_name(record: Commit | Manifest, name: SaveName) -> None:
+    if SaveName(record.step, record.fence, record.attempt) != name:
+        raise CorruptCheckpoint(f"{name}: holds a checkpoint of step {record.step}, fence {record.fence}")
+
+
 def read_manifest(store: Readable, name: SaveName) -> tuple[str, Manifest]:
     """Root and manifest of the committed checkpoint `name`.
 
     COMMIT, MANIFEST.json and the checkpoint's name must say the same, byte for byte in canonical form. Raises
     CorruptCheckpoint, StoreUnavailable, and LaterFormat for what a later version of Capstan has written.
     """
-    note = _parse(Commit, f"{name}/{COMMIT}", _get(store, f"{name}/{COMMIT}"), is_proven=False)
+    note = read_note(store, name)
     key = f"{name}/{MANIFEST}"
     data = _get(store, key)
     root = name_of(digest_of(data))
     if root != note.root:
         raise CorruptCheckpoint(f"{key}: is {root}, committed was {note.root}")
     manifest = _parse(Manifest, key, data, is_proven=True)
-    for record in (note, manifest):
-        if SaveName(record.step, record.fence, record.attempt) != name:
-            raise CorruptCheckpoint(f"{name}: holds a checkpoint of step {record.step}, fence {record.fence}")
+    _require_name(manifest, name)
     if note.run != manifest.run or manifest.trainer.step != manifest.step:
         raise CorruptCheckpoint(f"{name}: COMMIT and MANIFEST.json contradict each other")
     if manifest.digest.leaf_bytes != LEAF_BYTES:

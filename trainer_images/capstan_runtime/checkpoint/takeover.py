@@ -2,11 +2,11 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from capstan_runtime.checkpoint.candidates import Listing, list_candidates
+from capstan_runtime.checkpoint.candidates import Candidate, Listing, inspect, list_candidates, newest_first
 from capstan_runtime.checkpoint.claims import newer_fence, withdraw_claim, write_claim
-from capstan_runtime.checkpoint.layout import SaveName
+from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.manifest import Claim
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract.run_config import Membership
@@ -51,11 +51,36 @@ def take_over(newcomer: Newcomer, in_memory: Sequence[SaveName]) -> TakenOver:
     listing = _look(newcomer, floor_step if all(name.step < floor_step for name in in_memory) else 0)
     if listing.later:
         raise ConfigError(listing.later[0].problem)
-    roots = tuple(candidate.root for candidate in listing.candidates if candidate.root is not None)
-    claim = Claim(run=newcomer.run, fence=fence, attempt=newcomer.attempt, resumed=None, committed=roots)
+    claim = _claim(newcomer, listing)
     if listing.candidates or in_memory or floor_step == 0:
         write_own_claim(store, claim)
+        late = _committed_meanwhile(newcomer, listing)
+        if late:
+            listing = replace(listing, candidates=newest_first((*listing.candidates, *late)))
+            claim = _claim(newcomer, listing)
+            write_own_claim(store, claim)
     return TakenOver(listing, claim)
+
+
+def _claim(newcomer: Newcomer, listing: Listing) -> Claim:
+    roots = tuple(each.committed_root for each in listing.candidates if each.committed_root is not None)
+    fence = newcomer.membership.fence
+    return Claim(run=newcomer.run, fence=fence, attempt=newcomer.attempt, resumed=None, committed=roots)
+
+
+def _committed_meanwhile(newcomer: Newcomer, listing: Listing) -> list[Candidate]:
+    """Commits that came between the look and the claim: their writers found no claim, and have told of them. Whoever
+    commits from now on finds it, and takes his commit back. Raises OSError, StoreUnavailable."""
+    store, known = newcomer.store, {*(each.name for each in listing.candidates), *listing.stale}
+    found = []
+    for name in map(SaveName.parse, store.children()):
+        if name is None or name in known or name.fence >= newcomer.membership.fence:
+            continue
+        marks = store.children(str(name))
+        candidate = inspect(store, name, marks) if COMMIT in marks else None
+        if candidate is not None and candidate.manifest is not None and candidate.manifest.run == newcomer.run:
+            found.append(candidate)
+    return found
 
 
 def usable_in_memory(listing: Listing, in_memory: Sequence[SaveName]) -> list[SaveName]:
