@@ -1,6 +1,8 @@
 """Which checkpoint an attempt resumes from, and who may still write: the newest that verifies, the newest fence."""
 
+import errno
 import json
+import os
 import re
 import shutil
 import threading
@@ -16,8 +18,18 @@ from capstan_runtime.checkpoint.candidates import list_candidates, quarantine
 from capstan_runtime.checkpoint.claims import newest_claim, write_claim
 from capstan_runtime.checkpoint.digest import Buffer, digest_of, name_of
 from capstan_runtime.checkpoint.folder_store import FolderStore
-from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SHARDS, SIGNATURE, SaveName, new_attempt
+from capstan_runtime.checkpoint.layout import (
+    COMMIT,
+    MANIFEST,
+    QUARANTINED,
+    SHARDS,
+    SIGNATURE,
+    VERIFIED,
+    SaveName,
+    new_attempt,
+)
 from capstan_runtime.checkpoint.manifest import Claim, Commit, canonical_bytes
+from capstan_runtime.checkpoint.marks import mark_verified, verified_at
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.retention import remove_checkpoint
 from capstan_runtime.checkpoint.signing import sign_manifest
@@ -27,6 +39,7 @@ from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 from tests.support.checkpoints import (
     RUN,
+    LockedStore,
     choose,
     flip,
     folder_of,
@@ -86,6 +99,59 @@ def test_an_empty_store_is_a_start_from_step_0_unless_something_was_committed(tm
     assert choose(tmp_path / "absent") is None
     with pytest.raises(CorruptCheckpoint, match="holds no checkpoint of this run, but step 30 was committed"):
         choose(tmp_path / "absent", floor_step=30)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.EUCLEAN])
+def test_a_folder_that_cannot_be_read_is_told_and_left_alone_but_never_taken_for_nothing(
+    tmp_path: Path, number: int
+) -> None:
+    first = save(tmp_path, 10)
+    newest = folder_of(tmp_path, save(tmp_path, 20).root).name
+    told: list[Quarantine] = []
+    locked = LockedStore(tmp_path, newest, number)
+    chosen = choose(locked, quarantined=told)
+    assert chosen is not None
+    assert (chosen.root, [(each.step, each.root) for each in told]) == (first.root, [(20, "unknown")])
+    assert told[0].reason.startswith(f"it cannot be read: [Errno {number}] {os.strerror(number)}")
+    assert list(tmp_path.rglob(QUARANTINED)) == []
+    save(tmp_path, 30, fence=2)
+    save(tmp_path, 40, fence=2)
+    retention(locked, 2, told, fence=2).sweep()
+    assert (steps_in(locked), (tmp_path / newest / COMMIT).exists()) == ([40, 30], True)
+
+
+def test_a_store_whose_only_checkpoints_cannot_be_read_is_not_an_empty_one(tmp_path: Path) -> None:
+    only = folder_of(tmp_path, save(tmp_path, 10).root).name
+    for number in (errno.EACCES, errno.EIO):
+        with pytest.raises(StoreUnavailable, match=rf"on rank 0: {tmp_path}/{only}: it cannot be read: "):
+            choose(LockedStore(tmp_path, only, number))
+    with pytest.raises(StoreUnavailable, match="Stale file handle"):
+        choose(LockedStore(tmp_path, only, errno.ESTALE))
+    assert choose(LockedStore(tmp_path, "elsewhere")) is not None
+    save(tmp_path / "other", 10, run="another-uid")
+    theirs = next(path.name for path in (tmp_path / "other").iterdir())
+    assert choose(LockedStore(tmp_path / "other", theirs)) is None, "another run's is nobody's business"
+
+
+def test_a_claim_or_a_mark_that_the_disk_cannot_read_is_as_good_as_none(tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, 10)
+    choose(tmp_path, fence=2)
+    choose(tmp_path, fence=3)
+    newest = sorted((tmp_path / "claims").iterdir())[-1]
+
+    class BadBlock(FolderStore):
+        def get(self, key: str) -> bytes:
+            if key.endswith((newest.name, VERIFIED)):
+                raise OSError(errno.EIO, os.strerror(errno.EIO), key)
+            return super().get(key)
+
+    store = BadBlock(tmp_path)
+    claim = newest_claim(store, RUN)
+    assert claim is not None
+    assert claim.fence == 2
+    name = list_candidates(store, RUN).candidates[0].name
+    mark_verified(store, name, checkpoint.root, at=1.0)
+    assert verified_at(store, name, checkpoint.root) is None
 
 
 def test_checkpoints_of_another_run_are_left_alone(tmp_path: Path) -> None:

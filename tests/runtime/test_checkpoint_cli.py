@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.numpy import load_file
 
-from capstan_runtime.checkpoint import cli
+from capstan_runtime.checkpoint import candidates, cli
 from capstan_runtime.checkpoint.cli import BAD_BYTES, USAGE, add_arguments, run
-from capstan_runtime.checkpoint.commands import check, look, survey
+from capstan_runtime.checkpoint.commands import check, look
 from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import (
@@ -38,7 +38,7 @@ from capstan_runtime.checkpoint.retention import remove_checkpoint
 from capstan_runtime.checkpoint.signing import sign_manifest
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.state import Checkpoint
-from tests.support.checkpoints import RUN, arrays_of, choose, flip, folder_of, retention, save, steps_in
+from tests.support.checkpoints import RUN, LockedStore, arrays_of, choose, flip, folder_of, retention, save, steps_in
 from tests.support.s3_server import BUCKET, s3_server
 
 STATE_BYTES = sum(array.nbytes for array in arrays_of(1).values())
@@ -182,7 +182,7 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_neither_listed_nor_calle
 
         return act
 
-    for command, module, action in (("ls", survey, "inspect"), ("verify", check, "open_checkpoint")):
+    for command, module, action in (("ls", candidates, "inspect"), ("verify", check, "open_checkpoint")):
         copy = store.parent / command
         shutil.copytree(store, copy)
         with monkeypatch.context() as patch:
@@ -370,6 +370,30 @@ def test_not_a_number_is_a_difference_that_has_no_size(tmp_path: Path, capsys: p
     save(tmp_path, 2, arrays={"w": np.array([np.nan, np.nan, -np.inf, 2.5], np.float32)})
     (change,) = answer(capsys, "diff", tmp_path, "1", "2")["changed"]
     assert (change["changed"], change["maxAbsDifference"]) == (3, 0.5)
+
+
+def test_a_folder_that_cannot_be_read_is_told_and_the_others_are_checked(
+    store: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = folder(store, 20).name
+    monkeypatch.setattr("capstan_runtime.checkpoint.open.FolderStore", lambda path: LockedStore(path, locked))
+    assert {step: row["condition"] for step, row in listed(capsys, store).items()} == {
+        10: "Committed",
+        20: "Unreadable",
+        30: "Torn",
+    }
+    for command in ("verify", "scrub"):
+        good, bad = answer(capsys, command, store, code=BAD_BYTES)["checkpoints"]
+        assert (good["problem"], "Permission denied" in bad["problem"]) == (None, True)
+    assert list(store.rglob(QUARANTINED)) == []
+
+
+def test_a_volume_s_own_folder_is_not_looked_into(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lost+found").mkdir()
+    monkeypatch.setattr("capstan_runtime.checkpoint.open.FolderStore", lambda path: LockedStore(path, "lost+found"))
+    assert sorted(listed(capsys, tmp_path)) == [10, 20, 30]
 
 
 def test_scrub_quarantines_what_is_bad_and_marks_what_is_good(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -131,6 +132,23 @@ def test_a_rank_that_does_not_write_is_named_at_the_deadline(tmp_path: Path) -> 
     write_shards(write, share_of(arrays_of(1), 0, 3))
     with pytest.raises(SaveFailed, match=r"^step 1: no shards from rank 1, 2 within 0.1 s$"):
         commit(write, 0.1)
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_called_settled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FolderStore(tmp_path)
+    store.put("a/b/c", [b"x"])
+    scan = os.scandir
+
+    def failing(path: Path) -> Any:
+        if Path(path).name == "b":
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        store.settle("a")
 
 
 def test_the_newest_are_kept_and_the_rest_removed(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Saves made without a training run: a few tensors, any number of ranks, one after the other."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -83,6 +85,21 @@ def facts_of(
         metrics=dict(metrics or {}),
         framework="flax",
     )
+
+
+class LockedStore(FolderStore):
+    """A folder in which one folder cannot be read: by its mode, or as a failing disk would answer."""
+
+    def __init__(self, path: Path, locked: str, number: int = errno.EACCES) -> None:
+        super().__init__(path)
+        self._locked = locked
+        self._number = number
+
+    def _path(self, key: str) -> Path:
+        path = super()._path(key)
+        if key.split("/", 1)[0] == self._locked:
+            raise OSError(self._number, os.strerror(self._number), str(path))
+        return path
 
 
 def as_store(place: Path | Store, disk: Disk | None = None) -> Store:

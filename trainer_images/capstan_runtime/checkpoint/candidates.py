@@ -11,8 +11,8 @@ from capstan_runtime.checkpoint.claims import newest_claim
 from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, QUARANTINED, SaveName
 from capstan_runtime.checkpoint.manifest import Claim, Commit, Manifest
 from capstan_runtime.checkpoint.reader import LaterFormat, read_manifest, read_note
-from capstan_runtime.checkpoint.store import ObjectMissing, Store
-from capstan_runtime.errors import CorruptCheckpoint
+from capstan_runtime.checkpoint.store import ObjectMissing, Store, is_of_one_folder
+from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,8 @@ class Candidate:
     """Names of the objects directly in it: COMMIT, MANIFEST.json, QUARANTINED, …"""
     is_later: bool = False
     """A later version of Capstan wrote it."""
+    is_unreadable: bool = False
+    """It may be whole: its folder cannot be read, which may pass. It is told and left alone."""
     note_root: str | None = None
     """What COMMIT says `root` was, where it is all that is left: MANIFEST.json is missing."""
 
@@ -63,7 +65,8 @@ class Listing:
 def list_candidates(store: Store, run: str) -> Listing:
     """What is in `store` for the run with uid `run`. An absent store is an empty one.
 
-    Raises OSError, StoreUnavailable.
+    A save whose folder cannot be read is a candidate with a problem, if there is another without: else nobody could
+    tell the store from an empty one. Raises OSError, StoreUnavailable.
     """
     candidates: list[Candidate] = []
     later: list[Candidate] = []
@@ -73,15 +76,16 @@ def list_candidates(store: Store, run: str) -> Listing:
     claim = newest_claim(store, run)
     for text in store.children():
         name = SaveName.parse(text)
-        marks = store.children(text) if name is not None else []
-        if name is None or (not marks and store.size(text) is not None):
+        if name is None:
             foreign.append(text)
-        elif COMMIT not in marks:
-            if name.is_of_run(run):
+            continue
+        marks, candidate = look_at(store, name)
+        if COMMIT not in marks:
+            if name.is_of_run(run) and (marks or store.size(text) is None):
                 torn.append(name)
             else:
                 foreign.append(text)
-        elif (candidate := inspect(store, name, marks)) is None:
+        elif candidate is None:
             continue  # removed just now
         elif not _is_of_run(store, candidate, run):
             foreign.append(text)
@@ -91,7 +95,23 @@ def list_candidates(store: Store, run: str) -> Listing:
             stale.append(name)
         else:
             candidates.append(candidate)
+    unreadable = [candidate for candidate in candidates if candidate.is_unreadable]
+    if unreadable and all(candidate.problem is not None for candidate in candidates):
+        raise StoreUnavailable(f"{store.place}/{unreadable[0].name}: {unreadable[0].problem}")
     return Listing(newest_first(candidates), tuple(later), tuple(torn), tuple(stale), tuple(foreign))
+
+
+def look_at(store: Store, name: SaveName) -> tuple[frozenset[str], Candidate | None]:
+    """The names directly in a save's folder, and what was committed there; None: nothing was, or it was removed
+    meanwhile. A folder that cannot be read counts as one with a COMMIT. Raises OSError, StoreUnavailable."""
+    try:
+        marks = frozenset(store.children(str(name)))
+        return marks, inspect(store, name, marks) if COMMIT in marks else None
+    except (OSError, StoreUnavailable) as error:
+        if not is_of_one_folder(error):
+            raise
+        problem = f"it cannot be read: {error.__cause__ or error}"
+        return frozenset({COMMIT}), Candidate(name, None, None, problem, frozenset(), is_unreadable=True)
 
 
 def newest_first(candidates: Iterable[Candidate]) -> tuple[Candidate, ...]:

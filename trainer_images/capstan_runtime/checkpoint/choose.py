@@ -193,9 +193,9 @@ def _from_store(choosing: Choosing, proposal: _Proposal) -> Loaded:
 
 
 def _pass_over(choosing: Choosing, listing: Listing, name: SaveName, error: Exception) -> None:
-    """What is whole, and only of no use to this attempt, is told and not marked."""
+    """What is whole, or may be, and only of no use to this attempt, is told and not marked."""
     candidate = next(candidate for candidate in listing.candidates if candidate.name == name)
-    if isinstance(error, Unusable) and not isinstance(error, UnusableForGood):
+    if candidate.is_unreadable or (isinstance(error, Unusable) and not isinstance(error, UnusableForGood)):
         choosing.on_quarantine(Quarantine(step=name.step, root=candidate.root or "unknown", reason=str(error)))
     elif not candidate.is_quarantined:
         quarantine_and_report(choosing.store, name, candidate.root, str(error), choosing.on_quarantine)

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from capstan_runtime.checkpoint.layout import CLAIMS, claim_name, claim_of_run
 from capstan_runtime.checkpoint.manifest import Claim, canonical_bytes
-from capstan_runtime.checkpoint.store import ObjectMissing, Store
+from capstan_runtime.checkpoint.store import ObjectMissing, Store, is_damage
 
 _KEPT = 2
 """The newest decides; the one before stands in if its bytes are bad."""
@@ -22,6 +22,10 @@ def newest_claim(store: Store, run: str) -> Claim | None:
             claim = Claim.model_validate_json(store.get(key))
         except (ValidationError, ObjectMissing):
             continue  # torn by a dying disk, or removed by a newer attempt just now: the one before is nearly as good
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            continue
         if claim.run == run:
             return claim
     return None

@@ -16,6 +16,12 @@ _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """What file systems without hard links answer: buckets mounted through FUSE, FAT, some SMB servers."""
 
 
+def _raise_unless_gone(error: OSError) -> None:
+    """For `os.walk`, which leaves out what it cannot read: that would not be synced, and nobody would know."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
+
+
 class FolderStore:
     """The `Store` in a folder, which need not be there yet. An object is a file; what ends in `.part` is none.
 
@@ -66,7 +72,7 @@ class FolderStore:
         path = self._path(prefix)
         if not path.is_dir():
             return
-        inside = [Path(folder) for folder, _, _ in os.walk(path, topdown=False)]
+        inside = [Path(folder) for folder, _, _ in os.walk(path, topdown=False, onerror=_raise_unless_gone)]
         above = [folder for folder in path.parents if folder.is_relative_to(self._folder)]
         for folder in (*inside, *above):
             self._disk.sync_folder(folder)

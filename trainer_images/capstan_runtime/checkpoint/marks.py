@@ -8,7 +8,7 @@ import json
 import time
 
 from capstan_runtime.checkpoint.layout import PINNED, VERIFIED, SaveName
-from capstan_runtime.checkpoint.store import ObjectMissing, Store
+from capstan_runtime.checkpoint.store import ObjectMissing, Store, is_damage
 
 
 def pin(store: Store, name: SaveName) -> None:
@@ -39,6 +39,10 @@ def verified_at(store: Store, name: SaveName, root: str) -> float | None:
     try:
         note = json.loads(store.get(f"{name}/{VERIFIED}"))
         return float(note["at"]) if note["root"] == root else None
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        return None
     except (ObjectMissing, ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 

@@ -4,6 +4,7 @@ A key is a path without a leading slash, `000000000120.3.5f0c2ea91b77/shards/r0-
 whole or not at all. Everything above this module speaks of keys, never of paths or URLs.
 """
 
+import errno
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -16,6 +17,21 @@ class ObjectMissing(Exception):
 
 class StoreError(OSError):
     """The store does not answer as it should. One line; everything that a backend raises becomes this or an OSError."""
+
+
+_DAMAGE = (errno.EIO, errno.EUCLEAN, errno.EBADMSG)
+
+
+def is_damage(error: OSError) -> bool:
+    """Whether the disk, or the file system's own checks, find one object broken. It says nothing about the others."""
+    return error.errno in _DAMAGE
+
+
+def is_of_one_folder(error: BaseException | None) -> bool:
+    """Whether one file or folder cannot be read, by damage or because its mode locks us out, or an error that came of
+    that; of the store as a whole it says nothing."""
+    cause = error if isinstance(error, OSError) else getattr(error, "__cause__", None)
+    return isinstance(cause, OSError) and (is_damage(cause) or cause.errno == errno.EACCES)
 
 
 class Readable(Protocol):

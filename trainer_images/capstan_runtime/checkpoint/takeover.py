@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from capstan_runtime.checkpoint.candidates import Candidate, Listing, inspect, list_candidates, newest_first
+from capstan_runtime.checkpoint.candidates import Candidate, Listing, list_candidates, look_at, newest_first
 from capstan_runtime.checkpoint.claims import newer_fence, withdraw_claim, write_claim
-from capstan_runtime.checkpoint.layout import COMMIT, SaveName
+from capstan_runtime.checkpoint.layout import SaveName
 from capstan_runtime.checkpoint.manifest import Claim
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract.run_config import Membership
@@ -74,10 +74,9 @@ def _committed_meanwhile(newcomer: Newcomer, listing: Listing) -> list[Candidate
     store, known = newcomer.store, {*(each.name for each in listing.candidates), *listing.stale}
     found = []
     for name in map(SaveName.parse, store.children()):
-        if name is None or name in known or name.fence >= newcomer.membership.fence:
+        if name is None or name in known or not name.is_of_run(newcomer.run):
             continue
-        marks = store.children(str(name))
-        candidate = inspect(store, name, marks) if COMMIT in marks else None
+        _, candidate = look_at(store, name)
         if candidate is not None and candidate.manifest is not None and candidate.manifest.run == newcomer.run:
             found.append(candidate)
     return found

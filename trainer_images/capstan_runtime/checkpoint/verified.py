@@ -3,7 +3,6 @@
 Reading and hashing both run outside Python's lock. No byte is read twice, and none whose piece is not needed.
 """
 
-import errno
 import math
 import os
 import random
@@ -20,7 +19,7 @@ from capstan_runtime.checkpoint.coverage import Coverage
 from capstan_runtime.checkpoint.digest import LEAF_BYTES, digest_of, name_of
 from capstan_runtime.checkpoint.read_ahead import ReadAhead
 from capstan_runtime.checkpoint.safetensors import numpy_dtype
-from capstan_runtime.checkpoint.store import ObjectMissing, Readable
+from capstan_runtime.checkpoint.store import ObjectMissing, Readable, is_damage
 from capstan_runtime.checkpoint.whole import Piece, WholeTensor
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.engine import Array
@@ -279,6 +278,6 @@ def reading(key: str) -> Iterator[None]:
     except ObjectMissing as error:
         raise CorruptCheckpoint(str(error)) from error
     except OSError as error:
-        if error.errno == errno.EIO:
+        if is_damage(error):
             raise CorruptCheckpoint(f"{key}: the disk cannot read it: {error}") from error
         raise StoreUnavailable(f"checkpoint store: {error}") from error

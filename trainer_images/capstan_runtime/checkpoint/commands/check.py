@@ -15,10 +15,10 @@ from capstan_runtime.checkpoint.marks import mark_verified
 from capstan_runtime.checkpoint.readback import read_back
 from capstan_runtime.checkpoint.reader import LaterFormat, OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.signing import require_signature
-from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.store import Store, is_of_one_folder
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.exit_codes import ExitCode
-from capstan_runtime.errors import CorruptCheckpoint
+from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
 
 BAD_BYTES = 1
 """Exit code: something is not what was committed."""
@@ -40,6 +40,8 @@ class Verdict:
     seconds: float
     problem: str | None
     """The first bad place; None: all is good."""
+    is_unreadable: bool = False
+    """The problem is that it cannot be read, which may pass."""
 
     def document(self) -> dict[str, Any]:
         opened = self.opened
@@ -85,6 +87,8 @@ def scrub(targets: Iterator["Target"], is_dry_run: bool, output: str) -> int:
         verdicts.append(_told(verdict, output))
         if is_dry_run:
             continue
+        if verdict.is_unreadable:
+            continue
         if verdict.problem is not None:
             quarantine(target.store, target.name, verdict.problem)
         elif verdict.opened is not None:
@@ -112,7 +116,7 @@ def targets(places: list[Place], is_named: bool, say: Callable[[str], None]) -> 
             yield Target(place.store, place.only, was_named=True)
             continue
         for row in survey(place.store).rows:
-            if row.condition in (Condition.COMMITTED, Condition.CORRUPT):
+            if row.condition in (Condition.COMMITTED, Condition.CORRUPT, Condition.UNREADABLE):
                 yield Target(place.store, row.name, was_named=False)
             else:
                 say(f"skipped {place.store.place}/{row.name}: {row.condition}: {row.problem}")
@@ -123,6 +127,7 @@ def _verdict(target: Target, level: VerifyLevel, read: Read, public_key: str | N
     store, name = target.store, target.name
     opened: OpenCheckpoint | None = None
     problem: str | None = None
+    is_unreadable = False
     done = 0
     started = time.monotonic()
     progress = Progress(str(name), 0)
@@ -142,13 +147,17 @@ def _verdict(target: Target, level: VerifyLevel, read: Read, public_key: str | N
         if not target.was_named and store.size(f"{name}/{COMMIT}") is None:
             return None
         problem = str(error)
+    except (OSError, StoreUnavailable) as error:
+        if target.was_named or not is_of_one_folder(error):
+            raise
+        problem, is_unreadable = str(error), True
     except LaterFormat:
         if target.was_named:
             raise
         return None
     finally:
         progress.end()
-    return Verdict(store, name, opened, level, done, time.monotonic() - started, problem)
+    return Verdict(store, name, opened, level, done, time.monotonic() - started, problem, is_unreadable)
 
 
 def _told(verdict: Verdict, output: str) -> Verdict:

@@ -16,6 +16,8 @@ _DEEPEST = 8
 """Folders below the place that are looked into; a run's store is at most <mount>/<namespace>/<job>/<uid> deep."""
 _ROOT = re.compile(r"(?:blake3:([0-9a-f]{4,64})|([0-9a-f]{6,64}))")
 NEWEST = "newest"
+_LOST_AND_FOUND = "lost+found"
+"""In the top folder of a volume with ext4: nobody's, and only root may look into it."""
 
 
 class Usage(Exception):
@@ -72,6 +74,8 @@ def _stores_below(store: Store, prefix: str, depth: int) -> Iterator[str]:
         yield prefix
         return
     for name in names if depth else []:
+        if name == _LOST_AND_FOUND:
+            continue
         below = f"{prefix}/{name}" if prefix else name
         if not isinstance(store, FolderStore) or _is_real_folder(Path(store.place, below)):
             yield from _stores_below(store, below, depth - 1)

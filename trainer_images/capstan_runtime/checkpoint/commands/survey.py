@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from capstan_runtime.checkpoint.candidates import Candidate, inspect, is_superseded
+from capstan_runtime.checkpoint.candidates import Candidate, is_superseded, look_at
 from capstan_runtime.checkpoint.claims import newest_claim
 from capstan_runtime.checkpoint.layout import CLAIMS, COMMIT, PINNED, SHARDS, VERIFIED, SaveName
 from capstan_runtime.checkpoint.manifest import Claim, Manifest
@@ -20,6 +20,7 @@ class Condition(StrEnum):
     COMMITTED = "Committed"
     QUARANTINED = "Quarantined"
     CORRUPT = "Corrupt"
+    UNREADABLE = "Unreadable"
     SUPERSEDED = "Superseded"
     LATER = "LaterFormat"
     TORN = "Torn"
@@ -89,15 +90,15 @@ def survey(store: Store) -> Survey:
     foreign: list[str] = []
     claims: dict[str, Claim | None] = {}
     for text in store.children():
-        name = SaveName.parse(text)
-        marks = store.children(text) if name is not None else []
         if text == CLAIMS:
             continue
+        name = SaveName.parse(text)
+        marks, candidate = look_at(store, name) if name is not None else (frozenset(), None)
         if name is None or (not marks and store.size(text) is not None):
             foreign.append(text)
         elif COMMIT not in marks:
             rows.append(Row(name, Condition.TORN, "is not committed", None, None, _size_of(store, name), None, False))
-        elif (candidate := inspect(store, name, marks)) is not None:
+        elif candidate is not None:
             rows.append(_row(store, candidate, claims))
     return Survey(store.place, tuple(sorted(rows, key=lambda row: row.name)), tuple(foreign))
 
@@ -106,6 +107,8 @@ def _row(store: Store, candidate: Candidate, claims: dict[str, Claim | None]) ->
     """`claims`: the newest of each run, as far as it has been looked up."""
     name, root, manifest = candidate.name, candidate.root, candidate.manifest
     is_pinned = PINNED in candidate.marks
+    if candidate.is_unreadable:
+        return Row(name, Condition.UNREADABLE, candidate.problem, None, None, 0, None, is_pinned)
     if root is None or manifest is None:
         condition = Condition.LATER if candidate.is_later else Condition.CORRUPT
         return Row(name, condition, candidate.problem, None, None, _size_of(store, name), None, is_pinned)
