@@ -1,16 +1,24 @@
-"""The warm spare: when it is there, how it takes over, and that nothing is lost when it is of no use."""
+"""The warm spare: when it is there, how it becomes a trainer, and that nothing is lost when it is of no use."""
 
+import contextlib
 import os
+import queue
 import re
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import pytest
+
+from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
-from capstan_runtime.contract.state import Phase
-from capstan_runtime.entry import NICE
+from capstan_runtime.contract.state import Phase, State
 from tests.support.training_runs import (
     FIRST_STEP,
+    PATIENCE_SECONDS,
     Pod,
     Run,
     StartPod,
@@ -31,9 +39,49 @@ def priorities(pid: int) -> set[int]:
     return {int((thread / "stat").read_text().rpartition(")")[2].split()[16]) for thread in threads}
 
 
-def wait_for_log(pod: Pod, text: str) -> str:
+@contextlib.contextmanager
+def hints_to_an_operator() -> Iterator[tuple[str, "queue.Queue[str]"]]:
+    """Where it listens, and the paths it was asked for."""
+    hints: queue.Queue[str] = queue.Queue()
+
+    class Operator(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            hints.put(self.path)
+            self.send_response(204)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Operator) as operator:
+        threading.Thread(target=operator.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{operator.server_port}", hints
+        operator.shutdown()
+
+
+def niceness_of_imports(pid: int) -> str | None:
+    """What the process was told; None: nothing."""
+    environ = dict(each.split("=", 1) for each in Path(f"/proc/{pid}/environ").read_text().split("\0") if each)
+    return environ.get(env.SPARE_NICENESS)
+
+
+def blocked_signals(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.findall(r"SigBlk:\s*(\w+)", status)[0], 16)
+
+
+def wait_for_warmth(pod: Pod, is_warm: bool | None) -> State:
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
+    while (state := pod.state()).is_warm is not is_warm:
+        assert time.monotonic() < give_up_at, f"{state}\n{pod.log.read_text()}"
+        time.sleep(0.02)
+    return state
+
+
+def wait_for_log(pod: Pod, text: str, times: int = 1) -> str:
     give_up_at = time.monotonic() + 10
-    while text not in pod.log.read_text():
+    while pod.log.read_text().count(text) < times:
         assert time.monotonic() < give_up_at, pod.log.read_text()
         time.sleep(0.02)
     return pod.log.read_text()
@@ -59,7 +107,7 @@ def test_spares_take_over_from_killed_trainers_and_the_losses_are_those_of_an_un
     ends = [pod.wait_for_end() for pod in pods]
     assert [(code, state.phase, state.fence) for code, state in ends] == [(0, Phase.SUCCEEDED, 2)] * 2
     assert losses(log)[-20:] == undisturbed.losses[-20:]
-    assert "the warm spare takes over, ready" in pods[1].log.read_text()
+    assert "the warm spare is the trainer of fence 2, ready" in pods[1].log.read_text()
 
 
 def test_a_spare_that_took_over_is_as_urgent_as_any_trainer(tmp_path: Path, start_pod: StartPod) -> None:
@@ -74,9 +122,52 @@ def test_a_spare_that_took_over_is_as_urgent_as_any_trainer(tmp_path: Path, star
     assert pod.wait_for(Phase.TRAINING).fence == 2
     assert pod.children()[0] == spare
     assert os.getpriority(os.PRIO_PROCESS, spare) == os.getpriority(os.PRIO_PROCESS, 0)
-    assert NICE not in priorities(spare), "no thread is left that was started nicely"
+    assert niceness_of_imports(spare) == "10"
+    assert 10 not in priorities(spare), "no thread is left that was started nicely"
     assert Path(f"/proc/{spare}/oom_score_adj").read_text() == score
     assert "capstan_trainer_restarts_total 1" in pod.request("GET", "/metrics")[1]["text"]
+
+
+@pytest.mark.parametrize("wants_spare", [True, False])
+def test_a_pod_that_waits_for_its_place_has_its_first_trainer_ready(
+    tmp_path: Path, start_pod: StartPod, wants_spare: bool
+) -> None:
+    with hints_to_an_operator() as (url, hints):
+        run = Run(tmp_path, steps=5, overrides={"warmSpare": wants_spare})
+        pod = start_pod(run, CAPSTAN_OPERATOR_URL=url)
+        assert wait_for_warmth(pod, True) == State(pod="small-0", uid="3f1c-uid", is_warm=True)
+        assert hints.get(timeout=PATIENCE_SECONDS) == "/hint", "the operator may wait for that"
+        (first,) = pod.children()
+        assert niceness_of_imports(first) is None, "there is no trainer to give way to"
+        pod.put(alone(1, pod))
+        assert pod.children()[0] == first
+        assert pod.state().is_warm in ({True, False, None} if wants_spare else {None})
+        code, words = pod.wait_for_end()
+    assert (code, words.phase, words.is_warm) == (0, Phase.SUCCEEDED, None)
+    assert "the warm spare is the trainer of fence 1, ready" in pod.log.read_text()
+
+
+def test_a_first_trainer_that_still_imports_is_taken_as_it_is(tmp_path: Path, start_pod: StartPod) -> None:
+    spare = ({"wait for": 10},)
+    pod = start_pod(Run(tmp_path), **scripted(*FIRST_STEP, {"sleep": 60}, spare=spare))
+    (first,) = pod.children()
+    assert pod.state().is_warm is False
+    pod.put(alone(1, pod))
+    while not blocked_signals(first) & 1 << 9:
+        time.sleep(0.02)
+    os.kill(first, 10)
+    state = pod.wait_for(Phase.TRAINING)
+    assert (pod.children(), state.is_warm) == ([first], None)
+    assert "the warm spare is the trainer of fence 1, still importing" in pod.log.read_text()
+
+
+def test_a_first_trainer_that_ends_before_it_has_a_place_is_not_waited_for(tmp_path: Path, start_pod: StartPod) -> None:
+    spare = ({"print": "no such data"}, {"exit": 1})
+    pod = start_pod(Run(tmp_path), **scripted(*FIRST_STEP, {"sleep": 60}, spare=spare))
+    assert wait_for_warmth(pod, None).phase is Phase.IDLE
+    assert pod.children() == []
+    pod.put(alone(1, pod))
+    assert pod.wait_for(Phase.TRAINING).exit is None
 
 
 def test_without_a_spare_that_lives_the_trainer_starts_cold(tmp_path: Path, start_pod: StartPod) -> None:
@@ -89,7 +180,7 @@ def test_without_a_spare_that_lives_the_trainer_starts_cold(tmp_path: Path, star
     pod.put(alone(2, pod))
     state = pod.wait_for(Phase.TRAINING)
     assert (state.fence, state.exit) == (2, None)
-    assert "takes over" not in pod.log.read_text()
+    assert "is the trainer of fence 2" not in pod.log.read_text()
     assert pod.wait_until_warm() != spare, "there is a new one"
 
 
@@ -98,12 +189,12 @@ def test_a_spare_that_is_of_no_use_costs_no_attempt(tmp_path: Path, start_pod: S
     pod = start_pod(Run(tmp_path, overrides=SPARE), **scripted(*FIRST_STEP, {"sleep": 60}, spare=spare))
     pod.put(alone(1, pod))
     pod.wait_for(Phase.TRAINING)
-    wait_for_log(pod, "cannot import")
+    wait_for_log(pod, "cannot import", times=2)
     pod.put(alone(2, pod))
     state = pod.wait_for(Phase.TRAINING)
     assert (state.fence, state.exit) == (2, None)
-    log = wait_for_log(pod, "of no use")
-    assert re.search("takes over, still importing.*of no use; the trainer starts cold", log, re.DOTALL)
+    log = wait_for_log(pod, "of no use", times=2)
+    assert re.search("of fence 2, still importing.*of no use; the trainer starts cold", log, re.DOTALL)
 
 
 def test_what_a_spare_printed_is_not_the_trainer_s_last_word(tmp_path: Path, start_pod: StartPod) -> None:

@@ -5,6 +5,7 @@
 As a spare it does SPARE_SCRIPT first, and then waits for its membership. A step with a `"fence"` is for that one alone.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -16,10 +17,10 @@ from typing import Any
 
 def main() -> None:
     if "CAPSTAN_SPARE" in os.environ:
-        with socket.socket(fileno=int(os.environ["CAPSTAN_SPARE"])) as line, line.makefile("rwb") as lines:
+        with socket.socket(fileno=int(os.environ["CAPSTAN_SPARE"])) as line, line.makefile("rb") as lines:
             follow(json.loads(os.environ.get("SPARE_SCRIPT", "[]")), fence=0)
-            lines.write(b"ready\n")
-            lines.flush()
+            with contextlib.suppress(BrokenPipeError):  # its membership is here: nobody waits to hear that it is ready
+                line.sendall(b"ready\n")
             membership = json.loads(lines.readline())
     else:
         membership = json.loads(os.environ["CAPSTAN_MEMBERSHIP"])

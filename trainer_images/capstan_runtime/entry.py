@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 READY = b"ready\n"
 """What a spare writes on its descriptor once it could begin at once."""
-NICE = 10
-"""Of a spare's imports: they take a tenth of a core that the trainer wants all of, and a second where one is free."""
 _OOM_SCORE = Path("/proc/self/oom_score_adj")
 _FIRST_TO_GO = "1000"
 
@@ -61,7 +59,8 @@ def _stand_by(load: Callable[[], "MakeEngine"], descriptor: int) -> "tuple[MakeE
 
         loaded: list[tuple[MakeEngine, Prepared]] = []
         # Only a thread can be nice and leave no trace: a process without privileges can never raise its priority again.
-        importing = threading.Thread(target=lambda: loaded.append(_load_nicely(load)), name="imports")
+        niceness = os.environ.pop(env.SPARE_NICENESS, None)
+        importing = threading.Thread(target=lambda: loaded.append(_load(load, niceness)), name="imports")
         importing.start()
         importing.join()
         if not loaded:
@@ -76,8 +75,9 @@ def _stand_by(load: Callable[[], "MakeEngine"], descriptor: int) -> "tuple[MakeE
     return loaded[0]
 
 
-def _load_nicely(load: Callable[[], "MakeEngine"]) -> "tuple[MakeEngine, Prepared]":
-    os.setpriority(os.PRIO_PROCESS, 0, NICE)  # on Linux: of this thread alone
+def _load(load: Callable[[], "MakeEngine"], niceness: str | None) -> "tuple[MakeEngine, Prepared]":
+    if niceness is not None:
+        os.setpriority(os.PRIO_PROCESS, 0, int(niceness))  # on Linux: of this thread alone
     make_engine = load()
     from capstan_runtime.loop import prepare
 

@@ -18,6 +18,8 @@ SIGNING_KEY = "CAPSTAN_SIGNING_KEY"
 SPARE = "CAPSTAN_SPARE"
 """Set for a trainer started ahead of its membership: the number of the inherited descriptor from which it reads one
 line of JSON, its Membership, once its imports are done."""
+SPARE_NICENESS = "CAPSTAN_SPARE_NICENESS"
+"""Of a spare's imports, while they compete with a trainer. Unset: they are as urgent as a trainer's."""
 POD_NAME = "CAPSTAN_POD_NAME"
 POD_IP = "CAPSTAN_POD_IP"
 """Address the supervisor and the trainer listen on."""

@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Collection
+from collections.abc import AsyncIterator, Callable, Collection
 
 from pydantic import ValidationError
 
@@ -26,8 +26,9 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl  # found here: between fork and
 class Child:
     """One trainer process, leader of its own process group. It dies when this process dies."""
 
-    def __init__(self, settings: Settings, membership: Membership | None) -> None:
-        """Starts it: for `membership` or, with None, as a spare that waits for one.
+    def __init__(self, settings: Settings, membership: Membership | None, niceness: int | None = None) -> None:
+        """Starts it: for `membership` or, with None, as a spare that waits for one, and whose imports have `niceness`;
+        None: no other than a trainer's.
 
         Raises OSError when the command cannot be run.
         """
@@ -51,6 +52,8 @@ class Child:
                 passed_on.enter_context(theirs)
                 self._line.setblocking(False)
                 facts[env.SPARE] = str(theirs.fileno())
+                if niceness is not None:
+                    facts[env.SPARE_NICENESS] = str(niceness)
                 inherited.append(theirs.fileno())
             parent = os.getpid()
             self._process = subprocess.Popen(
@@ -66,7 +69,8 @@ class Child:
             on_failure.pop_all()
         self._report_read: int | None = report_read
         self._exited: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._is_ready = membership is not None
+        self.is_ready = membership is not None
+        """Whether a spare has all that it needs but its membership, as far as it was heard. True for a trainer."""
         self.output = Output(output_read)
 
     @property
@@ -77,17 +81,26 @@ class Child:
     def has_exited(self) -> bool:
         return self._exited.done()
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether a spare has all that it needs but its membership. True for a trainer."""
-        if not self._is_ready and self._line is not None:
-            with contextlib.suppress(OSError):  # nothing was said yet, or the process is gone
-                self._is_ready = bool(self._line.recv(64))
-        return self._is_ready
+    def when_ready(self, call: Callable[[], None]) -> None:
+        """`call` is called once, when a spare that waits has become ready."""
+        assert self._line is not None
+        asyncio.get_running_loop().add_reader(self._line, self._hear, self._line, call)
+
+    def _hear(self, line: socket.socket, call: Callable[[], None]) -> None:
+        self._stop_hearing()
+        with contextlib.suppress(OSError):  # the process is gone
+            self.is_ready = bool(line.recv(64))
+        if self.is_ready:
+            call()
+
+    def _stop_hearing(self) -> None:
+        if self._line is not None:
+            asyncio.get_running_loop().remove_reader(self._line)
 
     def become_trainer(self, membership: Membership) -> bool:
         """Gives a spare its membership; what it printed before was not a trainer's. False when it cannot be reached."""
         assert self._line is not None
+        self._stop_hearing()
         self.output.forget()
         with self._line:
             try:
@@ -148,6 +161,7 @@ class Child:
         """Lets go of what this process held open for it. Nothing can be asked of it afterwards."""
         self.page.close()
         if self._line is not None:
+            self._stop_hearing()
             self._line.close()
         if self._report_read is not None:
             os.close(self._report_read)

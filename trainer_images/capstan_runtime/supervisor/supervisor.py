@@ -48,20 +48,20 @@ class Supervisor:
         """Set when there is a newer membership or a wish to stop."""
         self._hints = Hints(settings)
         self._log = Log()
-        self._spare = WarmSpare(settings, self._log)
+        self._spare = WarmSpare(settings, self._log, self._tell_of_spare)
         self._memory = MemoryTier(settings.memory) if settings.memory is not None else None
         self._front = Front(make_app(self, settings.token, self._memory))
 
     @property
     def state(self) -> State:
-        return self._state
+        return self._state.model_copy(update={"is_warm": self._spare.is_ready})
 
     @property
     def facts(self) -> Facts:
         chaos = self._membership.chaos if self._membership is not None else ()
         return Facts(
             restarts=max(0, self._started - 1),
-            has_warm_spare=self._spare.is_ready,
+            has_warm_spare=bool(self._spare.is_ready),
             is_under_chaos=is_under_chaos(self._state, chaos, time.time()),
         )
 
@@ -132,6 +132,7 @@ class Supervisor:
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
         loop.add_signal_handler(signal.SIGCHLD, self._reap)
+        self._spare.start_first()
         try:
             return await self._run_memberships()
         finally:
@@ -206,6 +207,11 @@ class Supervisor:
         if is_first_step:
             self._spare.start()
         if is_first_step or is_news(progress):
+            self._hints.send()
+
+    def _tell_of_spare(self) -> None:
+        """The operator may wait for this pod to be ready before it gives it a place."""
+        if self._attempt is None:
             self._hints.send()
 
     def _end(self, fence: int, end: Exit | None) -> bool:
