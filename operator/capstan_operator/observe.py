@@ -64,7 +64,7 @@ class ObservedSupervisor:
     fetched_at: float
     """Seconds since 1970."""
     busy_seconds: tuple[float, ...] = ()
-    """The newest values of the metric of that name in this attempt, newest last, at most three."""
+    """The newest values of the metric of that name in this attempt, newest last, at most six."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,7 @@ def test_a_pod_is_deleted_at_its_step_once_that_is_on_record() -> None:
     assert (life.decision.delete, life.decision.requeue_after) == ((), 0.0)
     life.decide(31.1)
     assert [deletion.name for deletion in life.decision.delete] == [ONE]
-    life.change_pod(ONE, is_deleting=True)
+    life.delete_pod(ONE, at=31.15)
     life.decide(31.2)
     assert life.status.failure.failure_class == "Lost"
     assert life.recoveries[-1].chaos == "delete"

@@ -140,11 +140,11 @@ def test_an_attempt_that_made_no_step_keeps_how_far_it_came() -> None:
 
 def test_what_breaks_while_the_next_attempt_is_prepared_is_added_to_its_record() -> None:
     life = Life()
-    life.change_pod(ONE, is_deleting=True)
+    life.delete_pod(ONE)
     life.decide(30.0)
     life.decide(30.1)
     assert life.recoveries[0].cause == "Lost"
-    life.seen = replace(life.seen, pods=(*life.seen.pods, make_pod(1, 1, phase="Failed", exit_code=1)))
+    life.seen = replace(life.seen, pods=(*life.seen.pods, make_pod(1, 1, created_at=30.5, phase="Failed", exit_code=1)))
     life.decide(31.0)
     assert len(life.recoveries) == 1
     assert life.recoveries[0].sentence.startswith("rank 1 (pod digits-worker-1): its pod was deleted; then ")
@@ -213,7 +213,7 @@ def elastic(**words: Any) -> Life:
 
 def test_a_world_that_shrinks_and_grows_tells_both_and_loses_nothing_when_it_grows() -> None:
     life = elastic()
-    life.change_pod(ONE, is_deleting=True)
+    life.delete_pod(ONE)
     events = life.decide(30.0)
     assert "Shrunk: 1 worker instead of 2: rank 1 (pod digits-worker-1): its pod was deleted" in events
     record = life.recoveries[0]
@@ -264,8 +264,42 @@ def test_a_restarted_operator_completes_what_another_began() -> None:
     assert (life.recoveries[0].recovered_at, life.recoveries[0].seconds.total) == ("1970-01-01T00:00:34.000Z", 4.0)
 
 
-def test_a_job_that_fails_for_good_gets_no_record_of_an_attempt_that_never_comes() -> None:
+def test_the_failure_that_ends_the_job_is_the_last_of_its_story() -> None:
     life = Life(recovery={"budgets": {"crash": 0}})
     crash(life)
     life.decide(33.5)
-    assert (life.status.phase, life.recoveries) == ("Failed", [])
+    assert life.status.phase == "Failed"
+    assert [told(record) for record in life.recoveries] == [
+        {
+            "fence": 2,
+            "at": "1970-01-01T00:00:30.000Z",
+            "cause": "Crash",
+            "sentence": "rank 1 (pod digits-worker-1) was killed by SIGKILL",
+            "rank": 1,
+            "pod": "digits-worker-1",
+            "node": "node-1",
+            "action": "Halt",
+            "worldBefore": 2,
+            "stepBefore": 47,
+            "stepSeconds": 0.1,
+            "seconds": {"detect": 3.5, "decide": 0.0, "total": 3.5},
+        }
+    ]
+
+
+def test_when_more_was_saved_than_was_told_nobody_knows_how_much_was_lost() -> None:
+    life = Life()
+    life.say(ONE, phase="Exited", step=47, exit=CRASH)
+    life.decide(30.5)
+    life.say(**merged(BACK, {"step": 61, "resumedFrom": {"step": 60, "root": root(60)}}))
+    life.decide(34.25)
+    record = life.recoveries[0]
+    assert (record.step_before, record.step, record.steps_lost, record.seconds_lost) == (47, 60, None, None)
+
+
+def test_what_any_rank_tells_of_its_last_step_counts() -> None:
+    life = Life()
+    life.say(ZERO, step=52)
+    life.say(ONE, phase="Exited", step=47, exit=CRASH | {"step": 53})
+    life.decide(30.5)
+    assert life.recoveries[0].step_before == 53

@@ -14,7 +14,8 @@ from capstan_operator.decide.situation import valid_worlds
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract.run_config import Membership
-from tests.support.looks import lived_until, look, make_job
+from tests.support.lives import Life
+from tests.support.looks import lived_until, look, make_job, make_pod, make_state
 
 SIZES = (1, 2, 4, 8)
 
@@ -91,3 +92,18 @@ def test_a_membership_tells_all_there_is_to_know() -> None:
             "peers": ["10.0.0.1:8470", "10.0.0.2:8470"],
         }
     )
+
+
+def test_an_attempt_is_not_stopped_for_a_worker_that_still_imports() -> None:
+    life = Life("running", workers={"min": 1, "max": 2})
+    life.delete_pod("digits-worker-1")
+    life.decide(30.0)
+    life.say("digits-worker-0", fence=2, world=1, phase="Training", exit=None)
+    life.decide(31.0)
+    fresh = make_pod(1, 1, created_at=31.0, running_since=31.0)
+    states = {pod.name: life.seen.supervisors[pod.uid].state for pod in life.seen.pods if pod.worker == 0}
+    for is_warm, now, next_world in ((False, 40.0, None), (False, 150.9, None), (True, 40.0, 2), (False, 151.0, 2)):
+        told = states | {fresh.name: make_state(fresh, {"isWarm": is_warm})}
+        life.seen = look(life.seen.job, [life.seen.pods[0], fresh], told)
+        decision = decide_training_job(life.seen, now)
+        assert decision.status.next_world == next_world

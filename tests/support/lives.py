@@ -42,6 +42,13 @@ class Life:
         pods = tuple(replace(pod, **changes) if pod.name == name else pod for pod in self.seen.pods)
         self.seen = replace(self.seen, pods=pods)
 
+    def delete_pod(self, name: str, at: float = 30.0) -> None:
+        """The pod is being deleted, and its trainer has saved and ended."""
+        fence = self.status.fence
+        exit_ = {"fence": fence, "code": 80, "failure": "Stopped", "message": "stopped as asked", "at": at}
+        self.say(name, phase="Exited", exit=exit_)
+        self.change_pod(name, is_deleting=True)
+
     def change_spec(self, **spec: Any) -> None:
         job = self.seen.job
         self.seen = replace(self.seen, job=replace(job, spec=merged(job.spec, spec)))

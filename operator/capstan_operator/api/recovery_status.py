@@ -58,7 +58,7 @@ class RecoverySeconds(Record):
 class RecoveryStatus(Record):
     """How one attempt came to follow another."""
 
-    fence: Annotated[int, Field(description="Number of the attempt that followed.")]
+    fence: Annotated[int, Field(description="Number of the attempt that followed; after Halt: of the one that would.")]
     at: Annotated[str, Field(description="When the attempt before it ended (RFC 3339).")]
     recovered_at: Annotated[
         str | None, Field(description="When the first new step was done (RFC 3339); absent: not yet, or never.")
@@ -70,7 +70,7 @@ class RecoveryStatus(Record):
     node: Annotated[str | None, Field(description="Its node.")] = None
     action: Annotated[
         str | None,
-        Field(description="What was done: RestartInPlace, ReplacePod, ReplaceNode, RollBack, Shrink, Grow or Resume."),
+        Field(description="RestartInPlace, ReplacePod, ReplaceNode, RollBack, Shrink, Grow, Resume or Halt."),
     ] = None
     world_before: Annotated[int | None, Field(description="Processes before; absent: no attempt was on.")] = None
     world_after: Annotated[int | None, Field(description="Processes of the attempt that followed.")] = None
@@ -81,7 +81,10 @@ class RecoveryStatus(Record):
     source: Annotated[Literal["Store", "Memory"] | None, Field(description="Where it was read from.")] = None
     steps_lost: Annotated[
         int | None,
-        Field(description="Steps up to stepBefore that had to be done again; steps made after that were not told."),
+        Field(
+            description="Steps up to stepBefore that had to be done again; steps made after that were not told. Absent:"
+            " not known, because fewer steps were told than saved."
+        ),
     ] = None
     step_seconds: Annotated[float | None, Field(description="Seconds one step took before.")] = None
     seconds_lost: Annotated[float | None, Field(description="stepsLost x stepSeconds: training that was in vain.")] = (

@@ -118,7 +118,8 @@ class TrainingJobStatus(Record):
     ] = {}
     workers: Annotated[WorkersStatus, Field(description="Pods of the job.")] = WorkersStatus()
     world: Annotated[
-        int | None, Field(description="Processes in the current attempt, or in the one being prepared.")
+        int | None,
+        Field(description="Processes in the current attempt, or in the one being prepared; absent: there is neither."),
     ] = None
     fence: Annotated[int, Field(description="Number of the current attempt; grows for ever.")] = 0
     next_world: Annotated[

@@ -32,7 +32,7 @@ MAX_TOMBSTONES = 10_000
 SILENT_AFTER = 2
 """Unanswered requests in a row that make a supervisor silent: one is lost now and then on the best of networks."""
 
-BUSY_KEPT = 3
+BUSY_KEPT = 6
 """Looks that must agree before a rank is called slow."""
 
 

@@ -2,6 +2,8 @@
 
 from enum import StrEnum
 
+from pydantic.alias_generators import to_camel
+
 from capstan_operator.api.recovery_spec import Budgets
 from capstan_operator.api.training_job_status import FailureStatus, TrainingJobStatus
 from capstan_operator.decide.evidence import MESSAGE_LENGTH, Evidence
@@ -54,6 +56,9 @@ ACTIONS = {
 """What a failure of a class leads to, if nothing else is known. STOPPED is missing: what we did not ask for is LOST,
 and what we did is no failure."""
 FATAL_REASONS = {FailureClass.CONFIG: Reason.CONFIG_ERROR, FailureClass.DO_NOT_RESTART: Reason.DO_NOT_RESTART}
+NO_PROGRESS_FIELD = "spec.recovery.noProgressAttempts"
+AGAIN = "set spec.suspend to true and to false again"
+"""How a user has a job go on that nothing but a change from outside can help."""
 NEW_POD = frozenset({Action.REPLACE_POD, Action.REPLACE_NODE})
 
 
@@ -90,7 +95,7 @@ def fatal_clause(situation: Situation, culprit: Evidence, reason: Reason) -> str
     """Why no other attempt follows, and what to do, in a clause."""
     spec = situation.blueprint.spec
     if ACTIONS[culprit.failure] is Action.HALT:
-        return "this is never restarted"
+        return f"this is not restarted by itself; when it is mended, {AGAIN}"
     if reason is Reason.NUMERICAL_FAILURE:
         return "spec.recovery.numerical says halt; set it to rewind or ignore in a new TrainingJob"
     if reason is Reason.GPU_OUT_OF_MEMORY:
@@ -99,13 +104,14 @@ def fatal_clause(situation: Situation, culprit: Evidence, reason: Reason) -> str
             "or a smaller model"
         )
     if reason is Reason.SAME_EXCEPTION:
-        return "the attempt before ended with the same exception at the same step; another would too"
+        return f"the attempt before ended with the same exception at the same step; when it is mended, {AGAIN}"
     if reason is Reason.NO_PROGRESS:
         attempts = attempts_without_progress(situation, culprit)
-        return f"{attempts} attempts in a row brought no newer checkpoint (spec.recovery.noProgressAttempts)"
+        return f"{attempts} attempts in a row brought no newer checkpoint; raise {NO_PROGRESS_FIELD} to go on"
     budget = budget_of(spec.recovery.budgets, culprit.failure)
     used = used_of(situation.status, culprit.failure)
-    return f"{used} of {budget} restarts for {culprit.failure} are used (spec.recovery.budgets)"
+    field = f"spec.recovery.budgets.{to_camel(culprit.failure.name.lower())}"
+    return f"{used} of {budget} restarts for {culprit.failure} are used; raise {field} to go on"
 
 
 def budget_of(budgets: Budgets, failure: FailureClass) -> int:

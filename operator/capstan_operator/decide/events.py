@@ -126,7 +126,7 @@ def _recovered(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[Event
     for record in completed_since(old, new):
         start = f"step {record.step}" + (f" (root {short_root(record.root)})" if record.root else "")
         source = {"Memory": " from memory", "Store": " from the store"}.get(record.source or "", "")
-        lost = f", {record.steps_lost} steps were lost" if record.steps_lost else ""
+        lost = f"; {_lost(record.steps_lost)} to be done again" if record.steps_lost else ""
         message = f"attempt {record.fence} trains {record.seconds.total:.1f} s after the end before it, since {start}"
         yield EventNote("Normal", "Recovered", f"{message}{source}{lost}")
 
@@ -134,9 +134,10 @@ def _recovered(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[Event
 def _attempt_sentence(situation: Situation, new: TrainingJobStatus) -> str:
     size = f"{situation.world} of {situation.wanted}" if situation.world < situation.wanted else f"{situation.world}"
     workers = f"{size} worker" + ("s" if situation.wanted > 1 else "")
-    if new.checkpoint:
-        start = f"step {new.checkpoint.step} (root {short_root(new.checkpoint.root)})"
-    else:
-        # With nothing but checkpoints that did not verify the trainer will not start over; it stops.
-        start = "the newest checkpoint that verifies, if there is one" if new.quarantined else "step 0"
-    return f"attempt {new.fence}: {workers} from {start}"
+    # Which one it is that verifies, or whether the memory tier has a newer one, is known when they have restored.
+    start = "continuing from the newest checkpoint that verifies" if new.floor_step is not None else "from step 0"
+    return f"attempt {new.fence}: {workers}, {start}"
+
+
+def _lost(steps: int) -> str:
+    return "1 step has" if steps == 1 else f"{steps} steps have"

@@ -9,7 +9,7 @@ from capstan_operator.decide.situation import Situation, Worker
 from capstan_operator.decide.times import seconds_after
 from capstan_operator.observe import ObservedPod
 from capstan_runtime.contract.exit_codes import FailureClass, classify_exit
-from capstan_runtime.contract.state import Exit, Section
+from capstan_runtime.contract.state import Exit, Phase, Section
 
 OUT_OF_MEMORY = "OOMKilled"
 OWN_REASONS = frozenset({None, "Error", "Completed", "ContainerCannotRun", "StartError", "DeadlineExceeded"})
@@ -20,6 +20,8 @@ STOPPED_STATES = frozenset({"T", "t"})
 """The kernel's letters for a process that somebody stopped."""
 OWN_SECTIONS = frozenset({Section.HOST, Section.DATA, Section.SAVE})
 """What a rank does without waiting for others."""
+
+_HAS_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.STOPPING})
 
 
 class Weight(IntEnum):
@@ -92,11 +94,26 @@ def find_broken_pod(worker: Worker, situation: Situation) -> Evidence | None:
     return next((evidence for evidence in found if evidence), None)
 
 
+def has_stopped(exit_: Exit) -> bool:
+    """It was asked to end, or a peer was: it has saved."""
+    return exit_.failure is FailureClass.STOPPED
+
+
 def has_left(worker: Worker, situation: Situation) -> bool:
     """It saved and stopped because the attempt was to end at a checkpoint, and not because its pod is taken away."""
     exit_ = _exit_of_attempt(worker, situation)
-    has_stopped = exit_ is not None and exit_.failure is FailureClass.STOPPED
-    return situation.status.next_world is not None and has_stopped and worker.is_up
+    return situation.status.next_world is not None and exit_ is not None and has_stopped(exit_) and worker.is_up
+
+
+def is_saving(worker: Worker, situation: Situation) -> bool:
+    """Its pod is being deleted, and its trainer has steps to save with the others before it goes: neither a drained
+    node nor a `kubectl delete pod` may cost any. The grace of the pod bounds how long that takes."""
+    pod, answer = worker.pod, worker.answer
+    if pod is None or not pod.is_deleting or pod.phase != "Running" or pod.final is not None:
+        return False
+    if answer is None or worker.silent_seconds is not None or answer.fence != situation.status.fence:
+        return False
+    return answer.exit is None and answer.phase in _HAS_STEPS
 
 
 def is_cascade(exit_: Exit) -> bool:
@@ -140,7 +157,7 @@ def _out_of_memory(worker: Worker, situation: Situation) -> Evidence | None:
 
 def _exited(worker: Worker, situation: Situation) -> Evidence | None:
     exit_ = _exit_of_attempt(worker, situation)
-    if exit_ is None or exit_.failure is FailureClass.STOPPED:
+    if exit_ is None or has_stopped(exit_):
         return None
     message = _hang_message(exit_) if exit_.failure is FailureClass.HANG else exit_.message
     return Evidence(worker.index, worker.pod, exit_.failure, message, _weight(exit_), exit_)

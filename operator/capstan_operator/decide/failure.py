@@ -15,6 +15,8 @@ from capstan_operator.decide.evidence import (
     find_broken_pod,
     find_evidence,
     has_left,
+    has_stopped,
+    is_saving,
 )
 from capstan_operator.decide.nodes import note_fault
 from capstan_operator.decide.remedies import skip_batches, split_micro_batch
@@ -40,6 +42,8 @@ def find_culprit(situation: Situation) -> tuple[Evidence | None, float | None]:
         return _broken_pod(situation), _seconds_until_lost(situation)
     members = situation.members
     found = [evidence for worker in members if (evidence := find_evidence(worker, situation))]
+    if _saves_first(situation, found):
+        return None, None  # its last answer, or the end of its pod, is news
     if any(has_left(worker, situation) for worker in members):
         # Who still waits for a rank that has left as it was asked to, is not failing.
         found = [evidence for evidence in found if evidence.weight is not Weight.CASCADE]
@@ -73,6 +77,28 @@ def count_failure(situation: Situation, culprit: Evidence) -> TrainingJobStatus:
         }
         | remedies
     )
+
+
+def is_of_the_last_failure(situation: Situation, culprit: Evidence) -> bool:
+    """What ends the attempt that is on had happened before it began, to a rank that never took its place in it: the
+    blow that ended the attempt before broke more than was seen at first."""
+    worker = next((worker for worker in situation.members if worker.index == culprit.worker), None)
+    return worker is not None and situation.is_of_the_same_blow(worker)
+
+
+def carry_failure(situation: Situation) -> TrainingJobStatus:
+    """Status after an attempt that ended of the failure before it: nothing is charged a second time."""
+    status = situation.status
+    failure = status.failure.model_copy(update={"fence": status.fence}) if status.failure else None
+    return status.model_copy(update={"members": None, "next_world": None, "failure": failure})
+
+
+def is_carried(status: TrainingJobStatus, before: TrainingJobStatus) -> bool:
+    """`carry_failure` led from `before` to `status`."""
+    failure = before.failure
+    if failure is None or failure.fence == before.fence:
+        return False
+    return status.failure == failure.model_copy(update={"fence": before.fence})
 
 
 def describe_failure(situation: Situation, culprit: Evidence) -> FailureStatus:
@@ -142,12 +168,20 @@ def _remedies(situation: Situation, culprit: Evidence) -> tuple[dict[str, object
     return {}, None
 
 
+def _saves_first(situation: Situation, found: list[Evidence]) -> bool:
+    """A member's pod is being deleted, and nothing stands in the way of the save that all ranks make before it goes."""
+    leaving = {worker.index for worker in situation.members if is_saving(worker, situation)}
+    others = [evidence for evidence in found if evidence.worker not in leaving]
+    return bool(leaving) and all(evidence.exit is not None and has_stopped(evidence.exit) for evidence in others)
+
+
 def _broken_pod(situation: Situation) -> Evidence | None:
-    broken = [found for worker in situation.workers if (found := find_broken_pod(worker, situation))]
+    broken = [(worker, found) for worker in situation.workers if (found := find_broken_pod(worker, situation))]
     if len(situation.workers) - len(broken) >= situation.worlds[0]:
         return None
-    is_counted = any(found.pod and found.pod.name == situation.failed_pod for found in broken)
-    return None if is_counted else _first(broken)
+    is_counted = any(found.pod and found.pod.name == situation.failed_pod for _, found in broken)
+    new = [found for worker, found in broken if not situation.is_of_the_same_blow(worker)]
+    return None if is_counted else _first(new)
 
 
 def _first(found: list[Evidence]) -> Evidence | None:

@@ -9,6 +9,7 @@ from capstan_operator.api.meta import TrainingJobCondition
 from capstan_operator.api.recovery_status import GoodputSeconds, GoodputStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find, is_true
+from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.provenance import RESUMED, completed_since, under_way
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker
@@ -88,6 +89,8 @@ def _phase_now(speaker: Worker | None, old: TrainingJobStatus, word: State | Non
 
 def _class_meanwhile(old: TrainingJobStatus, word: State | None) -> str:
     """What the time went to of which rank 0 tells nothing, by what status said."""
+    if end_of(old):
+        return "idle"  # it had failed, and goes on
     suspended = find(old, TrainingJobCondition.SUSPENDED)
     if suspended is not None and suspended.reason in (Reason.SUSPENDING, Reason.SUSPENDED):
         return "suspended"

@@ -4,10 +4,17 @@ from collections.abc import Callable
 
 from capstan_operator.api.meta import Condition, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.decide.actions import Action, fatal_clause, fatal_reason
+from capstan_operator.decide.actions import Action, attempts_without_progress, fatal_clause, fatal_reason
 from capstan_operator.decide.conditions import find, put
 from capstan_operator.decide.evidence import has_ended_with_a_peer, has_left
-from capstan_operator.decide.failure import count_failure, describe_failure, failure_sentence, find_culprit
+from capstan_operator.decide.failure import (
+    carry_failure,
+    count_failure,
+    describe_failure,
+    failure_sentence,
+    find_culprit,
+    is_of_the_last_failure,
+)
 from capstan_operator.decide.membership import has_members
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation
@@ -64,7 +71,7 @@ def _deadline_passed(situation: Situation) -> TrainingJobStatus | None:
         return None
     message = (
         f"ran for longer than spec.activeDeadlineSeconds: {situation.blueprint.spec.active_deadline_seconds}; "
-        f"raise it in a new TrainingJob"
+        f"raise it to go on from the newest checkpoint"
     )
     return _finish(situation, TrainingJobCondition.FAILED, Reason.DEADLINE_EXCEEDED, message)
 
@@ -73,7 +80,7 @@ def _suspended(situation: Situation) -> TrainingJobStatus | None:
     status = situation.status
     if not situation.blueprint.spec.suspend or (status.members is None and status.active_since is None):
         return None
-    return _deactivate(situation).model_copy(update={"members": None, "next_world": None})
+    return _deactivate(situation).model_copy(update={"members": None, "world": None, "next_world": None})
 
 
 def _members_changed(situation: Situation) -> TrainingJobStatus | None:
@@ -102,13 +109,18 @@ def _failed(situation: Situation) -> TrainingJobStatus | None:
     culprit, _ = find_culprit(situation)
     if culprit is None:
         return None
+    if is_of_the_last_failure(situation, culprit):
+        return carry_failure(situation)
     reason = fatal_reason(situation, culprit)
     if reason is None:
         return count_failure(situation, culprit)
     failure = describe_failure(situation, culprit).model_copy(update={"action": Action.HALT.value})
-    message = f"{failure_sentence(failure)}; {fatal_clause(situation, culprit, reason)}"
+    newest = situation.status.checkpoint
+    kept = f"; the newest checkpoint is {newest.summary}" if newest else ""
+    message = f"{failure_sentence(failure)}; {fatal_clause(situation, culprit, reason)}{kept}"
     finished = _finish(situation, TrainingJobCondition.FAILED, reason, message)
-    return finished.model_copy(update={"failure": failure})
+    attempts = attempts_without_progress(situation, culprit)
+    return finished.model_copy(update={"failure": failure, "attempts_without_progress": attempts})
 
 
 _ENDINGS: tuple[Callable[[Situation], TrainingJobStatus | None], ...] = (
@@ -123,7 +135,8 @@ _ENDINGS: tuple[Callable[[Situation], TrainingJobStatus | None], ...] = (
 
 def _finish(situation: Situation, kind: TrainingJobCondition, reason: Reason, message: str) -> TrainingJobStatus:
     status = put(situation, _deactivate(situation), kind, True, reason, message)
-    return status.model_copy(update={"members": None, "next_world": None, "finished_at": rfc3339(situation.now)})
+    ended = {"members": None, "world": None, "next_world": None, "finished_at": rfc3339(situation.now)}
+    return status.model_copy(update=ended)
 
 
 def _deactivate(situation: Situation) -> TrainingJobStatus:

@@ -8,12 +8,13 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.secret import build_secret
 from capstan_operator.decide.actions import pause_seconds
 from capstan_operator.decide.conditions import is_true
+from capstan_operator.decide.evidence import is_saving
 from capstan_operator.decide.failure import find_culprit, restart_sentence
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, plan_pushes
 from capstan_operator.decide.nodes import seconds_until_relaxed
 from capstan_operator.decide.placement import delete_pods, plan_creations, plan_deletions
-from capstan_operator.decide.progress import IN_WORLD
+from capstan_operator.decide.progress import MAKES_STEPS
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker, is_changed
 from capstan_operator.decide.sizing import choose_members, choose_next_world
@@ -170,10 +171,12 @@ def _attempt(situation: Situation) -> Plan:
         seconds_until_relaxed(situation),
     )
     fence, members = situation.status.fence, situation.members
-    is_running = _was_running(situation) or all(_is_in_world(worker, fence) for worker in members)
+    is_running = _was_running(situation) or all(_is_training(worker, fence) for worker in members)
     attempt = f"attempt {fence} with {_size(situation)}"
+    leaving = next((w.pod.name for w in members if w.pod and is_saving(w, situation)), None)
     if is_running:
         phase, reason, message = Phase.RUNNING, Reason.TRAINING, f"{attempt} is training"
+        message += f"; it saves first: pod {leaving} is deleted" if leaving else ""
     elif situation.is_recovering:
         phase, reason = Phase.RESTARTING, Reason.ATTEMPT_STARTING
         message = f"{attempt} is {_stage(situation)}, after {restart_sentence(situation)}"
@@ -242,10 +245,10 @@ def _was_running(situation: Situation) -> bool:
     return is_true(before, TrainingJobCondition.RUNNING) and before.fence == situation.status.fence
 
 
-def _is_in_world(worker: Worker, fence: int) -> bool:
+def _is_training(worker: Worker, fence: int) -> bool:
     if worker.has_finished(fence):
         return True
-    return worker.word is not None and worker.word.fence == fence and worker.word.phase in IN_WORLD
+    return worker.word is not None and worker.word.fence == fence and worker.word.phase in MAKES_STEPS
 
 
 _STAGES = ("Idle", "Starting", "Restoring", "Compiling")

@@ -16,8 +16,6 @@ from capstan_runtime.contract.state import Checkpoint, Phase, State
 
 MAKES_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.SUCCEEDED})
 """Phases in which `step` is that of the present attempt. Before them it may still be the last attempt's."""
-IN_WORLD = MAKES_STEPS | {Phase.COMPILING}
-"""Phases of a process that has joined the others and holds its state."""
 RATES = frozenset({"samples_per_second", "step_seconds"})
 """Metrics that say nothing once the steps stop."""
 UNKNOWN_ROOT = "unknown"
@@ -42,10 +40,21 @@ def learn(situation: Situation) -> TrainingJobStatus:
     if word.phase is Phase.COMPILING and word.resumed_from:
         # Lower than the newest checkpoint if that one did not verify.
         update["step"] = word.resumed_from.step
-    if word.phase in MAKES_STEPS:
+    if has_stepped(word):
         metrics = word.metrics or (speaker.answer.metrics if speaker.answer else {})
-        update |= {"step": word.step, "metrics": status.metrics | rounded(metrics)}
+        update |= {"step": last_step(word), "metrics": status.metrics | rounded(metrics)}
     return status.model_copy(update=update)
+
+
+def has_stepped(word: State) -> bool:
+    """It has done a step in its attempt, or had none left to do."""
+    return word.phase in MAKES_STEPS or bool(MAKES_STEPS & word.timeline.keys())
+
+
+def last_step(word: State) -> int:
+    """The last step it is known to have done: its end may tell of one that it had not reported."""
+    told = word.exit.step if word.exit is not None and word.exit.fence == word.fence else None
+    return max(word.step, told or 0)
 
 
 def percent_done(status: TrainingJobStatus) -> int | None:

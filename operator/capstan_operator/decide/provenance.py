@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from capstan_operator.api.recovery_status import InjectedStatus, RecoverySeconds, RecoveryStatus
 from capstan_operator.api.training_job_status import FailureStatus, TrainingJobStatus
 from capstan_operator.decide.actions import Action
-from capstan_operator.decide.failure import failure_sentence
+from capstan_operator.decide.failure import failure_sentence, is_carried
 from capstan_operator.decide.lifecycle import end_of
-from capstan_operator.decide.progress import MAKES_STEPS
+from capstan_operator.decide.progress import MAKES_STEPS, has_stepped, last_step
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.times import rfc3339_millis, seconds_since_1970
@@ -24,6 +24,8 @@ RECOVERIES_KEPT = 20
 SENTENCE_LENGTH = 600
 RESUMED, GROW, SPEC_CHANGED, MEMBERS_CHANGED = "Resumed", "Grow", "SpecChanged", "MembersChanged"
 """Causes that are no failures."""
+VOLUNTARY = frozenset({RESUMED, GROW, SPEC_CHANGED})
+"""Those of an attempt that ended with a save."""
 
 _OTHER_RANKS = {
     Fault.HANG: {FailureClass.HANG, FailureClass.RETRYABLE},
@@ -42,12 +44,15 @@ def note_end(situation: Situation, before: TrainingJobStatus) -> TrainingJobStat
     """`situation.status`, in which something has just ended that `before` was still on, with the record of what is to
     follow begun, unless nothing is."""
     status = situation.status
+    if before.members is not None and is_carried(status, before):
+        return _reopened(status)
     if before.members is not None:
         status = _close(situation, status)
-    if end_of(status) is not None or status.active_since is None:
+    if end_of(status) is not None:
+        return _halted(situation.after(status), before)
+    if status.active_since is None:
         return status
-    is_counted = status.restarts.total > before.restarts.total
-    failure = status.failure if is_counted else None
+    failure = status.failure if status.restarts.total > before.restarts.total else None
     open_record = waiting(status)
     if open_record is not None:
         # Something else broke before the next attempt could begin: one attempt follows, so one record tells it.
@@ -56,6 +61,30 @@ def note_end(situation: Situation, before: TrainingJobStatus) -> TrainingJobStat
     if failure is None and before.members is None:
         return status
     return _with_new(status, _begun(situation, before, failure))
+
+
+def _reopened(status: TrainingJobStatus) -> TrainingJobStatus:
+    """The attempt that was to end the recovery never formed: the next one is to, and its pods are waited for anew."""
+    last = status.recoveries[-1] if status.recoveries else None
+    if last is None or last.recovered_at is not None or last.fence != status.fence:
+        return status
+    sentence = f"{last.sentence}; then another of its pods was found gone"[:SENTENCE_LENGTH]
+    seconds = last.seconds.model_copy(update={"schedule": None})
+    record = last.model_copy(update={"fence": status.fence + 1, "sentence": sentence, "seconds": seconds})
+    return _with_last(status, _with_seconds(record))
+
+
+def _halted(situation: Situation, before: TrainingJobStatus) -> TrainingJobStatus:
+    """A failure that ends the job is part of its story, though no attempt follows."""
+    status = situation.status
+    if status.failure is None or status.failure == before.failure:
+        return status
+    if waiting(status) is not None:
+        record = status.recoveries[-1]
+        words = f"{record.sentence}; then {_failure_words(status.failure)}"[:SENTENCE_LENGTH]
+        return _with_last(status, record.model_copy(update={"sentence": words, "action": Action.HALT.value}))
+    record = _begun(situation, before, status.failure)
+    return _with_new(status, record.model_copy(update={"action": Action.HALT.value}))
 
 
 def trace(situation: Situation, old: TrainingJobStatus, reason: Reason) -> TrainingJobStatus:
@@ -117,7 +146,7 @@ def _resumed(situation: Situation, open_record: RecoveryStatus | None) -> Recove
     """The time of a suspension is the user's: what is lost is counted from the resume."""
     status, at = situation.status, rfc3339_millis(situation.now)
     if open_record is not None:
-        sentence = f"{open_record.sentence}; then the job was suspended and resumed"[:SENTENCE_LENGTH]
+        sentence = f"{open_record.sentence}; then the job was resumed"[:SENTENCE_LENGTH]
         return open_record.model_copy(update={"at": at, "sentence": sentence, "seconds": RecoverySeconds(decide=0.0)})
     return RecoveryStatus(
         fence=status.fence + 1,
@@ -157,7 +186,7 @@ def _action(record: RecoveryStatus, status: TrainingJobStatus) -> str:
 def _complete(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """The record of the attempt that is on, once its rank 0 has made a step."""
     record, word = under_way(status), _speech(situation, status.fence)
-    if record is None or record.fence != status.fence or word is None or not _has_stepped(word):
+    if record is None or record.fence != status.fence or word is None or not has_stepped(word):
         return status
     return _with_last(status, _completed(record, situation, word))
 
@@ -168,7 +197,7 @@ def _close(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus
     if last is None or last.recovered_at is not None or last.fence != status.fence:
         return status
     word = _speech(situation, status.fence)
-    if word is not None and _has_stepped(word):
+    if word is not None and has_stepped(word):
         return _with_last(status, _completed(last, situation, word))
     end = _clamped(word.exit.at, seconds_since_1970(last.at), situation.now) if word and word.exit else situation.now
     return _with_last(status, _with_attempt_parts(last, situation, word, end))
@@ -178,7 +207,10 @@ def _completed(record: RecoveryStatus, situation: Situation, word: State) -> Rec
     record = _with_attempt_parts(record, situation, word, situation.now)
     resumed = situation.status.resumed_from
     step = resumed.step if resumed else 0
-    lost = max(0, record.step_before - step) if record.step_before is not None else None
+    lost = record.step_before - step if record.step_before is not None else None
+    if lost is not None and lost < 0:
+        # More was saved than was told: how many steps followed the save nobody knows, unless the ranks left after it.
+        lost = 0 if record.cause in VOLUNTARY else None
     return record.model_copy(
         update={
             "recovered_at": rfc3339_millis(seconds_since_1970(record.at) + record.seconds.total),
@@ -210,7 +242,7 @@ def _with_attempt_parts(
         if worker.word and worker.word.fence == record.fence and Phase.STARTING in worker.word.timeline
     ]
     first_step = min((timeline[phase] for phase in MAKES_STEPS & timeline.keys()), default=None)
-    if first_step is None and word is not None and _has_stepped(word):
+    if first_step is None and word is not None and has_stepped(word):
         first_step = until
     ends = {
         "drain": max(taken, default=None),
@@ -275,10 +307,6 @@ def _speech(situation: Situation, fence: int) -> State | None:
     return word if word is not None and word.fence == fence else None
 
 
-def _has_stepped(word: State) -> bool:
-    return word.phase in MAKES_STEPS or bool(MAKES_STEPS & word.timeline.keys())
-
-
 def _clamped(value: float, low: float, high: float) -> float:
     return max(min(low, high), min(value, high))
 
@@ -303,10 +331,11 @@ def _end_of_attempt(situation: Situation, failure: FailureStatus | None, injecte
 
 
 def _last_step(situation: Situation, failure: FailureStatus | None) -> int | None:
-    """The last step that anybody reported of the attempt that ended."""
-    status, word = situation.status, _speech(situation, situation.status.fence)
-    told = word.step if word is not None and _has_stepped(word) else None
-    steps = [step for step in (status.step, told, failure.step if failure else None) if step is not None]
+    """The last step that anybody told of the attempt that ended."""
+    status = situation.status
+    words = [worker.word for worker in situation.workers if worker.word and worker.word.fence == status.fence]
+    told = [last_step(word) for word in words if has_stepped(word)]
+    steps = [step for step in (status.step, failure.step if failure else None, *told) if step is not None]
     return max(steps, default=None)
 
 

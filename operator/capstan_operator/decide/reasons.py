@@ -32,7 +32,7 @@ class Reason(StrEnum):
     ATTEMPT_STARTING = "AttemptStarting"
     """The workers have been told their places; they join, restore and compile."""
     TRAINING = "Training"
-    """All workers are in the world."""
+    """All workers make steps."""
     PROGRAM_RUNNING = "ProgramRunning"
     """The pods run a command of the user's own, which tells nothing of its progress."""
     REPLACING_PODS = "ReplacingPods"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint
 from capstan_operator.decide.ranks import rank_of, read_ranks
+from capstan_operator.decide.times import seconds_since_1970
 from capstan_operator.observe import Observed, ObservedPod
 from capstan_runtime.contract.state import Phase, State
 
@@ -145,6 +146,15 @@ class Situation:
         """The attempt that runs, or the one to come, follows a failure."""
         failure, fence = self.status.failure, self.status.fence
         return failure is not None and failure.fence == (fence - 1 if self.status.members else fence)
+
+    def is_of_the_same_blow(self, worker: Worker) -> bool:
+        """Its pod was there when the failure that was counted last happened, and has had no place in an attempt since:
+        one blow is charged once, however many pods it breaks."""
+        failure, pod = self.status.failure, worker.pod
+        if failure is None or failure.rank is None or pod is None or not self.is_recovering:
+            return False
+        has_gone_on = worker.word is not None and worker.word.fence > failure.fence
+        return pod.created_at <= seconds_since_1970(failure.at) and not has_gone_on
 
     def silence_limit(self, worker: Worker) -> float:
         """Seconds of silence after which `worker` is lost."""

@@ -17,6 +17,9 @@ GATHER_SECONDS = 30.0
 seconds of each other, and an attempt that begins too small is stopped again at its first checkpoint."""
 STABLE_SECONDS = 5.0
 """A worker must have run so long before an attempt is stopped for its sake: many that fail, fail at their start."""
+WARM_SECONDS = 120.0
+"""The same while its process still imports: those who train need not wait for that. One that never gets through it is
+taken in all the same."""
 
 
 def choose_members(situation: Situation) -> tuple[tuple[Worker, ...] | None, float | None]:
@@ -44,7 +47,7 @@ def choose_next_world(situation: Situation) -> tuple[int | None, float | None]:
         return status.next_world, None
     indices = {worker.index for worker in members}
     idle = [worker for worker in _usable(situation) if worker.index not in indices]
-    young = [STABLE_SECONDS - _age(worker, situation) for worker in idle]
+    young = [_seconds_to_settle(worker, situation) for worker in idle]
     wait = min((left for left in young if left > 0), default=None)
     staying = [worker for worker in members if worker.index < situation.wanted and worker.is_up]
     stable = [worker for worker, left in zip(idle, young, strict=True) if left <= 0]
@@ -117,6 +120,12 @@ def _has_had_an_attempt(situation: Situation) -> bool:
     if status.attempt_started_at is None or status.active_since is None:
         return False
     return seconds_since_1970(status.attempt_started_at) >= seconds_since_1970(status.active_since)
+
+
+def _seconds_to_settle(worker: Worker, situation: Situation) -> float:
+    """How long until an attempt may be stopped for the sake of `worker`; 0 or less: now."""
+    is_cold = worker.answer is not None and worker.answer.is_warm is False
+    return (WARM_SECONDS if is_cold else STABLE_SECONDS) - _age(worker, situation)
 
 
 def _age(worker: Worker, situation: Situation) -> float:

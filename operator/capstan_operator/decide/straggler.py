@@ -10,10 +10,10 @@ from capstan_operator.decide.situation import Situation, Worker
 
 SLOW_RATIO, EVEN_RATIO = 1.5, 1.25
 """Busy time over the median of the others' above which a rank is slow, and below which it is not any more."""
-LEAST_SECONDS = 0.005
+LEAST_SECONDS = 0.02
 """A difference below this is noise, whatever the ratio."""
-LOOKS = 3
-"""So many looks in a row must agree."""
+LOOKS = 6
+"""So many looks in a row must agree: what a busy machine does to one rank for a few seconds is no news."""
 
 
 def put_straggling(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
@@ -43,7 +43,7 @@ def put_straggling(situation: Situation, status: TrainingJobStatus) -> TrainingJ
 
 def _slowest(situation: Situation) -> tuple[Worker, list[float]] | None:
     """The rank that was busy longest at the newest look, and its busy time over the median of the others' at each of
-    the newest three looks; None: not all ranks of the attempt have told theirs three times."""
+    the newest looks; None: not all ranks of the attempt have told theirs so often yet."""
     members, looks = situation.members, []
     for worker in members:
         supervisor = situation.observed.supervisors.get(worker.pod.uid) if worker.pod else None

@@ -20,6 +20,7 @@ from capstan_operator.decide.plan import Plan, make_plan
 from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
 from capstan_operator.decide.provenance import note_end, trace
 from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.revival import revive
 from capstan_operator.decide.situation import Situation, look
 from capstan_operator.decide.sizing import count_idle, describe_size
 from capstan_operator.decide.straggler import put_straggling
@@ -40,7 +41,10 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
         # The garbage collector removes the children by their owner; all that we could make now would be in its way.
         return Decision(status=old)
     if end_of(old):
-        return decide_after_end(observed, now)
+        revived = revive(observed, now)
+        if revived is None:
+            return decide_after_end(observed, now)
+        observed = revived
     blueprint = read_blueprint(observed.job, observed.settings)
     if isinstance(blueprint, Refusal):
         return _refuse(observed, blueprint, now)
@@ -115,7 +119,9 @@ def _describe(situation: Situation, plan: Plan) -> TrainingJobStatus:
 def _count_workers(situation: Situation, plan: Plan) -> WorkersStatus:
     """Workers that answer or are done, of those wanted."""
     fence = situation.status.fence
-    desired = 0 if situation.blueprint.spec.suspend else situation.wanted
+    if situation.blueprint.spec.suspend or plan.phase is Phase.FAILED:
+        return WorkersStatus(ready=0, desired=0, summary="0/0")
+    desired = situation.wanted
     has_program = plan.reason is Reason.PROGRAM_RUNNING
     ready = sum(
         worker.is_answering or worker.has_finished(fence) or (has_program and worker.is_up)

@@ -1,0 +1,122 @@
+"""One blow is charged once; and a pod that is deleted costs no step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from tests.support.lives import Life
+from tests.support.looks import look, make_pod, make_state
+
+ZERO, ONE = "digits-worker-0", "digits-worker-1"
+KILLED = {"phase": "Failed", "exit_code": 137, "exit_reason": "Error"}
+TRAINED = {"Starting": 10.0, "Training": 20.0}
+STOPPED = {"fence": 1, "code": 80, "failure": "Stopped", "message": "", "at": 33.0, "step": 48}
+
+
+def test_two_pods_killed_at_once_are_one_restart_in_whichever_order_they_are_seen() -> None:
+    for first, second in ((ZERO, ONE), (ONE, ZERO)):
+        life = Life()
+        life.change_pod(first, **KILLED)
+        assert [event.split(":")[0] for event in life.decide(30.0)] == ["Restarting"]
+        life.decide(30.1)
+        fresh = make_pod(int(first[-1]), 1, phase="Pending", created_at=30.2)
+        life.seen = replace(life.seen, pods=(*life.seen.pods, fresh))
+        life.change_pod(second, **KILLED)
+        assert life.decide(31.0) == []
+        assert (life.status.restarts.total, [pod["metadata"]["name"] for pod in life.decision.create]) == (
+            1,
+            [f"{second}-1"],
+        )
+
+
+def test_a_pod_that_had_gone_before_the_next_attempt_ends_it_without_a_charge() -> None:
+    life = Life(workers={"max": 2, "min": 1})
+    life.change_pod(ONE, **KILLED)
+    life.decide(30.0)
+    life.decide(30.1)
+    assert (life.status.fence, life.status.world, life.status.restarts.total) == (2, 1, 1)
+    life.change_pod(ZERO, **KILLED)
+    assert life.decide(30.2) == []
+    life.decide(30.3)
+    assert (life.status.phase, life.status.restarts.total, life.status.members) == ("Restarting", 1, None)
+    pods = [make_pod(0, 1, created_at=31.0), make_pod(1, 1, created_at=31.0)]
+    life.seen = look(life.seen.job, pods, {pod.name: make_state(pod) for pod in pods})
+    life.decide(40.0)
+    (record,) = life.recoveries
+    assert (record.fence, life.status.fence, record.seconds.total) == (3, 3, 10.0)
+    assert record.sentence == (
+        "rank 1 (pod digits-worker-1): its container was killed by SIGKILL; then another of its pods was found gone"
+    )
+
+
+def test_a_pod_that_came_after_the_blow_is_charged_again() -> None:
+    life = Life()
+    life.change_pod(ONE, **KILLED)
+    life.decide(30.0)
+    pods = [life.seen.pods[0], life.seen.pods[1], make_pod(1, 1, created_at=32.0, **KILLED)]
+    life.seen = replace(life.seen, pods=tuple(pods))
+    life.decide(33.0)
+    assert life.status.restarts.total == 2
+
+
+def test_a_rank_that_took_its_place_and_died_then_is_charged() -> None:
+    life = Life(workers={"max": 2, "min": 1})
+    life.change_pod(ONE, **KILLED)
+    life.decide(30.0)
+    life.decide(30.1)
+    life.say(ZERO, fence=2, world=1, phase="Starting")
+    life.change_pod(ZERO, **KILLED)
+    life.decide(31.0)
+    assert life.status.restarts.total == 2
+
+
+def test_a_deleted_pod_is_waited_for_until_the_ranks_have_saved() -> None:
+    life = Life()
+    life.change_pod(ONE, is_deleting=True)
+    assert life.decide(30.0) == []
+    assert life.status.message == "attempt 1 with 2 workers is training; it saves first: pod digits-worker-1 is deleted"
+    life.say(ONE, phase="Stopping")
+    life.say(
+        ZERO,
+        phase="Exited",
+        step=48,
+        timeline=TRAINED,
+        exit=STOPPED,
+        checkpoint={"step": 48, "root": "sha256:30", "at": 32.9},
+    )
+    assert life.decide(33.1) == []
+    life.delete_pod(ONE, at=33.2)
+    assert life.decide(33.3)[0].startswith("Restarting: rank 1 (pod digits-worker-1): its pod was deleted; restart 1")
+    assert (life.status.step, life.status.checkpoint.step, life.recoveries[0].step_before) == (48, 48, 48)
+
+
+def test_a_deleted_pod_is_not_waited_for_when_nothing_can_be_saved() -> None:
+    dead = {"fence": 1, "code": 137, "signal": "SIGKILL", "failure": "Crash", "message": "", "at": 30.0}
+    for names, words in (([ZERO], {"phase": "Exited", "exit": dead}), ([], {"phase": "Compiling"})):
+        life = Life()
+        life.say(*names, **words)
+        life.change_pod(ONE, is_deleting=True)
+        assert life.decide(30.0)[0].startswith("Restarting: rank 1 (pod digits-worker-1): its pod was deleted")
+
+
+def test_a_deleted_pod_that_does_not_answer_is_not_waited_for() -> None:
+    life = Life()
+    life.change_pod(ONE, is_deleting=True)
+    life.seen = replace(life.seen, silent_since={f"{ONE}-uid": 25.0})
+    assert life.decide(30.0)[0].startswith("Restarting: ")
+
+
+def test_the_step_of_a_suspended_job_is_the_one_it_saved() -> None:
+    life = Life()
+    life.change_spec(suspend=True)
+    life.decide(30.0)
+    life.say(
+        phase="Exited",
+        step=47,
+        timeline=TRAINED,
+        exit=STOPPED,
+        checkpoint={"step": 48, "root": "sha256:30", "at": 32.9},
+    )
+    life.change_pod(ZERO, is_deleting=True)
+    life.decide(33.1)
+    assert (life.status.step, life.status.checkpoint.step) == (48, 48)
