@@ -82,14 +82,15 @@ class Retention:
             self._thread = threading.Thread(target=self._sweep_while_wanted, name="retention", daemon=True)
             self._thread.start()
 
-    def wait(self, deadline_seconds: float) -> None:
-        """Returns when no sweep is running, or at the deadline: whatever is left over, the next attempt sweeps up.
+    def wait(self, deadline_seconds: float) -> bool:
+        """True when no sweep is running, False at the deadline: whatever is left over, the next attempt sweeps up.
         Training is over: sweeps do not give way to it any more."""
         self._pace.hurry()
         with self._lock:
             thread = self._thread
         if thread is not None:
             thread.join(deadline_seconds)
+        return thread is None or not thread.is_alive()
 
     def _sweep_while_wanted(self) -> None:
         give_way()
