@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from capstan_runtime.checkpoint.candidates import list_candidates, quarantine
 from capstan_runtime.checkpoint.claims import newest_claim, write_claim
@@ -23,7 +21,6 @@ from capstan_runtime.checkpoint.layout import (
     MANIFEST,
     QUARANTINED,
     SHARDS,
-    SIGNATURE,
     VERIFIED,
     SaveName,
     new_attempt,
@@ -32,7 +29,6 @@ from capstan_runtime.checkpoint.manifest import Claim, Commit, canonical_bytes
 from capstan_runtime.checkpoint.marks import mark_verified, verified_at
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.retention import remove_checkpoint
-from capstan_runtime.checkpoint.signing import sign_manifest
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Superseded
 from capstan_runtime.contract.state import Checkpoint, Quarantine
@@ -327,7 +323,7 @@ def test_a_checkpoint_removed_while_it_is_verified_is_not_called_corrupt(
     folder = folder_of(tmp_path, save(tmp_path, 10).root)
     quarantined: list[Quarantine] = []
 
-    def opened(store: Store, name: SaveName) -> OpenCheckpoint:
+    def opened(store: Store, name: SaveName, _: str | None) -> OpenCheckpoint:
         remove_checkpoint(store, name)
         return open_checkpoint(store, name)
 
@@ -381,25 +377,3 @@ def test_the_newest_claim_lists_what_counted_and_older_ones_go(tmp_path: Path) -
     assert claim is not None
     assert (claim.fence, claim.resumed, claim.committed) == (4, first.root, (first.root,))
     assert len(list((tmp_path / "claims").iterdir())) == 2
-
-
-def test_with_a_public_key_only_what_its_owner_signed_is_resumed_from_and_nothing_is_marked(tmp_path: Path) -> None:
-    ours, theirs = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
-    signed, unsigned, forged = save(tmp_path, 10), save(tmp_path, 20), save(tmp_path, 30)
-    for checkpoint, key in ((signed, ours), (forged, theirs)):
-        pem = tmp_path / "key.pem"
-        pem.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-        folder = folder_of(tmp_path, checkpoint.root)
-        (folder / SIGNATURE).write_bytes(sign_manifest((folder / MANIFEST).read_bytes(), pem))
-    public = ours.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
-    told: list[Quarantine] = []
-    chosen = choose(tmp_path, quarantined=told, public_key=public)
-    assert chosen is not None
-    assert chosen.root == signed.root
-    assert [(each.step, each.root) for each in told] == [(30, forged.root), (20, unsigned.root)]
-    assert "is not a signature of MANIFEST.json by this key" in told[0].reason
-    assert "is not signed" in told[1].reason
-    assert list(tmp_path.rglob(QUARANTINED)) == []
-    without = choose(tmp_path, fence=3)
-    assert without is not None
-    assert without.root == forged.root

@@ -15,7 +15,6 @@ from capstan_runtime.checkpoint.candidates import Listing, quarantine
 from capstan_runtime.checkpoint.generations import Generation, Memory, complete_generations, open_generation
 from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
-from capstan_runtime.checkpoint.signing import require_signature
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.takeover import (
     Newcomer,
@@ -184,10 +183,8 @@ def _from_store(choosing: Choosing, proposal: _Proposal) -> Loaded:
                 f"{name} is not in {choosing.store.place}, but rank 0 sees it; "
                 "the store must be one volume shared by all workers"
             )
-        opened = open_checkpoint(choosing.store, name)
-        if choosing.public_key is not None and choosing.membership.rank == 0:
-            require_signature(opened, choosing.public_key)  # one rank looks; that all have one root is voted upon
-        return opened
+        # Every rank looks at the signature itself: none reads what a stranger's manifest makes it read.
+        return open_checkpoint(choosing.store, name, choosing.public_key)
 
     return vote(choosing.voters, Proposed(Source.STORE, open_it, lambda: not is_committed()))
 

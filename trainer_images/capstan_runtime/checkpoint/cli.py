@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from capstan_runtime.checkpoint.commands import check, compare, export, keep, look
 from capstan_runtime.checkpoint.commands.places import Place, Usage, chosen, find_places, one_place
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
-from capstan_runtime.checkpoint.signing import require_signature
 from capstan_runtime.contract import config
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
@@ -148,9 +147,7 @@ def _call(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         case "show":
             return look.show(place.store, name, output)
         case "convert":
-            opened = open_checkpoint(place.store, name)
-            if options.public_key is not None:
-                require_signature(opened, _key_text(options.public_key) or "")
+            opened = open_checkpoint(place.store, name, _key_text(options.public_key))
             return export.export(opened, options.to, options.optimizer, output)
     return keep.set_pin(place.store, name, options.checkpoint_command == "pin", output)
 

@@ -18,6 +18,7 @@ from capstan_runtime.checkpoint.manifest import (
     is_canonical,
     logical_root,
 )
+from capstan_runtime.checkpoint.signing import require_signature
 from capstan_runtime.checkpoint.store import Readable
 from capstan_runtime.checkpoint.verified import StoredFile, VerifiedTensors, VerifyingReader, reading
 from capstan_runtime.checkpoint.whole import Piece, WholeTensor, pieces_of, whole_tensors
@@ -81,11 +82,12 @@ def _require_name(record: Commit | Manifest, name: SaveName) -> None:
         raise CorruptCheckpoint(f"{name}: holds a checkpoint of step {record.step}, fence {record.fence}")
 
 
-def read_manifest(store: Readable, name: SaveName) -> tuple[str, Manifest]:
+def read_manifest(store: Readable, name: SaveName, public_key: str | None = None) -> tuple[str, Manifest]:
     """Root and manifest of the committed checkpoint `name`.
 
-    COMMIT, MANIFEST.json and the checkpoint's name must say the same, byte for byte in canonical form. Raises
-    CorruptCheckpoint, StoreUnavailable, and LaterFormat for what a later version of Capstan has written.
+    COMMIT, MANIFEST.json and the checkpoint's name must say the same, byte for byte in canonical form. `public_key`,
+    the text of a PEM: its owner must have signed the manifest, which is looked at before what the manifest says. Raises
+    CorruptCheckpoint, NotSigned too, StoreUnavailable, and LaterFormat for what a later version of Capstan has written.
     """
     note = read_note(store, name)
     key = f"{name}/{MANIFEST}"
@@ -93,6 +95,8 @@ def read_manifest(store: Readable, name: SaveName) -> tuple[str, Manifest]:
     root = name_of(digest_of(data))
     if root != note.root:
         raise CorruptCheckpoint(f"{key}: is {root}, committed was {note.root}")
+    if public_key is not None:
+        require_signature(store, name, data, public_key)
     manifest = _parse(Manifest, key, data, is_proven=True)
     _require_name(manifest, name)
     if note.run != manifest.run or manifest.trainer.step != manifest.step:
@@ -102,10 +106,9 @@ def read_manifest(store: Readable, name: SaveName) -> tuple[str, Manifest]:
     return root, manifest
 
 
-def open_checkpoint(store: Readable, name: SaveName) -> OpenCheckpoint:
-    """The checkpoint with everything verified but the tensors' bytes. Raises CorruptCheckpoint, StoreUnavailable, and
-    LaterFormat."""
-    root, manifest = read_manifest(store, name)
+def open_checkpoint(store: Readable, name: SaveName, public_key: str | None = None) -> OpenCheckpoint:
+    """The checkpoint with everything verified but the tensors' bytes. Arguments and errors are `read_manifest`'s."""
+    root, manifest = read_manifest(store, name, public_key)
     if len(manifest.ranks) != manifest.world:
         raise CorruptCheckpoint(f"{name}: shards of {len(manifest.ranks)} ranks, {manifest.world} expected")
     ranks = _at_once(lambda rank: _read_rank(store, name, manifest, rank), range(manifest.world))

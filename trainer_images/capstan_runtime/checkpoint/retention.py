@@ -17,7 +17,7 @@ from capstan_runtime.checkpoint.keeping import PROVEN, Held, kept
 from capstan_runtime.checkpoint.layout import COMMIT, PINNED, VERIFIED, SaveName
 from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, verified_at
 from capstan_runtime.checkpoint.readback import Pace, give_way, read_back
-from capstan_runtime.checkpoint.reader import open_checkpoint
+from capstan_runtime.checkpoint.reader import open_checkpoint, read_manifest
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract import config
 from capstan_runtime.contract.config import VerifyLevel
@@ -34,6 +34,8 @@ class Rules:
     fence: int
     keep: config.Retention
     verify: VerifyLevel
+    public_key: str | None = None
+    """PEM. Given: only what is signed by this key counts as proven, as only that can be resumed from."""
 
 
 class Retention:
@@ -54,6 +56,7 @@ class Retention:
         self._on_trouble = on_trouble
         self._pace = Pace()
         self._proven: set[str] = set()
+        self._signed: set[str] = set()
         self._newest: Checkpoint | None = None
         self._is_wanted = False
         self._thread: threading.Thread | None = None
@@ -115,9 +118,13 @@ class Retention:
             if name.fence < self._rules.fence:
                 self._remove(name)
         good = [each for each in listing.candidates if each.problem is None]
-        sound = proved(good, self._is_proven, self._prove)
+        of_use = [each for each in good if self._is_signed(each)]
+        sound = proved(of_use, self._is_proven, self._prove)
+        sound += [(each, False) for each in good if each not in of_use]
         stay = kept([held(each, is_proven) for each, is_proven in sound], self._rules.keep, time.time())
-        for each, _ in reversed(sound):  # the oldest first: killed half-way, what is newer is still there
+        for each, _ in sorted(
+            sound, key=lambda pair: pair[0].name
+        ):  # the oldest first: killed half-way, what is newer is still there
             if each.name not in stay and not is_pinned(self._rules.store, each.name):  # perhaps just now
                 self._remove(each.name)
 
@@ -126,6 +133,19 @@ class Retention:
         if newer is not None:
             raise StoreUnavailable(f"fence {newer} has taken over; fence {self._rules.fence} may not remove anything")
         remove_checkpoint(self._rules.store, name)
+
+    def _is_signed(self, candidate: Candidate) -> bool:
+        """As the run asks for it. Looked at once for each that is."""
+        rules, root = self._rules, candidate.root
+        assert root is not None
+        if rules.public_key is None or root in self._signed:
+            return True
+        try:
+            found, _ = read_manifest(rules.store, candidate.name, rules.public_key)
+        except CorruptCheckpoint:
+            return False  # or gone bad since it was listed: it will be when it is listed again
+        self._signed |= {root} & {found}
+        return found == root
 
     def _is_proven(self, candidate: Candidate) -> bool:
         store, name, root = self._rules.store, candidate.name, candidate.root

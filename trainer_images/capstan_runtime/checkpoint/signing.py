@@ -12,10 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import ModuleType
 
-from capstan_runtime.checkpoint.digest import digest_of, name_of
-from capstan_runtime.checkpoint.layout import MANIFEST, SIGNATURE
-from capstan_runtime.checkpoint.reader import OpenCheckpoint
-from capstan_runtime.checkpoint.store import ObjectMissing
+from capstan_runtime.checkpoint.layout import MANIFEST, SIGNATURE, SaveName
+from capstan_runtime.checkpoint.store import ObjectMissing, Readable
 from capstan_runtime.checkpoint.verified import reading
 from capstan_runtime.contract import env
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
@@ -80,21 +78,16 @@ def check_signature(manifest: bytes, signature: bytes | None, public_key: str) -
             ) from error
 
 
-def require_signature(opened: OpenCheckpoint, public_key: str) -> None:
-    """Returns when the checkpoint's manifest carries a signature by the owner of `public_key`, the text of a PEM.
-
-    Raises NotSigned; CorruptCheckpoint when the manifest has changed since it was opened; StoreUnavailable;
-    ConfigError.
-    """
-    store, key = opened.store, f"{opened.name}/{MANIFEST}"
+def require_signature(store: Readable, name: SaveName, manifest: bytes, public_key: str) -> None:
+    """Returns when beside the checkpoint's manifest, whose bytes are given, there is a signature over them by the owner
+    of `public_key`, the text of a PEM. Raises NotSigned, StoreUnavailable, ConfigError; CorruptCheckpoint when the disk
+    cannot read it."""
+    key = f"{name}/{SIGNATURE}"
     with reading(key):
-        manifest = store.get(key)
         try:
-            signature = store.get(f"{opened.name}/{SIGNATURE}")
+            signature = store.get(key)
         except ObjectMissing:
             signature = None
-    if name_of(digest_of(manifest)) != opened.root:
-        raise CorruptCheckpoint(f"{key}: has changed since it was opened")
     check_signature(manifest, signature, public_key)
 
 

@@ -14,7 +14,6 @@ from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.marks import mark_verified
 from capstan_runtime.checkpoint.readback import read_back
 from capstan_runtime.checkpoint.reader import LaterFormat, OpenCheckpoint, open_checkpoint
-from capstan_runtime.checkpoint.signing import require_signature
 from capstan_runtime.checkpoint.store import Store, is_of_one_folder
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -138,9 +137,7 @@ def _verdict(target: Target, level: VerifyLevel, read: Read, public_key: str | N
         progress.add(read_bytes)
 
     try:
-        opened = open_checkpoint(store, name)
-        if public_key is not None:
-            require_signature(opened, public_key)
+        opened = open_checkpoint(store, name, public_key)
         progress = Progress(str(name), opened.size)
         read(opened, level, count)
     except CorruptCheckpoint as error:
