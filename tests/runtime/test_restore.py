@@ -8,7 +8,7 @@ import pytest
 
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
-from capstan_runtime.contract.config import Verification
+from capstan_runtime.contract.config import Verification, VerifyLevel
 from capstan_runtime.contract.run_config import Membership, Skip
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
@@ -87,6 +87,33 @@ def test_bytes_that_no_tensor_needs_are_checked_too(tmp_path: Path) -> None:
         flip(shard, 20)
     start = restored(tmp_path, ReadingEngine())
     assert (start.step, start.root, start.is_proven) == (10, older.root, True)
+
+
+@pytest.mark.parametrize(
+    ("level", "longest", "verified"),
+    [
+        ("full", 32 * 1024, "every byte verified"),
+        ("full", 1, "every byte that was read verified, not known whether that is all of them"),
+        ("sampled", 32 * 1024, "a sample of what was read verified"),
+        ("manifest", 32 * 1024, "its manifests verified, its bytes not"),
+    ],
+)
+def test_no_more_is_called_verified_than_was(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    level: VerifyLevel,
+    longest: int,
+    verified: str,
+) -> None:
+    monkeypatch.setattr("capstan_runtime.checkpoint.coverage.LONGEST", longest)
+    save(tmp_path, 20)
+    at_level = context()
+    at_level.run.checkpoint.verify = Verification(level=level)
+    engine: Any = ReadingEngine("optimizer/count")
+    start = restore(at_level, engine, FolderStore(tmp_path), Voice(Reporter(None), 0, 50))
+    assert start.is_proven == (verified == "every byte verified")
+    assert f" s, {verified}; saved by 2 ranks at fence 1" in "".join(capsys.readouterr())
 
 
 def test_what_a_batch_has_gone_into_that_is_left_out_since_is_never_resumed_from(

@@ -15,6 +15,7 @@ from capstan_runtime.checkpoint.verified import MissingTensor, VerifyingReader
 from capstan_runtime.checkpoint.vote import Loaded, UnusableForGood, Voters
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
+from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Phase, Quarantine, Restored, Source
 from capstan_runtime.engine import Engine
 from capstan_runtime.errors import ConfigError
@@ -120,12 +121,20 @@ def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
             verify_seconds=tally.hashing_seconds,
         ),
     )
-    how = {"full": "every byte verified", "sampled": "a sample of it verified", "manifest": "its bytes not verified"}
     voice.say(
         f"resumed from step {manifest.step}, {opened.root[:23]}, {opened.size / 1e6:,.1f} MB from "
-        f"{opened.store.place} in {loaded.seconds:.1f} s, {how[context.run.checkpoint.verify.level]}; "
+        f"{opened.store.place} in {loaded.seconds:.1f} s, {_verified(loaded, context.run.checkpoint.verify.level)}; "
         f"saved by {manifest.world} ranks at fence {manifest.fence}"
     )
+
+
+def _verified(loaded: Loaded, level: VerifyLevel) -> str:
+    """What of the checkpoint has been verified, and no more than that."""
+    if loaded.is_verified:
+        return "every byte verified"
+    if level == "full":
+        return "every byte that was read verified, not known whether that is all of them"
+    return "a sample of what was read verified" if level == "sampled" else "its manifests verified, its bytes not"
 
 
 def _load(context: TrainContext, engine: Engine, opened: OpenCheckpoint, reader: VerifyingReader) -> None:
