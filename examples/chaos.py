@@ -126,7 +126,8 @@ def recovery(record: Object) -> str:
         return f"  -> {record['sentence']}: that attempt made no step"
     taken = [f"{name} {value:.1f}" for name, value in record["seconds"].items() if name != "total" and value >= 0.05]
     world = f"{record.get('worldBefore', '?')} -> {record['worldAfter']} ranks"
-    source = f" from {record['source'].lower()}, {record['stepsLost']} steps lost" if "source" in record else ""
+    lost = record.get("stepsLost", "an unknown number of")
+    source = f" from {record['source'].lower()}, {lost} steps lost" if "source" in record else ""
     return (
         f"  -> {record['cause']}: {record['action']}, {world}, at step {record['step']}{source}, after "
         f"{record['seconds']['total']:.1f} s ({', '.join(taken)})"

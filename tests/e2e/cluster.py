@@ -115,6 +115,14 @@ class Cluster:
     def wait_phase(self, job: str, phase: str, seconds: float = 180) -> Status:
         return self.wait(job, phase, lambda status: status.get("phase") == phase, seconds)
 
+    def wait_pods(self, job: str, phases: list[str], seconds: float = 60) -> None:
+        """Returns once the job's pods are in these phases: a job has succeeded before its last process has ended."""
+        deadline = time.monotonic() + seconds
+        while [pod.status.phase for pod in self.pods(job)] != phases:
+            if time.monotonic() > deadline:
+                raise TimedOut(f"{job}: its pods are not {phases}\n{self.story(job)}")
+            time.sleep(0.2)
+
     def wait_gone(self, read: Callable[[], Any], what: str, seconds: float = 60) -> None:
         """Returns once `read` answers 404 or nothing."""
         deadline = time.monotonic() + seconds
