@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capstan_runtime.agreement import CARRY_ON, Agreement, Verdict, Wishes, steps_between
+from capstan_runtime.agreement import CARRY_ON, Agreement, Verdict, Wishes, steps_between, wait_for_rank_0
 from capstan_runtime.checkpoint.saver import Outcome as Saved
 from capstan_runtime.contract.config import Numerical, Schedule
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
@@ -163,6 +163,30 @@ def test_a_wish_to_leave_waits_for_a_save() -> None:
     assert agreement.after(1) == CARRY_ON
     saves.time = True
     assert agreement.after(51) == Verdict(save=True, leave=True)
+
+
+@pytest.mark.parametrize(("seconds", "patience_seconds", "rounds"), [(0, 60, 1), (7.5, 60, 8), (900, 60, 61)])
+def test_however_long_rank_0_takes_nobody_waits_long_for_its_message(
+    seconds: float, patience_seconds: float, rounds: int
+) -> None:
+    clock, answers, spoke_at = Clock(), [], [100.0]
+
+    def wait(at_most: float) -> bool:
+        clock.now = min(clock.now + at_most, max(clock.now, 100.0 + seconds))
+        return clock.now >= 100.0 + seconds
+
+    def exchange(payload: bytes) -> list[bytes]:
+        answers.append([payload, b"?"])
+        spoke_at.append(clock.now)
+        return answers[-1]
+
+    wait_for_rank_0(exchange, wait, patience_seconds, clock)
+    assert len(answers) == rounds
+    assert clock.now == 100.0 + min(seconds, patience_seconds)
+    assert max(later - earlier for earlier, later in zip(spoke_at, spoke_at[1:], strict=False)) <= 1.0
+    heard = iter(answers)
+    wait_for_rank_0(lambda payload: next(heard), None, patience_seconds, clock)
+    assert next(heard, None) is None, "the others return after the same message"
 
 
 def test_the_meter_leaves_pauses_out() -> None:

@@ -40,6 +40,8 @@ def watch(*events: tuple[float, Progress]) -> Watch:
         ([(4, Progress(phase=Phase.TRAINING, step=1)), (9, Progress(phase=Phase.SAVING))], 9 + 50 + 20),
         ([(4, Progress(phase=Phase.EVALUATING)), (9, Progress(phase=Phase.EVALUATING))], 9 + 100),
         ([(4, Progress(phase=Phase.STOPPING))], 4 + 50 + 20),
+        ([(4, Progress(phase=Phase.STOPPING)), (9, Progress(phase=Phase.STOPPING))], 9 + 50 + 20),
+        ([(4, Progress(phase=Phase.SAVING)), (9, Progress(metrics={"save_seconds": 1}))], 4 + 50 + 20),
         ([(4, Progress(phase=Phase.SUCCEEDED))], 4 + 30),
     ],
 )

@@ -8,10 +8,13 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.writer import commit
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.state import Checkpoint
 from capstan_runtime.engine import Batch
 from tests.support.numpy_engine import Done, NumpyEngine
 
@@ -76,5 +79,11 @@ def await_save() -> None:
 
 def read_slowly(checkpoint: OpenCheckpoint, level: VerifyLevel, done: Callable[[int], None]) -> None:
     """Stands in for `read_back` of a checkpoint of many gigabytes; touches SLOW_READ when it is done."""
-    time.sleep(0.7)
+    time.sleep(float(os.environ.get("SLOW_READ_SECONDS", "0.7")))
     Path(os.environ["SLOW_READ"]).touch()
+
+
+def commit_slowly(*arguments: Any) -> Checkpoint:
+    """Stands in for `commit` where other ranks' parts are long in coming: SLOW_COMMIT seconds."""
+    time.sleep(float(os.environ["SLOW_COMMIT"]))
+    return commit(*arguments)

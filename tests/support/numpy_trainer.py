@@ -10,11 +10,13 @@ if TYPE_CHECKING:
 
 
 def load() -> "MakeEngine":
-    from capstan_runtime.checkpoint import retention
-    from tests.support.faulty_engine import FaultyEngine, read_slowly
+    from capstan_runtime.checkpoint import background, retention
+    from tests.support.faulty_engine import FaultyEngine, commit_slowly, read_slowly
 
     if "SLOW_READ" in os.environ:
         retention.read_back = read_slowly
+    if "SLOW_COMMIT" in os.environ:
+        background.commit = commit_slowly
     return FaultyEngine
 
 

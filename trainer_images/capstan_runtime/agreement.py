@@ -19,6 +19,8 @@ _OWED_INTERVAL_SECONDS = 0.05
 """Until a save that is owed can begin."""
 _MOST_STEPS = 50
 """Bounds how late a stop is when steps suddenly become slow."""
+_ROUND_SECONDS = 1.0
+"""Between two messages of ranks that wait for rank 0: far below anybody's patience with a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,3 +124,22 @@ class Agreement:
         self._next_step = done + steps_between(max(each.step_seconds for each in ballots), interval_seconds)
         save = is_save_due and may_save
         return Verdict(any(each.stop for each in ballots), save, save and any(each.leave for each in ballots))
+
+
+def wait_for_rank_0(
+    exchange: Callable[[bytes], list[bytes]],
+    wait: Callable[[float], bool] | None,
+    patience_seconds: float,
+    clock: Clock,
+) -> None:
+    """Returns on all ranks together, once rank 0's `wait` is over or its patience is. Collective.
+
+    `wait(seconds)` is whether it is over, after at most so long; None on all other ranks. They hear from rank 0 every
+    second, so that it may take longer than anybody would wait for one message, and whoever is lost is noticed.
+    """
+    give_up_at = clock() + patience_seconds
+    is_over = False
+    while not is_over:
+        left = give_up_at - clock()
+        goes_on = wait is not None and left > 0 and not wait(min(_ROUND_SECONDS, left))
+        is_over = not exchange(struct.pack("?", goes_on))[0][0]

@@ -13,7 +13,7 @@ from types import FrameType
 from pydantic import ValidationError
 
 from capstan_runtime.activity import Activity, ObservedEngine
-from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
+from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes, wait_for_rank_0
 from capstan_runtime.beat import Beat
 from capstan_runtime.chaos import Chaos, DisturbedEngine, flip_a_bit, newest_shard, stalling
 from capstan_runtime.checkpoint.open import open_store
@@ -235,11 +235,16 @@ class _Attempt:
 
     def _settle(self, finished: bool, retention: Retention | None) -> None:
         """Waits for rank 0 to have read the last checkpoint back. All ranks wait: one that left, and was ended for
-        taking long to leave, would look like a lost peer to rank 0, and end a run that has been won."""
+        taking long to leave, would look like a lost peer to rank 0, and end a run that has been won.
+
+        A run that was stopped waits for a moment only. It has its save, and whoever resumes from that reads all of it;
+        but a pod that is being deleted has not long to live, and the others are to go on.
+        """
         self.voice.report(phase=Phase.SAVING if finished else Phase.STOPPING)
-        if retention is not None:
-            retention.wait(self.context.deadlines.save)
-        self.engine.exchange(b"")
+        deadlines = self.context.deadlines
+        wait = retention.wait if retention is not None else None
+        patience_seconds = deadlines.save if finished else deadlines.stop / 2
+        wait_for_rank_0(self.engine.exchange, wait, patience_seconds, time.monotonic)
 
     def _queued_steps(self, meter: Meter, save_state: SaveState, guard: Guard) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""

@@ -91,7 +91,7 @@ class SaveState:
     def run(self, step: Step) -> None:
         """Raises StoreUnavailable when the last step, or three saves in a row, could not be saved."""
         loss = self._guard.newest_loss()
-        self._voice.report(phase=Phase.STOPPING if step.verdict.stop else Phase.SAVING, step=step.done)
+        self._voice.report(phase=_phase_of(step), step=step.done)
         with self._meter.paused():
             if step.is_last or step.verdict.stop or step.verdict.leave:
                 self._save_before_leaving(step, loss)
@@ -106,7 +106,7 @@ class SaveState:
         Raises StoreUnavailable when it could not be saved.
         """
         self._voice.report(phase=Phase.SAVING, step=done)
-        outcome = self._save_and_wait(done, self._guard.newest_loss())
+        outcome = self._save_and_wait(done, self._guard.newest_loss(), Phase.SAVING)
         if outcome.checkpoint is None:
             self._fail(outcome)
 
@@ -118,10 +118,11 @@ class SaveState:
         self._blocked_seconds = time.perf_counter() - started
         self._save_clock.reset()
 
-    def _save_and_wait(self, done: int, loss: float) -> Outcome:
+    def _save_and_wait(self, done: int, loss: float, phase: Phase) -> Outcome:
         before = self._saver.settle()
         if before is not None:
             self._tell(before)
+            self._voice.report(phase=phase)  # that wait is over, and another begins
         self._begin(done, loss)
         outcome = self._saver.settle()
         assert outcome is not None
@@ -129,7 +130,7 @@ class SaveState:
         return outcome
 
     def _save_before_leaving(self, step: Step, loss: float) -> None:
-        outcome = self._save_and_wait(step.done, loss)
+        outcome = self._save_and_wait(step.done, loss, _phase_of(step))
         self.has_left = step.verdict.leave and outcome.checkpoint is not None
         if step.is_last and outcome.checkpoint is None:
             self._fail(outcome)
@@ -160,3 +161,7 @@ class SaveState:
 
     def _fail(self, outcome: Outcome) -> None:
         raise StoreUnavailable(f"checkpoint not saved, {self._failures} times in a row: {outcome.problem}")
+
+
+def _phase_of(step: Step) -> Phase:
+    return Phase.STOPPING if step.verdict.stop else Phase.SAVING

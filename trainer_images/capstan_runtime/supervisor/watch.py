@@ -15,6 +15,8 @@ _AFTER_SUCCESS_SECONDS = 30.0
 """For leaving the world once everything is committed."""
 
 _START_UP = frozenset({Phase.RESTORING, Phase.COMPILING})
+_IN_STAGES = frozenset({Phase.SAVING, Phase.STOPPING})
+"""The save before, this one, reading it back: each is said anew, and each may take as long as a save."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,8 @@ class Watch:
             self._waits.append(now - self._since)
         # Restoring and compiling share one deadline, however often they report.
         is_starting_up = was in _START_UP and self.phase in _START_UP
-        if (changed or moved or self.phase is Phase.EVALUATING) and not is_starting_up:
+        has_begun = self.phase in _IN_STAGES and progress.phase is not None
+        if (changed or moved or has_begun or self.phase is Phase.EVALUATING) and not is_starting_up:
             self._since = now
 
     def glance(self, step: int, now: float) -> None:
