@@ -228,7 +228,7 @@ def _status(options: argparse.Namespace) -> int:
     home = _home(options)
     serving = home.serving()
     if serving is None:
-        print(f"No cluster runs from {home.folder}; start one with: capstan local up")
+        print(f"No cluster runs from {home.folder}; start one with: capstan local up --home {home.folder}")
         return 1
 
     async def ask() -> tuple[bool, bool]:

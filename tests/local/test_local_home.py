@@ -66,3 +66,10 @@ def test_a_running_cluster_is_not_asked_to_be_another(
         f"capstan local up: the cluster at {tmp_path} runs with {runs}; "
         f"stop it first: capstan local down --home {tmp_path}\n"
     )
+
+
+def test_status_says_how_to_start_the_cluster_of_that_home(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert local_cluster.main(argparse.Namespace(action="status", home=tmp_path)) == 1
+    assert capsys.readouterr().out == (
+        f"No cluster runs from {tmp_path}; start one with: capstan local up --home {tmp_path}\n"
+    )

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -192,10 +193,16 @@ def test_a_checkpoint_that_its_run_removes_meanwhile_is_neither_listed_nor_calle
         assert [row["step"] for row in rows] == ([20] if command == "verify" else [20, 30])
 
 
-@pytest.mark.parametrize("which", ["20", "newest", "root", "prefix", "folder", None])
+@pytest.mark.parametrize("which", ["20", "newest", "root", "prefix", "logical", "folder", None])
 def test_a_checkpoint_has_several_names(store: Path, capsys: pytest.CaptureFixture[str], which: str | None) -> None:
-    root = listed(capsys, store)[20]["root"]
-    names = {"root": root, "prefix": root.removeprefix("blake3:")[:12], "folder": folder(store, 20).name}
+    row = listed(capsys, store)[20]
+    root = row["root"]
+    names = {
+        "root": root,
+        "logical": row["logical"],
+        "prefix": root.removeprefix("blake3:")[:12],
+        "folder": folder(store, 20).name,
+    }
     place = folder(store, 20) if which is None else store
     arguments = [] if which is None else [names.get(which, which)]
     assert answer(capsys, "show", place, *arguments)["root"] == root
@@ -220,16 +227,22 @@ def test_of_two_attempts_at_a_step_the_one_that_counts_is_meant(
     ("arguments", "message"),
     [
         (("ls", "/no/such/folder"), "STORE: /no/such/folder is not a folder; give a store, a checkpoint or"),
-        (("ls", "ftp://host/x"), "STORE: checkpoint store: ftp://host/x is not supported; give a folder, or s3://"),
+        (("ls", "ftp://host/x"), "capstan checkpoint: STORE: ftp://host/x is not supported; give a folder, or s3://"),
         (("verify", "{empty}"), "STORE: there is no checkpoint in {empty} or the 8 levels of folders below it"),
         (("show", "{store}"), "list them with: capstan checkpoint ls {store}"),
-        (("show", "{store}", "77"), "CHECKPOINT: {store} holds no checkpoint 77"),
-        (("show", "{store}", "what?"), "CHECKPOINT: 'what?' is no step, root or folder"),
+        (
+            ("show", "{store}", "77"),
+            "CHECKPOINT: {store} holds no checkpoint 77; list them with: capstan checkpoint ls {store}\n",
+        ),
+        (("show", "{store}", "what?"), "CHECKPOINT: 'what?' is no step, digest or folder"),
         (("show", "{store}", "000000000077.1.0123456789ab"), "there is no 000000000077.1.0123456789ab in"),
         (("show", "{store}/000000000077.1.0123456789ab"), "STORE: there is no 000000000077.1.0123456789ab in {store}"),
         (("show", "{tmp}", "20"), "there are 2 stores below {tmp}"),
         (("pin", "{store}", "{torn}"), "{torn} is not committed; only a checkpoint can be pinned"),
-        (("gc", "{store}", "--last", "1"), "--last: Input should be greater than or equal to 2"),
+        (
+            ("gc", "{store}", "--last", "1"),
+            "--last: 1 is refused: give 2 or more: the newest two that verify always stay",
+        ),
         (("verify", "{store}", "--public-key", "/no/key"), "--public-key: /no/key cannot be read"),
     ],
 )
@@ -264,15 +277,26 @@ def test_show_tells_lineage_state_and_tensors(store: Path, capsys: pytest.Captur
     assert (document["condition"], document["signed"]) == ("Committed", False)
 
 
+def test_one_of_something_is_not_called_several(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    save(tmp_path, 10, arrays={"params/only": np.ones(3, np.float32)}, world=1)
+    assert capstan_checkpoint("show", tmp_path, "10") == 0
+    shown = capsys.readouterr().out
+    assert ("flax, 1 rank, fence 1" in shown, " in 1 file\n" in shown, "\n1 tensor\n" in shown) == (True, True, True)
+
+
 def test_verify_reads_everything_and_names_the_first_bad_place(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert capstan_checkpoint("verify", tmp_path) == 0
     output = capsys.readouterr()
     assert output.out.splitlines()[-1] == "2 of 2 checkpoints are good"
-    assert " GB/s" in output.out
+    assert re.search(r"in [0-9.e-]+ s, [1-9][0-9,.]* (K|M|G)B/s$", output.out, re.MULTILINE)
+    assert not re.search(r"\b0(\.0+)? (s|.B)\b", output.out)
     assert output.err == f"skipped {folder(store, 30)}: Torn: is not committed\n"
     damage(store, 20)
+    assert capstan_checkpoint("verify", store) == BAD_BYTES
+    told = capsys.readouterr().out
+    assert told.endswith(f"resumes from it: capstan checkpoint scrub {folder(store, 20)}\n")
     document = answer(capsys, "verify", store, code=BAD_BYTES)
     assert (document["good"], document["bad"]) == (1, 1)
     good, bad = document["checkpoints"]
@@ -309,6 +333,9 @@ def test_verify_asks_for_a_signature_where_a_key_is_given(
     target = tmp_path / "model"
     assert capstan_checkpoint("convert", store, "20", "--to", target, "--public-key", tmp_path / "public.pem") == 1
     assert not target.exists()
+    capsys.readouterr()
+    assert capstan_checkpoint("verify", store, "20", "--public-key", tmp_path / "public.pem") == BAD_BYTES
+    assert "scrub" not in capsys.readouterr().out, "another key is no damage"
 
 
 def test_a_later_format_is_no_damage(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from obstore.exceptions import GenericError
 
 from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.folder_store import FolderStore
@@ -218,6 +219,26 @@ def test_a_url_is_a_bucket_and_nothing_is_asked_of_it_yet(url: str) -> None:
 def test_other_places_are_refused_in_one_line(place: str) -> None:
     with pytest.raises(ConfigError, match=r"^checkpoint store: .* is not supported; give a folder, or s3://[^\n]*$"):
         open_store(place, {})
+
+
+@pytest.mark.parametrize(
+    ("url", "answer", "variables"),
+    [
+        ("s3://b/x", "PUT http://169.254.169.254/latest/api/token in 2 ms", "AWS_ACCESS_KEY_ID and AWS_SECRET_ACC"),
+        ("gs://b/x", "GET http://169.254.169.254/computeMetadata/v1/instance", "GOOGLE_SERVICE_ACCOUNT or "),
+    ],
+)
+def test_without_credentials_the_message_says_what_to_set(
+    url: str, answer: str, variables: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise GenericError(f"Generic error: Error performing {answer} - 403 Forbidden")
+
+    monkeypatch.setattr("obstore.list_with_delimiter", refuse)
+    with pytest.raises(StoreError, match=rf"^{url}: no credentials: set {variables}[^\n]*{answer}[^\n]*$"):
+        open_store(url, {"AWS_REGION": "us-east-1"}).children()
+    with pytest.raises(ConfigError, match=r"^checkpoint store: az://b/x: no credentials: set AZURE_STORAGE_ACCOUNT"):
+        open_store("az://b/x", {})
 
 
 def test_a_bucket_that_is_not_there_or_does_not_answer_is_a_store_error(server: S3Server) -> None:

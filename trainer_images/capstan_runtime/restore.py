@@ -124,7 +124,7 @@ def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
     voice.say(
         f"resumed from step {manifest.step}, {opened.root[:23]}, {opened.size / 1e6:,.1f} MB from "
         f"{opened.store.place} in {loaded.seconds:.1f} s, {_verified(loaded, context.run.checkpoint.verify.level)}; "
-        f"saved by {manifest.world} ranks at fence {manifest.fence}"
+        f"saved by {manifest.world} rank{'s' if manifest.world > 1 else ''} at fence {manifest.fence}"
     )
 
 

@@ -46,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         made[name] = command = commands.add_parser(name, help=text, description=text)
         command.add_argument("store", metavar="STORE", help="a folder, s3://bucket/prefix, gs://… or az://…")
         command.add_argument("--output", choices=["table", "json"], default="table", help="default: table")
-    which = "a step, 6 digits or more of a root, `newest`, or a folder's name; not needed when STORE is a checkpoint"
+    which = (
+        "a step, 6 digits or more of a root or logical digest, `newest`, or a folder's name; "
+        "not needed when STORE is a checkpoint"
+    )
     for name in ("show", "verify", "scrub", "convert", "pin", "unpin"):
         made[name].add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help=which)
     for name in ("verify", "convert"):
@@ -59,14 +62,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made["diff"].add_argument("a", metavar="A", help=which)
     made["diff"].add_argument("b", metavar="B", help=which)
     made["diff"].add_argument("--with", dest="other", metavar="STORE", help="where B is; default: the same store")
-    made["scrub"].add_argument("--dry-run", action="store_true", help="mark nothing")
+    made["scrub"].add_argument(
+        "--dry-run", action="store_true", help="only read and tell: quarantine nothing, mark nothing as verified"
+    )
     made["convert"].add_argument("--to", type=Path, required=True, metavar="FOLDER", help="it is made")
     made["convert"].add_argument("--optimizer", action="store_true", help="the optimizer's state too")
     _add_rules(made["gc"])
 
 
 def _add_rules(gc: argparse.ArgumentParser) -> None:
-    gc.add_argument("--last", type=int, required=True, metavar="N", help="keep the newest N, at least 2")
+    gc.add_argument(
+        "--last",
+        type=int,
+        required=True,
+        metavar="N",
+        help="keep the newest N; 2 or more, since the newest two that verify stay whatever the rules say",
+    )
     gc.add_argument("--every-steps", type=int, metavar="K", help="keep steps that are multiples of K")
     gc.add_argument("--best", type=_best, metavar="METRIC:max|min[:N]", help="keep the best N by a metric (default 1)")
     gc.add_argument(
@@ -184,7 +195,10 @@ def _rules(options: argparse.Namespace) -> config.Retention:
         )
     except ValidationError as error:
         first = error.errors()[0]
-        raise Usage(f"--{str(first['loc'][0]).replace('_', '-')}: {first['msg']}") from error
+        rule = str(first["msg"]).lower()
+        if first["loc"] == ("last",):
+            rule = "give 2 or more: the newest two that verify always stay, and a rule that keeps fewer would not hold"
+        raise Usage(f"--{str(first['loc'][0]).replace('_', '-')}: {first['input']} is refused: {rule}") from error
 
 
 def _say(line: str) -> None:

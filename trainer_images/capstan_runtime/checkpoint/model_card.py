@@ -50,7 +50,7 @@ def model_card(provenance: Provenance, files: Sequence[WrittenFile], elements: i
         "Run": f"`{manifest.run}`",
         "Step": f"{manifest.step:,}",
         "Samples seen": f"{manifest.step * trainer.global_batch_size:,} in batches of {trainer.global_batch_size}",
-        "Saved": f"{saved} by {manifest.framework} on {manifest.world} ranks",
+        "Saved": f"{saved} by {manifest.framework} on {manifest.world} rank{'s' if manifest.world > 1 else ''}",
         "Checkpoint (root)": f"`{provenance.root}`",
         "Checkpoint before it": f"`{manifest.parent}`" if manifest.parent else "none, the first of its run",
         "State (logical digest)": f"`{manifest.logical}`",

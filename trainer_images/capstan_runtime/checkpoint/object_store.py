@@ -51,6 +51,21 @@ _VARIABLES = {
     ),
 }
 """Of the providers' variables those that a job sets; the process's own environment may have any."""
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, and AWS_REGION or, for a store that is not Amazon's, "
+    "AWS_ENDPOINT_URL",
+    "gs": "GOOGLE_SERVICE_ACCOUNT or GOOGLE_APPLICATION_CREDENTIALS, the path of an account's key",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_KEY",
+}
+"""What a user sets who has no account of the machine's own."""
+_NO_CREDENTIALS = (
+    "/latest/api/token",
+    "/latest/meta-data/",
+    "/computeMetadata/",
+    "/metadata/identity/",
+    "Account must be specified",
+)
+"""What errors of the library have in them when it was given no account, and could not have the machine's own."""
 Result = TypeVar("Result")
 
 
@@ -79,7 +94,7 @@ def open_bucket(url: str, environ: Mapping[str, str]) -> "ObjectStore":
             },
         )
     except (BaseError, ValueError) as error:
-        raise ConfigError(f"checkpoint store: {url}: {_first_line(error)}") from error
+        raise ConfigError(f"checkpoint store: {url}: {_explained(url, error)}") from error
     return ObjectStore(url, bucket)
 
 
@@ -188,11 +203,19 @@ class ObjectStore:
         except AlreadyExistsError as error:
             raise _Exists from error
         except (BaseError, FileNotFoundError, PermissionError, NotImplementedError) as error:
-            raise StoreError(f"{self._url}: {_first_line(error)}") from error
+            raise StoreError(f"{self._url}: {_explained(self._url, error)}") from error
 
 
 class _Exists(Exception):
     """There is an object of this key already."""
+
+
+def _explained(url: str, error: Exception) -> str:
+    """One line: what the library says, and what to set if it has no account to go by."""
+    message = _first_line(error)
+    if not any(part in message for part in _NO_CREDENTIALS):
+        return message
+    return f"no credentials: set {_CREDENTIALS[url.split(':', 1)[0]]}; without them: {message}"
 
 
 def _first_line(error: Exception) -> str:

@@ -110,7 +110,7 @@ def open_checkpoint(store: Readable, name: SaveName, public_key: str | None = No
     """The checkpoint with everything verified but the tensors' bytes. Arguments and errors are `read_manifest`'s."""
     root, manifest = read_manifest(store, name, public_key)
     if len(manifest.ranks) != manifest.world:
-        raise CorruptCheckpoint(f"{name}: shards of {len(manifest.ranks)} ranks, {manifest.world} expected")
+        raise CorruptCheckpoint(f"{name}: lists {len(manifest.ranks)} of {manifest.world} ranks")
     ranks = _at_once(lambda rank: _read_rank(store, name, manifest, rank), range(manifest.world))
     return assemble(store, name, root, manifest, ranks)
 

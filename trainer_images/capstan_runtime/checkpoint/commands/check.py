@@ -1,6 +1,7 @@
 """`verify` and `scrub`: whether the bytes are those that were committed."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from capstan_runtime.checkpoint.layout import COMMIT, SaveName
 from capstan_runtime.checkpoint.marks import mark_verified
 from capstan_runtime.checkpoint.readback import read_back
 from capstan_runtime.checkpoint.reader import LaterFormat, OpenCheckpoint, open_checkpoint
+from capstan_runtime.checkpoint.signing import NotSigned
 from capstan_runtime.checkpoint.store import Store, is_of_one_folder
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -39,8 +41,8 @@ class Verdict:
     seconds: float
     problem: str | None
     """The first bad place; None: all is good."""
-    is_unreadable: bool = False
-    """The problem is that it cannot be read, which may pass."""
+    may_be_whole: bool = False
+    """The problem says nothing of its bytes: it cannot be read just now, or another key signed it."""
 
     def document(self) -> dict[str, Any]:
         opened = self.opened
@@ -61,7 +63,7 @@ class Verdict:
         where = f"{self.store.place}/{self.name}"
         if self.problem is not None or self.opened is None:
             return f"BAD   {where}: {self.problem}"
-        speed = f" in {self.seconds:.2f} s, {self.read / max(self.seconds, 1e-9) / 1e9:.2f} GB/s" if self.read else ""
+        speed = f" in {self.seconds:.3g} s, {size(round(self.read / max(self.seconds, 1e-9)))}/s" if self.read else ""
         what = "manifests" if self.level == "manifest" else size(self.read)
         return f"good  {where}  {self.opened.root}  {what} of {size(self.opened.size)}{speed}"
 
@@ -73,7 +75,12 @@ def verify(targets: Iterator["Target"], level: VerifyLevel, public_key: str | No
         verdict = _verdict(target, level, OpenCheckpoint.verify, public_key)
         if verdict is not None:
             verdicts.append(_told(verdict, output))
-    return _summed_up(verdicts, output)
+    code = _summed_up(verdicts, output)
+    for verdict in verdicts:
+        if output == "table" and verdict.problem is not None and not verdict.may_be_whole:
+            where = shlex.quote(f"{verdict.store.place}/{verdict.name}")
+            print(f"mark it, so that no run resumes from it: capstan checkpoint scrub {where}")
+    return code
 
 
 def scrub(targets: Iterator["Target"], is_dry_run: bool, output: str) -> int:
@@ -86,7 +93,7 @@ def scrub(targets: Iterator["Target"], is_dry_run: bool, output: str) -> int:
         verdicts.append(_told(verdict, output))
         if is_dry_run:
             continue
-        if verdict.is_unreadable:
+        if verdict.may_be_whole:
             continue
         if verdict.problem is not None:
             quarantine(target.store, target.name, verdict.problem)
@@ -126,7 +133,7 @@ def _verdict(target: Target, level: VerifyLevel, read: Read, public_key: str | N
     store, name = target.store, target.name
     opened: OpenCheckpoint | None = None
     problem: str | None = None
-    is_unreadable = False
+    may_be_whole = False
     done = 0
     started = time.monotonic()
     progress = Progress(str(name), 0)
@@ -143,18 +150,18 @@ def _verdict(target: Target, level: VerifyLevel, read: Read, public_key: str | N
     except CorruptCheckpoint as error:
         if not target.was_named and store.size(f"{name}/{COMMIT}") is None:
             return None
-        problem = str(error)
+        problem, may_be_whole = str(error), isinstance(error, NotSigned)
     except (OSError, StoreUnavailable) as error:
         if target.was_named or not is_of_one_folder(error):
             raise
-        problem, is_unreadable = str(error), True
+        problem, may_be_whole = str(error), True
     except LaterFormat:
         if target.was_named:
             raise
         return None
     finally:
         progress.end()
-    return Verdict(store, name, opened, level, done, time.monotonic() - started, problem, is_unreadable)
+    return Verdict(store, name, opened, level, done, time.monotonic() - started, problem, may_be_whole)
 
 
 def _told(verdict: Verdict, output: str) -> Verdict:

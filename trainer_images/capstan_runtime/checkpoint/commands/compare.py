@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from capstan_runtime.checkpoint.commands.text import print_table, short
+from capstan_runtime.checkpoint.commands.text import counted, print_table, short
 from capstan_runtime.checkpoint.manifest import TensorEntry
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.safetensors import item_bytes
@@ -133,7 +133,7 @@ def diff(one: OpenCheckpoint, other: OpenCheckpoint, output: str) -> int:
     if found.changes:
         print_table(("TENSOR", "TYPE", "CHANGED", "MAX ABS DIFFERENCE"), map(_cells, found.changes))
     verdict = "the same state, digest by digest" if is_same else "different states"
-    print(f"{verdict}: {found.same} tensors agree, {len(found.changes)} do not")
+    print(f"{verdict}: {counted(found.same, 'tensor')} the same, {len(found.changes)} not")
     return ExitCode.OK
 
 

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from capstan_runtime.checkpoint.commands.text import Progress, size
+from capstan_runtime.checkpoint.commands.text import Progress, counted, size
 from capstan_runtime.checkpoint.convert import convert
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -33,5 +33,5 @@ def export(opened: OpenCheckpoint, target: Path, with_optimizer: bool, output: s
         }
         print(json.dumps(document, indent=2))
         return ExitCode.OK
-    print(f"{converted.folder}: {converted.tensors} tensors, {size(converted.size)}, every byte verified")
+    print(f"{converted.folder}: {counted(converted.tensors, 'tensor')}, {size(converted.size)}, every byte verified")
     return ExitCode.OK

@@ -5,7 +5,7 @@ import time
 
 from capstan_runtime.checkpoint.commands.places import Place
 from capstan_runtime.checkpoint.commands.survey import Condition, Row, Survey, survey
-from capstan_runtime.checkpoint.commands.text import moment, print_table, short, size, span
+from capstan_runtime.checkpoint.commands.text import counted, moment, print_table, short, size, span
 from capstan_runtime.checkpoint.layout import SIGNATURE, SaveName
 from capstan_runtime.checkpoint.reader import open_checkpoint
 from capstan_runtime.checkpoint.store import Store
@@ -72,18 +72,24 @@ def show(store: Store, name: SaveName, output: str) -> int:
         "logical": manifest.logical,
         "parent": manifest.parent or "none, the first of its run",
         "job": f"{manifest.job} (uid {manifest.run})",
-        "saved by": f"{manifest.framework}, {manifest.world} ranks, fence {manifest.fence}, attempt {manifest.attempt}",
+        "saved by": (
+            f"{manifest.framework}, {counted(manifest.world, 'rank')}, fence {manifest.fence}, "
+            f"attempt {manifest.attempt}"
+        ),
         "saved at": moment(manifest.created_at),
         "signed": f"yes, {SIGNATURE} (checked by: capstan checkpoint verify --public-key)" if is_signed else "no",
-        "size": f"{size(opened.size)} in {len(opened.files)} files",
+        "size": f"{size(opened.size)} in {counted(len(opened.files), 'file')}",
         **{label.replace("_", " "): value for label, value in trainer.model_dump(exclude={"skips"}).items()},
-        "left out": ", ".join(f"{skip.count} batches from {skip.first} on" for skip in trainer.skips) or "no batches",
+        "left out": ", ".join(
+            f"{counted(skip.count, 'batch', 'batches')} from {skip.first} on" for skip in trainer.skips
+        )
+        or "no batches",
         **{label: f"{value:.6g}" for label, value in sorted(manifest.metrics.items()) if label != "loss"},
     }
     width = max(map(len, facts))
     for label, value in facts.items():
         print(f"{label.ljust(width)}  {value}")
-    print(f"\n{len(manifest.tensors)} tensors")
+    print(f"\n{counted(len(manifest.tensors), 'tensor')}")
     for tensor in manifest.tensors:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
         print(f"  {tensor.dtype.ljust(4)}  {shape:16}  {tensor.name}")

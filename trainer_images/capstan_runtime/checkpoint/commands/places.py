@@ -1,6 +1,7 @@
 """What the arguments STORE and CHECKPOINT mean."""
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def _opened(place: str, environ: Mapping[str, str]) -> Store:
     try:
         store = open_store(place, environ)
     except ConfigError as error:
-        raise Usage(f"STORE: {error}") from error
+        raise Usage(f"STORE: {str(error).removeprefix('checkpoint store: ')}") from error
     if isinstance(store, FolderStore) and not Path(store.place).is_dir():
         raise Usage(f"STORE: {store.place} is not a folder; give a store, a checkpoint or a folder above them")
     return store
@@ -86,7 +87,8 @@ def _is_real_folder(path: Path) -> bool:
 
 
 def chosen(place: Place, which: str | None) -> SaveName:
-    """The checkpoint that `which` names: `newest`, a step, the start of a root, or its folder's name. Raises Usage
+    """The checkpoint that `which` names: `newest`, a step, the start of its root or logical digest, or its
+    folder's name. Raises Usage
     unless there is exactly one; an exact name may also be of a save that was never committed."""
     if place.only is not None:
         if which is not None:
@@ -95,7 +97,7 @@ def chosen(place: Place, which: str | None) -> SaveName:
     if which is None:
         raise Usage(
             f"CHECKPOINT: {place.store.place} is a store; name one of its checkpoints, or list them with: "
-            f"capstan checkpoint ls {place.store.place}"
+            f"capstan checkpoint ls {shlex.quote(place.store.place)}"
         )
     exact = SaveName.parse(which)
     if exact is not None:
@@ -119,16 +121,20 @@ def _is_called(row: Row, which: str) -> bool:
     match = _ROOT.fullmatch(which)
     if match is None:
         raise Usage(
-            f"CHECKPOINT: {which!r} is no step, root or folder of a checkpoint; give 120, 5f0c2ea91b (6 digits of its "
-            f"root or more), {NEWEST} or the folder's name"
+            f"CHECKPOINT: {which!r} is no step, digest or folder of a checkpoint; give 120, 5f0c2ea91b (6 digits or "
+            f"more of its root or logical digest), {NEWEST} or the folder's name"
         )
     start = f"blake3:{match[1] or match[2]}"
-    return row.root is not None and row.root.startswith(start)
+    digests = [row.root, row.manifest.logical] if row.root is not None and row.manifest is not None else []
+    return any(digest is not None and digest.startswith(start) for digest in digests)
 
 
 def _only_one(found: list[Row], which: str, store: Store) -> SaveName:
     if not found:
-        raise Usage(f"CHECKPOINT: {store.place} holds no checkpoint {which}; list them with: capstan checkpoint ls")
+        raise Usage(
+            f"CHECKPOINT: {store.place} holds no checkpoint {which}; list them with: "
+            f"capstan checkpoint ls {shlex.quote(store.place)}"
+        )
     if len(found) > 1:
         names = ", ".join(str(each.name) for each in found[:4])
         raise Usage(f"CHECKPOINT: {which} may mean any of {names}; give the folder's name")

@@ -18,10 +18,18 @@ def size(count: float) -> str:
     return f"{count:g} B"
 
 
+def counted(count: int, noun: str, plural: str = "") -> str:
+    """
+    >>> [counted(count, "rank") for count in (0, 1, 1200)]
+    ['0 ranks', '1 rank', '1,200 ranks']
+    """
+    return f"{count:,} {noun if count == 1 else plural or noun + 's'}"
+
+
 def span(seconds: float) -> str:
     """
     >>> [span(seconds) for seconds in (3.4, 95, 7300, 200_000)]
-    ['3s', '95s', '121m', '55h']
+    ['3s', '95s', '122m', '56h']
     """
     for unit, scale, most in (("s", 1, 120), ("m", 60, 180 * 60), ("h", 3600, 72 * 3600)):
         if seconds < most:
