@@ -3,9 +3,13 @@
 import errno
 import math
 import os
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -183,7 +187,7 @@ def test_however_long_rank_0_takes_nobody_waits_long_for_its_message(
     wait_for_rank_0(exchange, wait, patience_seconds, clock)
     assert len(answers) == rounds
     assert clock.now == 100.0 + min(seconds, patience_seconds)
-    assert max(later - earlier for earlier, later in zip(spoke_at, spoke_at[1:], strict=False)) <= 1.0
+    assert max(later - earlier for earlier, later in pairwise(spoke_at)) <= 1.0
     heard = iter(answers)
     wait_for_rank_0(lambda payload: next(heard), None, patience_seconds, clock)
     assert next(heard, None) is None, "the others return after the same message"
@@ -266,6 +270,22 @@ def test_sums_are_the_same_on_every_rank_and_exact() -> None:
 )
 def test_an_exception_has_an_exit_code_and_a_class(error: Exception, code: ExitCode, failure: FailureClass) -> None:
     assert (exit_code_of(error), failure_class_of(error)) == (code, failure)
+
+
+@pytest.mark.parametrize(("say", "written"), [("say", (1, b"step 1\n")), ("warn", (2, b"warning: step 1\n"))])
+def test_a_line_is_one_write_though_the_interpreter_has_no_buffer(say: str, written: tuple[int, bytes]) -> None:
+    """As the supervisor starts trainers. On a socket that keeps messages apart, each write is one."""
+    command = (
+        "from capstan_runtime.report import Reporter; from capstan_runtime.voice import Voice; "
+        f"Voice(Reporter(None), 0, 1).{say}('step 1')"
+    )
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        streams = {"stdout": theirs} if written[0] == 1 else {"stderr": theirs}
+        environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        subprocess.run([sys.executable, "-c", command], env=environ, check=True, timeout=60, **streams)  # type: ignore[call-overload]
+        ours.settimeout(10)
+        assert ours.recv(100) == written[1]
 
 
 @dataclass

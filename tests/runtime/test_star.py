@@ -1,6 +1,7 @@
 """Little messages between ranks: complete, in order, and the first to be lost is named to everybody."""
 
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from capstan_runtime.errors import PeerLost
-from capstan_runtime.parallel.star import Star, form_star
+from capstan_runtime.parallel.star import MOST_BYTES, Star, form_star
 
 PATIENCE_SECONDS = 20.0
 
@@ -46,9 +47,43 @@ def run_star(world: int, work: Callable[[int, Star], Any], patience_seconds: flo
 
 @pytest.mark.parametrize("world", [1, 2, 5])
 def test_every_rank_gets_all_payloads_in_rank_order(world: int) -> None:
-    payloads = [[b"", bytes([rank]) * 70_000, b"rank %d" % rank] for rank in range(world)]
+    payloads = [[b"", bytes([rank]) * MOST_BYTES, b"rank %d" % rank] for rank in range(world)]
     answers = run_star(world, lambda rank, star: [star.exchange(payload) for payload in payloads[rank]])
     assert answers == [[list(column) for column in zip(*payloads, strict=True)]] * world
+
+
+def test_a_message_that_is_too_long_is_refused_by_who_would_send_it() -> None:
+    def work(rank: int, star: Star) -> object:
+        if rank == 1:
+            with pytest.raises(
+                ValueError, match=r"^rank 1: a message of 65,537 bytes is longer than the 65,536"
+            ) as told:
+                star.exchange(bytes(MOST_BYTES + 1))
+            return str(told.value)
+        return star.exchange(b"here")
+
+    answers = run_star(2, work)
+    assert answers[1] == (
+        "rank 1: a message of 65,537 bytes is longer than the 65,536 that one rank may send; "
+        "send less, or through the store"
+    )
+    assert str(answers[0]).startswith("rank 1 went away")
+    with pytest.raises(ValueError, match="longer than"):
+        Star(0, 1, {}, PATIENCE_SECONDS).exchange(bytes(MOST_BYTES + 1))
+
+
+@pytest.mark.parametrize("sender", [0, 1])
+def test_what_is_no_message_of_a_rank_is_not_waited_for(sender: int) -> None:
+    ours, theirs = socket.socketpair()
+    verdict = struct.pack("<i", -1) if sender == 0 else b""
+    theirs.sendall(verdict + struct.pack("<I", 3_000_000_000) + b"noise")
+    star = Star(1 - sender, 2, {sender: ours}, PATIENCE_SECONDS)
+    with theirs, pytest.raises(PeerLost) as told:
+        star.exchange(b"here")
+    star.close()
+    assert str(told.value) == (
+        f"rank {sender} went astray: a message of 3,000,000,000 bytes is longer than the 65,536 that one rank may send"
+    )
 
 
 @pytest.mark.parametrize("victim", [0, 2])

@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TextIO
 
 from capstan_runtime.contract.state import Progress
 from capstan_runtime.report import Reporter
@@ -30,8 +31,15 @@ class Voice:
 
     def say(self, line: str) -> None:
         if self.rank == 0:
-            print(line, flush=True)
+            _write(sys.stdout, line)
 
     def warn(self, line: str) -> None:
         """From any rank and any thread."""
-        print(f"warning: {line}", file=sys.stderr, flush=True)
+        _write(sys.stderr, f"warning: {line}")
+
+
+def _write(stream: TextIO, line: str) -> None:
+    """In one write: without a buffer, `print` makes one of the newline too, and what collects a container's output may
+    put its time stamp, or another rank's words, between the two."""
+    stream.write(f"{line}\n")
+    stream.flush()

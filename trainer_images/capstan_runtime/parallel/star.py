@@ -22,6 +22,8 @@ _LENGTH = struct.Struct("<I")
 _VERDICT = struct.Struct("<i")
 """Before the answers: _ALL_HERE, or the rank that was lost."""
 _ALL_HERE = -1
+MOST_BYTES = 64 * 1024
+"""Of one rank's payload: rank 0 holds all of them, and sends all of them to all."""
 _HELLO_SECONDS = 2.0
 _PROBE_AFTER_SECONDS, _PROBE_EVERY_SECONDS, _PROBES = 5, 2, 4
 _DARK_SECONDS = _PROBE_AFTER_SECONDS + _PROBE_EVERY_SECONDS * _PROBES
@@ -38,8 +40,10 @@ class Star:
         self._patience_seconds = patience_seconds
 
     def exchange(self, payload: bytes) -> list[bytes]:
-        """Every rank's payload, in rank order. Raises PeerLost when one is gone, or late beyond patience; its message
-        names the rank."""
+        """Every rank's payload, in rank order. Raises PeerLost when one is gone, late beyond patience, or sends what no
+        rank sends; its message names the rank. Raises ValueError when `payload` is too long."""
+        if len(payload) > MOST_BYTES:
+            raise ValueError(f"rank {self._rank}: {_too_long(len(payload))}; send less, or through the store")
         if self._size == 1:
             return [payload]
         give_up_at = time.monotonic() + self._patience_seconds
@@ -81,7 +85,10 @@ class Star:
         if not piece:
             raise self._lost(rank, f"rank {rank} went away")
         received += piece
-        return not _missing(received)
+        missing = _missing(received)
+        if missing > MOST_BYTES:
+            raise self._lost(rank, f"rank {rank} went astray: {_too_long(missing)}")
+        return not missing
 
     def _lost(self, lost: int, message: str) -> PeerLost:
         """Tells those that are left, as far as they listen, and gives back what to raise."""
@@ -104,6 +111,8 @@ class Star:
             return [_receive_framed(center, give_up_at) for _ in range(self._size)]
         except TimeoutError as error:
             raise PeerLost(f"rank 0 sent nothing within {self._patience_seconds:.0f} s") from error
+        except _Astray as error:
+            raise PeerLost(f"rank 0 went astray: {error}") from error
         except OSError as error:
             raise PeerLost(f"rank 0 went away: {error}") from error
 
@@ -197,8 +206,19 @@ def _send(peer: socket.socket, message: bytes, give_up_at: float) -> None:
     peer.sendall(message)
 
 
+class _Astray(Exception):
+    """What came is no message of a rank."""
+
+
+def _too_long(size: int) -> str:
+    return f"a message of {size:,} bytes is longer than the {MOST_BYTES:,} that one rank may send"
+
+
 def _receive_framed(peer: socket.socket, give_up_at: float) -> bytes:
-    return _receive(peer, _LENGTH.unpack(_receive(peer, _LENGTH.size, give_up_at))[0], give_up_at)
+    (size,) = _LENGTH.unpack(_receive(peer, _LENGTH.size, give_up_at))
+    if size > MOST_BYTES:
+        raise _Astray(_too_long(size))
+    return _receive(peer, size, give_up_at)
 
 
 def _receive(peer: socket.socket, size: int, give_up_at: float) -> bytes:
