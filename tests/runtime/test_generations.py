@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -377,7 +378,7 @@ def test_a_peers_files_are_read_like_those_of_a_store(tmp_path: Path) -> None:
 
 def test_a_killed_trainer_goes_on_from_its_pods_memory(tmp_path: Path) -> None:
     run, log = Run(tmp_path), tmp_path / "steps.log"
-    memory = {env.MEMORY: str(tmp_path / "memory"), "STEP_LOG": str(log), "AWAIT_SAVES": "1"}
+    memory: dict[str, Any] = {env.MEMORY: str(tmp_path / "memory"), "STEP_LOG": str(log), "AWAIT_SAVES": "1"}
     (tmp_path / "memory").mkdir()
     (killed,) = run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="27", **memory)
     assert killed.code == -signal.SIGKILL
@@ -393,7 +394,7 @@ def test_a_killed_trainer_goes_on_from_its_pods_memory(tmp_path: Path) -> None:
 
 def test_a_last_step_that_was_never_committed_is_saved_before_the_run_is_called_a_success(tmp_path: Path) -> None:
     run, log = Run(tmp_path), tmp_path / "steps.log"
-    memory = {env.MEMORY: str(tmp_path / "memory"), "STEP_LOG": str(log), "AWAIT_SAVES": "1"}
+    memory: dict[str, Any] = {env.MEMORY: str(tmp_path / "memory"), "STEP_LOG": str(log), "AWAIT_SAVES": "1"}
     (tmp_path / "memory").mkdir()
     run_trainers(run, world=1, **memory)
     last = next(path for path in run.store.iterdir() if path.name.startswith(f"{30:012d}"))

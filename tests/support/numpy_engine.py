@@ -30,7 +30,7 @@ class NumpyEngine:
         self.rank, self.world = member.rank, member.world
         random = np.random.default_rng(context.run.training.seed)
         shape = (features, context.data.outputs)
-        self.state = {
+        self.state: dict[str, np.ndarray] = {
             "params/kernel": random.normal(0, 0.1, shape).astype(np.float32),
             "params/bias": np.zeros(context.data.outputs, np.float32),
             "optimizer/momentum/kernel": np.zeros(shape, np.float32),
@@ -62,7 +62,7 @@ class NumpyEngine:
         total *= self._loss_factor
         self._loss_factor = 1.0
         self._busy_seconds += time.perf_counter() - began
-        total = sum(np.frombuffer(part) for part in self.exchange(total.tobytes())) / samples
+        total = np.sum([np.frombuffer(part) for part in self.exchange(total.tobytes())], axis=0) / samples
         norm = float(np.linalg.norm(total[:-1]))
         if np.isfinite(norm) or not self._drops_non_finite:
             self._update(total, learning_rate)

@@ -14,9 +14,9 @@ def load() -> "MakeEngine":
     from tests.support.faulty_engine import FaultyEngine, commit_slowly, read_slowly
 
     if "SLOW_READ" in os.environ:
-        retention.read_back = read_slowly
+        retention.read_back = read_slowly  # type: ignore[assignment]
     if "SLOW_COMMIT" in os.environ:
-        background.commit = commit_slowly
+        background.commit = commit_slowly  # type: ignore[assignment]
     return FaultyEngine
 
 

@@ -45,7 +45,7 @@ class Run:
         labels = chance.integers(0, 3, 120)
         inputs = (np.eye(3)[labels] @ chance.normal(size=(3, 6)) + chance.normal(size=(120, 6))).astype(np.float32)
         np.savez(self.folder / "data.npz", inputs=inputs, labels=labels)
-        document = {
+        document: dict[str, Any] = {
             "job": "default/small",
             "uid": "3f1c-uid",
             "framework": {"flax": {}},
