@@ -128,6 +128,15 @@ REFUSED = {
         a_spec(checkpoint={"store": {"claim": {"name": "c"}, "object": {"url": "s3://b"}}}),
         "got claim, object: set exactly one of claim, hostPath, object",
     ),
+    "a store that is no bucket": (
+        a_spec(checkpoint={"store": {"object": {"url": "http://b/p"}}}),
+        "spec.checkpoint.store.object: Invalid value: url: http://b/p is not the URL of a bucket; give "
+        "s3://bucket/prefix, gs://bucket/prefix or az://container/prefix",
+    ),
+    "a store in no certain folder": (
+        a_spec(checkpoint={"store": {"hostPath": {"path": "checkpoints"}}}),
+        "path: checkpoints is not absolute; give the whole path on the nodes, such as /checkpoints",
+    ),
     "an endpoint that is not of S3": (
         a_spec(checkpoint={"store": {"object": {"url": "gs://b/p", "endpoint": "http://e"}}}),
         "endpoint and region are for s3:// only, not for gs://b/p; remove them",
@@ -164,6 +173,12 @@ def test_bad_input_is_refused_at_apply_time_and_by_the_models(spec: dict[str, An
     refusals = schema_refusals(spec)
     assert any(expected in line for line in refusals), refusals
     assert not model_accepts(spec)
+
+
+@pytest.mark.parametrize("store", [{"object": {"url": "http://b/p"}}, {"hostPath": {"path": "checkpoints"}}])
+def test_of_a_store_that_is_none_one_line_is_said(store: dict[str, Any]) -> None:
+    (line,) = schema_refusals(a_spec(checkpoint={"store": store}))
+    assert "such as /checkpoints" in line or "s3://bucket/prefix" in line
 
 
 def test_what_the_run_is_cannot_change_but_its_size_and_suspension_can() -> None:

@@ -1,5 +1,6 @@
 """TrainingJob: its spec, its status, and the rules that bind several fields."""
 
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -75,25 +76,46 @@ class Claim(Record):
 class HostPath(Record):
     """A folder that exists on every node, such as a mounted parallel file system."""
 
-    path: Annotated[str, Field(min_length=1, pattern="^/", description="Absolute path on the nodes.")]
+    model_config = cel(
+        (
+            "self.path.startsWith('/')",
+            "'path: ' + self.path + ' is not absolute; give the whole path on the nodes, such as /checkpoints'",
+        )
+    )
+
+    path: Annotated[str, Field(max_length=4096, description="Absolute path on the nodes, such as /checkpoints.")]
+
+    @model_validator(mode="after")
+    def _absolute(self) -> Self:
+        if not self.path.startswith("/"):
+            raise ValueError(
+                f"path: {self.path} is not absolute; give the whole path on the nodes, such as /checkpoints"
+            )
+        return self
+
+
+_BUCKET_URL = "^(s3|gs|az)://[^/]+(/.*)?$"
 
 
 class ObjectStore(Record):
     """A bucket of an object store: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
 
+    # No `pattern`: the API server would answer with the bare expression, and check none of the other rules.
     model_config = cel(
+        (
+            f"self.url.matches('{_BUCKET_URL}')",
+            "'url: ' + self.url + ' is not the URL of a bucket; give s3://bucket/prefix, gs://bucket/prefix or '"
+            " + 'az://container/prefix'",
+        ),
         (
             "self.url.startsWith('s3://') || !(has(self.endpoint) || has(self.region))",
             "'endpoint and region are for s3:// only, not for ' + self.url + '; remove them'",
-        )
+        ),
     )
 
     url: Annotated[
         str,
-        Field(
-            pattern=r"^(s3|gs|az)://[^/]+(/.*)?$",
-            description="s3://bucket/prefix, gs://bucket/prefix or az://container/prefix.",
-        ),
+        Field(max_length=2048, description="s3://bucket/prefix, gs://bucket/prefix or az://container/prefix."),
     ]
     endpoint: Annotated[
         str | None,
@@ -108,6 +130,15 @@ class ObjectStore(Record):
             "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Left out: the pods' own identity.",
         ),
     ] = None
+
+    @model_validator(mode="after")
+    def _of_a_bucket(self) -> Self:
+        if re.fullmatch(_BUCKET_URL, self.url) is None:
+            raise ValueError(
+                f"url: {self.url} is not the URL of a bucket; give s3://bucket/prefix, gs://bucket/prefix or "
+                "az://container/prefix"
+            )
+        return self
 
     @model_validator(mode="after")
     def _s3_only(self) -> Self:
@@ -197,6 +228,11 @@ class TrainingJobSpec(Record):
             "self.chaos.all(one, !has(one.rank) || one.rank < self.workers.max)",
             "'chaos: ' + self.chaos.filter(one, has(one.rank) && one.rank >= self.workers.max)[0].name"
             " + ' is for a rank that is not below workers.max ' + string(self.workers.max) + '; lower its rank'",
+        ),
+        (
+            "!has(self.training.steps) || self.chaos.all(one, !has(one.step) || one.step < self.training.steps)",
+            "'chaos: ' + self.chaos.filter(one, has(one.step) && one.step >= self.training.steps)[0].name"
+            " + ' is for a step that is not below training.steps ' + string(self.training.steps) + '; lower its step'",
         ),
         *(
             (
@@ -329,4 +365,9 @@ def _chaos_is_named_and_placed(spec: TrainingJobSpec) -> None:
         if one.rank is not None and one.rank >= spec.workers.max:
             raise ValueError(
                 f"chaos: {one.name} is for a rank that is not below workers.max {spec.workers.max}; lower its rank"
+            )
+        steps = spec.training.steps
+        if one.step is not None and steps is not None and one.step >= steps:
+            raise ValueError(
+                f"chaos: {one.name} is for a step that is not below training.steps {steps}; lower its step"
             )
