@@ -150,6 +150,10 @@ REFUSED = {
         a_spec(chaos=[{"name": "a", "fault": "Kill", "step": 1, "rank": 2}]),
         "chaos: a is for a rank that is not below workers.max 2; lower its rank",
     ),
+    "a fault for a step that never is": (
+        a_spec(training={"steps": 10, "globalBatchSize": 8}, chaos=[{"name": "a", "fault": "Kill", "step": 10}]),
+        "chaos: a is for a step that is not below training.steps 10; lower its step",
+    ),
     "min above max": (a_spec(workers={"max": 2, "min": 4}), "workers: min 4 is above max 2"),
     "17 GPUs in one worker": (a_spec(workers={"max": 2, "gpus": 17}), "spec.workers.gpus"),
     "a CNN on text": (

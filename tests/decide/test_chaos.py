@@ -26,7 +26,7 @@ CRASH = {"fence": 1, "code": 137, "signal": "SIGKILL", "failure": "Crash", "mess
 
 
 def consenting(stage: str, *chaos: dict[str, Any], is_allowed: bool = True) -> Life:
-    life = Life(stage, chaos=list(chaos))
+    life = Life(stage, chaos=list(chaos), training={"steps": 20_000})
     life.seen = replace(life.seen, is_chaos_allowed=is_allowed, settings=OperatorSettings(allow_chaos=is_allowed))
     return life
 

@@ -21,7 +21,7 @@ BACK = {
     "step": 41,
     "steps": 200,
     "metrics": {"loss": 0.5, "step_seconds": 0.2},
-    "resumedFrom": {"step": 40, "root": root(40), "at": 32.5},
+    "resumedFrom": {"step": 40, "root": root(40), "at": 12.5, "verifiedAt": 32.5},
     "restored": {"source": "Memory", "bytes": 10, "seconds": 1.0, "verifySeconds": 0.25},
     "timeline": {"Starting": 30.75, "Restoring": 31.5, "Compiling": 32.5, "Training": 34.0},
     "exit": None,
