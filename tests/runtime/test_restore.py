@@ -10,6 +10,7 @@ from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
 from capstan_runtime.contract.config import Verification, VerifyLevel
 from capstan_runtime.contract.run_config import Membership, Skip
+from capstan_runtime.contract.state import Progress
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.report import Reporter
@@ -107,12 +108,19 @@ def test_no_more_is_called_verified_than_was(
     verified: str,
 ) -> None:
     monkeypatch.setattr("capstan_runtime.checkpoint.coverage.LONGEST", longest)
-    save(tmp_path, 20)
+    committed = save(tmp_path, 20)
     at_level = context()
     at_level.run.checkpoint.verify = Verification(level=level)
     engine: Any = ReadingEngine("optimizer/count")
-    start = restore(at_level, engine, FolderStore(tmp_path), Voice(Reporter(None), 0, 50))
+    told: list[Progress] = []
+    reporter: Any = SimpleNamespace(send=told.append)
+    start = restore(at_level, engine, FolderStore(tmp_path), Voice(reporter, 0, 50))
     assert start.is_proven == (verified == "every byte verified")
+    (resumed_from,) = [each.resumed_from for each in told if each.resumed_from is not None]
+    assert resumed_from.model_copy(update={"verified_at": None}) == committed, (
+        "when it was committed, not when it was read"
+    )
+    assert (resumed_from.verified_at is not None) == start.is_proven
     assert f" s, {verified}; saved by 2 ranks at fence 1" in "".join(capsys.readouterr())
 
 

@@ -172,7 +172,7 @@ class Trainers:
             pod.say(quarantined=passed_over)
             self._world.fault("no checkpoint verifies")
             return self.exit(pod, 65, FailureClass.CORRUPT_CHECKPOINT, "no committed checkpoint verifies")
-        resumed = newest.model_copy(update={"at": round(self._world.now, 3)}) if newest else None
+        resumed = newest.model_copy(update={"verified_at": round(self._world.now, 3)}) if newest else None
         step = newest.step if newest else 0
         pod.say(phase=Phase.COMPILING, steps=STEPS, step=step, resumed_from=resumed, quarantined=passed_over)
         return None

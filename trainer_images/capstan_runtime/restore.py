@@ -101,7 +101,7 @@ def _memory(context: TrainContext) -> Memory | None:
 
 
 def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
-    opened, tally, now = loaded.opened, loaded.reader.tally, time.time()
+    opened, tally = loaded.opened, loaded.reader.tally
     manifest = opened.manifest
     voice.report(
         phase=Phase.COMPILING,
@@ -110,8 +110,8 @@ def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
         resumed_from=Checkpoint(
             step=manifest.step,
             root=opened.root,
-            at=now,
-            verified_at=now if loaded.is_verified else None,
+            at=manifest.created_at,
+            verified_at=time.time() if loaded.is_verified else None,
             logical=manifest.logical,
         ),
         restored=Restored(

@@ -33,7 +33,7 @@ def learn(situation: Situation) -> TrainingJobStatus:
     word = speaker.word if speaker else None
     if speaker is None or word is None or word.fence != status.fence or status.fence == 0:
         return status
-    resumed = _describe_resumed(word.resumed_from, situation) if word.resumed_from else status.resumed_from
+    resumed = _describe(word.resumed_from) if word.resumed_from else status.resumed_from
     update: dict[str, object] = {"resumed_from": resumed}
     if word.steps is not None:
         update["steps"] = word.steps
@@ -148,7 +148,7 @@ def _learn_checkpoints(situation: Situation) -> TrainingJobStatus:
         if word.rank == 0 and word.checkpoint:
             known.append(_describe(word.checkpoint))
         if word.rank == 0 and word.resumed_from:
-            known.append(_describe_resumed(word.resumed_from, situation))
+            known.append(_describe(word.resumed_from))
     good = [checkpoint for checkpoint in known if checkpoint.root not in bad_roots]
     newest = max(good, key=lambda c: (c.step, c.committed_at or "", c.verified_at or ""), default=None)
     return status.model_copy(update={"checkpoint": _complete(newest, good), "quarantined": quarantined})
@@ -187,16 +187,6 @@ def _describe(checkpoint: Checkpoint) -> CheckpointStatus:
         root=checkpoint.root,
         committed_at=rfc3339(checkpoint.at),
         verified_at=None if verified is None else rfc3339(verified),
-        summary=summary(checkpoint.step, checkpoint.root),
-    )
-
-
-def _describe_resumed(checkpoint: Checkpoint, situation: Situation) -> CheckpointStatus:
-    is_read = situation.blueprint.spec.checkpoint.verify.level == "full"
-    return CheckpointStatus(
-        step=checkpoint.step,
-        root=checkpoint.root,
-        verified_at=rfc3339(checkpoint.at) if is_read else None,
         summary=summary(checkpoint.step, checkpoint.root),
     )
 

@@ -39,7 +39,7 @@ class Checkpoint(Record):
     root: str
     """Digest of the canonical manifest, `blake3:<64 hex>`; the checkpoint's name."""
     at: float
-    """Seconds since 1970 when it was committed or, for `resumed_from`, fully verified."""
+    """Seconds since 1970 when it was committed, as its manifest says."""
     verified_at: float | None = None
     """Seconds since 1970 when all its bytes were read back and matched their digests; None: not since the commit."""
     logical: str | None = None
