@@ -4,6 +4,7 @@ Processes are forked from a server that has imported both frameworks, so that a 
 second; nothing of one test is left in the next.
 """
 
+import functools
 import multiprocessing
 import os
 import socket
@@ -15,10 +16,15 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 _PRELOADED = ["tests.support.preload_trainers"]
-_compiled = tempfile.TemporaryDirectory(prefix="capstan-compiled-")
-"""What JAX has compiled, for the other tests of this process: most are short runs of the same few models."""
 _DEADLINE_SECONDS = 240.0
 """For all of it, on a machine that has other things to do."""
+
+
+@functools.cache
+def _compiled() -> tempfile.TemporaryDirectory[str]:
+    """What JAX has compiled, for the other tests of this process: most are short runs of the same few models. Made when
+    it is first asked for: a rank imports this module too, and does not live to remove a folder of its own."""
+    return tempfile.TemporaryDirectory(prefix=f"capstan-compiled-{os.getpid()}-")
 
 
 def free_coordinator() -> str:
@@ -37,7 +43,7 @@ def run_ranks(function: Callable[..., Any], world: int, *args: Any) -> list[Any]
         OMP_NUM_THREADS="1",
         DS_ACCELERATOR="cpu",
         JAX_PLATFORMS="cpu",
-        JAX_COMPILATION_CACHE_DIR=_compiled.name,
+        JAX_COMPILATION_CACHE_DIR=_compiled().name,
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
     )
     context = multiprocessing.get_context("forkserver")
