@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from capstan_runtime.checkpoint.candidates import list_candidates, quarantine
-from capstan_runtime.checkpoint.claims import newest_claim, write_claim
+from capstan_runtime.checkpoint.claims import newer_fence, newest_claim, write_claim
 from capstan_runtime.checkpoint.digest import Buffer, digest_of, name_of
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import (
@@ -148,6 +148,22 @@ def test_a_claim_or_a_mark_that_the_disk_cannot_read_is_as_good_as_none(tmp_path
     name = list_candidates(store, RUN).candidates[0].name
     mark_verified(store, name, checkpoint.root, at=1.0)
     assert verified_at(store, name, checkpoint.root) is None
+
+
+def test_no_wrong_byte_of_a_claim_costs_a_checkpoint_or_the_run(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    choose(tmp_path, fence=2)
+    newest = save(tmp_path, 20, fence=2)
+    choose(tmp_path, fence=3)
+    claim = sorted((tmp_path / "claims").iterdir())[-1]
+    whole = claim.read_bytes()
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        claim.write_bytes(damaged)
+        listing = list_candidates(FolderStore(tmp_path), RUN)
+        assert (listing.candidates[0].root, listing.stale) == (newest.root, ()), at
+        assert newer_fence(FolderStore(tmp_path), RUN, 3) is None, at
 
 
 def test_checkpoints_of_another_run_are_left_alone(tmp_path: Path) -> None:

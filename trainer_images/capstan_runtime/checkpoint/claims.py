@@ -4,8 +4,7 @@ A process that should be dead, cut off on a node nobody reaches, may still commi
 claim's, and its commit is not among those the claim lists; so it does not count, whenever it arrives.
 """
 
-from pydantic import ValidationError
-
+from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.layout import CLAIMS, claim_name, claim_of_run
 from capstan_runtime.checkpoint.manifest import Claim, canonical_bytes
 from capstan_runtime.checkpoint.store import ObjectMissing, Store, is_damage
@@ -19,8 +18,8 @@ def newest_claim(store: Store, run: str) -> Claim | None:
     Raises OSError."""
     for key in _claim_keys(store, run):
         try:
-            claim = Claim.model_validate_json(store.get(key))
-        except (ValidationError, ObjectMissing):
+            claim = _unsealed(key, store.get(key))
+        except (ValueError, ObjectMissing):
             continue  # torn by a dying disk, or removed by a newer attempt just now: the one before is nearly as good
         except OSError as error:
             if not is_damage(error):
@@ -39,7 +38,7 @@ def newer_fence(store: Store, run: str, fence: int) -> int | None:
 
 def write_claim(store: Store, claim: Claim) -> None:
     """From the moment this returns, older fences can add nothing to the store. Raises OSError."""
-    store.put(_key(claim), [canonical_bytes(claim)])
+    store.put(_key(claim), [_sealed(claim)])
     store.settle(CLAIMS)
     for key in _claim_keys(store, claim.run)[_KEPT:]:
         store.remove(key)
@@ -49,6 +48,24 @@ def withdraw_claim(store: Store, claim: Claim) -> None:
     """Undoes `write_claim` for an attempt that found nothing to go on from: what somebody copies back into the store
     must not be taken for the work of a dead process. Raises OSError."""
     store.remove(_key(claim))
+
+
+def _sealed(claim: Claim) -> bytes:
+    """The claim in one line, and its digest in another: one wrong digit among the roots, and a good checkpoint would
+    be taken for a latecomer's and swept up."""
+    data = canonical_bytes(claim)
+    return data + b"\n" + name_of(digest_of(data)).encode()
+
+
+def _unsealed(key: str, sealed: bytes) -> Claim:
+    """Raises ValueError unless it is what was written under this name. Without a digest: by an earlier version."""
+    data, _, digest = sealed.partition(b"\n")
+    if digest and digest != name_of(digest_of(data)).encode():
+        raise ValueError(f"{key}: is not what was written")
+    claim = Claim.model_validate_json(data)
+    if _key(claim) != key:
+        raise ValueError(f"{key}: holds the claim of fence {claim.fence}")
+    return claim
 
 
 def _key(claim: Claim) -> str:
