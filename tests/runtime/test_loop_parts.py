@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from capstan_runtime.agreement import CARRY_ON, Agreement, Verdict, Wishes, steps_between, wait_for_rank_0
 from capstan_runtime.checkpoint.saver import Outcome as Saved
@@ -84,12 +86,14 @@ def test_ranks_talk_about_once_a_second_at_least_every_fifty_steps(step_seconds:
 
 @dataclass
 class NoSaves:
-    """What the agreement asks of saving, when there is none; save by `time` on demand."""
+    """What the agreement asks of saving, when there is none; save by `time` or step on demand."""
 
     time: bool = False
+    every: int | None = None
+    is_busy: bool = False
 
     def is_due_by_step(self, done: int) -> bool:
-        return False
+        return self.every is not None and done % self.every == 0
 
     def is_due_by_time(self) -> bool:
         return self.time
@@ -98,7 +102,7 @@ class NoSaves:
         return ""
 
     def hear(self, reports: list[str]) -> bool:
-        return True
+        return not self.is_busy
 
 
 def run_agreement(step_seconds: list[float], stop_at: int, steps: int) -> list[tuple[list[int], int]]:
@@ -167,6 +171,36 @@ def test_a_wish_to_leave_waits_for_a_save() -> None:
     assert agreement.after(1) == CARRY_ON
     saves.time = True
     assert agreement.after(51) == Verdict(save=True, leave=True)
+
+
+@given(
+    every=st.integers(1, 12),
+    lasts=st.lists(st.integers(0, 40), min_size=120, max_size=120),
+    steps=st.integers(1, 120),
+    stop_at=st.integers(1, 150),
+)
+def test_every_save_that_is_due_is_made_late_rather_than_never(
+    every: int, lasts: list[int], steps: int, stop_at: int
+) -> None:
+    """Saves on their way for `lasts` steps each, in a run of steps so quick that many are due meanwhile."""
+    saves, saved, free_at, left = NoSaves(every=every), [], 0, iter(lasts)
+    clock = Clock()
+    agreement = Agreement(lambda payload: [payload], Wishes(lambda: done >= stop_at), saves, clock, 0)
+    for done in range(1, steps + 1):
+        clock.now += 0.05
+        saves.is_busy = done < free_at
+        verdict = CARRY_ON if done == steps else agreement.after(done)
+        if verdict.save or verdict.stop or done == steps:  # as SaveState.is_due
+            saved.append(done)
+            free_at = done + next(left)
+        if verdict.stop:
+            break
+    for due in range(every, saved[-1] + 1, every):
+        made = min(step for step in saved if step >= due)
+        earlier = max((step for step in saved if step < due), default=0)
+        is_free = due if earlier == 0 else max(due, earlier + lasts[saved.index(earlier)])
+        assert made <= is_free, "as soon as the one before is through"
+    assert saved[-1] == done, "nothing that was done is left out"
 
 
 @pytest.mark.parametrize(("seconds", "patience_seconds", "rounds"), [(0, 60, 1), (7.5, 60, 8), (900, 60, 61)])

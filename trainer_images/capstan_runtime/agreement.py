@@ -101,7 +101,8 @@ class Agreement:
         self._since = clock()
         self._next_step = step + 1
         self._is_save_owed = False
-        """A save was due when the one before was not through; it comes as soon as that is."""
+        """A save was due when the one before was not through. It is made as soon as that is, at a later step, and
+        stands for all that were due meanwhile; a run that ends, stops or leaves has saved its last step anyway."""
 
     def is_due(self, done: int) -> bool:
         """Whether the ranks exchange after step `done`; the same on all of them."""
