@@ -41,6 +41,7 @@ from capstan_runtime.errors import (
 )
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
 from capstan_runtime.metrics.meter import Meter
+from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.report import Reporter
@@ -313,6 +314,7 @@ class _Attempt:
             rank=membership.rank,
             world=membership.world,
             signing_key=Path(environ[env.SIGNING_KEY]) if environ.get(env.SIGNING_KEY) else None,
+            signature=signature_of(run, self.context.data),
         )
         memory = Path(environ[env.MEMORY]) if run.memory_tier and environ.get(env.MEMORY) else None
         saver = Saver(

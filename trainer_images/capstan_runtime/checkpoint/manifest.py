@@ -9,8 +9,11 @@ from pydantic import Field
 from capstan_runtime.checkpoint.digest import ALGORITHM, LEAF_BYTES, digest_of, name_of
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.run_config import Skip
+from capstan_runtime.contract.signature import Signature
 
 Count = Annotated[int, Field(ge=0)]
+Recorded = Annotated[Signature | None, Field(exclude_if=lambda signature: signature is None)]
+"""A signature, or nothing at all: what was saved before there were signatures is spelled as it always was."""
 
 
 class Chunk(Record):
@@ -120,6 +123,7 @@ class SaveFacts(Record):
     trainer: TrainerState
     metrics: dict[str, float] = {}
     framework: str
+    signature: Recorded = None
 
 
 class Manifest(Record):
@@ -148,6 +152,8 @@ class Manifest(Record):
     """As far as known at the save: loss, accuracy, validation_loss, …; retention goes by them."""
     framework: str
     """`flax` or `deepspeed`: which trainer wrote it."""
+    signature: Recorded = None
+    """With the parameters, all that a server needs to know. None: saved before there were signatures."""
 
 
 class Commit(Record):
@@ -179,7 +185,8 @@ class Claim(Record):
 
 
 def canonical_bytes(record: Record) -> bytes:
-    """The one spelling of `record` as UTF-8 JSON: sorted keys, no spaces, null where a field is None."""
+    """The one spelling of `record` as UTF-8 JSON: sorted keys, no spaces, null where a field is None
+    (`Recorded` ones are left out)."""
     return _spelled(record.model_dump(mode="json", by_alias=True))
 
 

@@ -46,6 +46,7 @@ def model_card(provenance: Provenance, files: Sequence[WrittenFile], elements: i
     saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest.created_at))
     contents = "parameters and optimizer state" if provenance.with_optimizer else "parameters"
     facts = {
+        **_model(manifest),
         "Job": f"`{manifest.job}`",
         "Run": f"`{manifest.run}`",
         "Step": f"{manifest.step:,}",
@@ -72,6 +73,12 @@ def model_card(provenance: Provenance, files: Sequence[WrittenFile], elements: i
         f'weights = load_file("{files[0].name}")\n```',
     )
     return "\n\n".join(sections) + "\n"
+
+
+def _model(manifest: Manifest) -> dict[str, str]:
+    """Nothing of a checkpoint that was saved before there were signatures."""
+    signature = manifest.signature
+    return {} if signature is None else {"Model": f"`{signature.architecture}`", "Task": signature.task}
 
 
 def _front_matter(manifest: Manifest) -> str:

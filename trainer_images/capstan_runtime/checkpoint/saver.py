@@ -18,6 +18,7 @@ from capstan_runtime.checkpoint.shards import stage_shards
 from capstan_runtime.checkpoint.staging import StagingArea
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Save, SaveFailed, sign
+from capstan_runtime.contract.signature import Signature
 from capstan_runtime.contract.state import Checkpoint
 from capstan_runtime.engine import LocalTensor
 from capstan_runtime.errors import StoreUnavailable
@@ -40,6 +41,8 @@ class Identity:
     world: int
     signing_key: Path | None = None
     """PEM file; None: manifests are not signed."""
+    signature: Signature | None = None
+    """Of the model; None: what is saved cannot be served."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +224,7 @@ class Saver:
             trainer=trainer,
             metrics=dict(metrics),
             framework=who.framework,
+            signature=who.signature,
         )
         return Save(who.store, facts, who.rank)
 

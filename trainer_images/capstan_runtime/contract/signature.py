@@ -1,6 +1,7 @@
 """What goes into a model and what comes out of it: recorded in every checkpoint, so that it can be served without its
 TrainingJob."""
 
+import json
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -21,3 +22,22 @@ class Signature(Record):
     """Classes of an image or a vector; vocabulary of tokens."""
     text: bool = False
     """Tokens are the bytes of UTF-8 text: what goes in and comes out can be shown to people."""
+
+    @property
+    def architecture(self) -> str:
+        """For people: `cnn: channels [8, 16], groups 4`."""
+        settings = self.model.value.document()
+        return f"{self.model.kind}: " + ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
+
+    @property
+    def task(self) -> str:
+        """For people: `images of 8 x 8 x 1 to 10 classes`."""
+        shape = " x ".join(map(str, self.input_shape))
+        match self.kind:
+            case "image":
+                return f"images of {shape} to {self.outputs} classes"
+            case "vector":
+                return f"vectors of {shape} to {self.outputs} classes"
+            case "tokens":
+                what = "bytes of text" if self.text else f"tokens of {self.outputs}"
+                return f"the next of up to {shape} {what}"

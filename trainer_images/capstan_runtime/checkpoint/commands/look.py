@@ -7,6 +7,7 @@ from capstan_runtime.checkpoint.commands.places import Place
 from capstan_runtime.checkpoint.commands.survey import Condition, Row, Survey, survey
 from capstan_runtime.checkpoint.commands.text import counted, moment, print_table, short, size, span
 from capstan_runtime.checkpoint.layout import SIGNATURE, SaveName
+from capstan_runtime.checkpoint.manifest import Manifest
 from capstan_runtime.checkpoint.reader import open_checkpoint
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -72,6 +73,7 @@ def show(store: Store, name: SaveName, output: str) -> int:
         "logical": manifest.logical,
         "parent": manifest.parent or "none, the first of its run",
         "job": f"{manifest.job} (uid {manifest.run})",
+        **_model(manifest),
         "saved by": (
             f"{manifest.framework}, {counted(manifest.world, 'rank')}, fence {manifest.fence}, "
             f"attempt {manifest.attempt}"
@@ -94,6 +96,13 @@ def show(store: Store, name: SaveName, output: str) -> int:
         shape = " x ".join(map(str, tensor.shape)) or "scalar"
         print(f"  {tensor.dtype.ljust(4)}  {shape:16}  {tensor.name}")
     return ExitCode.OK
+
+
+def _model(manifest: Manifest) -> dict[str, str]:
+    signature = manifest.signature
+    if signature is None:
+        return {"model": "not recorded, so it cannot be served (saved by an older version)"}
+    return {"model": signature.architecture, "task": signature.task}
 
 
 def _condition(row: Row | None) -> str:

@@ -1,0 +1,22 @@
+"""A model as its users see it, and as its trainer and its server build it: the same facts on the way out and in."""
+
+from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.signature import Signature
+from capstan_runtime.data.spec import DataSpec
+
+
+def signature_of(run: RunConfig, data: DataSpec) -> Signature:
+    """Of what `run` trains on `data`; every checkpoint of the run carries it."""
+    return Signature(
+        model=run.model,
+        kind=data.kind,
+        input_shape=data.input_shape,
+        outputs=data.outputs,
+        text=run.data.text is not None,
+    )
+
+
+def data_spec_of(signature: Signature) -> DataSpec:
+    """The facts that decide the shapes of the model's parameters. Which data it was, a signature does not say: the
+    fingerprint is empty."""
+    return DataSpec(signature.kind, signature.input_shape, signature.outputs, fingerprint="")
