@@ -69,6 +69,12 @@ def test_a_run_of_two_ranks_reports_logs_and_commits(tmp_path: Path) -> None:
     assert second.output == ""
 
 
+def test_a_goodbye_that_nobody_hears_makes_no_failure_of_a_run_that_is_saved(tmp_path: Path) -> None:
+    first, second = train(Run(tmp_path, steps=4), world=2, FAULT_KIND="no goodbye", FAULT_RANK="1")
+    assert (first.code, second.code) == (0, 0), second.output
+    assert "the others have gone without a word; all is saved" in second.output
+
+
 def test_no_rank_leaves_before_the_last_checkpoint_was_read_back(tmp_path: Path) -> None:
     run, has_been_read = Run(tmp_path, steps=2), tmp_path / "read"
     ended = train(run, world=2, SLOW_READ=str(has_been_read))

@@ -95,6 +95,33 @@ def test_reading_the_last_checkpoint_back_does_not_keep_a_stopped_pod(tmp_path: 
     assert not (tmp_path / "read").exists(), "nobody waited for it"
 
 
+def test_a_rank_that_is_lost_when_all_is_committed_makes_no_failure_of_the_stop(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    run = of_three_ranks(tmp_path, deadlines={"stop": 40})
+    pods = three_pods(run, start_pod, SLOW_READ=str(tmp_path / "read"), SLOW_READ_SECONDS="60")
+    pods[1].terminate()
+    while pods[0].state().checkpoint is None:
+        time.sleep(0.02)
+    os.kill(pods[2].children()[0], signal.SIGKILL)
+    stopped = pods[0].wait_for(Phase.EXITED)
+    assert stopped.exit is not None
+    assert stopped.checkpoint is not None
+    assert (stopped.exit.failure, stopped.checkpoint.step) == (FailureClass.STOPPED, stopped.exit.step)
+
+
+def test_a_pod_that_is_deleted_does_not_evaluate_before_it_saves(tmp_path: Path, start_pod: StartPod) -> None:
+    run = Run(tmp_path, steps=5000, save_every=4000, overrides={"training": {"evaluation": {"everySteps": 1}}})
+    pod = start_pod(run, STEP_SECONDS="0.1")
+    pod.put(alone(1, pod))
+    pod.wait_for(Phase.TRAINING, Phase.EVALUATING, step=3)
+    pod.terminate()
+    code, words = pod.wait_for_end()
+    assert words.checkpoint is not None
+    evaluations = [line for line in pod.log.read_text().splitlines() if "validation loss" in line]
+    assert (code, evaluations[-1].split("/")[0]) == (ExitCode.STOPPED, f"step {words.checkpoint.step - 1:>4}")
+
+
 @pytest.mark.parametrize("wrong", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_peer_that_hangs_or_dies_keeps_a_deleted_pod_no_longer_than_its_deadlines(
     tmp_path: Path, start_pod: StartPod, wrong: signal.Signals

@@ -16,6 +16,7 @@ from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint
 from capstan_runtime.engine import Batch
+from capstan_runtime.errors import PeerLost
 from tests.support.numpy_engine import Done, NumpyEngine
 
 
@@ -36,6 +37,7 @@ class FaultyEngine(NumpyEngine):
         self._pause_seconds = float(os.environ.get("STEP_SECONDS", "0"))
         self._done = Path(os.environ["STEP_LOG"]) if "STEP_LOG" in os.environ else None
         self._awaits_saves = "AWAIT_SAVES" in os.environ
+        self.close = self.leave
 
     def train_step(self, batch: Batch, learning_rate: float) -> Done:
         result = super().train_step(batch, learning_rate)
@@ -49,6 +51,11 @@ class FaultyEngine(NumpyEngine):
         if self._fault and step == self._step:
             return self._fail(result)
         return result
+
+    def leave(self) -> None:
+        if self._fault == "no goodbye":
+            raise PeerLost("the others have gone without a word")
+        self._world.close()
 
     def _fail(self, result: Done) -> Done:
         match self._fault:

@@ -128,7 +128,9 @@ class Evaluate:
         self._every = evaluation.every_steps if evaluation else None
 
     def is_due(self, step: Step) -> bool:
-        return step.is_last or (self._every is not None and step.done % self._every == 0)
+        # Who is asked to stop has little time, and what was done is not saved yet.
+        is_now = self._every is not None and step.done % self._every == 0 and not step.verdict.stop
+        return step.is_last or is_now
 
     def run(self, step: Step) -> None:
         self.measure(step.done)

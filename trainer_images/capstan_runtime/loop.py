@@ -36,6 +36,7 @@ from capstan_runtime.errors import (
     Failure,
     GpuOutOfMemory,
     NumericalFailure,
+    PeerLost,
     exit_code_of,
     failure_class_of,
 )
@@ -160,7 +161,10 @@ def run_attempt(
     finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos).train()
     if finished:
         voice.report(phase=Phase.SUCCEEDED, step=steps)
-    engine.close()
+    try:
+        engine.close()
+    except PeerLost as error:
+        voice.warn(f"{error}; all is saved that is to be saved, and nobody is needed any more")
     return ExitCode.OK if finished else ExitCode.STOPPED
 
 
@@ -245,7 +249,12 @@ class _Attempt:
         deadlines = self.context.deadlines
         wait = retention.wait if retention is not None else None
         patience_seconds = deadlines.save if finished else deadlines.stop / 2
-        wait_for_rank_0(self.engine.exchange, wait, patience_seconds, time.monotonic)
+        try:
+            wait_for_rank_0(self.engine.exchange, wait, patience_seconds, time.monotonic)
+        except PeerLost as error:
+            if finished:
+                raise
+            self.voice.warn(f"{error}; it was to stop anyway")
 
     def _queued_steps(self, meter: Meter, save_state: SaveState, guard: Guard) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""
