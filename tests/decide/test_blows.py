@@ -120,3 +120,18 @@ def test_the_step_of_a_suspended_job_is_the_one_it_saved() -> None:
     life.change_pod(ZERO, is_deleting=True)
     life.decide(33.1)
     assert (life.status.step, life.status.checkpoint.step) == (48, 48)
+
+
+def test_pods_that_are_all_new_are_waited_for_together() -> None:
+    life = Life(workers={"max": 2, "min": 1})
+    life.change_pod(ZERO, **KILLED)
+    life.change_pod(ONE, **KILLED)
+    life.decide(30.0)
+    pods = [make_pod(0, 1, created_at=31.0, running_since=31.5), make_pod(1, 1, created_at=31.0, phase="Pending")]
+    life.seen = look(life.seen.job, pods, {pods[0].name: make_state(pods[0])})
+    life.decide(33.0)
+    assert (life.status.members, life.status.fence) == (None, 1)
+    pods[1] = replace(pods[1], phase="Running", running_since=34.0)
+    life.seen = look(life.seen.job, pods, {pod.name: make_state(pod) for pod in pods})
+    life.decide(34.5)
+    assert (life.status.fence, life.status.world) == (2, 2)

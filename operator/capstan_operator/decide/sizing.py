@@ -9,12 +9,11 @@ from collections.abc import Iterable
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.placement import needs_pod
 from capstan_operator.decide.situation import Situation, Worker
-from capstan_operator.decide.times import seconds_since_1970
 from capstan_operator.decide.waiting import is_held_up, trouble_of
 
 GATHER_SECONDS = 30.0
-"""How long the first attempt waits for more workers after the first was ready: pods created together come up within
-seconds of each other, and an attempt that begins too small is stopped again at its first checkpoint."""
+"""How long an attempt of new pods waits for more of them after the first was ready: pods created together come up
+within seconds of each other, and an attempt that begins too small is stopped again at its first checkpoint."""
 STABLE_SECONDS = 5.0
 """A worker must have run so long before an attempt is stopped for its sake: many that fail, fail at their start."""
 WARM_SECONDS = 120.0
@@ -100,7 +99,11 @@ def _seconds_to_gather(situation: Situation, usable: list[Worker]) -> float | No
     doubts = [wait for wait in doubtful if wait is not None]
     if doubts:
         return min(doubts)
-    if _has_had_an_attempt(situation) or all(is_held_up(worker) for worker in missing):
+    # Who has survived goes on at once. Pods that are all new are waited for together: one that went on alone would be
+    # stopped again for the next at its first checkpoint.
+    if any(worker.answer is not None and worker.answer.fence > 0 for worker in usable):
+        return None
+    if all(is_held_up(worker) for worker in missing):
         return None
     return GATHER_SECONDS - max(_age(worker, situation) for worker in usable)
 
@@ -112,14 +115,6 @@ def _seconds_of_doubt(worker: Worker, situation: Situation) -> float | None:
         return None
     wait = situation.silence_limit(worker) - worker.silent_seconds
     return wait if wait > 0 else None
-
-
-def _has_had_an_attempt(situation: Situation) -> bool:
-    """An attempt has begun since the job became active: those who are missing were lost, or are yet to come."""
-    status = situation.status
-    if status.attempt_started_at is None or status.active_since is None:
-        return False
-    return seconds_since_1970(status.attempt_started_at) >= seconds_since_1970(status.active_since)
 
 
 def _seconds_to_settle(worker: Worker, situation: Situation) -> float:
