@@ -8,6 +8,8 @@ RUN_CONFIG = "CAPSTAN_RUN_CONFIG"
 """Path of `run.json` (RunConfig)."""
 TOKEN_FILE = "CAPSTAN_TOKEN_FILE"
 """Path of the bearer token that `/state` and `/membership` ask for."""
+SERVE_CONFIG = "CAPSTAN_SERVE_CONFIG"
+"""Path of `serve.json` (ServeConfig)."""
 STORE = "CAPSTAN_STORE"
 """This job's checkpoints, shared by all workers: an absolute folder, or a URL `s3://bucket/prefix`, `gs://…`, `az://…`.
 For a URL the usual variables of the provider apply (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …)."""
@@ -41,6 +43,8 @@ mounted at `/data`. Such a node also rewrites paths in env and args; paths insid
 
 SUPERVISOR_PORT = 8470
 """`/state`, `/membership`, `/metrics`, `/healthz`."""
+SERVE_PORT = 8480
+"""Where a replica answers requests, probes and `/metrics`; its Services listen on the same port."""
 COORDINATOR_PORT = 8471
 COORDINATOR_PORTS = 64
 
