@@ -10,7 +10,8 @@ import pytest
 
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.children import LABEL_LENGTH, longest_job_name, pod_name, secret_name
-from capstan_operator.build.pod import build_pod, build_pod_template, whole_cores
+from capstan_operator.build.pod import build_pod, build_pod_template
+from capstan_operator.build.pod_parts import whole_cores
 from capstan_operator.build.run_config import build_run_config, run_digest
 from capstan_operator.build.secret import build_secret
 from capstan_operator.observe import OperatorSettings

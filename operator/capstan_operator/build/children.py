@@ -18,7 +18,7 @@ INCARNATION_DIGITS = 4
 
 
 class Owner(Protocol):
-    """The TrainingJob a child belongs to; an ObservedJob is one."""
+    """The object of ours that a child belongs to; an ObservedJob is one."""
 
     @property
     def namespace(self) -> str: ...
@@ -55,13 +55,13 @@ def pod_labels(job: Owner, worker: int, incarnation: int) -> dict[str, str]:
     return job_labels(job) | {LABEL_WORKER: str(worker), LABEL_INCARNATION: str(incarnation)}
 
 
-def owner_reference(job: Owner) -> dict[str, Any]:
-    """Makes the garbage collector remove the child with its job."""
+def owner_reference(owner: Owner, kind: str = "TrainingJob") -> dict[str, Any]:
+    """Makes the garbage collector remove the child with its owner."""
     return {
         "apiVersion": API_VERSION,
-        "kind": "TrainingJob",
-        "name": job.name,
-        "uid": job.uid,
+        "kind": kind,
+        "name": owner.name,
+        "uid": owner.uid,
         "controller": True,
         "blockOwnerDeletion": True,
     }

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.children import longest_job_name, pod_name
-from capstan_operator.build.pod import GPU
+from capstan_operator.build.pod_parts import GPU
 
 VALUE_LENGTH = 60
 """A value longer than this is cut in messages."""
@@ -37,10 +37,10 @@ _RULES = {
 }
 
 
-def explain(error: ValidationError) -> tuple[str, ...]:
-    """`spec.<field>: <value> <rule>; <fix>` for every error, sorted; no line twice."""
+def explain(error: ValidationError, spec: type[BaseModel] = TrainingJobSpec) -> tuple[str, ...]:
+    """`spec.<field>: <value> <rule>; <fix>` for every error of reading a `spec`, sorted; no line twice."""
     details = error.errors(include_url=False)
-    return tuple(sorted({_explain_one(detail) for detail in details}))
+    return tuple(sorted({_explain_one(detail, spec) for detail in details}))
 
 
 def spec_problems(name: str, spec: TrainingJobSpec) -> list[str]:
@@ -60,7 +60,7 @@ def spec_problems(name: str, spec: TrainingJobSpec) -> list[str]:
     return problems
 
 
-def _explain_one(detail: ErrorDetails) -> str:
+def _explain_one(detail: ErrorDetails, spec: type[BaseModel]) -> str:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in detail["loc"])
     kind, context = detail["type"], detail.get("ctx", {})
     if kind == "value_error":
@@ -70,7 +70,7 @@ def _explain_one(detail: ErrorDetails) -> str:
         is_field = colon and field.isalpha() and not path
         return f"spec.{field}: {rest}" if is_field else f"spec{path}: {text}"
     if kind == "extra_forbidden":
-        return f"spec{path}: is no field of this version; {_suggest(detail['loc'])}"
+        return f"spec{path}: is no field of this version; {_suggest(detail['loc'], spec)}"
     if kind == "missing":
         return f"spec{path}: {_RULES[kind]}"
     rule = _RULES.get(kind)
@@ -83,15 +83,14 @@ def _shown(value: Any) -> str:
     return text if len(text) <= VALUE_LENGTH else f"{text[: VALUE_LENGTH - 1]}…"
 
 
-def _suggest(location: tuple[int | str, ...]) -> str:
-    known = _fields_at(location[:-1])
+def _suggest(location: tuple[int | str, ...], spec: type[BaseModel]) -> str:
+    known = _fields_at(location[:-1], spec)
     close = difflib.get_close_matches(str(location[-1]), known, n=1)
     return f"did you mean {close[0]}?" if close else f"remove it, or use one of {', '.join(known)}"
 
 
-def _fields_at(location: Iterable[int | str]) -> list[str]:
-    """The camelCase names of the fields of the object at `location`."""
-    model: type[BaseModel] = TrainingJobSpec
+def _fields_at(location: Iterable[int | str], model: type[BaseModel]) -> list[str]:
+    """The camelCase names of the fields of the object at `location` in a document of `model`."""
     for part in location:
         if isinstance(part, int):
             continue
