@@ -12,10 +12,14 @@ from typing import Any
 
 import yaml
 
+from capstan_operator.api.inference_service import InferenceServiceSpec
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import CATEGORY, GROUP, VERSION
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.children import longest_job_name
+from capstan_operator.build.serving_children import LONGEST_SERVICE_NAME, SERVICE_NAME
+from capstan_runtime.contract.base import Record
 
 Schema = dict[str, Any]
 
@@ -110,8 +114,8 @@ def _without_null(node: Schema, definitions: Schema, path: str) -> Schema:
     return {**_inlined(choices[0], definitions, path), **outer}
 
 
-def open_api_schema(spec: type[TrainingJobSpec], status: type[TrainingJobStatus], description: str) -> Schema:
-    """The root schema of a custom resource."""
+def open_api_schema(spec: type[Record], status: type[Record], description: str, name_rule: dict[str, str]) -> Schema:
+    """The root schema of a custom resource. `name_rule` is what the models cannot know of: the object's own name."""
     parts = {}
     for name, model in (("spec", spec), ("status", status)):
         schema = model.model_json_schema(by_alias=True, mode="validation")
@@ -129,11 +133,21 @@ def open_api_schema(spec: type[TrainingJobSpec], status: type[TrainingJobStatus]
             "metadata": {"type": "object"},
             **parts,
         },
-        "x-kubernetes-validations": [_name_rule()],
+        "x-kubernetes-validations": [name_rule],
     }
 
 
-def _name_rule() -> dict[str, str]:
+def _service_name_rule() -> dict[str, str]:
+    """The name is part of Services' names. The twin of `decide.serving.blueprint.name_problem`."""
+    return {
+        "rule": f"size(self.metadata.name) <= {LONGEST_SERVICE_NAME} && self.metadata.name.matches('{SERVICE_NAME}')",
+        "messageExpression": f"'metadata.name: ' + self.metadata.name + ' must begin with a letter, hold only small "
+        f"letters, digits and dashes, and have at most {LONGEST_SERVICE_NAME} characters, because Services are named "
+        "after it; choose such a name'",
+    }
+
+
+def _job_name_rule() -> dict[str, str]:
     """The name is part of every pod's name, which is a label value. The twin of `validation.spec_problems`."""
     name_and_digits = longest_job_name(1) + 1  # one worker: its index has one digit
     room = f"({name_and_digits} - size(string(self.spec.workers.max - 1)))"
@@ -190,21 +204,63 @@ TRAINING_JOB_COLUMNS = [
 ]
 
 
+INFERENCE_SERVICE_COLUMNS = [
+    _column("Ready", "string", ".status.ready", "Ready pods behind the stable address, of those wanted."),
+    _column("URL", "string", ".status.url", "The stable address."),
+    _column("Model", "string", ".status.served", "The model most traffic goes to, job@step."),
+    _column("Digest", "string", ".status.digest", "Its digest, short."),
+    _column("Traffic", "string", ".status.traffic", "Percent of traffic by revision."),
+    _column("Reason", "string", ".status.reason", "What is going on."),
+    _column("Age", "date", ".metadata.creationTimestamp", "Time since it was created."),
+    _column("Serving", "string", ".status.conditions[?(@.type=='Serving')].status", "The address answers.", wide=True),
+    _column(
+        "UpToDate",
+        "string",
+        ".status.conditions[?(@.type=='UpToDate')].status",
+        "All traffic goes to what the spec asks for.",
+        wide=True,
+    ),
+    _column("Message", "string", ".status.message", "The reason in one sentence.", wide=True),
+]
+
+
 def training_job_crd() -> dict[str, Any]:
     """The CustomResourceDefinition of TrainingJob."""
+    schema = open_api_schema(
+        TrainingJobSpec,
+        TrainingJobStatus,
+        "A training run that survives failures: its workers restart from verified checkpoints.",
+        _job_name_rule(),
+    )
+    return _crd("TrainingJob", "tj", schema, TRAINING_JOB_COLUMNS)
+
+
+def inference_service_crd() -> dict[str, Any]:
+    """The CustomResourceDefinition of InferenceService."""
+    schema = open_api_schema(
+        InferenceServiceSpec,
+        InferenceServiceStatus,
+        "A model out of a verified checkpoint behind a stable address; changes roll out under guard and roll back.",
+        _service_name_rule(),
+    )
+    return _crd("InferenceService", "infs", schema, INFERENCE_SERVICE_COLUMNS)
+
+
+def _crd(kind: str, short_name: str, schema: Schema, columns: list[dict[str, Any]]) -> dict[str, Any]:
+    plural = f"{kind.lower()}s"
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"trainingjobs.{GROUP}"},
+        "metadata": {"name": f"{plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": "TrainingJob",
-                "listKind": "TrainingJobList",
-                "plural": "trainingjobs",
-                "singular": "trainingjob",
-                "shortNames": ["tj"],
+                "kind": kind,
+                "listKind": f"{kind}List",
+                "plural": plural,
+                "singular": kind.lower(),
+                "shortNames": [short_name],
                 "categories": [CATEGORY],
             },
             "versions": [
@@ -212,15 +268,9 @@ def training_job_crd() -> dict[str, Any]:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "schema": {
-                        "openAPIV3Schema": open_api_schema(
-                            TrainingJobSpec,
-                            TrainingJobStatus,
-                            "A training run that survives failures: its workers restart from verified checkpoints.",
-                        )
-                    },
+                    "schema": {"openAPIV3Schema": schema},
                     "subresources": {"status": {}},
-                    "additionalPrinterColumns": TRAINING_JOB_COLUMNS,
+                    "additionalPrinterColumns": columns,
                 }
             ],
         },

@@ -1,9 +1,10 @@
-"""One frozen snapshot of one TrainingJob: everything `decide` may know."""
+"""One frozen snapshot of one object of ours: everything `decide` may know."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_runtime.contract.state import State
 
@@ -95,9 +96,112 @@ class OperatorSettings:
 
     flax_image: str = "capstan/flax-trainer:latest"
     deepspeed_image: str = "capstan/deepspeed-trainer:latest"
+    serve_image: str = "capstan/serve-replica:latest"
     operator_url: str | None = None
     """Base URL under which pods reach the operator's hint endpoint; None: pods are polled only."""
     progress_seconds: float = 5.0
     """Least time between two status writes that only carry progress."""
     allow_chaos: bool = False
     """Faults of `spec.chaos` are injected in namespaces that allow it too."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedService:
+    """The InferenceService as the API server last showed it."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    is_deleting: bool
+    spec: Mapping[str, Any]
+    """As the user wrote it: not validated yet."""
+    status: InferenceServiceStatus
+    """The newer of what was last written and what was last seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedDeployment:
+    """The Deployment of one revision, owned by the service."""
+
+    name: str
+    """Of the revision too."""
+    uid: str
+    replicas: int
+    """Wanted, not seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedReplica:
+    """One pod of a revision."""
+
+    name: str
+    uid: str
+    revision: str
+    is_ready: bool
+    is_deleting: bool
+    restarts: int = 0
+    """How often its container was started again."""
+    exit_code: int | None = None
+    """How its container last ended; None: it never did."""
+    exit_reason: str | None = None
+    """OOMKilled, Error, or the pod's own reason such as Evicted."""
+    exit_message: str | None = None
+    """Its last words in one line; None: none."""
+    waiting: str | None = None
+    """Why it does not run, `Reason: message`; None when nothing is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRoute:
+    """The Service at the stable address, owned by the InferenceService."""
+
+    uid: str
+    revision: str | None
+    """The one its selector names; None: all revisions."""
+    cluster_ip: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServedTraffic:
+    """What the pods of one revision answered within one window of time."""
+
+    requests: int = 0
+    """Answers and failures; what a guard turned away is in neither."""
+    errors: int = 0
+    """Of those, the failures: answers 5xx, and requests that ran out of time."""
+    latencies: tuple[int, ...] = ()
+    """How many of the answers took at most `ObservedTraffic.bounds[i]`; cumulative, as in Prometheus."""
+    timed: int = 0
+    """Answers whose time was taken; what `latencies` lacks of it took longer than the last bound."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedTraffic:
+    """What was counted since one moment, at the same time of all revisions."""
+
+    since: str
+    """The `status.rollout.since` for which counting began: numbers of another step say nothing about this one."""
+    bounds: tuple[float, ...]
+    """Upper bounds of the latency buckets, in seconds, ascending."""
+    by_revision: Mapping[str, ServedTraffic]
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedServing:
+    """All that is known of one InferenceService."""
+
+    service: ObservedService
+    job: ObservedJob | None
+    """The TrainingJob that spec.modelRef names; None: it names none, or there is none."""
+    deployments: tuple[ObservedDeployment, ...]
+    """Those owned by this service (by uid), sorted by name."""
+    revision_services: frozenset[str]
+    """Names of the revisions whose own Service exists."""
+    route: ObservedRoute | None
+    """None: there is none yet."""
+    replicas: tuple[ObservedReplica, ...]
+    """Pods of its Deployments, sorted by name."""
+    traffic: ObservedTraffic | None = None
+    """None: nothing was counted."""
+    settings: OperatorSettings = field(default_factory=OperatorSettings)

@@ -21,6 +21,10 @@ LABEL_WORKER = f"{GROUP}/worker"
 """Index of the worker, 0 to world - 1; its rank in every membership."""
 LABEL_INCARNATION = f"{GROUP}/incarnation"
 """How many pods this worker had before this one."""
+LABEL_SERVICE = f"{GROUP}/service"
+"""Name of the InferenceService a child belongs to."""
+LABEL_REVISION = f"{GROUP}/revision"
+"""Name of the revision a child belongs to."""
 LABEL_CHAOS = f"{GROUP}/chaos"
 """On a namespace: with the value CHAOS_ALLOWED its jobs may ask for faults (`spec.chaos`)."""
 CHAOS_ALLOWED = "allowed"
@@ -57,6 +61,21 @@ class TrainingJobCondition(StrEnum):
     SUSPENDED = "Suspended"
     SUCCEEDED = "Succeeded"
     FAILED = "Failed"
+
+
+class InferenceServiceCondition(StrEnum):
+    """Condition types of an InferenceService."""
+
+    ACCEPTED = "Accepted"
+    """The spec is valid and the operator acts on it."""
+    SERVING = "Serving"
+    """The stable address answers: at least one ready pod is behind it."""
+    UP_TO_DATE = "UpToDate"
+    """All traffic goes to the revision that the spec asks for."""
+    PROGRESSING = "Progressing"
+    """A new revision is on its way to all traffic."""
+    ROLLED_BACK = "RolledBack"
+    """The revision that the spec asks for was given up; the one before it serves."""
 
 
 class Phase(StrEnum):

@@ -1,0 +1,277 @@
+"""InferenceService: its spec, and the rules that bind several fields."""
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, Field, model_validator
+
+from capstan_operator.api.training_job import Quantity, Store, Toleration
+from capstan_runtime.contract.base import OneOf, Record, cel
+from capstan_runtime.contract.serving import Guards
+
+Digest = Annotated[
+    str,
+    Field(pattern=r"^blake3:[0-9a-f]{64}$", description="A checkpoint's name: the digest of its manifest, blake3:…"),
+]
+PublicKey = Annotated[
+    str,
+    Field(
+        min_length=1,
+        description="PEM of an ECDSA public key. Given: only a checkpoint signed with its private key is served.",
+    ),
+]
+Seconds = Annotated[int, Field(ge=1, le=86400)]
+
+
+class JobModel(Record):
+    """A model that a TrainingJob of the same namespace made."""
+
+    model_config = cel(
+        (
+            "!(self.track && has(self.digest))",
+            "'track follows new checkpoints and digest names one; remove one of the two'",
+        )
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the TrainingJob.")]
+    track: Annotated[
+        bool,
+        Field(
+            description="Roll out each newer checkpoint once it is verified, one rollout after another. false: the "
+            "first verified checkpoint that is seen stays."
+        ),
+    ] = False
+    digest: Annotated[
+        Digest | None, Field(description="Serve exactly this checkpoint of the job. Left out: the newest verified.")
+    ] = None
+    public_key: Annotated[
+        PublicKey | None,
+        Field(
+            description="PEM of an ECDSA public key that the checkpoint must be signed with. Left out: that of the "
+            "job's checkpoint.verify, if it has one."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _follows_or_names(self) -> Self:
+        if self.track and self.digest:
+            raise ValueError("track follows new checkpoints and digest names one; remove one of the two")
+        return self
+
+
+class StoredModel(Record):
+    """A checkpoint in a store, whoever made it."""
+
+    store: Annotated[Store, Field(description="Where it is kept.")]
+    run: Annotated[
+        str,
+        Field(
+            pattern=r"^[^/]+/[^/]+/[^/]+$",
+            max_length=512,
+            description="Folder of the run in the store: <namespace>/<job>/<uid>.",
+        ),
+    ]
+    digest: Annotated[Digest, Field(description="The checkpoint's digest. Nothing else is ever served.")]
+    public_key: Annotated[
+        PublicKey | None,
+        Field(description="PEM of an ECDSA public key that it must be signed with. Left out: it may be unsigned."),
+    ] = None
+
+
+class ModelRef(OneOf):
+    """What is served. All bytes of it are hashed and compared while it is loaded, always."""
+
+    training_job: Annotated[JobModel | None, Field(description="What a TrainingJob made.")] = None
+    uri: Annotated[StoredModel | None, Field(description="A checkpoint by its place in a store.")] = None
+
+
+class Gates(Record):
+    """What a canary must prove against the revision it is to replace, on the traffic that both get at the same time.
+
+    Confidence holds however often the numbers are looked at, so a verdict comes as soon as they bear it.
+    """
+
+    min_requests: Annotated[
+        int, Field(ge=1, le=10_000_000, description="Requests the canary must have had in a step to pass it.")
+    ] = 100
+    max_error_rate_increase: Annotated[
+        float,
+        Field(
+            gt=0.0,
+            lt=1.0,
+            description="Most by which the share of failed requests may be above that of the other revision; 0.02 is "
+            "two in a hundred. Proving 0.02 takes about 400 requests, 0.01 about 900.",
+        ),
+    ] = 0.02
+    max_latency_ratio: Annotated[
+        float,
+        Field(
+            gt=1.0,
+            le=100.0,
+            description="Most that its 99th percentile of latency may be, as a multiple of the other revision's. The "
+            "smaller, the more requests it takes: about 1,000 for 2.",
+        ),
+    ] = 2.0
+    confidence: Annotated[
+        float,
+        Field(
+            ge=0.5,
+            lt=1.0,
+            description="Of each verdict. 0.95: of canaries that are just too bad, at most 1 in 20 passes a gate.",
+        ),
+    ] = 0.95
+
+
+class CanaryStep(Record):
+    """A share of the traffic, and how long it is watched."""
+
+    weight: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=50,
+            description="Percent of the traffic. It is the share of pods, so with few replicas it is only approximate, "
+            "and the other revision keeps all its pods, so it ends at 50; after the last step come 100.",
+        ),
+    ]
+    hold_seconds: Annotated[
+        Seconds, Field(description="Least time at this weight. Gates that are not decided by then extend it, to 4x.")
+    ] = 60
+
+
+class Canary(Record):
+    """A growing share of the traffic; each step must pass the gates."""
+
+    model_config = cel(
+        (
+            "self.steps.map(step, step.weight).isSorted()"
+            " && self.steps.all(one, self.steps.exists_one(other, other.weight == one.weight))",
+            "'steps: weights must grow from step to step; sort them'",
+        )
+    )
+
+    steps: Annotated[list[CanaryStep], Field(min_length=1, max_length=20, description="In order.")] = [
+        CanaryStep(weight=5),
+        CanaryStep(weight=25),
+        CanaryStep(weight=50),
+    ]
+    gates: Annotated[Gates, Field(description="What must be proven in each step.")] = Gates()
+
+    @model_validator(mode="after")
+    def _weights_grow(self) -> Self:
+        weights = [step.weight for step in self.steps]
+        if any(first >= second for first, second in pairwise(weights)):
+            raise ValueError("steps: weights must grow from step to step; sort them")
+        return self
+
+
+class Rolling(Record):
+    """Pods of the new revision replace those of the old one as they become ready."""
+
+    max_surge: Annotated[int, Field(ge=1, le=1000, description="Pods there may be beyond replicas meanwhile.")] = 1
+
+
+class BlueGreen(Record):
+    """The new revision is brought up in full size, then all traffic moves at once."""
+
+    hold_seconds: Annotated[
+        Annotated[int, Field(ge=0, le=86400)],
+        Field(description="How long the old revision stays in full size after that, so that it can take over again."),
+    ] = 300
+
+
+class Strategy(OneOf):
+    """How traffic moves from one revision to the next."""
+
+    rolling: Annotated[Rolling | None, Field(description="Pod by pod.")] = None
+    canary: Annotated[Canary | None, Field(description="A growing share of traffic, gated by statistics.")] = None
+    blue_green: Annotated[BlueGreen | None, Field(description="All at once, with a way back.")] = None
+
+
+class Rollout(Record):
+    """How a new revision takes over, and what happens when it is no good."""
+
+    strategy: Annotated[Strategy, Field(description="How traffic moves. Set exactly one key.")] = Strategy(
+        rolling=Rolling()
+    )
+    auto_rollback: Annotated[
+        bool,
+        Field(
+            description="A revision that fails a gate gives all traffic back. false: it keeps its share and waits for "
+            "somebody to change the spec. One that cannot load its checkpoint is given up in any case."
+        ),
+    ] = True
+    progress_deadline_seconds: Annotated[
+        Seconds,
+        Field(description="Until the pods of a new revision must be ready, or it has failed."),
+    ] = 600
+
+
+def _rules_of(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The CEL rules of `model`, which a model that extends it would otherwise lose."""
+    for rule in model.model_json_schema(by_alias=True).get("x-kubernetes-validations", []):
+        yield rule["rule"], rule["messageExpression"]
+
+
+class InferenceServiceSpec(Guards):
+    """What to serve, how it is guarded and how changes are rolled out. The operator never writes here."""
+
+    model_config = cel(
+        *_rules_of(Guards),
+        (
+            "!has(self.modelRef.uri) || has(self.runtime)",
+            "'runtime: is needed with modelRef.uri, which does not say what trained the model; choose flax or torch'",
+        ),
+    )
+
+    model_ref: Annotated[ModelRef, Field(description="What is served.")]
+    runtime: Annotated[
+        Literal["flax", "torch"] | None,
+        Field(
+            description="What computes it; a checkpoint of either framework loads into both. Left out: the framework "
+            "that trained it."
+        ),
+    ] = None
+    protocols: Annotated[
+        list[Literal["OpenInference", "KServeV1", "OpenAI"]],
+        Field(min_length=1, max_length=3, description="What is spoken. OpenAI is for language models."),
+    ] = ["OpenInference", "KServeV1"]
+    replicas: Annotated[int, Field(ge=1, le=1000, description="Pods that serve.")] = 1
+    rollout: Annotated[Rollout, Field(description="How a new revision takes over.")] = Rollout()
+    image: Annotated[
+        str | None, Field(min_length=1, description="Container image. Left out: the operator's image for serving.")
+    ] = None
+    gpus: Annotated[int, Field(ge=0, le=16, description="NVIDIA GPUs per pod; 0 computes on the CPU.")] = 0
+    resources: Annotated[
+        dict[str, Quantity],
+        Field(description="Requests, and limits of the same size, by resource name. nvidia.com/gpu comes from gpus."),
+    ] = {}
+    node_selector: Annotated[dict[str, str], Field(description="Labels a node must carry.")] = {}
+    tolerations: Annotated[list[Toleration], Field(description="Taints the pods tolerate.")] = []
+    pod_patch: Annotated[
+        dict[str, Any] | None,
+        Field(
+            description="Merged into every pod (strategic merge: containers by name, volumes by name). The container "
+            "is called server. A change makes a new revision.",
+            json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        ),
+    ] = None
+
+    @classmethod
+    def parse(cls, document: Any) -> Self:
+        """The spec a JSON document describes. Types are strict, as the API server's are: "3" is not 3."""
+        return cls.model_validate(document, strict=True, by_alias=True, by_name=False)
+
+    @property
+    def guards(self) -> Guards:
+        """The part that travels to the pods."""
+        return Guards(**{name: getattr(self, name) for name in Guards.model_fields})
+
+    @model_validator(mode="after")
+    def _stored_models_have_a_runtime(self) -> Self:
+        if self.model_ref.uri and not self.runtime:
+            raise ValueError(
+                "runtime: is needed with modelRef.uri, which does not say what trained the model; choose flax or torch"
+            )
+        return self
