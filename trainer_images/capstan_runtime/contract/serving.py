@@ -14,6 +14,28 @@ from capstan_runtime.contract.config import Fraction, Verification
 PositiveSeconds = Annotated[float, Field(gt=0.0, le=86400.0)]
 
 
+API_KEYS_FOLDER = "/etc/capstan/api-keys"
+"""Where a pod finds the Secret that `guards.auth` names: a file for each client, called after it, that holds its key."""
+
+
+class LocalObjectReference(Record):
+    """An object of the same namespace."""
+
+    name: Annotated[str, Field(min_length=1, max_length=253, description="Its name.")]
+
+
+class Auth(Record):
+    """Requests must carry an API key, as `Authorization: Bearer` or `X-Api-Key`. Probes and metrics need none."""
+
+    api_keys_secret_ref: Annotated[
+        LocalObjectReference,
+        Field(
+            description="Secret with one entry per client: the entry's name is the client's, its value the key. "
+            "Changes take effect without a restart."
+        ),
+    ]
+
+
 class Queue(Record):
     """How many requests a replica takes on. Beyond that it answers 429 with Retry-After at once."""
 
@@ -102,6 +124,10 @@ class Anomaly(Record):
     """Marks or refuses inputs that are unlike those the model was trained on, by the energy of its logits
     (Liu et al., 2020, arXiv 2010.03759)."""
 
+    model_config = cel(
+        ("has(self.energyAbove) || has(self.confidenceBelow)", "'set energyAbove, confidenceBelow or both'"),
+    )
+
     action: Annotated[
         Literal["Flag", "Reject"], Field(description="Flag: the answer says so. Reject: the answer is 422.")
     ] = "Flag"
@@ -112,6 +138,12 @@ class Anomaly(Record):
     confidence_below: Annotated[
         Fraction | None, Field(description="Greatest class probability below which it is. Left out: not checked.")
     ] = None
+
+    @model_validator(mode="after")
+    def _has_a_threshold(self) -> Self:
+        if self.energy_above is None and self.confidence_below is None:
+            raise ValueError("set energyAbove, confidenceBelow or both")
+        return self
 
 
 class Audit(Record):
@@ -133,6 +165,15 @@ class Tracing(Record):
 class Guards(Record):
     """All that stands between a request and the model."""
 
+    model_config = cel(
+        (
+            "!has(self.adaptiveLimit) || self.adaptiveLimit.minOngoing <= self.queue.maxOngoingRequests",
+            "'adaptiveLimit.minOngoing ' + string(self.adaptiveLimit.minOngoing) + ' is above queue.maxOngoingRequests '"
+            " + string(self.queue.maxOngoingRequests) + '; lower minOngoing'",
+        ),
+    )
+
+    auth: Annotated[Auth | None, Field(description="Left out: everybody is answered.")] = None
     timeout_seconds: Annotated[
         PositiveSeconds, Field(description="Until a request that was not answered gets 504. No header can raise it.")
     ] = 30.0
@@ -148,6 +189,15 @@ class Guards(Record):
     anomaly: Annotated[Anomaly | None, Field(description="Left out: answers carry confidence and energy only.")] = None
     audit: Annotated[Audit | None, Field(description="Left out: no record is kept.")] = None
     tracing: Annotated[Tracing | None, Field(description="Left out: no spans.")] = None
+
+    @model_validator(mode="after")
+    def _adaptive_limit_fits(self) -> Self:
+        if self.adaptive_limit is not None and self.adaptive_limit.min_ongoing > self.queue.max_ongoing_requests:
+            raise ValueError(
+                f"adaptiveLimit.minOngoing {self.adaptive_limit.min_ongoing} is above queue.maxOngoingRequests "
+                f"{self.queue.max_ongoing_requests}; lower minOngoing"
+            )
+        return self
 
 
 class ServedModel(Record):

@@ -1,0 +1,103 @@
+"""Finds how many requests at a time a replica can take without making them wait."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+from capstan_runtime.contract.serving import AdaptiveLimit
+from capstan_runtime.serving.refusal import Shed, too_many
+
+_WINDOW_SECONDS = 0.1
+_WINDOW_SAMPLES = 10
+"""A window ends when it is so long and holds so many: fewer say little about a median."""
+_SMOOTHING = 0.3
+"""Weight of a new value: of the limit when it falls, and of the idle latency."""
+_LEAST_GRADIENT = 0.5
+"""One window at most halves the limit."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Of a request that is worked on."""
+
+    since: float
+    was_idle: bool
+    """It found the replica idle."""
+
+
+class AdaptiveLimiter:
+    """The gradient of latency decides (as in Netflix's concurrency-limits and Envoy's adaptive concurrency): after each
+    window the limit is multiplied by allowed / median latency, at most 1, and grows by its own square root as long as
+    it is used.
+
+    Allowed is `latency_ratio` times the latency of an idle replica: that of requests that found fewer than
+    `min_ongoing` others. It is known anew whenever there are few requests, and also when the machine has become slower
+    for good: the limit then falls to `min_ongoing`, where every request counts as one of an idle replica. So nothing
+    needs to be throttled now and then to measure it.
+    """
+
+    def __init__(self, config: AdaptiveLimit, most: int, clock: Callable[[], float]) -> None:
+        """`most`: never more at a time. The limit starts there, as if nothing were known: what is too much shows in the
+        first window, but a slow start would refuse what may well be done."""
+        self._least = config.min_ongoing
+        self._most = max(most, config.min_ongoing)
+        self._ratio = config.latency_ratio
+        self._clock = clock
+        self._limit = float(self._most)
+        self._ongoing = 0
+        self._most_ongoing = 0
+        self._idle_seconds = math.inf
+        self._window: list[float] = []
+        self._window_began = clock()
+
+    @property
+    def limit(self) -> int:
+        return int(self._limit)
+
+    @property
+    def ongoing(self) -> int:
+        return self._ongoing
+
+    def check(self) -> None:
+        """Raises Refusal 429 when there is no room."""
+        if self._ongoing >= self.limit:
+            self._most_ongoing = max(self._most_ongoing, self._ongoing)
+            raise too_many(f"{self._ongoing} requests at a time are all that can be answered in time", Shed.ADAPTIVE, 1)
+
+    def enter(self) -> Place:
+        """Takes a place; `leave` must follow. Raises Refusal 429 when there is none."""
+        self.check()
+        was_idle = self._ongoing < self._least
+        self._ongoing += 1
+        self._most_ongoing = max(self._most_ongoing, self._ongoing)
+        return Place(self._clock(), was_idle)
+
+    def leave(self) -> None:
+        """Gives a place back."""
+        self._ongoing -= 1
+
+    def learn(self, place: Place) -> None:
+        """Now is when the one who holds `place` was served."""
+        now = self._clock()
+        seconds = now - place.since
+        if math.isinf(self._idle_seconds):
+            self._idle_seconds = seconds
+        elif place.was_idle:
+            self._idle_seconds += _SMOOTHING * (seconds - self._idle_seconds)
+        self._window.append(seconds)
+        if len(self._window) >= _WINDOW_SAMPLES and now - self._window_began >= _WINDOW_SECONDS:
+            self._adapt(median(self._window))
+            self._window.clear()
+            self._window_began = now
+
+    def _adapt(self, seconds: float) -> None:
+        allowed = self._ratio * self._idle_seconds
+        gradient = max(_LEAST_GRADIENT, min(1.0, allowed / seconds)) if seconds > 0.0 else 1.0
+        wanted = self._limit * gradient
+        if gradient < 1.0:
+            wanted = self._limit + _SMOOTHING * (wanted - self._limit)
+        elif self._most_ongoing >= self._limit / 2:
+            wanted += math.sqrt(self._limit)
+        self._limit = min(float(self._most), max(float(self._least), wanted))
+        self._most_ongoing = self._ongoing
