@@ -141,14 +141,14 @@ def test_convolution(size: int, stride: int, side: int) -> None:
 def test_rotary_positions() -> None:
     x = normal(2, 5, 3, 8)
     expected = rotate(x, 100.0)
-    check(np.asarray(flax_layers.rotate(jnp.asarray(x), flax_layers.rotary_table(5, 8, 100.0))), expected)
+    check(np.asarray(flax_layers.rotate(jnp.asarray(x), flax_layers.rotary_table(jnp.arange(5), 8, 100.0))), expected)
     table = torch_layers.RotaryTable(8, 100.0).at(5, torch.device("cpu"))
     check(torch_layers.rotate(torch.from_numpy(x), table).numpy(), expected)
 
 
 def test_rotary_scores_depend_on_distance_alone() -> None:
     x = np.broadcast_to(normal(1, 1, 1, 8), (1, 9, 1, 8))
-    turned = np.asarray(flax_layers.rotate(jnp.asarray(x), flax_layers.rotary_table(9, 8, 100.0)))[0, :, 0]
+    turned = np.asarray(flax_layers.rotate(jnp.asarray(x), flax_layers.rotary_table(jnp.arange(9), 8, 100.0)))[0, :, 0]
     scores = turned @ turned.T
     for distance in range(9):
         diagonal = np.diagonal(scores, distance)
@@ -158,7 +158,7 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
 def test_grouped_query_attention() -> None:
     x, w = normal(2, 5, 24), {"qkv.weight": normal(40, 24) / 4, "out.weight": normal(24, 24) / 4}
     expected = attention(x, w, DECODER)
-    table = flax_layers.rotary_table(5, 4, DECODER.rope_theta)
+    table = flax_layers.rotary_table(jnp.arange(5), 4, DECODER.rope_theta)
     check(run_flax(flax_models.Attention(DECODER), dict(w), jnp.asarray(x), table), expected)
     torch_table = torch_layers.RotaryTable(4, DECODER.rope_theta).at(5, torch.device("cpu"))
     check(run_torch(torch_models.Attention(DECODER), w, torch.from_numpy(x), torch_table), expected)

@@ -7,6 +7,7 @@ Axes: B batch, T time, D model width, N query heads, K key and value heads, H he
 # mypy: disable-error-code="no-any-return"
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -70,8 +71,25 @@ class CnnModel(nn.Module):
         return self.head(x_BCSS.mean(dim=(2, 3)))
 
 
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""From q_BTNH, k_BTKH and v_BTKH to mixed_BTNH: which positions see which. Whoever keeps keys and values brings its
+own."""
+
+
+def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
+    """Every position sees itself and those before it."""
+    mixed_BNTH = F.scaled_dot_product_attention(
+        q_BTNH.transpose(1, 2),
+        k_BTKH.transpose(1, 2),
+        v_BTKH.transpose(1, 2),
+        is_causal=True,
+        enable_gqa=k_BTKH.shape[2] != q_BTNH.shape[2],
+    )
+    return mixed_BNTH.transpose(1, 2)
+
+
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al., 2305.13245), causal, with rotary positions."""
+    """Grouped-query attention (Ainslie et al., 2305.13245) with rotary positions."""
 
     def __init__(self, config: Transformer) -> None:
         super().__init__()
@@ -80,18 +98,12 @@ class Attention(nn.Module):
         self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.out = Linear(config.dim, config.dim)
 
-    def forward(self, x_BTD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x_BTD: Tensor, table: tuple[Tensor, Tensor], attend: Attend = causal_attention) -> Tensor:
         batch, length, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, length, -1, self.head_dim)
         q_BTNH, k_BTKH, v_BTKH = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        mixed_BNTH = F.scaled_dot_product_attention(
-            rotate(q_BTNH, table).transpose(1, 2),
-            rotate(k_BTKH, table).transpose(1, 2),
-            v_BTKH.transpose(1, 2),
-            is_causal=True,
-            enable_gqa=self.kv_heads != self.heads,
-        )
-        return self.out(mixed_BNTH.transpose(1, 2).reshape(batch, length, -1))
+        mixed_BTNH = attend(rotate(q_BTNH, table), rotate(k_BTKH, table), v_BTKH)
+        return self.out(mixed_BTNH.reshape(batch, length, -1))
 
 
 class FeedForward(nn.Module):
@@ -116,8 +128,8 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table)
+    def forward(self, x_BTD: Tensor, table: tuple[Tensor, Tensor], attend: Attend = causal_attention) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, attend)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -135,10 +147,17 @@ class TransformerModel(nn.Module):
         x_BTD = self.embed(inputs, dtype)
         for layer in self.layers:
             x_BTD = layer(x_BTD, table)
+        return self.logits(x_BTD)
+
+    def logits(self, x_BTD: Tensor) -> Tensor:
+        """[B, T, vocabulary] of what the last layer put out."""
         x_BTD = self.norm(x_BTD)
         if self.head is not None:
             return self.head(x_BTD)
-        return F.linear(x_BTD, self.embed.weight.to(dtype))
+        return F.linear(x_BTD, self.embed.weight.to(x_BTD.dtype))
+
+
+AnyModel = MlpModel | CnnModel | TransformerModel
 
 
 def build_model(model: Model, data: DataSpec, seed: int) -> nn.Module:
@@ -148,7 +167,7 @@ def build_model(model: Model, data: DataSpec, seed: int) -> nn.Module:
     Raises ConfigError if the model cannot take such data.
     """
     table = parameter_table(model, data)
-    module = _build(model, data)
+    module = bare_model(model, data)
     parameters = dict(module.named_parameters())
     with torch.no_grad():
         for spec in table:
@@ -158,7 +177,8 @@ def build_model(model: Model, data: DataSpec, seed: int) -> nn.Module:
     return module
 
 
-def _build(model: Model, data: DataSpec) -> nn.Module:
+def bare_model(model: Model, data: DataSpec) -> AnyModel:
+    """The module with parameters of the right shapes and no meaningful values, on torch's default device."""
     match model.value:
         case Mlp() as config:
             return MlpModel(config, math.prod(data.input_shape), data.outputs)

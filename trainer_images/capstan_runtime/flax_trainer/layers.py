@@ -94,10 +94,10 @@ class Convolution(nnx.Module):
         return self.norm(self.conv(x_BSSC, stride))
 
 
-def rotary_table(length: int, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of every pair of coordinates at every position, [T, H / 2] each, fp32 (Su et al., 2104.09864)."""
+def rotary_table(positions_T: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every pair of coordinates at each position, [T, H / 2] each, fp32 (Su et al., 2104.09864)."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = jnp.arange(length, dtype=jnp.float32)[:, None] * frequencies
+    angles = positions_T.astype(jnp.float32)[:, None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 

@@ -4,6 +4,7 @@ Axes: B batch, T time, D model width, N query heads, K key and value heads, H he
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -64,8 +65,20 @@ class CnnModel(nnx.Module):
         return self.head(jnp.mean(x_BSSC, axis=(1, 2)))
 
 
+RotaryTable = tuple[jax.Array, jax.Array]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""From q_BTNH, k_BTKH and v_BTKH to mixed_BTNH: which positions see which. Whoever keeps keys and values brings its
+own."""
+
+
+def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+    """Every position sees itself and those before it."""
+    implementation = _attention_implementation(q_BTNH.dtype, q_BTNH.shape[-1])
+    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation=implementation)
+
+
 class Attention(nnx.Module):
-    """Grouped-query attention (Ainslie et al., 2305.13245), causal, with rotary positions."""
+    """Grouped-query attention (Ainslie et al., 2305.13245) with rotary positions."""
 
     def __init__(self, config: Transformer) -> None:
         self.heads, self.kv_heads = config.heads, kv_heads(config)
@@ -73,17 +86,11 @@ class Attention(nnx.Module):
         self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.out = Linear(config.dim, config.dim)
 
-    def __call__(self, x_BTD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, table: RotaryTable, attend: Attend = causal_attention) -> jax.Array:
         batch, length, _ = x_BTD.shape
         heads = self.qkv(x_BTD).reshape(batch, length, -1, self.head_dim)
         q_BTNH, k_BTKH, v_BTKH = jnp.split(heads, [self.heads, self.heads + self.kv_heads], axis=2)
-        mixed_BTNH = jax.nn.dot_product_attention(
-            rotate(q_BTNH, table),
-            rotate(k_BTKH, table),
-            v_BTKH,
-            is_causal=True,
-            implementation=_attention_implementation(x_BTD.dtype, self.head_dim),
-        )
+        mixed_BTNH = attend(rotate(q_BTNH, table), rotate(k_BTKH, table), v_BTKH)
         return self.out(mixed_BTNH.reshape(batch, length, -1))
 
 
@@ -114,8 +121,8 @@ class DecoderLayer(nnx.Module):
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
 
-    def __call__(self, x_BTD: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table)
+    def __call__(self, x_BTD: jax.Array, table: RotaryTable, attend: Attend = causal_attention) -> jax.Array:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, attend)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
 
@@ -131,17 +138,24 @@ class TransformerModel(nnx.Module):
         self.head = None if config.tied else Linear(config.dim, vocabulary)
 
     def __call__(self, inputs: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        table = rotary_table(inputs.shape[1], self.config.dim // self.config.heads, self.config.rope_theta)
+        table = self.rotary(jnp.arange(inputs.shape[1]))
         structure, stacked = nnx.split(self.layers)
 
         def layer(x_BTD: jax.Array, parameters: Any) -> tuple[jax.Array, None]:
             return nnx.merge(structure, parameters)(x_BTD, table), None
 
         x_BTD, _ = jax.lax.scan(layer, self.embed(inputs, dtype), stacked)
+        return self.logits(x_BTD)
+
+    def rotary(self, positions_T: jax.Array) -> RotaryTable:
+        return rotary_table(positions_T, self.config.dim // self.config.heads, self.config.rope_theta)
+
+    def logits(self, x_BTD: jax.Array) -> jax.Array:
+        """[B, T, vocabulary] of what the last layer put out."""
         x_BTD = self.norm(x_BTD)
         if self.head is not None:
             return self.head(x_BTD)
-        return jnp.einsum("btd,vd->btv", x_BTD, self.embed.weight[...].astype(dtype))
+        return jnp.einsum("btd,vd->btv", x_BTD, self.embed.weight[...].astype(x_BTD.dtype))
 
 
 AnyModel = MlpModel | CnnModel | TransformerModel

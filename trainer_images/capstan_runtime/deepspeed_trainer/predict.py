@@ -1,0 +1,48 @@
+"""A verified checkpoint as a predictor on torch: parameters alone, in fp32, on the first GPU or the CPU."""
+
+import torch
+
+from capstan_runtime.contract.signature import Signature
+from capstan_runtime.deepspeed_trainer.models import AnyModel, TransformerModel, bare_model
+from capstan_runtime.deepspeed_trainer.predict_classifier import TorchClassifier
+from capstan_runtime.deepspeed_trainer.predict_decoder import TorchDecoder
+from capstan_runtime.deepspeed_trainer.world import translated_errors
+from capstan_runtime.engine import TensorSource
+from capstan_runtime.model_signature import data_spec_of
+from capstan_runtime.model_spec import parameter_table, read_tensor, tensor_name
+from capstan_runtime.serving.predictor import Classifier, Decoder
+
+
+def build(signature: Signature, source: TensorSource, slots: int) -> Classifier | Decoder:
+    """The model of `signature` with the parameters in `source`; no optimizer state is read. `slots`: of a decoder.
+
+    Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`, GpuOutOfMemory.
+    """
+    device = _device()
+    with translated_errors():
+        module = _load(signature, source, device)
+        if isinstance(module, TransformerModel):
+            return TorchDecoder(signature, module, device, slots)
+        return TorchClassifier(signature, module, device)
+
+
+def _load(signature: Signature, source: TensorSource, device: torch.device) -> AnyModel:
+    data = data_spec_of(signature)
+    table = parameter_table(signature.model, data)
+    with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
+        module = bare_model(signature.model, data)
+    tensors = {}
+    for spec in table:
+        array = read_tensor(source, tensor_name(spec.name), spec.shape).astype("float32", copy=False)
+        tensors[spec.name] = torch.from_numpy(array).to(device)
+    module.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)
+
+
+def _device() -> torch.device:
+    """With fp32 arithmetic that is fp32."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # Matrix products are exact by default, convolutions are not: cuDNN may round their inputs to 10 bits (TF32).
+    torch.backends.cudnn.allow_tf32 = False
+    return torch.device("cuda", 0)
