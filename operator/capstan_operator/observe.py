@@ -167,13 +167,12 @@ class ServedTraffic:
     """What the pods of one revision answered within one window of time."""
 
     requests: int = 0
-    """Answers and failures; what a guard turned away is in neither."""
+    """Answers and failures alike; what a guard turned away before the model saw it is not among them."""
     errors: int = 0
     """Of those, the failures: answers 5xx, and requests that ran out of time."""
     latencies: tuple[int, ...] = ()
-    """How many of the answers took at most `ObservedTraffic.bounds[i]`; cumulative, as in Prometheus."""
-    timed: int = 0
-    """Answers whose time was taken; what `latencies` lacks of it took longer than the last bound."""
+    """How many took at most `ObservedTraffic.bounds[i]`; cumulative, as in Prometheus. What it lacks of `requests` took
+    longer than the last bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,8 +195,6 @@ class ObservedServing:
     """The TrainingJob that spec.modelRef names; None: it names none, or there is none."""
     deployments: tuple[ObservedDeployment, ...]
     """Those owned by this service (by uid), sorted by name."""
-    revision_services: frozenset[str]
-    """Names of the revisions whose own Service exists."""
     route: ObservedRoute | None
     """None: there is none yet."""
     replicas: tuple[ObservedReplica, ...]

@@ -204,7 +204,7 @@ class Rollout(Record):
     ] = True
     progress_deadline_seconds: Annotated[
         Seconds,
-        Field(description="Until the pods of a new revision must be ready, or it has failed."),
+        Field(description="Until one more pod of a new revision must be ready, or it has failed."),
     ] = 600
 
 

@@ -71,7 +71,10 @@ class RolloutStatus(Record):
         ),
     ]
     step: Annotated[int | None, Field(description="Index of the canary's step; absent: it is in none.")] = None
-    started_at: Annotated[str, Field(description="When it began (RFC 3339).")]
+    started_at: Annotated[
+        str, Field(description="When this phase or step began or got one more pod ready; the deadline counts from it.")
+    ]
+    ready: Annotated[int, Field(description="Most pods of the candidate that were ready at a time in this phase.")] = 0
     since: Annotated[
         str | None,
         Field(description="When this phase or step had its pods ready, so that its time counts; absent: not yet."),

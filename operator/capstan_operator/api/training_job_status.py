@@ -63,6 +63,10 @@ class FailureStatus(Record):
     ] = None
     remedy: Annotated[str | None, Field(description="What the next attempt does differently, in one clause.")] = None
     at: Annotated[str, Field(description="When it was seen (RFC 3339).")]
+    newest_pod_at: Annotated[
+        str | None,
+        Field(description="When the newest pod there was then had been created (RFC 3339): a newer one is charged anew."),
+    ] = None
 
 
 class SkipStatus(Record):

@@ -1,13 +1,19 @@
 """Conditions: one fact each, in a fixed order, stamped when their status turns."""
 
-from capstan_operator.api.meta import Condition, TrainingJobCondition
+from enum import StrEnum
+from typing import TypeVar
+
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.api.meta import Condition, InferenceServiceCondition, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.progress import summary
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, is_changed
 from capstan_operator.decide.times import rfc3339
 
-_ORDER = list(TrainingJobCondition)
+Status = TypeVar("Status", TrainingJobStatus, InferenceServiceStatus)
+ConditionType = TrainingJobCondition | InferenceServiceCondition
+"""They stand in the order in which their enumeration names them."""
 
 FIXED_FIELDS = (
     "checkpoint.interval, retention and verify, training.virtualRanks and, of recovery, deadlines, numerical, "
@@ -15,26 +21,26 @@ FIXED_FIELDS = (
 )
 
 
-def find(status: TrainingJobStatus, kind: TrainingJobCondition) -> Condition | None:
+def find(status: TrainingJobStatus | InferenceServiceStatus, kind: ConditionType) -> Condition | None:
     """The condition of this kind; None: nothing is said about it."""
     return next((condition for condition in status.conditions if condition.type == kind), None)
 
 
-def is_true(status: TrainingJobStatus, kind: TrainingJobCondition) -> bool:
+def is_true(status: TrainingJobStatus | InferenceServiceStatus, kind: ConditionType) -> bool:
     """The condition is there and True."""
     condition = find(status, kind)
     return condition is not None and condition.status == "True"
 
 
 def put_condition(
-    status: TrainingJobStatus,
-    kind: TrainingJobCondition,
+    status: Status,
+    kind: ConditionType,
     is_met: bool | None,
-    reason: Reason,
+    reason: StrEnum,
     message: str,
     now: float,
     generation: int,
-) -> TrainingJobStatus:
+) -> Status:
     """`status` with this condition set; None is Unknown. The time of transition stays while the status does."""
     word = {True: "True", False: "False", None: "Unknown"}[is_met]
     old = find(status, kind)
@@ -49,8 +55,9 @@ def put_condition(
             "observed_generation": generation,
         }
     )
-    others = [other for other in status.conditions if other.type != kind]
-    return status.model_copy(update={"conditions": sorted([*others, condition], key=lambda c: _ORDER.index(c.type))})
+    others: list[Condition] = [other for other in status.conditions if other.type != kind]
+    order = list(type(kind))
+    return status.model_copy(update={"conditions": sorted([*others, condition], key=lambda c: order.index(c.type))})
 
 
 def put(

@@ -1,0 +1,1 @@
+"""What `decide_inference_service` is made of: one file per policy."""

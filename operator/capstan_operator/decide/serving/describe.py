@@ -1,0 +1,205 @@
+"""How it is told: conditions, one reason, one sentence, and what every revision has of the traffic."""
+
+from dataclasses import dataclass
+
+from capstan_operator.api.inference_service_status import InferenceServiceStatus, RevisionStatus
+from capstan_operator.api.meta import InferenceServiceCondition
+from capstan_operator.decide.conditions import find, put_condition
+from capstan_operator.decide.serving.fleet import Fleet, known_revision
+from capstan_operator.decide.serving.health import trouble
+from capstan_operator.decide.serving.model import NoModel
+from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_runtime.contract.env import SERVE_PORT
+
+SHORT_DIGEST = len("blake3:") + 12
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """What is going on."""
+
+    reason: str
+    message: str
+
+
+def describe(fleet: Fleet, no_model: NoModel | None) -> InferenceServiceStatus:
+    """The whole status of a service with a valid spec."""
+    headline = _headline(fleet, no_model)
+    status = _with_traffic(fleet).model_copy(
+        update={
+            "observed_generation": fleet.seen.service.generation,
+            "reason": headline.reason,
+            "message": headline.message,
+            "url": _url(fleet),
+        }
+    )
+    fleet = fleet.after(status)
+    status = _put(fleet, InferenceServiceCondition.ACCEPTED, True, ServingReason.VALID.value, "the spec is valid")
+    status = _put_serving(fleet.after(status))
+    status = _put_up_to_date(fleet.after(status), headline)
+    is_moving = status.rollout is not None or headline.reason == ServingReason.RETREATING
+    kind = InferenceServiceCondition.PROGRESSING
+    status = _put(fleet.after(status), kind, is_moving, headline.reason, headline.message)
+    return _put_rolled_back(fleet.after(status))
+
+
+def _headline(fleet: Fleet, no_model: NoModel | None) -> Headline:
+    if no_model is not None:
+        return Headline(no_model.reason.value, no_model.message)
+    rollout, stable = fleet.rollout, fleet.status.stable
+    if rollout is not None:
+        return Headline(rollout.phase, _progress(fleet))
+    if stable and fleet.others() and fleet.seen.route and fleet.seen.route.revision != stable:
+        return Headline(ServingReason.RETREATING.value, f"traffic goes back to {stable} as its pods get ready")
+    wanted = known_revision(fleet.status, fleet.wanted.name) if fleet.wanted else None
+    if wanted is not None and wanted.failure is not None:
+        back = f"; {stable} serves" if stable else "; nothing else was ever served"
+        return Headline(wanted.failure.reason, f"{wanted.name} was given up: {wanted.failure.message}{back}")
+    if not fleet.behind():
+        return Headline(ServingReason.NO_READY_PODS.value, _why_dark(fleet))
+    return Headline(ServingReason.LIVE.value, f"{stable} has all traffic")
+
+
+def _progress(fleet: Fleet) -> str:
+    """What the rollout does now, in one sentence without a clock."""
+    rollout = fleet.rollout
+    assert rollout is not None
+    name = rollout.candidate
+    problem = trouble(fleet.pods(name))
+    waits = f"; {problem}" if problem else ""
+    match rollout.phase:
+        case "Starting":
+            return f"pods of {name} come up{waits}"
+        case "Canary" if fleet.canary:
+            step = min(rollout.step or 0, len(fleet.canary.steps) - 1)
+            return (
+                f"{name} is to have about {fleet.canary.steps[step].weight} % of the traffic, step {step + 1} of "
+                f"{len(fleet.canary.steps)}{_verdicts(fleet, name)}{waits}"
+            )
+        case "Holding":
+            return f"{name} has all traffic, {fleet.status.stable} is kept until it has proven itself{waits}"
+        case _:
+            return f"traffic moves from {fleet.status.stable} to {name}{waits}"
+
+
+def _verdicts(fleet: Fleet, name: str) -> str:
+    known = known_revision(fleet.status, name)
+    return "".join(f", {gate.name} {gate.verdict}" for gate in known.gates) if known else ""
+
+
+def _why_dark(fleet: Fleet) -> str:
+    problem = trouble(fleet.pods(fleet.status.stable))
+    return f"no pod of {fleet.status.stable} is ready{': ' + problem if problem else ''}"
+
+
+def _url(fleet: Fleet) -> str | None:
+    """The address that works where the service runs: its name in the cluster's DNS, or, on a single machine whose
+    Services have loopback addresses and which has no such DNS, that address."""
+    service, route = fleet.seen.service, fleet.seen.route
+    if route is None:
+        return fleet.status.url
+    is_local = route.cluster_ip is not None and route.cluster_ip.startswith("127.")
+    host = route.cluster_ip if is_local else f"{service.name}.{service.namespace}.svc"
+    return f"http://{host}:{SERVE_PORT}"
+
+
+def _with_traffic(fleet: Fleet) -> InferenceServiceStatus:
+    behind = fleet.behind()
+    total = sum(behind.values())
+    weights = {name: round(100 * count / total) for name, count in behind.items()}
+    revisions = [
+        _revision(fleet, one, weights.get(one.name, 0))
+        for one in fleet.status.revisions
+        if one.failure or one.name in _alive(fleet)
+    ]
+    leading = known_revision(fleet.status, next(iter(behind), None))
+    mode = None
+    if total:
+        mode = "ReplicaRatio" if fleet.seen.route and fleet.seen.route.revision is None else "Selector"
+    return fleet.status.model_copy(
+        update={
+            "ready": f"{total}/{fleet.size}",
+            "traffic": ", ".join(f"{name} {weight}%" for name, weight in weights.items()) or None,
+            "traffic_mode": mode,
+            "served": _served(fleet, leading),
+            "digest": leading.digest[:SHORT_DIGEST] if leading else None,
+            "revisions": revisions,
+        }
+    )
+
+
+def _alive(fleet: Fleet) -> set[str]:
+    """Revisions that are or have something."""
+    named = {fleet.status.stable, fleet.rollout.candidate if fleet.rollout else None}
+    return {one.name for one in fleet.seen.deployments} | {name for name in named if name}
+
+
+def _revision(fleet: Fleet, known: RevisionStatus, weight: int) -> RevisionStatus:
+    return known.model_copy(
+        update={
+            "phase": _phase(fleet, known),
+            "weight": weight,
+            "ready": fleet.ready(known.name),
+            "total": fleet.replicas_wanted(known.name),
+        }
+    )
+
+
+def _phase(fleet: Fleet, known: RevisionStatus) -> str:
+    if known.failure:
+        return "Failed"
+    if fleet.rollout and known.name == fleet.rollout.candidate:
+        return fleet.rollout.phase
+    return "Live" if known.name == fleet.status.stable else "Leaving"
+
+
+def _served(fleet: Fleet, leading: RevisionStatus | None) -> str | None:
+    """`job@step` as the model's name: of the run it is from, whose folder is namespace/job/uid."""
+    if leading is None or fleet.status.model is None:
+        return None
+    job = fleet.status.model.run.split("/")[1]
+    return f"{job}@{leading.step}" if leading.step is not None else job
+
+
+def _put(
+    fleet: Fleet, kind: InferenceServiceCondition, is_met: bool | None, reason: str, message: str
+) -> InferenceServiceStatus:
+    generation = fleet.seen.service.generation
+    return put_condition(fleet.status, kind, is_met, ServingReason(reason), message, fleet.now, generation)
+
+
+def _put_serving(fleet: Fleet) -> InferenceServiceStatus:
+    behind = fleet.behind()
+    if behind:
+        names = " and ".join(behind)
+        return _put(
+            fleet, InferenceServiceCondition.SERVING, True, ServingReason.LIVE.value, f"the address leads to {names}"
+        )
+    message = "no pod behind the stable address is ready"
+    return _put(fleet, InferenceServiceCondition.SERVING, False, ServingReason.NO_READY_PODS.value, message)
+
+
+def _put_up_to_date(fleet: Fleet, headline: Headline) -> InferenceServiceStatus:
+    wanted, route = fleet.wanted, fleet.seen.route
+    is_met = (
+        wanted is not None
+        and wanted.name == fleet.status.stable
+        and fleet.rollout is None
+        and route is not None
+        and route.revision == wanted.name
+    )
+    if is_met and wanted:
+        message = f"{wanted.name} is what the spec asks for, and has all traffic"
+        return _put(fleet, InferenceServiceCondition.UP_TO_DATE, True, ServingReason.LIVE.value, message)
+    return _put(fleet, InferenceServiceCondition.UP_TO_DATE, False, headline.reason, headline.message)
+
+
+def _put_rolled_back(fleet: Fleet) -> InferenceServiceStatus:
+    """Said from the first time on; before that there is nothing to say."""
+    kind = InferenceServiceCondition.ROLLED_BACK
+    wanted = known_revision(fleet.status, fleet.wanted.name) if fleet.wanted else None
+    if wanted is not None and wanted.failure is not None:
+        return _put(fleet, kind, True, wanted.failure.reason, f"{wanted.name}: {wanted.failure.message}")
+    if find(fleet.status, kind) is None:
+        return fleet.status
+    return _put(fleet, kind, False, ServingReason.VALID.value, "the spec asks for a revision that was not given up")

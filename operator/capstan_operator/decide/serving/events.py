@@ -1,0 +1,51 @@
+"""What is worth an event: what became of revisions, and whether the address answers."""
+
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.api.meta import InferenceServiceCondition
+from capstan_operator.decide.conditions import find
+from capstan_operator.decide.types import EventNote
+
+
+def tell(old: InferenceServiceStatus, new: InferenceServiceStatus) -> tuple[EventNote, ...]:
+    """Of a status that follows another, what somebody should hear of."""
+    return (*_of_revisions(old, new), *_of_rollout(old, new), *_of_serving(old, new))
+
+
+def _of_revisions(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
+    before = {one.name for one in old.revisions if one.failure}
+    notes = [
+        EventNote("Warning", one.failure.reason, f"{one.name} was given up: {one.failure.message}")
+        for one in new.revisions
+        if one.failure and one.name not in before
+    ]
+    if new.stable and new.stable != old.stable:
+        notes.append(EventNote("Normal", "Promoted", f"{new.stable} has proven itself"))
+    return notes
+
+
+def _of_rollout(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
+    before, after = old.rollout, new.rollout
+    if after is None:
+        is_dropped = before is not None and new.stable == old.stable and len(new.revisions) == len(old.revisions)
+        failed = {one.name for one in new.revisions if one.failure}
+        if before is not None and is_dropped and before.candidate not in failed:
+            return [EventNote("Normal", "Abandoned", f"{before.candidate} is not asked for any more")]
+        return []
+    is_new = before is None or (before.candidate, before.phase, before.step) != (
+        after.candidate,
+        after.phase,
+        after.step,
+    )
+    if not is_new:
+        return []
+    step = f", step {after.step + 1}" if after.step is not None else ""
+    return [EventNote("Normal", after.phase, f"{after.candidate}: {after.phase}{step}")]
+
+
+def _of_serving(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
+    before, after = (find(status, InferenceServiceCondition.SERVING) for status in (old, new))
+    if after is None or (before is not None and before.status == after.status):
+        return []
+    if after.status == "True":
+        return [EventNote("Normal", "Serving", f"{new.url} answers")]
+    return [EventNote("Warning", after.reason, after.message)] if before is not None else []

@@ -1,0 +1,86 @@
+"""Whether a revision is good for anything: what its pods end with, and whether they get ready."""
+
+from capstan_operator.api.inference_service_status import RevisionFailure
+from capstan_operator.decide.serving.fleet import Fleet
+from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.times import rfc3339, seconds_after
+from capstan_operator.observe import ObservedReplica
+from capstan_runtime.contract.exit_codes import ExitCode
+
+CRASHES = 3
+MESSAGE_LENGTH = 500
+_HOPELESS = {
+    ExitCode.CORRUPT_CHECKPOINT: ServingReason.CORRUPT_CHECKPOINT,
+    ExitCode.CONFIG: ServingReason.CONFIG_ERROR,
+    ExitCode.DO_NOT_RESTART: ServingReason.DO_NOT_RESTART,
+}
+"""What another try would only repeat."""
+_SAID = {
+    ServingReason.CORRUPT_CHECKPOINT: "its checkpoint does not verify",
+    ServingReason.CONFIG_ERROR: "it cannot work as configured",
+    ServingReason.DO_NOT_RESTART: "it asked not to be started again",
+}
+
+
+def failure_of_candidate(fleet: Fleet) -> RevisionFailure | None:
+    """Why the revision that is on its way must be given up; None: it need not."""
+    rollout = fleet.rollout
+    assert rollout is not None
+    pods = fleet.pods(rollout.candidate)
+    for pod in pods:
+        hopeless = _hopeless(pod)
+        if hopeless is not None:
+            return _failure(fleet, hopeless, f"pod {pod.name}: {_SAID[hopeless]}{_words(pod)}", pod)
+    if fleet.status.stable is None:
+        # There is nothing to go back to: what may still come up is given the time.
+        return None
+    for pod in pods:
+        if pod.restarts >= CRASHES:
+            return _failure(
+                fleet, ServingReason.CRASHING, f"pod {pod.name} ended {pod.restarts} times{_words(pod)}", pod
+            )
+    deadline = fleet.spec.rollout.progress_deadline_seconds
+    if rollout.since is None and seconds_after(rollout.started_at, fleet.now) >= deadline:
+        why = next((f": pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), "")
+        message = f"no further pod was ready within {deadline} s (rollout.progressDeadlineSeconds){why}"
+        return _failure(fleet, ServingReason.PROGRESS_DEADLINE_EXCEEDED, message)
+    return None
+
+
+def seconds_until_given_up(fleet: Fleet) -> float | None:
+    """When the candidate's deadline is due; None: none is running."""
+    rollout = fleet.rollout
+    if rollout is None or rollout.since is not None or fleet.status.stable is None:
+        return None
+    return max(0.0, fleet.spec.rollout.progress_deadline_seconds - seconds_after(rollout.started_at, fleet.now))
+
+
+def trouble(pods: list[ObservedReplica]) -> str | None:
+    """The first thing that is wrong with any of `pods`, in one sentence; None: nothing is."""
+    for pod in pods:
+        if pod.is_ready or pod.is_deleting:
+            continue
+        if pod.exit_code:
+            return f"pod {pod.name} ended{_words(pod)}"
+        if pod.waiting:
+            return f"pod {pod.name}: {pod.waiting}"
+    return None
+
+
+def _hopeless(pod: ObservedReplica) -> ServingReason | None:
+    return next((reason for code, reason in _HOPELESS.items() if pod.exit_code == code), None)
+
+
+def _words(pod: ObservedReplica) -> str:
+    code = f" (exit code {pod.exit_code})" if pod.exit_code is not None else ""
+    return f"{code}: {pod.exit_message or pod.exit_reason or 'it said nothing'}"
+
+
+def _failure(fleet: Fleet, reason: ServingReason, message: str, pod: ObservedReplica | None = None) -> RevisionFailure:
+    return RevisionFailure(
+        reason=reason.value,
+        message=message[:MESSAGE_LENGTH],
+        pod=pod.name if pod else None,
+        exit_code=pod.exit_code if pod else None,
+        at=rfc3339(fleet.now),
+    )

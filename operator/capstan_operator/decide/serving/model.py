@@ -1,0 +1,115 @@
+"""Which checkpoint `spec.modelRef` means."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import ValidationError
+
+from capstan_operator.api.inference_service import InferenceServiceSpec, JobModel, StoredModel
+from capstan_operator.api.inference_service_status import InferenceServiceStatus, ModelStatus
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.api.training_job_status import CheckpointStatus, TrainingJobStatus
+from capstan_operator.build.store import run_folder
+from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.observe import ObservedJob
+
+RUNTIME_OF: dict[str, Literal["flax", "torch"]] = {"flax": "flax", "deepspeed": "torch"}
+
+
+@dataclass(frozen=True, slots=True)
+class NoModel:
+    """There is nothing to serve yet, and why."""
+
+    reason: ServingReason
+    message: str
+
+
+def resolve(
+    spec: InferenceServiceSpec, job: ObservedJob | None, status: InferenceServiceStatus
+) -> ModelStatus | NoModel:
+    """The checkpoint to serve. What was found once stays on status, so that it is served when its job is gone, too."""
+    if spec.model_ref.uri:
+        return _stored(spec.model_ref.uri)
+    assert spec.model_ref.training_job is not None
+    return _of_job(spec.model_ref.training_job, job, status)
+
+
+def _stored(ref: StoredModel) -> ModelStatus:
+    return ModelStatus(source="uri", run=ref.run, digest=ref.digest, store=ref.store, public_key=ref.public_key)
+
+
+def _of_job(ref: JobModel, job: ObservedJob | None, status: InferenceServiceStatus) -> ModelStatus | NoModel:
+    source = f"trainingJob {ref.name}" + (f" {ref.digest}" if ref.digest else "")
+    known = status.model if status.model and status.model.source == source else None
+    # A checkpoint that comes while another is rolled out waits for its turn: a job that saves more often than a rollout
+    # takes would otherwise never get one through.
+    is_settled = known is not None and (not ref.track or status.rollout is not None)
+    found = known if is_settled else _newest(ref, job, source, known)
+    if found is None:
+        return known or _nothing(ref, job)
+    if isinstance(found, NoModel):
+        return known or found
+    key = ref.public_key or (_key_of(job) if job is not None else found.public_key)
+    return found.model_copy(update={"public_key": key})
+
+
+def _newest(
+    ref: JobModel, job: ObservedJob | None, source: str, known: ModelStatus | None
+) -> ModelStatus | NoModel | None:
+    """The checkpoint of `job` to serve; None: none is good enough yet."""
+    if job is None:
+        return None
+    try:
+        spec = TrainingJobSpec.parse(job.spec)
+    except ValidationError:
+        return NoModel(
+            ServingReason.TRAINING_JOB_INVALID,
+            f"the spec of TrainingJob {ref.name} is invalid, so nobody knows where its checkpoints are; see its status",
+        )
+    if ref.digest:
+        told = next((c for c in _mentioned(job.status) if c.root == ref.digest), None)
+        digest, step = ref.digest, told.step if told else None
+    else:
+        verified = _verified(job.status, may_be_older=known is None)
+        if verified is None:
+            return None
+        digest, step = verified.root, verified.step
+    return ModelStatus(
+        source=source,
+        run=run_folder(job),
+        digest=digest,
+        step=step,
+        framework=RUNTIME_OF[spec.framework.kind],
+        store=spec.checkpoint.store,
+    )
+
+
+def _verified(status: TrainingJobStatus, *, may_be_older: bool) -> CheckpointStatus | None:
+    """The newest checkpoint whose bytes were read back and matched; None: there is none, or a newer one is awaited."""
+    choices = _mentioned(status) if may_be_older else [c for c in (status.checkpoint,) if c]
+    return next((checkpoint for checkpoint in choices if checkpoint.verified_at), None)
+
+
+def _mentioned(status: TrainingJobStatus) -> list[CheckpointStatus]:
+    return [checkpoint for checkpoint in (status.checkpoint, status.resumed_from) if checkpoint is not None]
+
+
+def _key_of(job: ObservedJob) -> str | None:
+    """The key that the job's own pods ask for."""
+    try:
+        return TrainingJobSpec.parse(job.spec).checkpoint.verify.public_key
+    except ValidationError:
+        return None
+
+
+def _nothing(ref: JobModel, job: ObservedJob | None) -> NoModel:
+    if job is None:
+        return NoModel(
+            ServingReason.TRAINING_JOB_NOT_FOUND,
+            f"there is no TrainingJob {ref.name} in this namespace; its first verified checkpoint will be served",
+        )
+    newest = job.status.checkpoint
+    seen = f"{newest.summary or newest.root} was not read back yet" if newest else "it has committed none"
+    return NoModel(
+        ServingReason.NO_VERIFIED_CHECKPOINT, f"TrainingJob {ref.name} has no verified checkpoint so far: {seen}"
+    )

@@ -1,0 +1,145 @@
+"""Which children there should be, of what size, and where the stable address leads: all from what is on record."""
+
+from dataclasses import dataclass
+
+from capstan_operator.build.serving_revision import (
+    Revision,
+    build_config_secret,
+    build_deployment,
+    build_revision_service,
+    build_route,
+)
+from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revision
+from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.types import ChildDeletion, Scale
+from capstan_operator.decide.types import Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be done to the children."""
+
+    apply: tuple[Manifest, ...]
+    scale: tuple[Scale, ...]
+    delete: tuple[ChildDeletion, ...]
+
+
+def make_plan(fleet: Fleet) -> Plan:
+    """Make, size and remove revisions, and lead the address to those that shall have traffic."""
+    sizes = _sizes(fleet)
+    made = tuple(
+        manifest
+        for name, size in sizes.items()
+        if fleet.deployment(name) is None and fleet.wanted and fleet.wanted.name == name
+        for manifest in _make(fleet, fleet.wanted, size)
+    )
+    scaled = tuple(
+        Scale(deployment.name, deployment.uid, sizes[deployment.name])
+        for deployment in fleet.seen.deployments
+        if deployment.name in sizes and deployment.replicas != sizes[deployment.name]
+    )
+    return Plan(made + _lead(fleet), scaled, _deletions(fleet))
+
+
+def _make(fleet: Fleet, revision: Revision, size: int) -> tuple[Manifest, ...]:
+    owner = fleet.seen.service
+    return (
+        build_config_secret(owner, revision),
+        build_revision_service(owner, revision.name),
+        build_deployment(owner, revision, size),
+    )
+
+
+def _sizes(fleet: Fleet) -> dict[str, int]:
+    """Pods of the proven revision and of the one on its way. Nothing is said of the others: they go."""
+    sizes = {}
+    if fleet.status.stable:
+        sizes[fleet.status.stable] = _stable_size(fleet)
+    if fleet.rollout:
+        sizes[fleet.rollout.candidate] = _candidate_size(fleet)
+    return sizes
+
+
+def _stable_size(fleet: Fleet) -> int:
+    """All of it, except where pods of the other revision stand in for its own, one by one, as they are ready."""
+    rollout = fleet.rollout
+    is_replaced = fleet.spec.rollout.strategy.rolling and rollout and rollout.phase in ("Shifting", "Holding")
+    if not is_replaced or rollout is None:
+        return fleet.size
+    return max(1, fleet.size - fleet.ready(rollout.candidate))
+
+
+def _candidate_size(fleet: Fleet) -> int:
+    rollout, strategy = fleet.rollout, fleet.spec.rollout.strategy
+    assert rollout is not None
+    if fleet.status.stable is None or fleet.is_dark():
+        return fleet.size
+    if rollout.phase == "Canary" and strategy.canary:
+        return fleet.canary_size()
+    if rollout.phase == "Starting" and strategy.canary:
+        return fleet.canary_size()
+    if strategy.rolling and rollout.phase in ("Starting", "Shifting"):
+        room = fleet.size + strategy.rolling.max_surge - fleet.replicas_wanted(fleet.status.stable)
+        return min(fleet.size, max(1, room, fleet.replicas_wanted(rollout.candidate)))
+    return fleet.size
+
+
+def _lead(fleet: Fleet) -> tuple[Manifest, ...]:
+    """The stable Service, if it is not there or leads elsewhere than it should."""
+    route = fleet.seen.route
+    if route is None:
+        first = fleet.status.stable or (fleet.rollout.candidate if fleet.rollout else None)
+        return (build_route(fleet.seen.service, first),) if first else ()
+    wanted = _destination(fleet, route.revision)
+    return () if wanted == route.revision else (build_route(fleet.seen.service, wanted),)
+
+
+def _destination(fleet: Fleet, now_at: str | None) -> str | None:
+    """The revision that the stable address shall lead to; None: to all that have pods."""
+    stable, rollout = fleet.status.stable, fleet.rollout
+    if stable is None:
+        is_better = rollout and (fleet.ready(rollout.candidate) or not fleet.behind())
+        return rollout.candidate if rollout and is_better else now_at
+    if rollout is None:
+        return stable if now_at == stable or _may_retreat(fleet) else now_at
+    match rollout.phase:
+        case "Starting":
+            return stable
+        case "Canary" | "Shifting":
+            return None
+        case "Holding":
+            is_whole = fleet.ready(rollout.candidate) >= fleet.size
+            is_only_one = fleet.ready(stable) == 0 and fleet.ready(rollout.candidate) > 0
+            return rollout.candidate if is_whole or is_only_one else now_at
+
+
+def _may_retreat(fleet: Fleet) -> bool:
+    """Whether all traffic can go back to the proven revision: it has as many ready pods as are behind the address now,
+    or as it shall ever have. From a canary that answers badly it goes back to whatever there is."""
+    ready = fleet.ready(fleet.status.stable)
+    if ready and any(_answers_badly(fleet, one.name) for one in fleet.others()):
+        return True
+    return ready >= min(fleet.size, sum(fleet.behind().values()))
+
+
+def _answers_badly(fleet: Fleet, name: str) -> bool:
+    known = known_revision(fleet.status, name)
+    return known is not None and known.failure is not None and known.failure.reason == ServingReason.GATE_FAILED
+
+
+def _deletions(fleet: Fleet) -> tuple[ChildDeletion, ...]:
+    """Of revisions that have no business here and no traffic. The Deployment goes last, because the rest is known by
+    it; its pods finish what they have taken on."""
+    route = fleet.seen.route
+    deletions: list[ChildDeletion] = []
+    for deployment in fleet.others():
+        has_traffic = route is not None and route.revision in (None, deployment.name)
+        # Of a revision that was given up no pod may come up any more, wherever the address leads.
+        is_hopeless = is_given_up(fleet.status, deployment.name) and fleet.ready(deployment.name) == 0
+        if not has_traffic or is_hopeless:
+            deletions += [
+                ChildDeletion("Secret", deployment.name),
+                ChildDeletion("Service", deployment.name),
+                ChildDeletion("Deployment", deployment.name),
+            ]
+    return tuple(deletions)

@@ -1,0 +1,266 @@
+"""What a look adds to the record: which revision is proven, which is on its way, how far it is, which failed.
+
+The record is written before anything follows from it: children are planned from what status says already. So an
+operator that dies between any two writes has neither shifted traffic that nobody knows of, nor deleted what it will
+need again.
+"""
+
+from collections.abc import Callable
+
+from capstan_operator.api.inference_service import CanaryStep
+from capstan_operator.api.inference_service_status import (
+    GateStatus,
+    InferenceServiceStatus,
+    RevisionFailure,
+    RevisionStatus,
+    RolloutStatus,
+)
+from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revision, with_revision
+from capstan_operator.decide.serving.gates import judge
+from capstan_operator.decide.serving.health import failure_of_candidate
+from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.times import rfc3339, seconds_after
+from capstan_operator.observe import ObservedTraffic, ServedTraffic
+
+PROVEN_SECONDS = 10.0
+"""How long all pods of a revision with all traffic must stay ready until the one before it goes, if no hold is set."""
+EXTENSIONS = 4
+"""A step that is not decided lasts up to so many times its hold."""
+FAILURES_KEPT = 5
+
+Rule = Callable[[Fleet], InferenceServiceStatus | None]
+
+
+def record(fleet: Fleet) -> InferenceServiceStatus:
+    """The status with what this look adds; at most one of the rules applies to a look."""
+    for rule in (_forget_lost, _abandon, _give_up, _begin, _take_first, _advance, _note_progress):
+        status = rule(fleet)
+        if status is not None:
+            return status
+    return fleet.status
+
+
+def _forget_lost(fleet: Fleet) -> InferenceServiceStatus | None:
+    """The proven revision's Deployment was deleted by somebody, and only the spec it was made of could restore it."""
+    stable = fleet.status.stable
+    if stable is None or fleet.deployment(stable) or (fleet.wanted and fleet.wanted.name == stable):
+        return None
+    return fleet.status.model_copy(update={"stable": None})
+
+
+def _abandon(fleet: Fleet) -> InferenceServiceStatus | None:
+    """The spec asks for something else by now."""
+    if fleet.rollout is None or fleet.wanted is None or fleet.wanted.name == fleet.rollout.candidate:
+        return None
+    return fleet.status.model_copy(update={"rollout": None})
+
+
+def _give_up(fleet: Fleet) -> InferenceServiceStatus | None:
+    """The candidate is no good."""
+    if fleet.rollout is None:
+        return None
+    failure = failure_of_candidate(fleet)
+    return _failed(fleet, failure) if failure else None
+
+
+def _begin(fleet: Fleet) -> InferenceServiceStatus | None:
+    """The spec asks for another revision than the proven one, and that one is alone."""
+    wanted, status = fleet.wanted, fleet.status
+    if fleet.rollout or wanted is None or wanted.name == status.stable or is_given_up(status, wanted.name):
+        return None
+    if status.stable is not None and not fleet.is_settled():
+        return None
+    rollout = RolloutStatus(candidate=wanted.name, phase="Starting", started_at=fleet.moment)
+    return with_revision(status, _candidate(fleet, rollout)).model_copy(update={"rollout": rollout})
+
+
+def _take_first(fleet: Fleet) -> InferenceServiceStatus | None:
+    """Where nothing is proven, one ready pod is better than none."""
+    if fleet.rollout is None or fleet.status.stable is not None or not fleet.ready(fleet.rollout.candidate):
+        return None
+    return _promoted(fleet)
+
+
+def _advance(fleet: Fleet) -> InferenceServiceStatus | None:
+    """The candidate's next phase, or step, or the moment from which the time of this one counts."""
+    rollout = fleet.rollout
+    if rollout is None or fleet.status.stable is None:
+        return None
+    match rollout.phase:
+        case "Starting":
+            return _after_start(fleet, rollout)
+        case "Canary":
+            return _in_step(fleet, rollout)
+        case "Shifting":
+            return _enter(fleet, "Holding") if fleet.ready(rollout.candidate) >= fleet.size else None
+        case "Holding":
+            return _in_hold(fleet, rollout)
+
+
+def _note_progress(fleet: Fleet) -> InferenceServiceStatus | None:
+    """One more pod was ready than ever in this phase: the deadline for the next one begins."""
+    rollout = fleet.rollout
+    if rollout is None or rollout.since is not None or fleet.ready(rollout.candidate) <= rollout.ready:
+        return None
+    changes = {"ready": fleet.ready(rollout.candidate), "started_at": fleet.moment}
+    return fleet.status.model_copy(update={"rollout": rollout.model_copy(update=changes)})
+
+
+def _after_start(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | None:
+    ready = fleet.ready(rollout.candidate)
+    if fleet.is_dark():
+        return _enter(fleet, "Holding") if ready else None
+    strategy = fleet.spec.rollout.strategy
+    if strategy.canary:
+        return _enter(fleet, "Canary", step=0) if ready >= fleet.canary_size() else None
+    if strategy.blue_green:
+        return _enter(fleet, "Holding") if ready >= fleet.size else None
+    return _enter(fleet, "Shifting") if ready else None
+
+
+def _in_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | None:
+    if fleet.canary is None:
+        return _enter(fleet, "Shifting")  # the strategy was changed meanwhile
+    if rollout.since is None:
+        is_open = fleet.seen.route is not None and fleet.seen.route.revision is None
+        has_share = is_open and fleet.ready(rollout.candidate) >= fleet.canary_size()
+        return _count_from_now(fleet, rollout) if has_share else None
+    gates = _judged(fleet, rollout)
+    status = _with_gates(fleet, rollout, gates)
+    verdicts = {gate.verdict for gate in gates}
+    step = current_step(fleet, rollout)
+    elapsed = seconds_after(rollout.since, fleet.now)
+    if "Fail" in verdicts:
+        why = "; ".join(gate.message for gate in gates if gate.verdict == "Fail")
+        return _refused(fleet, status, ServingReason.GATE_FAILED, why)
+    if elapsed < step.hold_seconds:
+        return _if_changed(fleet, status)
+    if verdicts == {"Pass"}:
+        return _after_step(fleet.after(status), rollout)
+    if elapsed >= EXTENSIONS * step.hold_seconds:
+        why = "; ".join(gate.message for gate in gates if gate.verdict == "Inconclusive")
+        return _refused(fleet, status, ServingReason.GATE_INCONCLUSIVE, f"undecided: {why}")
+    return _if_changed(fleet, status)
+
+
+def _after_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus:
+    assert fleet.canary is not None
+    following = (rollout.step or 0) + 1
+    if following < len(fleet.canary.steps):
+        return _enter(fleet, "Canary", step=following)
+    return _enter(fleet, "Shifting")
+
+
+def _refused(
+    fleet: Fleet, status: InferenceServiceStatus, reason: ServingReason, why: str
+) -> InferenceServiceStatus | None:
+    """The candidate's gates do not let it pass."""
+    if not fleet.spec.rollout.auto_rollback:
+        return _if_changed(fleet, status)
+    return _failed(fleet.after(status), RevisionFailure(reason=reason.value, message=why, at=rfc3339(fleet.now)))
+
+
+def _in_hold(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | None:
+    has_all = fleet.seen.route is not None and fleet.seen.route.revision == rollout.candidate
+    is_whole = has_all and fleet.ready(rollout.candidate) >= fleet.size
+    if rollout.since is None:
+        return _count_from_now(fleet, rollout) if is_whole else None
+    if not is_whole:
+        return _enter(fleet, "Holding")  # it counts from anew
+    return _promoted(fleet) if seconds_after(rollout.since, fleet.now) >= hold_seconds(fleet) else None
+
+
+def hold_seconds(fleet: Fleet) -> float:
+    """How long the old revision stays after all traffic has moved."""
+    blue_green = fleet.spec.rollout.strategy.blue_green
+    return float(blue_green.hold_seconds) if blue_green else PROVEN_SECONDS
+
+
+def current_step(fleet: Fleet, rollout: RolloutStatus) -> CanaryStep:
+    """Of a spec that has become shorter meanwhile, the last."""
+    assert fleet.canary is not None
+    return fleet.canary.steps[min(rollout.step or 0, len(fleet.canary.steps) - 1)]
+
+
+def seconds_until_next(fleet: Fleet) -> float | None:
+    """When time alone moves the rollout on; None: something else must happen first."""
+    rollout = fleet.rollout
+    if rollout is None or rollout.since is None:
+        return None
+    elapsed = seconds_after(rollout.since, fleet.now)
+    if rollout.phase == "Holding":
+        return max(0.0, hold_seconds(fleet) - elapsed)
+    if rollout.phase == "Canary" and fleet.canary:
+        hold = current_step(fleet, rollout).hold_seconds
+        due = [seconds for seconds in (hold - elapsed, EXTENSIONS * hold - elapsed) if seconds > 0]
+        return due[0] if due else None
+    return None
+
+
+def _judged(fleet: Fleet, rollout: RolloutStatus) -> tuple[GateStatus, ...]:
+    """The verdicts of this step. A message stays while its verdict does: numbers move with every request."""
+    assert fleet.canary is not None
+    traffic = fleet.seen.traffic
+    if traffic is None or traffic.since != rollout.since:
+        traffic = ObservedTraffic(since="", bounds=(), by_revision={})
+    nothing = ServedTraffic(latencies=(0,) * len(traffic.bounds))
+    judged = judge(
+        fleet.canary.gates,
+        traffic.by_revision.get(rollout.candidate, nothing),
+        traffic.by_revision.get(fleet.status.stable or "", nothing),
+        traffic.bounds,
+    )
+    before = {gate.name: gate for gate in _candidate(fleet, rollout).gates}
+    is_same = {gate.name: gate.name in before and before[gate.name].verdict == gate.verdict for gate in judged}
+    return tuple(before[gate.name] if is_same[gate.name] else gate for gate in judged)
+
+
+def _with_gates(fleet: Fleet, rollout: RolloutStatus, gates: tuple[GateStatus, ...]) -> InferenceServiceStatus:
+    return with_revision(fleet.status, _candidate(fleet, rollout).model_copy(update={"gates": list(gates)}))
+
+
+def _candidate(fleet: Fleet, rollout: RolloutStatus) -> RevisionStatus:
+    """What is known of the candidate; what somebody took from status is told anew."""
+    known = known_revision(fleet.status, rollout.candidate)
+    model = fleet.wanted.model if fleet.wanted else fleet.status.model
+    return known or RevisionStatus(
+        name=rollout.candidate,
+        digest=model.digest if model else "",
+        step=model.step if model else None,
+        phase=rollout.phase,
+    )
+
+
+def _if_changed(fleet: Fleet, status: InferenceServiceStatus) -> InferenceServiceStatus | None:
+    return None if status == fleet.status else status
+
+
+def _enter(fleet: Fleet, phase: str, step: int | None = None) -> InferenceServiceStatus:
+    """The candidate enters a phase, or a step with new gates."""
+    assert fleet.rollout is not None
+    rollout = fleet.rollout.model_copy(
+        update={"phase": phase, "step": step, "started_at": fleet.moment, "since": None, "ready": 0}
+    )
+    status = fleet.status.model_copy(update={"rollout": rollout})
+    if step is None:
+        return status
+    return with_revision(status, _candidate(fleet, rollout).model_copy(update={"gates": []}))
+
+
+def _count_from_now(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus:
+    return fleet.status.model_copy(update={"rollout": rollout.model_copy(update={"since": fleet.moment})})
+
+
+def _promoted(fleet: Fleet) -> InferenceServiceStatus:
+    assert fleet.rollout is not None
+    return fleet.status.model_copy(update={"stable": fleet.rollout.candidate, "rollout": None})
+
+
+def _failed(fleet: Fleet, failure: RevisionFailure) -> InferenceServiceStatus:
+    """The candidate is given up for good; the record of the newest few that were is kept."""
+    assert fleet.rollout is not None
+    given_up = _candidate(fleet, fleet.rollout).model_copy(update={"phase": "Failed", "failure": failure})
+    others = [one for one in fleet.status.revisions if one.name != given_up.name]
+    outdated = [one.name for one in others if one.failure][: 1 - FAILURES_KEPT]
+    kept = [one for one in others if one.name not in outdated]
+    return fleet.status.model_copy(update={"rollout": None, "revisions": [*kept, given_up]})

@@ -1,0 +1,43 @@
+"""What a decision about an InferenceService is made of."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.decide.types import EventNote, Manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Make a Deployment have so many pods. The uid is sent as a precondition."""
+
+    deployment: str
+    uid: str
+    replicas: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChildDeletion:
+    """Delete a child of this name, if it is this service's; one that is gone already is no error."""
+
+    kind: Literal["Deployment", "Service", "Secret"]
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServingDecision:
+    """All that follows from one look. Applied in this order: apply, scale, delete, status, events.
+
+    A failure stops the rest; everything is computed again from what is then seen.
+    """
+
+    status: InferenceServiceStatus
+    """The whole desired status. Written only if it differs from the observed one."""
+    apply: tuple[Manifest, ...] = ()
+    """Children to be server-side applied, in this order: of a new revision Secret, Service and Deployment; the stable
+    Service whenever it is to lead elsewhere."""
+    scale: tuple[Scale, ...] = ()
+    delete: tuple[ChildDeletion, ...] = ()
+    events: tuple[EventNote, ...] = ()
+    requeue_after: float | None = None
+    """Seconds until the next look even if nothing wakes us; 0.0: at once; None: only a wake-up."""

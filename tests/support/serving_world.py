@@ -1,0 +1,171 @@
+"""A cluster as far as an InferenceService sees it: Deployments whose pods come, get ready, fail and go."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from capstan_operator.api.inference_service_status import InferenceServiceStatus, RevisionStatus
+from capstan_operator.api.meta import LABEL_REVISION
+from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.decide.inference_service import decide_inference_service
+from capstan_operator.decide.serving.types import ServingDecision
+from capstan_operator.observe import (
+    ObservedDeployment,
+    ObservedJob,
+    ObservedReplica,
+    ObservedRoute,
+    ObservedService,
+    ObservedServing,
+    ObservedTraffic,
+    ServedTraffic,
+)
+from tests.support.looks import make_job, merged, root
+
+NAMESPACE, SERVICE, SERVICE_UID = "default", "digits", "51ab"
+SERVING_SPEC: dict[str, Any] = {"modelRef": {"trainingJob": {"name": "digits"}}, "replicas": 2}
+BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1)
+
+
+def trained(step: int = 200, *, is_verified: bool = True, **spec: Any) -> ObservedJob:
+    """The TrainingJob `digits` with a checkpoint of `step`."""
+    checkpoint = {"step": step, "root": root(step), "summary": f"{step}@{root(step)[7:15]}"}
+    if is_verified:
+        checkpoint["verifiedAt"] = "1970-01-01T00:00:00Z"
+    return make_job(spec, TrainingJobStatus.parse({"checkpoint": checkpoint}))
+
+
+@dataclass
+class World:
+    """One InferenceService and what there is of it. What a decision asks for is there at once; pods get ready when
+    `get_ready` says so."""
+
+    spec: dict[str, Any] = field(default_factory=dict)
+    job: ObservedJob | None = field(default_factory=trained)
+    status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
+    deployments: dict[str, int] = field(default_factory=dict)
+    services: set[str] = field(default_factory=set)
+    secrets: set[str] = field(default_factory=set)
+    route: ObservedRoute | None = None
+    pods: dict[str, ObservedReplica] = field(default_factory=dict)
+    traffic: dict[str, ServedTraffic] = field(default_factory=dict)
+    now: float = 100.0
+    events: list[str] = field(default_factory=list)
+    made: int = 0
+    """Pods there ever were."""
+
+    @property
+    def stable(self) -> str | None:
+        return self.status.stable
+
+    @property
+    def candidate(self) -> str | None:
+        return self.status.rollout.candidate if self.status.rollout else None
+
+    def look(self) -> ObservedServing:
+        """All that the operator can see now."""
+        rollout = self.status.rollout
+        counted = None
+        if rollout and rollout.since and self.traffic:
+            counted = ObservedTraffic(rollout.since, BOUNDS, dict(self.traffic))
+        return ObservedServing(
+            service=ObservedService(
+                NAMESPACE, SERVICE, SERVICE_UID, 1, False, merged(SERVING_SPEC, self.spec), self.status
+            ),
+            job=self.job,
+            deployments=tuple(
+                ObservedDeployment(name, f"{name}-uid", size) for name, size in sorted(self.deployments.items())
+            ),
+            route=self.route,
+            replicas=tuple(sorted(self.pods.values(), key=lambda pod: pod.name)),
+            traffic=counted,
+        )
+
+    def decide(self) -> ServingDecision:
+        """One look, and what was decided on it carried out."""
+        decision = decide_inference_service(self.look(), self.now)
+        self.carry_out(decision)
+        return decision
+
+    def settle(self, *, passes: int = 12) -> None:
+        """Look and act until nothing changes any more at this moment."""
+        for _ in range(passes):
+            before = self.status
+            decision = self.decide()
+            if self.status == before and not (decision.apply or decision.scale or decision.delete):
+                return
+        raise AssertionError(f"still deciding after {passes} looks: {self.status.message}")
+
+    def carry_out(self, decision: ServingDecision) -> None:
+        for manifest in decision.apply:
+            self._apply(manifest)
+        for scale in decision.scale:
+            self.deployments[scale.deployment] = scale.replicas
+        for deletion in decision.delete:
+            {"Deployment": self._delete_deployment, "Service": self.services.discard, "Secret": self.secrets.discard}[
+                deletion.kind
+            ](deletion.name)
+        self.status = InferenceServiceStatus.parse(decision.status.document())
+        self.events += [f"{note.type} {note.reason}: {note.message}" for note in decision.events]
+        self.match_pods()
+
+    def match_pods(self) -> None:
+        """What the Deployment controller does: pods for those that lack some, fewer for those that have too many."""
+        for name, size in self.deployments.items():
+            own = [pod for pod in self.pods.values() if pod.revision == name and not pod.is_deleting]
+            for _ in range(size - len(own)):
+                self.made += 1
+                pod = f"{name}-{self.made}"
+                self.pods[pod] = ObservedReplica(pod, f"{pod}-uid", name, is_ready=False, is_deleting=False)
+            surplus = sorted(own, key=lambda pod: pod.is_ready)[: max(0, len(own) - size)]
+            for gone in surplus:
+                del self.pods[gone.name]
+        for name in [pod.name for pod in self.pods.values() if pod.revision not in self.deployments]:
+            del self.pods[name]
+
+    def get_ready(self, revision: str | None = None, count: int | None = None) -> None:
+        """Pods of this revision, or of all, become ready."""
+        waiting = [pod for pod in self.pods.values() if not pod.is_ready and revision in (None, pod.revision)]
+        for pod in waiting[:count]:
+            self.pods[pod.name] = replace(pod, is_ready=True)
+
+    def change_pods(self, revision: str | None, **changes: Any) -> None:
+        for pod in [pod for pod in self.pods.values() if pod.revision == revision]:
+            self.pods[pod.name] = replace(pod, **changes)
+
+    def behind(self) -> dict[str, int]:
+        """Ready pods that get requests now, by revision."""
+        if self.route is None:
+            return {}
+        ready = [pod.revision for pod in self.pods.values() if pod.is_ready and not pod.is_deleting]
+        chosen = [name for name in ready if self.route.revision in (None, name)]
+        return {name: chosen.count(name) for name in sorted(set(chosen))}
+
+    def revision(self, name: str | None) -> RevisionStatus:
+        return next(one for one in self.status.revisions if one.name == name)
+
+    def _apply(self, manifest: Mapping[str, Any]) -> None:
+        name = manifest["metadata"]["name"]
+        match manifest["kind"]:
+            case "Secret":
+                self.secrets.add(name)
+            case "Deployment":
+                self.deployments[name] = manifest["spec"]["replicas"]
+            case "Service" if name == SERVICE:
+                self.route = ObservedRoute("route-uid", manifest["spec"]["selector"].get(LABEL_REVISION), "127.1.2.3")
+            case "Service":
+                self.services.add(name)
+
+    def _delete_deployment(self, name: str) -> None:
+        self.deployments.pop(name, None)
+
+
+def live(**spec: Any) -> World:
+    """A world whose first revision has all traffic and has settled."""
+    world = World(spec=spec)
+    world.settle()
+    world.get_ready()
+    world.settle()
+    assert world.status.reason == "Live", world.status
+    return world
