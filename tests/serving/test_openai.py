@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from typing import Any
 
+import numpy as np
 import openai
 import orjson
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from capstan_runtime.contract.serving import Cache, CircuitBreaker, Guards, Queue
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.serving.app import make_app
+from capstan_runtime.serving.text import Text
 from tests.serving.asgi import Client, decoder_app, metric, running
 from tests.serving.conftest import Serve
 from tests.serving.models import ROOT, NumpyDecoder, serve_config
@@ -98,8 +101,6 @@ async def test_what_would_change_the_answer_and_is_not_done_is_refused(fields: d
         response = await client.request("POST", "/v1/completions", body)
         assert response.status == 400
         assert response.json["error"]["type"] == "invalid_request_error"
-        import re
-
         assert re.search(message, response.error), response.error
 
 
@@ -261,8 +262,6 @@ def test_a_configuration_that_does_not_fit_a_decoder_is_refused_at_the_start(
 
 
 def test_text_is_utf8_and_half_characters_wait() -> None:
-    from capstan_runtime.serving.text import Text
-
     text = Text([])
     assert [text.add(byte)[0] for byte in "é€".encode()] == ["", "é", "", "", "€"]
     text.add(0xC3)
@@ -284,8 +283,6 @@ async def test_bytes_of_a_character_share_its_offset() -> None:
 
 
 def _next_of(text: bytes, sequence: list[int]) -> Any:
-    import numpy as np
-
     logits = np.zeros(256, np.float32)
     logits[text[len(sequence) - 1]] = 5.0
     return logits

@@ -116,7 +116,8 @@ def samples_from_json(raw: msgspec.Raw, rule: InputRule, field: str) -> Floats:
     rule.check_shape(shape, field)
     per_sample = rule.sample_shape if depth == full else (math.prod(rule.sample_shape),)
     try:
-        array = np.array(values, np.float32)
+        with np.errstate(over="ignore"):
+            array = np.array(values, np.float32)
     except (ValueError, OverflowError):
         raise Refusal(400, f"{field}: samples differ in shape; each must be {_shown(rule.sample_shape)}") from None
     if array.shape != (len(values), *per_sample):
