@@ -9,7 +9,10 @@ from capstan_runtime.serving.refusal import Outcome, Shed
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
-_LATENCY_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_TENTHS_OF_A_DECADE = (1.0, 1.25, 1.6, 2.0, 2.5, 3.15, 4.0, 5.0, 6.3, 8.0)
+_LATENCY_BUCKETS = tuple(round(step * 10.0**power, 6) for power in range(-3, 2) for step in _TENTHS_OF_A_DECADE)
+"""1 ms to 80 s in the preferred numbers R10 (ISO 3). A canary is compared by them: percentiles that are as much as a
+factor of two apart must not fall into the same bucket."""
 _CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
