@@ -171,8 +171,10 @@ class ServedTraffic:
     errors: int = 0
     """Of those, the failures: answers 5xx, and requests that ran out of time."""
     latencies: tuple[int, ...] = ()
-    """How many took at most `ObservedTraffic.bounds[i]`; cumulative, as in Prometheus. What it lacks of `requests` took
-    longer than the last bound."""
+    """How many of the answers took at most `ObservedTraffic.bounds[i]`; cumulative, as in Prometheus."""
+    timed: int = 0
+    """Answers in all; what `latencies` lacks of them took longer than the last bound. Failures are not timed: one that
+    comes at once must not make a revision look quick."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ LOOK_EVERY = 50
 
 def served(latencies: list[float], errors: int) -> ServedTraffic:
     within = tuple(sum(latency <= bound for latency in latencies) for bound in BOUNDS)
-    return ServedTraffic(len(latencies), errors, within)
+    return ServedTraffic(len(latencies), errors, within, len(latencies))
 
 
 class Stream:
@@ -34,7 +34,7 @@ class Stream:
         self._slow += sum(self._chance.random() < self._slow_rate for _ in range(requests))
         quick = self._requests - self._slow
         within = tuple(0 if bound < 0.008 else quick if bound < 0.03 else self._requests for bound in BOUNDS)
-        return ServedTraffic(self._requests, self._errors, within)
+        return ServedTraffic(self._requests, self._errors, within, self._requests)
 
 
 def first_verdict(gate: int, canary: Stream, stable: Stream, gates: Gates, most: int) -> str:
@@ -100,7 +100,7 @@ def test_a_slow_canary_is_refused() -> None:
     gate = judge(Gates(), served([0.1] * 300, 0), served([0.008] * 3000, 0), BOUNDS)[1]
     assert (gate.verdict, gate.message) == (
         "Fail",
-        "99 % of 300 requests took at most 0.08 s or more, of the other revision's 3000 0.005 to 0.01 s; "
+        "99 % of 300 answers took at most 0.08 s or more, of the other revision's 3000 0.005 to 0.01 s; "
         "allowed is 2 times that",
     )
 
@@ -116,8 +116,8 @@ def test_fewer_requests_than_asked_for_never_pass() -> None:
     assert {gate.verdict for gate in judge(Gates(min_requests=5001), fine, fine, BOUNDS)} == {"Inconclusive"}
 
 
-def test_a_request_without_a_time_counts_as_one_that_never_ended() -> None:
-    lost = ServedTraffic(1000, 0, (900,) * len(BOUNDS))
+def test_what_is_in_no_bucket_took_longer_than_the_last() -> None:
+    lost = ServedTraffic(1000, 0, (900,) * len(BOUNDS), 1000)
     assert judge(Gates(), lost, served([0.001] * 3000, 0), BOUNDS)[1].verdict == "Fail"
 
 
@@ -145,8 +145,20 @@ def test_more_errors_never_make_a_canary_look_better(errors: int, more: int) -> 
     assert order[verdicts[0]] <= order[verdicts[1]]
 
 
+def test_two_of_a_kind_pass_in_whichever_buckets_of_a_replica_they_fall() -> None:
+    """The default ratio must be wider than what the buckets cannot tell apart."""
+    bounds = [0.001, 0.00125, 0.0016, 0.002, 0.0025, 0.00315, 0.004, 0.005, 0.0063, 0.008, 0.01]
+    for slow in range(2, len(bounds) - 1):
+        for share in (0.002, 0.05):  # the 99th percentile is in one bucket, or in the one above it
+            within = tuple(
+                2000 if i > slow else round(2000 * (1 - share)) if i == slow else 0 for i in range(len(bounds))
+            )
+            one = ServedTraffic(2000, 0, within, 2000)
+            assert judge(Gates(), one, one, bounds)[1].verdict == "Pass"
+
+
 def test_counts_that_contradict_each_other_are_survived() -> None:
-    odd = ServedTraffic(10, 12, (11,) * len(BOUNDS))
+    odd = ServedTraffic(10, 12, (11,) * len(BOUNDS), 10)
     assert {gate.verdict for gate in judge(Gates(), odd, odd, BOUNDS)} == {"Inconclusive"}
     assert rate_bounds(0, 0, 0.05) == (0.0, 1.0)
     assert rate_bounds(5, 5, 0.05)[1] == 1.0

@@ -86,11 +86,11 @@ def _judge_latency(gates: Gates, canary: ServedTraffic, stable: ServedTraffic, b
     verdict = _verdict(
         is_worse=canary_low > gates.max_latency_ratio * stable_high,
         is_good=(is_quick or canary_high <= gates.max_latency_ratio * stable_low)
-        and canary.requests >= gates.min_requests,
+        and canary.timed >= gates.min_requests,
     )
     message = (
-        f"99 % of {canary.requests} requests took at most {_span(canary_low, canary_high)}, of the other revision's "
-        f"{stable.requests} {_span(stable_low, stable_high)}; allowed is {gates.max_latency_ratio:g} times that"
+        f"99 % of {canary.timed} answers took at most {_span(canary_low, canary_high)}, of the other revision's "
+        f"{stable.timed} {_span(stable_low, stable_high)}; allowed is {gates.max_latency_ratio:g} times that"
     )
     return GateStatus(name="LatencyP99", verdict=verdict, message=message)
 
@@ -102,8 +102,8 @@ def _quantile_bounds(traffic: ServedTraffic, bounds: Sequence[float], alpha: flo
     """
     low, high = 0.0, inf
     for bound, within in zip(bounds, traffic.latencies, strict=True):
-        slower = max(0, traffic.requests - within)
-        slower_low, slower_high = rate_bounds(min(slower, traffic.requests), traffic.requests, alpha)
+        slower = min(max(0, traffic.timed - within), traffic.timed)
+        slower_low, slower_high = rate_bounds(slower, traffic.timed, alpha)
         if slower_low > 1.0 - QUANTILE:
             low = bound
         if slower_high <= 1.0 - QUANTILE:
