@@ -13,13 +13,12 @@ from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import MANIFEST
 from capstan_runtime.checkpoint.manifest import Manifest, SaveFacts, canonical_bytes
 from capstan_runtime.checkpoint.reader import open_checkpoint
-from capstan_runtime.checkpoint.writer import Save, commit, write_shards
 from capstan_runtime.contract.config import Model
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.model_signature import data_spec_of, signature_of
-from tests.support.checkpoints import RUN, arrays_of, facts_of, folder_of, save, share_of
+from tests.support.checkpoints import RUN, facts_of, folder_of, save
 from tests.support.training_runs import Run, run_trainers
 
 CNN = Signature(
@@ -34,13 +33,6 @@ DECODER = Signature(
 )
 
 
-def save_signed_off(store: Path, signature: Signature) -> str:
-    facts = facts_of(10).model_copy(update={"signature": signature})
-    one = Save(FolderStore(store), facts, 0)
-    write_shards(one, share_of(arrays_of(10), 0, 1))
-    return commit(one, deadline_seconds=1.0).root
-
-
 def manifest_at(store: Path) -> Manifest:
     (candidate,) = list_candidates(FolderStore(store), RUN).candidates
     assert candidate.problem is None
@@ -49,7 +41,7 @@ def manifest_at(store: Path) -> Manifest:
 
 @pytest.mark.parametrize("signature", [CNN, DECODER], ids=["cnn", "decoder"])
 def test_a_signature_comes_back_as_it_was_recorded(tmp_path: Path, signature: Signature) -> None:
-    save_signed_off(tmp_path, signature)
+    save(tmp_path, 10, signature=signature)
     assert manifest_at(tmp_path).signature == signature
 
 
@@ -91,7 +83,7 @@ def test_what_was_saved_without_one_has_the_bytes_and_the_root_it_always_had(tmp
 
 
 def test_people_see_what_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    save_signed_off(tmp_path / "store", CNN)
+    save(tmp_path / "store", 10, signature=CNN)
     assert main(["show", str(tmp_path / "store"), "10"]) == 0
     shown = capsys.readouterr().out
     assert "model               cnn: channels [8, 16], groups 4\n" in shown

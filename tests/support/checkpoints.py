@@ -23,6 +23,7 @@ from capstan_runtime.checkpoint.writer import Save, commit, write_shards
 from capstan_runtime.contract import config
 from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.signature import Signature
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.engine import LocalTensor
 from capstan_runtime.parallel.tiling import tile_evenly
@@ -71,6 +72,7 @@ def facts_of(
     run: str = RUN,
     parent: str | None = None,
     metrics: Mapping[str, float] | None = None,
+    signature: Signature | None = None,
 ) -> SaveFacts:
     return SaveFacts(
         job="default/test",
@@ -84,6 +86,7 @@ def facts_of(
         trainer=trainer_state(step),
         metrics=dict(metrics or {}),
         framework="flax",
+        signature=signature,
     )
 
 
@@ -119,10 +122,11 @@ def save(
     metrics: Mapping[str, float] | None = None,
     disk: Disk | None = None,
     shard_bytes: int = 256,
+    signature: Signature | None = None,
 ) -> Checkpoint:
     """A committed checkpoint, written by `world` ranks in turn."""
     store = as_store(place, disk)
-    facts = facts_of(step, fence, world, attempt, run, parent, metrics)
+    facts = facts_of(step, fence, world, attempt, run, parent, metrics, signature)
     arrays = arrays_of(step) if arrays is None else arrays
     saves = [Save(store, facts, rank) for rank in range(world)]
     for each in saves:
