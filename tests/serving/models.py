@@ -60,8 +60,9 @@ class NumpyClassifier:
             self._is_busy.release()
 
     def expected(self, inputs: Floats) -> Floats:
-        hidden = np.maximum(inputs.reshape(len(inputs), -1) @ self._first, 0)
-        return np.asarray(hidden @ self._second, np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):
+            hidden = np.maximum(inputs.reshape(len(inputs), -1) @ self._first, 0)
+            return np.asarray(hidden @ self._second, np.float32)
 
 
 class NumpyDecoder:

@@ -1,6 +1,7 @@
 """How many requests a replica takes on; the rest hear when to come back."""
 
 import asyncio
+import contextlib
 from collections import deque
 from time import monotonic
 from types import TracebackType
@@ -41,7 +42,8 @@ class BoundedQueue:
             if turn.done() and not turn.cancelled():  # its turn came and it left at the same time
                 self._pass_on()
             else:
-                self._waiters.remove(turn)
+                with contextlib.suppress(ValueError):  # passed over already
+                    self._waiters.remove(turn)
             raise
 
     async def __aexit__(
