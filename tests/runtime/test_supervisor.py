@@ -94,7 +94,33 @@ def test_a_membership_that_makes_no_sense_is_refused_with_the_reason(tmp_path: P
         found, answer = pod.request("PUT", "/membership", body)
         assert (found, answer["code"]) == (status, status)
         assert message in answer["message"]
+        assert pod.state().refused == answer["message"], "the operator shows it"
     assert pod.state().phase is Phase.IDLE
+
+
+def test_a_membership_of_a_newer_operator_is_taken_without_what_is_not_known(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    pod = start_pod(Run(tmp_path))
+    document = alone(1, pod).document() | {"topology": {"rack": "r7"}}
+    assert pod.request("PUT", "/membership", json.dumps(document))[0] == 200
+    assert pod.wait_for_end()[0] == 0
+
+
+def test_a_pod_shows_why_it_did_not_take_the_newest_membership_until_it_takes_one(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    pod = start_pod(Run(tmp_path, steps=2000), STEP_SECONDS="0.01")
+    member = alone(5, pod)
+    assert pod.put(member)[0] == 200
+    assert pod.put(alone(4, pod))[0] == 409
+    assert pod.state().refused is None, "of an operator that is late, the newest was taken"
+    assert pod.request("PUT", "/membership", '{"fence": 6, "rank": "one"}')[0] == 422
+    assert pod.state().refused == "rank: Input should be a valid integer, unable to parse string as an integer"
+    status, answer = pod.put(member.model_copy(update={"rank": 1, "world": 2}))
+    assert (status, pod.state().refused) == (409, answer["message"])
+    assert pod.put(member)[0] == 200
+    assert pod.state().refused is None
 
 
 def test_a_killed_trainer_is_reported_and_the_next_membership_resumes(

@@ -67,6 +67,8 @@ def test_a_deleted_pod_answers_until_all_that_was_done_is_committed_and_the_othe
     assert [ending(state.exit) for state in survivors] == [(ExitCode.STOPPED, FailureClass.STOPPED, message)] * 2
     assert survivors[0].checkpoint is not None
     assert survivors[0].checkpoint.step == step, "every step that was done"
+    asked = [state.exit.asked for state in (words, *survivors) if state.exit is not None]
+    assert asked == [True, False, False], "only one of the three got a SIGTERM"
     assert [pods[rank].process.poll() for rank in (0, 2)] == [None, None], "they wait for the next membership"
     pods[0].put(alone(2, pods[0], floor_step=survivors[0].checkpoint.step))
     resumed = pods[0].wait_for(Phase.TRAINING).resumed_from

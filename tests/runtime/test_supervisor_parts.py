@@ -114,7 +114,15 @@ def test_an_end_is_judged_by_the_strongest_evidence(
 ) -> None:
     seen = replace(SEEN, **changes)
     assert exit_of(seen) == Exit(
-        fence=3, code=code, signal=signal, failure=failure, message=message, last_lines=seen.lines, step=12, at=5.0
+        fence=3,
+        code=code,
+        signal=signal,
+        failure=failure,
+        message=message,
+        last_lines=seen.lines,
+        step=12,
+        asked=seen.was_asked_to_stop,
+        at=5.0,
     )
 
 
@@ -242,7 +250,7 @@ def test_in_last_words_the_innermost_frames_and_the_newest_entries_stay_longest(
     )
     found = State.parse(json.loads(fit(state))).exit
     assert found is not None
-    assert [line[:6] for line in found.last_lines] == [f"line {number}" for number in range(2, 10)]
+    assert [line[:6] for line in found.last_lines] == [f"line {number}" for number in range(3, 10)]
     assert len(found.stack) == 12
     found = State.parse(json.loads(fit(state, 1400))).exit
     assert found is not None

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.chaos import Injection
@@ -87,7 +87,14 @@ class Skip(Record):
 
 
 class Membership(Record):
-    """One pod's place in one attempt of the world; pushed by the operator with `PUT /membership`."""
+    """One pod's place in one attempt of the world; pushed by the operator with `PUT /membership`.
+
+    Unlike every other record it may have fields that are not known here: an operator that was upgraded pushes to pods
+    that were not, and a job that could not recover until somebody deletes its pods would be worse off than without the
+    new field.
+    """
+
+    model_config = ConfigDict(extra="ignore")
 
     fence: Annotated[int, Field(ge=1)]
     """Grows by one with every attempt of the job, for ever. An older one is refused."""
@@ -98,6 +105,8 @@ class Membership(Record):
     floor_step: Annotated[int, Field(ge=0)] = 0
     """Step of the newest checkpoint the operator has seen committed. If it is above 0 and no committed checkpoint
     verifies, the trainer stops with CORRUPT_CHECKPOINT: a run never starts silently from step 0."""
+    floor_root: str | None = None
+    """Its root; None: the operator does not know it. It counts as committed even where the store shows it late."""
     micro_splits: Annotated[int, Field(ge=1)] = 1
     """Each virtual rank's samples are computed in so many micro-steps: doubled when the device runs out of memory."""
     skips: tuple[Skip, ...] = ()

@@ -95,6 +95,8 @@ class Exit(Record):
     """The last lines of output, oldest first, at most 10 of at most 200 characters."""
     step: int | None = None
     """Optimizer steps this rank had done; None: it had not begun."""
+    asked: bool = False
+    """It was asked to stop, from outside of the job. A rank that stopped because another one was asked was not."""
     section: Section | None = None
     """What it was doing; None: it did not say."""
     process_state: str | None = None
@@ -174,6 +176,8 @@ class State(Record):
     """As the membership says."""
     leave_at_checkpoint: bool = False
     """As the newest push of the membership says: what was heard need not be said again."""
+    refused: str | None = None
+    """One line: why the newest membership was not taken. None: it was, or there was none."""
     injected: list[Injected] = []
     """Faults executed in this pod, in any attempt, newest last, at most 20."""
     notes: list[str] = []

@@ -64,6 +64,7 @@ def exit_of(seen: Evidence) -> Exit | None:
         message=message[:_MESSAGE_LENGTH],
         last_lines=[line[:_LINE_LENGTH] for line in seen.lines[-_LINES:]],
         step=seen.step,
+        asked=seen.was_asked_to_stop,
         section=seen.sign.section if seen.sign is not None else None,
         process_state=seen.hang.process_state if seen.hang is not None else None,
         stack=seen.hang.stack if seen.hang is not None else [],

@@ -42,6 +42,10 @@ class Supervised(Protocol):
         """Raises Refused."""
         ...
 
+    def refuse(self, reason: str) -> None:
+        """Takes note of a membership that could not even be read."""
+        ...
+
 
 def make_app(supervised: Supervised, token: str, memory: MemoryTier | None) -> web.Application:
     """All but `/metrics` and `/healthz` ask for `token`; requests are small and must arrive within five seconds."""
@@ -64,10 +68,15 @@ def make_app(supervised: Supervised, token: str, memory: MemoryTier | None) -> w
     async def put_membership(request: web.Request) -> web.Response:
         try:
             membership = Membership.model_validate_json(await request.read(), by_alias=True, by_name=False)
+        except web.HTTPRequestEntityTooLarge as error:
+            supervised.refuse(error.text or error.reason)
+            raise
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "membership"
-            return _status(422, "Invalid", f"{where}: {first['msg']}")
+            reason = f"{where}: {first['msg']}"
+            supervised.refuse(reason)
+            return _status(422, "Invalid", reason)
         try:
             supervised.accept(membership)
         except Refused as error:

@@ -25,6 +25,7 @@ from capstan_runtime.supervisor.settings import Settings
 from capstan_runtime.supervisor.warm_spare import WarmSpare
 
 _FLUSH_SECONDS = 2.0
+_LONGEST_REASON = 300
 
 
 class Supervisor:
@@ -68,6 +69,19 @@ class Supervisor:
     def accept(self, membership: Membership) -> None:
         """Makes `membership` the one to run; a trainer of an older one is killed. Repeating it changes nothing, and the
         one thing that may be added to it later is the wish that the trainer leave at its next checkpoint."""
+        try:
+            self._accept(membership)
+        except Refused as error:
+            if membership.fence >= self._state.fence:  # an older one is not the newest that this pod was told
+                self.refuse(str(error))
+            raise
+        self._update(refused=None)
+
+    def refuse(self, reason: str) -> None:
+        """Shows why the newest membership was not taken, until one is."""
+        self._update(refused=reason[:_LONGEST_REASON])
+
+    def _accept(self, membership: Membership) -> None:
         known = self._membership
         if known is not None and membership.fence == known.fence:
             self._accept_again(known, membership)
