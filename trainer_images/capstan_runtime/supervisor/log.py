@@ -12,16 +12,17 @@ _POLL_SECONDS = 0.01
 
 
 class Log:
-    """The supervisor's own lines, on stderr."""
+    """The lines of the pod's first process itself, on stderr."""
 
-    def __init__(self) -> None:
+    def __init__(self, speaker: str = "supervisor") -> None:
+        self._speaker = speaker
         self._lines: queue.Queue[str] = queue.Queue(_LINES_HELD)
         threading.Thread(target=self._write, name="log", daemon=True).start()
 
     def say(self, line: str) -> None:
         """Returns at once. When nobody reads the log, lines beyond the first 200 are lost."""
         with contextlib.suppress(queue.Full):
-            self._lines.put_nowait(f"supervisor: {line}\n")
+            self._lines.put_nowait(f"{self._speaker}: {line}\n")
 
     async def flush(self, patience_seconds: float) -> None:
         """Waits until all lines are written, at most `patience_seconds`."""
