@@ -1,0 +1,114 @@
+"""The HTTP server in the replica's process: on a thread and an event loop of its own, beside Ray's."""
+
+import asyncio
+import gc
+import math
+import os
+import socket
+import threading
+from collections.abc import Coroutine
+from concurrent.futures import Future
+from typing import Any
+
+import uvicorn
+import uvloop
+
+from capstan_runtime.contract.serving import ServeConfig
+from capstan_runtime.serve_replica import line
+from capstan_runtime.serving.app import Application
+from capstan_runtime.serving.exchange import Message, Receive, Scope, Send
+
+_KEEP_ALIVE_SECONDS = 120
+"""An idle connection is kept longer than usual clients and balancers keep theirs (60-90 s): who closes first can never
+meet a request on its way."""
+
+
+class Server:
+    def __init__(self, app: Application, config: ServeConfig, pod: socket.socket) -> None:
+        """`pod` is the line to the pod's first process, from which no word is expected any more but `start`'s."""
+        self._app = app
+        self._config = config
+        self._pod = pod
+        self._loop = uvloop.new_event_loop()
+        self._is_draining = False
+        self._uvicorn = uvicorn.Server(
+            uvicorn.Config(
+                self._answer,
+                interface="asgi3",
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                access_log=False,
+                log_config=None,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=math.ceil(config.guards.timeout_seconds),
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_forever()
+
+    def _soon(self, work: Coroutine[Any, Any, None]) -> "Future[None]":
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def warm(self) -> None:
+        """Raises what keeps the model from answering."""
+        self._soon(self._app.start()).result()
+        gc.collect()
+        gc.freeze()  # what lives as long as the process is not looked at again in every collection
+
+    def start(self, door: socket.socket) -> None:
+        """Accepts from `door`, and does what the pod says."""
+        self._soon(self._start(door)).result()
+
+    def check(self) -> "Future[None]":
+        """Fails when the model or the server does not answer."""
+        return self._soon(self._app.check())
+
+    async def _start(self, door: socket.socket) -> None:
+        self._pod.setblocking(False)
+        self._loop.add_reader(self._pod, self._hear)
+        serving = self._loop.create_task(self._uvicorn.serve(sockets=[door]))
+        serving.add_done_callback(lambda _: self._loop.create_task(self._end()))
+
+    def _hear(self) -> None:
+        word = line.hear(self._pod)
+        if word is None:
+            os._exit(1)  # the pod's first process is gone: nobody would ever stop this one
+        match word.kind:
+            case line.Kind.DRAIN:
+                self._is_draining = True
+                self._app.drain()
+                self._loop.call_later(self._config.drain_seconds, self._stop_accepting)
+            case line.Kind.LEAVE:
+                self._app.drain()
+                self._stop_accepting()
+
+    def _stop_accepting(self) -> None:
+        self._uvicorn.should_exit = True
+
+    async def _end(self) -> None:
+        """All is answered; or, without having been asked to, the server has ended."""
+        if not self._uvicorn.should_exit:
+            os._exit(1)
+        await self._app.stop()
+        line.say(self._pod, line.Kind.DRAINED)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._is_draining:
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            """Who asks over this connection again shall find another replica."""
+            if message["type"] == "http.response.start":
+                kept = [header for header in message["headers"] if header[0] != b"connection"]
+                message = {**message, "headers": [*kept, (b"connection", b"close")]}
+            await send(message)
+
+        await self._app(scope, receive, send_last)

@@ -1,0 +1,47 @@
+"""What a serving pod is told by its environment."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from capstan_runtime.contract import env
+from capstan_runtime.contract.serving import API_KEYS_FOLDER, ServeConfig
+from capstan_runtime.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    config: ServeConfig
+    address: str
+    """Where requests and probes are answered."""
+    store: str
+    """Folder or URL of the checkpoints."""
+    api_keys: Path | None
+    """Folder of the keys that `guards.auth` asks for; None: no keys are asked for."""
+
+
+def read_settings(environ: Mapping[str, str]) -> Settings:
+    """Raises ConfigError naming the variable or the field that is missing or wrong."""
+    path = Path(_required(environ, env.SERVE_CONFIG))
+    try:
+        config = ServeConfig.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{env.SERVE_CONFIG}: {path} is not readable: {error.strerror}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{env.SERVE_CONFIG}: {path}: {field}: {first['msg']}") from error
+    return Settings(
+        config=config,
+        address=_required(environ, env.POD_IP),
+        store=_required(environ, env.STORE),
+        api_keys=Path(env.host_path(API_KEYS_FOLDER, environ)) if config.guards.auth else None,
+    )
+
+
+def _required(environ: Mapping[str, str], name: str) -> str:
+    if not environ.get(name):
+        raise ConfigError(f"environment variable {name} is not set; the operator sets it on every pod")
+    return environ[name]
