@@ -8,7 +8,7 @@ import time
 
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from capstan_runtime.contract.serving import Guards, Tracing
+from capstan_runtime.contract.serving import Tracing
 from capstan_runtime.serving.tracing import Tracer
 from tests.serving.asgi import classifier_app, running
 from tests.serving.models import ROOT, NumpyClassifier, serve_config
@@ -42,10 +42,27 @@ async def test_a_request_has_spans_for_queue_batch_and_model_within_its_own() ->
     assert whole.resource.attributes["capstan.model.digest"] == ROOT
 
 
-async def test_a_collector_that_is_not_there_costs_nothing_but_its_spans() -> None:
-    async with running(classifier_app(Guards(tracing=TRACING))) as client:
-        for _ in range(5):
-            assert (await client.infer([[0.0, 1.0, 2.0, 3.0]])).status == 200
+SERVE_AND_STOP = """
+import asyncio
+from capstan_runtime.contract.serving import Guards, Tracing
+from tests.serving.asgi import classifier_app, running
+
+async def main():
+    tracing = Tracing(endpoint="http://127.0.0.1:9", sampling_ratio=1.0)
+    async with running(classifier_app(Guards(tracing=tracing))) as client:
+        print([(await client.infer([[0.0, 1.0, 2.0, 3.0]])).status for _ in range(3)])
+
+asyncio.run(main())
+print("stopped")
+"""
+
+
+def test_a_collector_that_is_not_there_costs_its_spans_but_no_request_and_no_long_farewell() -> None:
+    """In a process of its own, which must end by itself; the library alone waits half a minute."""
+    shown = subprocess.run(
+        [sys.executable, "-c", SERVE_AND_STOP], capture_output=True, text=True, check=True, timeout=25
+    )
+    assert shown.stdout == "[200, 200, 200]\nstopped\n"
 
 
 def test_without_tracing_nothing_of_it_is_imported_and_no_framework_either() -> None:

@@ -24,7 +24,7 @@ from capstan_runtime.serving.watch import Watch
 from capstan_runtime.serving.worker import Worker
 
 _STOP_SECONDS = 2.0
-"""For audit lines that wait when the application stops."""
+"""Each for audit lines and for spans that wait when the application stops."""
 _GONE_STATUS = 499
 """As nginx notes a client that did not wait; nobody sees it but audit and traces."""
 
@@ -108,7 +108,7 @@ class Application:
         if self._audit is not None:
             await asyncio.to_thread(self._audit.stop, _STOP_SECONDS)
         if self._tracer is not None:
-            await asyncio.to_thread(self._tracer.stop)
+            await asyncio.to_thread(self._tracer.stop, _STOP_SECONDS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         match scope["type"]:

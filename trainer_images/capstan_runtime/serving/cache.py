@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 
 from cachetools import LRUCache, TTLCache
 
@@ -14,12 +13,6 @@ Compute = Callable[[Floats, Trip], Awaitable[Scores]]
 
 _OVERHEAD_BYTES = 1200
 """Of an entry beside its numbers: four arrays, their record, a key and two entries of dictionaries."""
-
-
-@dataclass(slots=True)
-class _Flight:
-    task: asyncio.Task[Scores]
-    waiting: int = 0
 
 
 class AnswerCache:
@@ -42,7 +35,8 @@ class AnswerCache:
         self._most_bytes = most_bytes
         self._compute = compute
         self._on_lookup = on_lookup
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, list[asyncio.Future[Scores | None]]] = {}
+        """What is being computed, and who waits for it beside the one who asked first."""
 
     @property
     def nbytes(self) -> int:
@@ -51,45 +45,44 @@ class AnswerCache:
     async def scores(self, inputs: Floats, trip: Trip) -> Scores:
         """Of `inputs`, whose digest `trip` holds."""
         key = trip.input_digest
-        kept = self._kept.get(key)
-        if kept is not None:
-            trip.is_cached = True
-            self._on_lookup(True)
-            return kept
-        flight = self._flights.get(key)
-        self._on_lookup(flight is not None)
-        if flight is None:
-            flight = self._start(key, inputs, trip)
-        else:
-            trip.is_cached = True
-        flight.waiting += 1
+        self._on_lookup(key in self._kept or key in self._flights)
+        while True:
+            kept = self._kept.get(key)
+            if kept is not None:
+                trip.is_cached = True
+                return kept
+            waiting = self._flights.get(key)
+            if waiting is None:
+                return await self._lead(key, inputs, trip)
+            turn: asyncio.Future[Scores | None] = asyncio.get_running_loop().create_future()
+            waiting.append(turn)
+            scores = await turn
+            if scores is not None:
+                trip.is_cached = True
+                return scores
+            # The one who asked first has left without an answer: somebody else must be the first.
+
+    async def _lead(self, key: str, inputs: Floats, trip: Trip) -> Scores:
+        waiting = self._flights[key] = []
         try:
-            # Shielded: the one who came first may leave without taking the answer from the others.
-            return await asyncio.shield(flight.task)
-        finally:
-            flight.waiting -= 1
-            if not flight.waiting and not flight.task.done():
-                self._flights.pop(key, None)
-                flight.task.cancel()
-
-    def _start(self, key: str, inputs: Floats, trip: Trip) -> _Flight:
-        async def compute() -> Scores:
-            return await self._compute(inputs, trip)
-
-        task = asyncio.get_running_loop().create_task(compute())
-        flight = _Flight(task)
-        self._flights[key] = flight
-        task.add_done_callback(lambda done: self._land(key, flight))
-        return flight
-
-    def _land(self, key: str, flight: _Flight) -> None:
-        if self._flights.get(key) is flight:
+            scores = await self._compute(inputs, trip)
+        except BaseException as error:
             del self._flights[key]
-        if flight.task.cancelled() or flight.task.exception() is not None:
-            return
-        scores = flight.task.result()
+            for turn in waiting:
+                if turn.done():
+                    continue
+                if isinstance(error, Exception):
+                    turn.set_exception(error)
+                else:
+                    turn.set_result(None)
+            raise
+        del self._flights[key]
         if _size(scores) <= self._most_bytes:
             self._kept[key] = scores
+        for turn in waiting:
+            if not turn.done():
+                turn.set_result(scores)
+        return scores
 
 
 def _size(scores: Scores) -> int:

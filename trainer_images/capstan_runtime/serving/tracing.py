@@ -1,5 +1,6 @@
 """OpenTelemetry spans of a request. Nothing of it is imported where tracing is off."""
 
+import threading
 import time
 from time import perf_counter
 
@@ -15,7 +16,8 @@ from capstan_runtime.contract.serving import ServeConfig, Tracing
 from capstan_runtime.serving.exchange import Exchange
 from capstan_runtime.serving.refusal import Outcome
 
-_STOP_MILLISECONDS = 2000
+_EXPORT_SECONDS = 2.0
+"""For one attempt to send, its retries included."""
 
 
 class Tracer:
@@ -32,8 +34,14 @@ class Tracer:
                 "capstan.model.digest": service.model.root,
             }
         )
-        self._provider = TracerProvider(sampler=ParentBasedTraceIdRatio(config.sampling_ratio), resource=resource)
-        exporter = exporter or OTLPSpanExporter(endpoint=f"{config.endpoint.rstrip('/')}/v1/traces")
+        self._provider = TracerProvider(
+            sampler=ParentBasedTraceIdRatio(config.sampling_ratio),
+            resource=resource,
+            shutdown_on_exit=False,  # it would wait for a collector that is not there
+        )
+        exporter = exporter or OTLPSpanExporter(
+            endpoint=f"{config.endpoint.rstrip('/')}/v1/traces", timeout=_EXPORT_SECONDS
+        )
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("capstan_runtime.serving")
         self._propagator = TraceContextTextMapPropagator()
@@ -68,7 +76,8 @@ class Tracer:
                     span.end(offset + int(end * 1e9))
         root.end(offset + int(ended * 1e9))
 
-    def stop(self) -> None:
-        """Sends what waits, for a moment at most."""
-        self._provider.force_flush(_STOP_MILLISECONDS)
-        self._provider.shutdown()
+    def stop(self, patience_seconds: float) -> None:
+        """Sends what waits, for at most so long: the library itself waits for a dead collector far longer."""
+        stopping = threading.Thread(target=self._provider.shutdown, name="tracing-stop", daemon=True)
+        stopping.start()
+        stopping.join(patience_seconds)
