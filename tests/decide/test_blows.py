@@ -10,6 +10,7 @@ from tests.support.looks import look, make_pod, make_state
 ZERO, ONE = "digits-worker-0", "digits-worker-1"
 KILLED = {"phase": "Failed", "exit_code": 137, "exit_reason": "Error"}
 TRAINED = {"Starting": 10.0, "Training": 20.0}
+CRASH = {"fence": 1, "code": 139, "signal": "SIGSEGV", "failure": "Crash", "message": "", "at": 30.0, "step": 47}
 STOPPED = {"fence": 1, "code": 80, "failure": "Stopped", "message": "", "at": 33.0, "step": 48}
 
 
@@ -74,7 +75,9 @@ def test_a_deleted_pod_is_waited_for_until_the_ranks_have_saved() -> None:
     life = Life()
     life.change_pod(ONE, is_deleting=True)
     assert life.decide(30.0) == []
-    assert life.status.message == "attempt 1 with 2 workers is training; it saves first: pod digits-worker-1 is deleted"
+    assert life.status.message == (
+        "attempt 1 with 2 workers is training; it saves and stops: pod digits-worker-1 is taken away"
+    )
     life.say(ONE, phase="Stopping")
     life.say(
         ZERO,
@@ -135,3 +138,68 @@ def test_pods_that_are_all_new_are_waited_for_together() -> None:
     life.seen = look(life.seen.job, pods, {pod.name: make_state(pod) for pod in pods})
     life.decide(34.5)
     assert (life.status.fence, life.status.world) == (2, 2)
+
+
+def test_a_supervisor_that_takes_no_place_is_charged_every_time_and_replaced() -> None:
+    life = Life()
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH)
+    life.decide(31.0)
+    assert (life.status.fence, life.status.restarts.total) == (2, 1)
+    life.say(ZERO, fence=2, phase="Starting", exit=None)
+    life.say(ONE, refused="world: 3 is more than this pod can take")
+    told = life.decide(152.0)
+    assert told[0] == (
+        "Restarting: rank 1 (pod digits-worker-1): its supervisor did not take its place within 120 s: world: 3 is "
+        "more than this pod can take; restart 1 of 20 for Lost"
+    )
+    life.decide(152.1)
+    assert ([deletion.name for deletion in life.decision.delete], life.status.restarts.total) == ([ONE], 2)
+
+
+def test_a_rank_that_never_makes_a_step_is_given_up_when_its_supervisor_does_nothing() -> None:
+    life = Life("running", recovery={"deadlines": {"form": 100, "firstStep": 200}})
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH)
+    life.decide(31.0)
+    life.say(ZERO, fence=2, phase="Starting", exit=None)
+    life.say(ONE, fence=2, phase="Starting", exit=None)
+    life.decide(32.0)
+    assert life.decide(391.0)[0].startswith(
+        "Restarting: rank 0 (pod digits-worker-0): it made no step within 360 s, and its supervisor did not end it"
+    )
+
+
+def test_of_ranks_that_stopped_together_the_one_that_was_asked_is_replaced() -> None:
+    life = Life()
+    life.say(ONE, phase="Stopping")
+    assert life.decide(30.0) == []
+    life.say(ZERO, phase="Exited", step=48, timeline=TRAINED, exit=STOPPED)
+    assert life.decide(33.0) == []
+    life.say(ONE, phase="Exited", step=48, timeline=TRAINED, exit=STOPPED | {"asked": True, "at": 33.2})
+    assert life.decide(33.5)[0].startswith("Restarting: rank 1 (pod digits-worker-1): it was stopped from outside")
+    life.decide(33.6)
+    assert [deletion.name for deletion in life.decision.delete] == [ONE]
+
+
+def test_what_is_only_in_memory_is_not_called_committed() -> None:
+    life = Life()
+    life.seen = replace(
+        life.seen, job=replace(life.seen.job, status=life.status.model_copy(update={"checkpoint": None}))
+    )
+    life.say(checkpoint=None)
+    restored = {"source": "Memory", "bytes": 10, "seconds": 1.0, "verifySeconds": 0.25}
+    resumed = {"step": 44, "root": "sha256:44", "at": 29.0, "verifiedAt": 29.5}
+    life.say(phase="Training", step=45, resumedFrom=resumed, restored=restored)
+    life.decide(30.0)
+    assert (life.status.checkpoint, life.status.resumed_from.step) == (None, 44)
+    life.say(restored=restored | {"source": "Store"})
+    life.decide(40.0)
+    assert life.status.checkpoint.step == 44
+
+
+def test_the_next_attempt_is_told_the_root_of_the_newest_commit() -> None:
+    life = Life()
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH)
+    life.decide(31.0)
+    life.decide(31.1)
+    told = {(push.membership.floor_step, push.membership.floor_root) for push in life.decision.pushes}
+    assert told == {(40, life.status.checkpoint.root)}

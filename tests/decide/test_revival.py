@@ -34,8 +34,13 @@ def test_a_raised_budget_lets_the_job_go_on_and_is_charged() -> None:
     life.change_spec(recovery={"budgets": {"crash": 1}})
     assert life.decide(1000.0) == [
         "Restarting: rank 1 (pod digits-worker-1) was killed by SIGSEGV; restart 1 of 1 for Crash",
-        "PodsCreated: created 2 pods: digits-worker-0 to digits-worker-1-1",
+        "Revived: spec.recovery.budgets was raised",
     ]
+    # It is on record before anything follows from it.
+    assert (life.decision.create, life.decision.apply, life.decision.requeue_after) == ((), (), 0.0)
+    life.decide(1000.1)
+    assert [pod["metadata"]["name"] for pod in life.decision.create] == ["digits-worker-0", "digits-worker-1-1"]
+    assert len(life.decision.apply) == 1
     assert (life.status.phase, life.status.finished_at) == ("Restarting", None)
     failed_now = next(condition for condition in life.status.conditions if condition.type == "Failed")
     assert (failed_now.status, failed_now.message) == ("False", "spec.recovery.budgets was raised")
@@ -51,7 +56,7 @@ def test_the_next_attempt_of_a_revived_job_ends_the_story_of_its_failure() -> No
     life.decide(1005.0)
     (record,) = life.recoveries
     assert (record.fence, life.status.fence, record.at) == (2, 2, "1970-01-01T00:16:40.000Z")
-    assert record.sentence.endswith("was killed by SIGSEGV; then the job was resumed")
+    assert record.sentence.endswith("was killed by SIGSEGV; then spec.recovery.budgets was raised")
     assert life.status.floor_step == 40
     assert life.status.goodput is not None
     assert sum(life.status.goodput.seconds.model_dump().values()) == pytest.approx(1005.0, abs=0.01)
@@ -111,4 +116,48 @@ def test_a_job_that_succeeded_never_starts_again() -> None:
     assert before.phase == "Succeeded"
     life.change_spec(suspend=True)
     life.decide(31.0)
+    assert life.status == before
+
+
+def test_a_job_whose_remains_were_cleared_away_goes_on_with_the_spec_as_it_is_now() -> None:
+    life = failed(CRASH, recovery={"budgets": {"crash": 0}}, ttlSecondsAfterFinished=60)
+    life.decide(100.0)
+    assert life.status.cleaned_up_at is not None
+    life.change_spec(recovery={"budgets": {"crash": 1}, "deadlines": {"hang": 300}})
+    life.decide(1000.0)
+    life.decide(1000.1)
+    assert (len(life.decision.apply), life.status.cleaned_up_at) == (1, None)
+    accepted = next(condition for condition in life.status.conditions if condition.type == "Accepted")
+    assert accepted.reason == "Valid"
+
+
+def test_a_raised_numerical_budget_leaves_out_the_batch_that_did_the_harm() -> None:
+    nan = {"fence": 1, "code": 76, "failure": "Numerical", "message": "nan", "at": 30.0, "step": 47, "badBatch": 46}
+    life = failed(nan, recovery={"budgets": {"numerical": 0}, "numerical": {"nonFinite": "rewind"}})
+    assert life.status.reason == "NumericalBudgetExhausted"
+    life.change_spec(recovery={"budgets": {"numerical": 1}})
+    life.decide(1000.0)
+    assert [(skip.first, skip.count) for skip in life.status.skips] == [(46, 1)]
+
+
+def test_a_raised_deadline_is_told_as_what_it_is() -> None:
+    life = Life(activeDeadlineSeconds=100)
+    life.decide(500.0)
+    life.seen = replace(life.seen, pods=(), supervisors={})
+    life.change_spec(activeDeadlineSeconds=1000)
+    assert life.decide(510.0) == ["Revived: spec.activeDeadlineSeconds was raised"]
+    (record,) = life.recoveries
+    assert (record.cause, record.sentence) == ("Resumed", "spec.activeDeadlineSeconds was raised")
+    life.decide(510.1)
+    assert len(life.decision.create) == 2
+
+
+def test_a_deadline_raised_to_less_than_was_used_changes_nothing() -> None:
+    life = Life(activeDeadlineSeconds=100)
+    life.decide(500.0)
+    used = life.status.active_seconds
+    assert used is not None
+    life.change_spec(activeDeadlineSeconds=int(used))
+    before = life.status
+    life.decide(510.0)
     assert life.status == before

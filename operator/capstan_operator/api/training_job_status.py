@@ -65,7 +65,9 @@ class FailureStatus(Record):
     at: Annotated[str, Field(description="When it was seen (RFC 3339).")]
     newest_pod_at: Annotated[
         str | None,
-        Field(description="When the newest pod there was then had been created (RFC 3339): a newer one is charged anew."),
+        Field(
+            description="When the newest pod there was then had been created (RFC 3339): a newer one is charged anew."
+        ),
     ] = None
 
 
@@ -175,6 +177,9 @@ class TrainingJobStatus(Record):
         int | None,
         Field(description="The same, quarantined ones included: if it is there, no attempt starts from step 0."),
     ] = None
+    floor_root: Annotated[str | None, Field(description="Its root; absent: there is none, or it did not verify.")] = (
+        None
+    )
     recoveries: Annotated[
         list[RecoveryStatus],
         Field(

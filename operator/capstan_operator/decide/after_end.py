@@ -1,4 +1,4 @@
-"""After a job has succeeded or failed: nothing starts again, and what is left is cleared away in time."""
+"""After a job has succeeded or failed: what is left is cleared away in time. What may start again is `revival.py`'s."""
 
 from capstan_operator.api.meta import TrainingJobCondition
 from capstan_operator.build.children import secret_name

@@ -97,6 +97,9 @@ def _resizing(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventN
 
 
 def _started(situation: Situation, plan: Plan, old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    failed = find(new, TrainingJobCondition.FAILED)
+    if failed is not None and failed.status == "False" and is_true(old, TrainingJobCondition.FAILED):
+        yield EventNote("Normal", failed.reason, failed.message)
     if is_true(old, TrainingJobCondition.SUSPENDED) and new.active_since and not old.active_since:
         yield EventNote("Normal", "Resumed", "spec.suspend is false again")
     if plan.create and new.active_since and not old.active_since:

@@ -21,7 +21,10 @@ STOPPED_STATES = frozenset({"T", "t"})
 OWN_SECTIONS = frozenset({Section.HOST, Section.DATA, Section.SAVE})
 """What a rank does without waiting for others."""
 
-_HAS_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.STOPPING})
+SUPERVISORS_SLACK_SECONDS = 60.0
+"""Beyond its deadlines, for a supervisor to end its trainer and say so."""
+_STARTING = frozenset({Phase.STARTING, Phase.RESTORING, Phase.COMPILING})
+_HAS_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING})
 
 
 class Weight(IntEnum):
@@ -34,7 +37,8 @@ class Weight(IntEnum):
     WAITING = 2
     """The process stood still where it may have waited for a peer that did."""
     CASCADE = 3
-    """The process ended because a peer did: a broken collective, or NCCL's watchdog aborting."""
+    """The process ended because a peer did: a broken collective, NCCL's watchdog aborting, or a stop that all ranks
+    agreed to because one was asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +82,8 @@ class Evidence:
 def find_evidence(worker: Worker, situation: Situation) -> Evidence | None:
     """What shows that `worker` no longer takes part in the current attempt; None: nothing does."""
     word, fence = worker.word, situation.status.fence
-    if word is not None and word.fence == fence and word.exit is None and worker.is_answering:
+    is_in_place = word is not None and word.fence == fence and word.exit is None and worker.is_answering
+    if is_in_place and not _is_overdue(worker, situation):
         return None  # in its place and well: by far the most frequent case, so it is asked first
     if worker.has_finished(fence):
         return None
@@ -106,14 +111,17 @@ def has_left(worker: Worker, situation: Situation) -> bool:
 
 
 def is_saving(worker: Worker, situation: Situation) -> bool:
-    """Its pod is being deleted, and its trainer has steps to save with the others before it goes: neither a drained
-    node nor a `kubectl delete pod` may cost any. The grace of the pod bounds how long that takes."""
+    """Its pod is being deleted, or was asked to stop by its node, and its trainer has steps to save with the others
+    before it goes: neither a drained node nor a `kubectl delete pod` may cost any. The grace of the pod, and the
+    supervisor's deadlines, bound how long that takes."""
     pod, answer = worker.pod, worker.answer
-    if pod is None or not pod.is_deleting or pod.phase != "Running" or pod.final is not None:
+    if pod is None or pod.phase != "Running" or pod.final is not None:
         return False
     if answer is None or worker.silent_seconds is not None or answer.fence != situation.status.fence:
         return False
-    return answer.exit is None and answer.phase in _HAS_STEPS
+    if answer.exit is not None or situation.status.next_world is not None:
+        return False
+    return answer.phase is Phase.STOPPING or (pod.is_deleting and answer.phase in _HAS_STEPS)
 
 
 def is_cascade(exit_: Exit) -> bool:
@@ -199,7 +207,8 @@ def _stopped(worker: Worker, situation: Situation) -> Evidence | None:
     exit_ = _exit_of_attempt(worker, situation)
     if exit_ is None or has_left(worker, situation):
         return None
-    return Evidence(worker.index, worker.pod, FailureClass.LOST, "it was stopped from outside", Weight.PROCESS, exit_)
+    weight = Weight.PROCESS if exit_.asked else Weight.CASCADE
+    return Evidence(worker.index, worker.pod, FailureClass.LOST, "it was stopped from outside", weight, exit_)
 
 
 def _failed(worker: Worker, situation: Situation) -> Evidence | None:
@@ -248,8 +257,29 @@ def _refusing(worker: Worker, situation: Situation) -> Evidence | None:
     is_waiting = worker.is_answering and worker.answer is not None and worker.answer.fence < situation.status.fence
     if not is_waiting or seconds_after(situation.status.attempt_started_at, situation.now) < limit:
         return None
-    message = f"its supervisor did not take its place within {limit} s"
+    said = f": {worker.answer.refused}" if worker.answer and worker.answer.refused else ""
+    message = f"its supervisor did not take its place within {limit} s{said}"
     return Evidence(worker.index, worker.pod, FailureClass.LOST, message, Weight.POD)
+
+
+def _is_overdue(worker: Worker, situation: Situation) -> bool:
+    """It has been at its start for longer than its supervisor may let it: that one does not do its work."""
+    if worker.word is None or worker.word.phase not in _STARTING:
+        return False
+    return seconds_after(situation.status.attempt_started_at, situation.now) >= start_limit(situation)
+
+
+def start_limit(situation: Situation) -> float:
+    """Seconds from an attempt's beginning in which every rank has made a step, or its supervisor has ended it."""
+    deadlines = situation.blueprint.spec.recovery.deadlines
+    return float(deadlines.form + deadlines.first_step) + SUPERVISORS_SLACK_SECONDS
+
+
+def _overdue(worker: Worker, situation: Situation) -> Evidence | None:
+    if not _is_overdue(worker, situation):
+        return None
+    message = f"it made no step within {start_limit(situation):.0f} s, and its supervisor did not end it"
+    return Evidence(worker.index, worker.pod, FailureClass.LOST, message, Weight.POD, suspects_node=True)
 
 
 # Nearest to the cause first.
@@ -264,6 +294,7 @@ _CHECKS: tuple[Callable[[Worker, Situation], Evidence | None], ...] = (
     _finished_too_early,
     _silent,
     _refusing,
+    _overdue,
 )
 
 

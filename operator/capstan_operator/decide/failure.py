@@ -60,7 +60,7 @@ def count_failure(situation: Situation, culprit: Evidence) -> TrainingJobStatus:
     is to be done differently is on record."""
     status = situation.status
     action = choose_action(situation, culprit)
-    remedies, words = _remedies(situation, culprit)
+    remedy, words = remedies(situation, culprit)
     node = culprit.pod.node if culprit.pod else None
     if action is Action.REPLACE_NODE and node is not None:
         words = f"new pods keep away from node {node}"
@@ -75,7 +75,7 @@ def count_failure(situation: Situation, culprit: Evidence) -> TrainingJobStatus:
             "attempts_without_progress": attempts_without_progress(situation, culprit),
             "node_faults": note_fault(situation, culprit, action is Action.REPLACE_NODE),
         }
-        | remedies
+        | remedy
     )
 
 
@@ -119,7 +119,12 @@ def describe_failure(situation: Situation, culprit: Evidence) -> FailureStatus:
         step=exit_.step if exit_ else None,
         section=exit_.section.value if exit_ and exit_.section else None,
         at=rfc3339(situation.now),
+        newest_pod_at=_newest_pod_at(situation) if worker else None,
     )
+
+
+def _newest_pod_at(situation: Situation) -> str | None:
+    return rfc3339(max((pod.created_at for pod in situation.observed.pods), default=0.0))
 
 
 def failure_sentence(failure: FailureStatus) -> str:
@@ -153,10 +158,11 @@ def restart_sentence(situation: Situation) -> str:
     budget = budget_of(situation.blueprint.spec.recovery.budgets, failure_class)
     used = used_of(situation.status, failure_class)
     remedy = f"; {failure.remedy}" if failure.remedy else ""
-    return f"{failure_sentence(failure)}; restart {used} of {budget} for {failure_class}{remedy}"
+    count = f"; restart {used} of {budget} for {failure_class}" if budget else ""
+    return f"{failure_sentence(failure)}{count}{remedy}"
 
 
-def _remedies(situation: Situation, culprit: Evidence) -> tuple[dict[str, object], str | None]:
+def remedies(situation: Situation, culprit: Evidence) -> tuple[dict[str, object], str | None]:
     """(what changes in status so that the next attempt is another one, that in words)."""
     if culprit.failure is FailureClass.GPU_OUT_OF_MEMORY:
         parts, words = split_micro_batch(situation)

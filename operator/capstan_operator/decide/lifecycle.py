@@ -14,9 +14,10 @@ from capstan_operator.decide.failure import (
     failure_sentence,
     find_culprit,
     is_of_the_last_failure,
+    remedies,
 )
 from capstan_operator.decide.membership import has_members
-from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.reasons import Reason, is_budget
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.times import rfc3339, seconds_since_1970
 
@@ -114,13 +115,15 @@ def _failed(situation: Situation) -> TrainingJobStatus | None:
     reason = fatal_reason(situation, culprit)
     if reason is None:
         return count_failure(situation, culprit)
-    failure = describe_failure(situation, culprit).model_copy(update={"action": Action.HALT.value})
+    # A raised budget lets it go on: then what would be done now is done.
+    remedy, words = remedies(situation, culprit) if is_budget(reason) else ({}, None)
+    failure = describe_failure(situation, culprit).model_copy(update={"action": Action.HALT.value, "remedy": words})
     newest = situation.status.checkpoint
     kept = f"; the newest checkpoint is {newest.summary}" if newest else ""
     message = f"{failure_sentence(failure)}; {fatal_clause(situation, culprit, reason)}{kept}"
     finished = _finish(situation, TrainingJobCondition.FAILED, reason, message)
     attempts = attempts_without_progress(situation, culprit)
-    return finished.model_copy(update={"failure": failure, "attempts_without_progress": attempts})
+    return finished.model_copy(update={"failure": failure, "attempts_without_progress": attempts} | remedy)
 
 
 _ENDINGS: tuple[Callable[[Situation], TrainingJobStatus | None], ...] = (

@@ -52,6 +52,7 @@ def form_attempt(situation: Situation, members: tuple[Worker, ...]) -> TrainingJ
             "resumed_from": None,
             "base_step": status.checkpoint.step if status.checkpoint else None,
             "floor_step": _floor_step(status),
+            "floor_root": _floor_root(status),
         }
     )
 
@@ -83,6 +84,7 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
                 world=len(members),
                 coordinator=coordinator,
                 floor_step=floor_step or 0,
+                floor_root=status.floor_root,
                 micro_splits=status.micro_splits or 1,
                 skips=skips_of(status),
                 peers=peers,
@@ -120,6 +122,12 @@ def _floor_step(status: TrainingJobStatus) -> int | None:
     if status.checkpoint:
         known.append(status.checkpoint.step)
     return max(known, default=None)
+
+
+def _floor_root(status: TrainingJobStatus) -> str | None:
+    """Root of the checkpoint at the floor; None: there is none, or it did not verify."""
+    newest = status.checkpoint
+    return newest.root if newest is not None and newest.step == _floor_step(status) else None
 
 
 def _bracketed(ip: str) -> str:

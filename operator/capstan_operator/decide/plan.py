@@ -8,7 +8,7 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.secret import build_secret
 from capstan_operator.decide.actions import pause_seconds
 from capstan_operator.decide.conditions import is_true
-from capstan_operator.decide.evidence import is_saving
+from capstan_operator.decide.evidence import is_saving, start_limit
 from capstan_operator.decide.failure import find_culprit, restart_sentence
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, plan_pushes
@@ -18,7 +18,7 @@ from capstan_operator.decide.progress import MAKES_STEPS
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker, is_changed
 from capstan_operator.decide.sizing import choose_members, choose_next_world
-from capstan_operator.decide.times import rfc3339
+from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_operator.decide.types import Manifest, MembershipPush, PodDeletion
 from capstan_operator.decide.waiting import slow_start, waiting_for
 
@@ -163,20 +163,22 @@ def _attempt(situation: Situation) -> Plan:
     pushes = plan_pushes(situation)
     create, until_more = plan_creations(situation)
     _, until_blame = find_culprit(situation)
+    fence, members = situation.status.fence, situation.members
+    is_running = _was_running(situation) or all(_is_training(worker, fence) for worker in members)
+    age = seconds_after(situation.status.attempt_started_at, situation.now)
     waits = (
+        None if is_running else max(0.0, start_limit(situation) - age) + 1.0,
         PUSH_AGAIN_SECONDS if pushes else None,
         until_stable,
         until_more,
         until_blame,
         seconds_until_relaxed(situation),
     )
-    fence, members = situation.status.fence, situation.members
-    is_running = _was_running(situation) or all(_is_training(worker, fence) for worker in members)
     attempt = f"attempt {fence} with {_size(situation)}"
     leaving = next((w.pod.name for w in members if w.pod and is_saving(w, situation)), None)
     if is_running:
         phase, reason, message = Phase.RUNNING, Reason.TRAINING, f"{attempt} is training"
-        message += f"; it saves first: pod {leaving} is deleted" if leaving else ""
+        message += f"; it saves and stops: pod {leaving} is taken away" if leaving else ""
     elif situation.is_recovering:
         phase, reason = Phase.RESTARTING, Reason.ATTEMPT_STARTING
         message = f"{attempt} is {_stage(situation)}, after {restart_sentence(situation)}"

@@ -12,7 +12,7 @@ from capstan_operator.api.training_job_status import (
 )
 from capstan_operator.decide.situation import Situation, word_of
 from capstan_operator.decide.times import rfc3339, seconds_after
-from capstan_runtime.contract.state import Checkpoint, Phase, State
+from capstan_runtime.contract.state import Checkpoint, Phase, Source, State
 
 MAKES_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.SUCCEEDED})
 """Phases in which `step` is that of the present attempt. Before them it may still be the last attempt's."""
@@ -147,7 +147,9 @@ def _learn_checkpoints(situation: Situation) -> TrainingJobStatus:
     for word in words:
         if word.rank == 0 and word.checkpoint:
             known.append(_describe(word.checkpoint))
-        if word.rank == 0 and word.resumed_from:
+        # What was restored from the pods' memory may have been committed, or not: the store alone makes it so.
+        is_in_store = word.restored is not None and word.restored.source is Source.STORE
+        if word.rank == 0 and word.resumed_from and is_in_store:
             known.append(_describe(word.resumed_from))
     good = [checkpoint for checkpoint in known if checkpoint.root not in bad_roots]
     newest = max(good, key=lambda c: (c.step, c.committed_at or "", c.verified_at or ""), default=None)

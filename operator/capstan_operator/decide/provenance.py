@@ -7,9 +7,11 @@ part begins where the last one ended. What the pods' clocks say is kept between 
 
 from collections.abc import Iterator
 
+from capstan_operator.api.meta import TrainingJobCondition
 from capstan_operator.api.recovery_status import InjectedStatus, RecoverySeconds, RecoveryStatus
 from capstan_operator.api.training_job_status import FailureStatus, TrainingJobStatus
 from capstan_operator.decide.actions import Action
+from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.failure import failure_sentence, is_carried
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.progress import MAKES_STEPS, has_stepped, last_step
@@ -92,7 +94,7 @@ def trace(situation: Situation, old: TrainingJobStatus, reason: Reason) -> Train
     status = _complete(situation, situation.status)
     if old.active_since is None and status.active_since is not None and status.fence > 0:
         record = waiting(status)
-        resumed = _resumed(situation, record)
+        resumed = _resumed(situation, record, _how_resumed(old, status))
         status = _with_last(status, resumed) if record else _with_new(status, resumed)
     record = waiting(status)
     if record is not None and record.seconds.decide is None and reason is not Reason.BACKING_OFF:
@@ -142,17 +144,23 @@ def _begun(situation: Situation, before: TrainingJobStatus, failure: FailureStat
     return _extended(record, "detect", situation.now)
 
 
-def _resumed(situation: Situation, open_record: RecoveryStatus | None) -> RecoveryStatus:
+def _how_resumed(old: TrainingJobStatus, new: TrainingJobStatus) -> str:
+    """What made a job that rested go on."""
+    revived = find(new, TrainingJobCondition.FAILED)
+    return revived.message if revived and is_true(old, TrainingJobCondition.FAILED) else "spec.suspend is false again"
+
+
+def _resumed(situation: Situation, open_record: RecoveryStatus | None, how: str) -> RecoveryStatus:
     """The time of a suspension is the user's: what is lost is counted from the resume."""
     status, at = situation.status, rfc3339_millis(situation.now)
     if open_record is not None:
-        sentence = f"{open_record.sentence}; then the job was resumed"[:SENTENCE_LENGTH]
+        sentence = f"{open_record.sentence}; then {how}"[:SENTENCE_LENGTH]
         return open_record.model_copy(update={"at": at, "sentence": sentence, "seconds": RecoverySeconds(decide=0.0)})
     return RecoveryStatus(
         fence=status.fence + 1,
         at=at,
         cause=RESUMED,
-        sentence="spec.suspend is false again",
+        sentence=how,
         step_before=status.step,
         seconds=RecoverySeconds(decide=0.0),
     )

@@ -46,6 +46,8 @@ class Reason(StrEnum):
     """spec.suspend is true and no pod is left."""
     RESUMED = "Resumed"
     """spec.suspend is false again."""
+    REVIVED = "Revived"
+    """The job had failed, and what ended it was taken back: a limit was raised, or the job was suspended."""
 
     COMPLETED = "Completed"
     """Every worker finished."""
@@ -103,6 +105,11 @@ class Reason(StrEnum):
     """All its bytes were read back and match their digests."""
     NONE_VERIFIED = "NoneVerified"
     """Checkpoints were committed, and every one of them failed verification."""
+
+
+def is_budget(reason: Reason) -> bool:
+    """The job used up its restarts for a cause."""
+    return reason.value.endswith("BudgetExhausted")
 
 
 def budget_exhausted(failure: FailureClass) -> Reason:

@@ -11,7 +11,7 @@ from capstan_operator.api.training_job_status import Restarts, TrainingJobStatus
 from capstan_operator.decide.actions import Action, budget_of, used_of
 from capstan_operator.decide.blueprint import Refusal, read_blueprint
 from capstan_operator.decide.conditions import find, put_condition
-from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.reasons import Reason, is_budget
 from capstan_operator.observe import Observed
 from capstan_runtime.contract.exit_codes import FailureClass
 
@@ -33,8 +33,11 @@ def revive(observed: Observed, now: float) -> Observed | None:
     else:
         return None
     status = put_condition(
-        status, TrainingJobCondition.FAILED, False, Reason.RESUMED, message, now, observed.job.generation
+        status, TrainingJobCondition.FAILED, False, Reason.REVIVED, message, now, observed.job.generation
     ).model_copy(update={"finished_at": None, "cleaned_up_at": None})
+    if observed.job.status.cleaned_up_at is not None:
+        # Nothing is left that reads the run as it was: neither a pod nor the Secret.
+        status = status.model_copy(update={"run_digest": None})
     return replace(observed, job=replace(observed.job, status=status))
 
 
@@ -48,10 +51,7 @@ def _is_limit_raised(reason: Reason, status: TrainingJobStatus, spec: TrainingJo
     if reason is Reason.NO_PROGRESS:
         return status.attempts_without_progress < spec.recovery.no_progress_attempts
     failure = FailureClass(status.failure.failure_class)
-    return reason in _BUDGETS and used_of(status, failure) < budget_of(spec.recovery.budgets, failure)
-
-
-_BUDGETS = frozenset(reason for reason in Reason if reason.value.endswith("BudgetExhausted"))
+    return is_budget(reason) and used_of(status, failure) < budget_of(spec.recovery.budgets, failure)
 
 
 def _limit(reason: Reason) -> str:

@@ -148,13 +148,19 @@ class Situation:
         return failure is not None and failure.fence == (fence - 1 if self.status.members else fence)
 
     def is_of_the_same_blow(self, worker: Worker) -> bool:
-        """Its pod was there when the failure that was counted last happened, and has had no place in an attempt since:
-        one blow is charged once, however many pods it breaks."""
+        """Its pod has ended, was there when the failure that was counted last happened, and has had no place in an
+        attempt since: one blow is charged once, however many pods it breaks.
+
+        Pods that came after are charged: both times are the API server's, and what is free is replaced, so that it is
+        bounded by the pods there were.
+        """
         failure, pod = self.status.failure, worker.pod
-        if failure is None or failure.rank is None or pod is None or not self.is_recovering:
+        if failure is None or failure.newest_pod_at is None or pod is None or not self.is_recovering:
+            return False
+        if not (pod.is_deleting or pod.phase in ENDED or self.is_lost(worker)):
             return False
         has_gone_on = worker.word is not None and worker.word.fence > failure.fence
-        return pod.created_at <= seconds_since_1970(failure.at) and not has_gone_on
+        return pod.created_at <= seconds_since_1970(failure.newest_pod_at) and not has_gone_on
 
     def silence_limit(self, worker: Worker) -> float:
         """Seconds of silence after which `worker` is lost."""

@@ -53,11 +53,11 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     situation = situation.after(learn_injected(situation))
     situation = situation.after(learn_notes(situation))
     ended = record_end(situation)
-    if ended is None:
-        plan = make_plan(situation)
-    else:
+    if ended is not None:
         situation = situation.after(note_end(situation.after(ended), situation.status))
-        plan = make_plan(situation).without_children()
+    plan = make_plan(situation)
+    if ended is not None or end_of(old):
+        plan = plan.without_children()
     situation = situation.after(plan.status)
     situation = situation.after(trace(situation, old, plan.reason))
     situation = situation.after(account(situation, old))
