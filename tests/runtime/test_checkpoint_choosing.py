@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -30,7 +30,9 @@ from capstan_runtime.checkpoint.marks import mark_verified, verified_at
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.retention import remove_checkpoint
 from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.takeover import Newcomer, take_over
 from capstan_runtime.checkpoint.writer import Superseded
+from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 from tests.support.checkpoints import (
@@ -381,8 +383,78 @@ def test_steps_that_a_vanished_checkpoint_takes_along_are_told(tmp_path: Path) -
     chosen = choose(tmp_path, floor_step=20, quarantined=quarantined)
     assert chosen is not None
     assert chosen.manifest.step == 10
-    reason = "it was committed, but the store does not hold it any more"
+    reason = "it was committed, but the store has not shown it for 0.2 s"
     assert quarantined == [Quarantine(step=20, root="unknown", reason=reason)]
+
+
+class LateStore(FolderStore):
+    """A network file system on a node that does not see one save, or its COMMIT alone, until `shows`."""
+
+    def __init__(self, path: Path, late: str, hides: Literal["all", "COMMIT"] = "all") -> None:
+        super().__init__(path)
+        self._late = late
+        self._hides = hides
+        self.shows = False
+
+    def children(self, prefix: str = "") -> list[str]:
+        found = super().children(prefix)
+        if self.shows:
+            return found
+        if self._hides == "all":
+            return [] if prefix.startswith(self._late) else [name for name in found if name != self._late]
+        return [name for name in found if (prefix, name) != (self._late, COMMIT)]
+
+    def size(self, key: str) -> int | None:
+        return None if not self.shows and key == f"{self._late}/{COMMIT}" else super().size(key)
+
+
+@pytest.mark.parametrize("hides", ["all", "COMMIT"])
+def test_what_the_operator_has_seen_outlives_an_attempt_that_does_not_see_it(
+    hides: Literal["all", "COMMIT"], tmp_path: Path
+) -> None:
+    before, newest = save(tmp_path, 10), save(tmp_path, 20)
+    store = LateStore(tmp_path, folder_of(tmp_path, newest.root).name, hides)
+    chosen = choose(store, fence=2, floor_step=20, floor_root=newest.root)
+    assert chosen is not None
+    assert chosen.root == before.root, "it was waited for, but not for ever"
+    swept = retention(store, 5, [], fence=2, floor_step=20)
+    swept.sweep()
+    store.shows = True
+    swept.sweep()
+    resumed = choose(store, fence=3, floor_step=20, floor_root=newest.root)
+    assert resumed is not None
+    assert resumed.root == newest.root
+
+
+def test_what_the_operator_has_seen_counts_though_a_claim_left_it_out(tmp_path: Path) -> None:
+    before, newest = save(tmp_path, 10), save(tmp_path, 20)
+    claim = Claim(run=RUN, fence=2, attempt=new_attempt(RUN), resumed=before.root, committed=(before.root,))
+    write_claim(FolderStore(tmp_path), claim)
+    chosen = choose(tmp_path, fence=3, floor_step=20, floor_root=newest.root)
+    assert chosen is not None
+    assert chosen.root == newest.root
+    assert steps_in(tmp_path) == [20, 10]
+
+
+def test_the_newest_seen_is_waited_for_though_another_save_of_its_step_is_there(tmp_path: Path) -> None:
+    save(tmp_path, 20, fence=1)
+    newest = save(tmp_path, 20, fence=2)
+    store = LateStore(tmp_path, folder_of(tmp_path, newest.root).name)
+    late = threading.Timer(0.3, setattr, (store, "shows", True))
+    late.start()
+    chosen = choose(store, fence=3, floor_step=20, floor_root=newest.root, visible_seconds=20)
+    late.join()
+    assert chosen is not None
+    assert chosen.root == newest.root
+
+
+def test_a_save_in_memory_that_is_newer_leaves_the_newest_seen_in_the_claim(tmp_path: Path) -> None:
+    newest = save(tmp_path, 20)
+    store = LateStore(tmp_path, folder_of(tmp_path, newest.root).name)
+    membership = Membership(fence=2, rank=0, world=1, coordinator="127.0.0.1:1", floor_step=20, floor_root=newest.root)
+    newcomer = Newcomer(store, RUN, membership, new_attempt(RUN), pytest.fail, visible_seconds=20)
+    taken = take_over(newcomer, [SaveName(25, 1, new_attempt(RUN))])
+    assert (taken.listing.candidates, taken.claim.committed) == ((), (newest.root,))
 
 
 def test_the_newest_claim_lists_what_counted_and_older_ones_go(tmp_path: Path) -> None:

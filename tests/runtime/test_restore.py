@@ -9,7 +9,7 @@ import pytest
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
 from capstan_runtime.contract.config import Verification, VerifyLevel
-from capstan_runtime.contract.run_config import Membership, Skip
+from capstan_runtime.contract.run_config import Deadlines, Membership, Skip
 from capstan_runtime.contract.state import Progress
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
@@ -30,6 +30,7 @@ def context(*skips: Skip) -> Any:
         data=SimpleNamespace(fingerprint="blake3:00"),
         steps=50,
         environ={},
+        deadlines=Deadlines(),
     )
 
 

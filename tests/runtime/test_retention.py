@@ -11,19 +11,21 @@ from hypothesis import strategies as st
 from capstan_runtime.checkpoint import readback as readback_module
 from capstan_runtime.checkpoint import retention as retention_module
 from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.claims import write_claim
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.keeping import Held, kept
-from capstan_runtime.checkpoint.layout import VERIFIED, SaveName
+from capstan_runtime.checkpoint.layout import COMMIT, VERIFIED, SaveName, new_attempt
+from capstan_runtime.checkpoint.manifest import Claim
 from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, pin, unpin, verified_at
 from capstan_runtime.checkpoint.readback import Pace, forget
-from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.retention import Retention as Keeper
 from capstan_runtime.checkpoint.retention import Rules
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
 from capstan_runtime.contract.config import Best, Retention, VerifyLevel
 from capstan_runtime.errors import ConfigError
-from tests.support.checkpoints import RUN, arrays_of, as_store, facts_of, save, share_of, steps_in
+from tests.support.checkpoints import RUN, arrays_of, as_store, facts_of, retention, save, share_of, steps_in
 
 NOW = 10_000.0
 
@@ -252,6 +254,37 @@ def test_a_removal_that_the_store_refuses_is_told_and_tried_again(tmp_path: Path
     keeper.begin()
     keeper.wait(20)
     assert steps_in(tmp_path) == [30, 20]
+
+
+def test_a_late_commit_is_swept_up_only_below_what_the_operator_has_seen(tmp_path: Path) -> None:
+    counted = save(tmp_path, 10)
+    late = [save(tmp_path, step) for step in (20, 30, 40)]
+    names = [name_of(tmp_path, step) for step in (20, 30, 40)]
+    claim = Claim(run=RUN, fence=2, attempt=new_attempt(RUN), resumed=counted.root, committed=(counted.root,))
+    write_claim(FolderStore(tmp_path), claim)
+    troubles: list[str] = []
+    rules = Rules(FolderStore(tmp_path), RUN, 2, Retention(last=2), "full", floor_step=30)
+    keeper = Keeper(rules, lambda _: None, lambda _: None, troubles.append)
+    for _ in range(2):
+        keeper.sweep()
+    assert list_candidates(FolderStore(tmp_path), RUN).stale == tuple(names[1:])
+    assert [open_checkpoint(FolderStore(tmp_path), name).root for name in names[1:]] == [each.root for each in late[1:]]
+    assert troubles == [
+        f"{name} was committed, but shown too late to go on from; it is left where it is" for name in names[1:]
+    ]
+
+
+def test_a_torn_save_of_the_step_that_the_operator_has_seen_stays_until_that_is_shown(tmp_path: Path) -> None:
+    save(tmp_path, 10)
+    torn = [save(tmp_path, step) and name_of(tmp_path, step) for step in (20, 30)]
+    for name in torn:
+        (tmp_path / str(name) / COMMIT).unlink()
+    keeper = retention(tmp_path, 5, [], fence=2, floor_step=20)
+    keeper.sweep()
+    assert list_candidates(FolderStore(tmp_path), RUN).torn == (torn[0],)
+    save(tmp_path, 20, fence=2)
+    keeper.sweep()
+    assert list_candidates(FolderStore(tmp_path), RUN).torn == ()
 
 
 def test_what_a_later_version_wrote_stops_a_sweep_and_not_the_next(tmp_path: Path) -> None:

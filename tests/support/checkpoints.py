@@ -151,6 +151,7 @@ def choose(
     *,
     fence: int = 2,
     floor_step: int = 0,
+    floor_root: str | None = None,
     verify: VerifyLevel = "full",
     quarantined: list[Quarantine] | None = None,
     exchange: Callable[[bytes], list[bytes]] = lambda payload: [payload],
@@ -165,7 +166,14 @@ def choose(
         Choosing(
             store=as_store(place),
             run=RUN,
-            membership=Membership(fence=fence, rank=0, world=1, coordinator="127.0.0.1:1", floor_step=floor_step),
+            membership=Membership(
+                fence=fence,
+                rank=0,
+                world=1,
+                coordinator="127.0.0.1:1",
+                floor_step=floor_step,
+                floor_root=floor_root,
+            ),
             attempt=new_attempt(RUN),
             voters=Voters(rank=0, level=verify, exchange=exchange, load=load),
             on_quarantine=(quarantined if quarantined is not None else []).append,
@@ -185,13 +193,15 @@ def flip(path: Path, at: int) -> None:
     path.write_bytes(data)
 
 
-def retention(place: Path | Store, keep_last: int, quarantined: list[Quarantine], fence: int = 9) -> Retention:
+def retention(
+    place: Path | Store, keep_last: int, quarantined: list[Quarantine], fence: int = 9, floor_step: int = 0
+) -> Retention:
     """One whose troubles are failures of the test."""
 
     def fail(message: str) -> None:
         raise AssertionError(message)
 
-    rules = Rules(as_store(place), RUN, fence, config.Retention(last=keep_last), "full")
+    rules = Rules(as_store(place), RUN, fence, config.Retention(last=keep_last), "full", floor_step=floor_step)
     return Retention(rules, lambda _: None, quarantined.append, fail)
 
 

@@ -350,7 +350,15 @@ class _Attempt:
 
         verify = run.checkpoint.verify
         retention = Retention(
-            Rules(self.store, run.uid, membership.fence, run.checkpoint.retention, verify.level, verify.public_key),
+            Rules(
+                self.store,
+                run.uid,
+                membership.fence,
+                run.checkpoint.retention,
+                verify.level,
+                verify.public_key,
+                membership.floor_step,
+            ),
             on_checkpoint=lambda checkpoint: self.voice.report(checkpoint=checkpoint),
             on_quarantine=tell_quarantine,
             on_trouble=self.voice.warn,

@@ -22,6 +22,9 @@ from capstan_runtime.errors import ConfigError
 from capstan_runtime.trainer_state import trainer_state
 from capstan_runtime.voice import Voice
 
+_MOST_WAITED = 0.5
+"""Of the deadline of the first step: what is seen at last is still to be read, and the step to be compiled."""
+
 
 @dataclass(frozen=True, slots=True)
 class Start:
@@ -69,6 +72,7 @@ def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -
             ),
             on_quarantine=tell_quarantine,
             on_trouble=voice.warn,
+            visible_seconds=min(store.lag_seconds, context.deadlines.first_step * _MOST_WAITED),
             memory=_memory(context),
             public_key=verify.public_key,
         )

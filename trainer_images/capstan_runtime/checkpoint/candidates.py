@@ -62,8 +62,9 @@ class Listing:
     """Names of everything else. Left alone."""
 
 
-def list_candidates(store: Store, run: str) -> Listing:
-    """What is in `store` for the run with uid `run`. An absent store is an empty one.
+def list_candidates(store: Store, run: str, counted: str | None = None) -> Listing:
+    """What is in `store` for the run with uid `run`. An absent store is an empty one. `counted`: a root that counts
+    whatever the newest claim says; None: the claim alone decides.
 
     A save whose folder cannot be read is a candidate with a problem, if there is another without: else nobody could
     tell the store from an empty one. Raises OSError, StoreUnavailable.
@@ -91,7 +92,7 @@ def list_candidates(store: Store, run: str) -> Listing:
             foreign.append(text)
         elif candidate.is_later:
             later.append(candidate)
-        elif claim is not None and is_superseded(candidate, claim):
+        elif claim is not None and is_superseded(candidate, claim) and candidate.committed_root != counted:
             stale.append(name)
         else:
             candidates.append(candidate)

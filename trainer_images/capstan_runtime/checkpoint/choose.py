@@ -49,12 +49,12 @@ class Choosing:
     """Called on rank 0 alone, for whatever of the store is passed over; not everything is marked there."""
     on_trouble: Callable[[str], None]
     """Called on every rank: why a save that is in memory is not used."""
+    visible_seconds: float
+    """How long is waited for what must be in the store and is not seen there."""
     memory: Memory | None = None
     """None: only the store is looked at."""
     public_key: str | None = None
     """PEM. Given: a checkpoint counts only if its manifest is signed by this key; what is in memory is never signed."""
-    visible_seconds: float = 10.0
-    """How long a network file system may take to show on one node what another wrote."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,9 @@ _NO_SUCH_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS)
 """What file systems without hard links answer: buckets mounted through FUSE, FAT, some SMB servers."""
 
+_LAG_SECONDS = 65.0
+"""NFS believes what it knows of a folder for up to 60 s (`acdirmax`), and so do gcsfuse and others by default."""
+
 
 def _raise_unless_gone(error: OSError) -> None:
     """For `os.walk`, which leaves out what it cannot read: that would not be synced, and nobody would know."""
@@ -36,6 +39,11 @@ class FolderStore:
     def place(self) -> str:
         """The folder."""
         return str(self._folder)
+
+    @property
+    def lag_seconds(self) -> float:
+        """See `Store.lag_seconds`. Nobody tells us what is mounted here: it may be a network file system."""
+        return _LAG_SECONDS
 
     def put(self, key: str, pieces: Iterable[Buffer]) -> None:
         """See `Store.put`. The bytes are on disk; the name is after `settle`."""

@@ -19,6 +19,8 @@ from capstan_runtime.errors import ConfigError
 _PART_BYTES = 16 << 20
 """A larger object goes up in parts of this size; S3 takes 10,000 of them, none below 5 MiB but the last."""
 _PARTS_AT_ONCE = 4
+_LAG_SECONDS = 10.0
+"""Those that we know show at once what was written; what only speaks like them may not."""
 _REQUEST_SECONDS = 60
 """For one request with its answer: 0.3 MB/s still get a part through."""
 _CONNECT_SECONDS = 5
@@ -110,6 +112,11 @@ class ObjectStore:
     def place(self) -> str:
         """The URL."""
         return self._url
+
+    @property
+    def lag_seconds(self) -> float:
+        """See `Store.lag_seconds`."""
+        return _LAG_SECONDS
 
     def put(self, key: str, pieces: Iterable[Buffer]) -> None:
         """See `Store.put`. When `pieces` raises, or a request fails, the parts that have arrived are thrown away."""

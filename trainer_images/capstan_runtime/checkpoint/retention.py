@@ -7,14 +7,14 @@ left of dead attempts is swept up. An attempt that has been superseded removes n
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from capstan_runtime.checkpoint.candidates import Candidate, list_candidates
+from capstan_runtime.checkpoint.candidates import Candidate, Listing, list_candidates
 from capstan_runtime.checkpoint.choose import quarantine_and_report
 from capstan_runtime.checkpoint.claims import newer_fence
 from capstan_runtime.checkpoint.keeping import PROVEN, Held, kept
-from capstan_runtime.checkpoint.layout import COMMIT, PINNED, VERIFIED, SaveName
+from capstan_runtime.checkpoint.layout import COMMIT, MANIFEST, PINNED, VERIFIED, SaveName
 from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, verified_at
 from capstan_runtime.checkpoint.readback import Pace, give_way, read_back
 from capstan_runtime.checkpoint.reader import open_checkpoint, read_manifest
@@ -36,6 +36,8 @@ class Rules:
     verify: VerifyLevel
     public_key: str | None = None
     """PEM. Given: only what is signed by this key counts as proven, as only that can be resumed from."""
+    floor_step: int = 0
+    """Of the newest checkpoint that the operator had seen when this attempt began."""
 
 
 class Retention:
@@ -57,6 +59,8 @@ class Retention:
         self._pace = Pace()
         self._proven: set[str] = set()
         self._signed: set[str] = set()
+        self._left: set[SaveName] = set()
+        """Late commits of which it has been told that they stay."""
         self._newest: Checkpoint | None = None
         self._is_wanted = False
         self._thread: threading.Thread | None = None
@@ -114,9 +118,8 @@ class Retention:
         Raises OSError, StoreUnavailable, and ConfigError for a shard's manifest of a later version of Capstan.
         """
         listing = list_candidates(self._rules.store, self._rules.run)
-        for name in (*listing.stale, *listing.torn):
-            if name.fence < self._rules.fence:
-                self._remove(name)
+        for name in self._remains(listing):
+            self._remove(name)
         good = [each for each in listing.candidates if each.problem is None]
         of_use = [each for each in good if self._is_signed(each)]
         sound = proved(of_use, self._is_proven, self._prove)
@@ -127,6 +130,24 @@ class Retention:
         ):  # the oldest first: killed half-way, what is newer is still there
             if each.name not in stay and not is_pinned(self._rules.store, each.name):  # perhaps just now
                 self._remove(each.name)
+
+    def _remains(self, listing: Listing) -> Iterator[SaveName]:
+        """What older attempts left that is of no use to anybody. Not what may be a good commit that the store showed
+        too late, in whole or in part: there it is safer to keep too much."""
+        store, fence, floor_step = self._rules.store, self._rules.fence, self._rules.floor_step
+        for name in listing.stale:
+            if name.fence >= fence:
+                continue
+            if name.step < floor_step or store.size(f"{name}/{MANIFEST}") is None:  # a bare COMMIT: nothing to keep
+                yield name
+            elif name not in self._left:
+                self._left.add(name)
+                self._on_trouble(f"{name} was committed, but shown too late to go on from; it is left where it is")
+        has_floor = any(each.name.step == floor_step for each in listing.candidates)
+        for name in listing.torn:
+            may_be_floor = name.step == floor_step and not has_floor
+            if name.fence < fence and not may_be_floor and store.size(f"{name}/{COMMIT}") is None:
+                yield name
 
     def _remove(self, name: SaveName) -> None:
         newer = newer_fence(self._rules.store, self._rules.run, self._rules.fence)

@@ -58,6 +58,11 @@ class Readable(Protocol):
 class Store(Readable, Protocol):
     """One run's objects."""
 
+    @property
+    def lag_seconds(self) -> float:
+        """How long it may take until one node sees what another wrote."""
+        ...
+
     def put(self, key: str, pieces: Iterable[Buffer]) -> None:
         """The object holds exactly `pieces`, durably; until then there is none, or the one before. Raises OSError."""
         ...

@@ -48,7 +48,7 @@ def take_over(newcomer: Newcomer, in_memory: Sequence[SaveName]) -> TakenOver:
     newer = newer_fence(store, newcomer.run, fence)
     if newer is not None:
         raise StoreUnavailable(f"fence {newer} has taken over; fence {fence} may not train")
-    listing = _look(newcomer, floor_step if all(name.step < floor_step for name in in_memory) else 0)
+    listing = _look(newcomer, waits=all(name.step < floor_step for name in in_memory))
     if listing.later:
         raise ConfigError(listing.later[0].problem)
     claim = _claim(newcomer, listing)
@@ -63,8 +63,12 @@ def take_over(newcomer: Newcomer, in_memory: Sequence[SaveName]) -> TakenOver:
 
 
 def _claim(newcomer: Newcomer, listing: Listing) -> Claim:
+    """What the operator has seen committed counts, whether the store shows it yet or not: else it would be taken for
+    the work of a dead process as soon as it is shown, and swept up."""
     roots = tuple(each.committed_root for each in listing.candidates if each.committed_root is not None)
-    fence = newcomer.membership.fence
+    fence, floor_root = newcomer.membership.fence, newcomer.membership.floor_root
+    if floor_root is not None and floor_root not in roots:
+        roots = (*roots, floor_root)
     return Claim(run=newcomer.run, fence=fence, attempt=newcomer.attempt, resumed=None, committed=roots)
 
 
@@ -90,24 +94,37 @@ def usable_in_memory(listing: Listing, in_memory: Sequence[SaveName]) -> list[Sa
     return [name for name in in_memory if name.fence >= fence]
 
 
-def _look(newcomer: Newcomer, floor_step: int) -> Listing:
-    """The store, once it shows the newest checkpoint that the operator has seen; without it when it does not in time,
-    which is told: the steps since the one before are lost."""
-    listing = list_candidates(newcomer.store, newcomer.run)
+def _look(newcomer: Newcomer, waits: bool) -> Listing:
+    """The store, if it `waits` once it shows the newest checkpoint that the operator has seen; without it when it does
+    not in time, which is told: the steps since the one before are done again."""
+    floor_step, floor_root = newcomer.membership.floor_step, newcomer.membership.floor_root
+    listing = list_candidates(newcomer.store, newcomer.run, floor_root)
 
     def is_shown() -> bool:
-        return max((each.name.step for each in (*listing.candidates, *listing.later)), default=0) >= floor_step
+        found = (*listing.candidates, *listing.later)
+        return floor_step == 0 or any(_makes_up_for(floor_step, floor_root, each) for each in found)
 
     def is_shown_now() -> bool:
         nonlocal listing
         if not is_shown():
-            listing = list_candidates(newcomer.store, newcomer.run)
+            listing = list_candidates(newcomer.store, newcomer.run, floor_root)
         return is_shown()
 
-    if not wait_until(is_shown_now, newcomer.visible_seconds) and listing.candidates:
-        reason = "it was committed, but the store does not hold it any more"
+    if waits and not wait_until(is_shown_now, newcomer.visible_seconds) and listing.candidates:
+        reason = f"it was committed, but the store has not shown it for {newcomer.visible_seconds:g} s"
+        # Not by its root: it is not known to be bad, and counts again as soon as it is shown.
         newcomer.on_quarantine(Quarantine(step=floor_step, root="unknown", reason=reason))
     return listing
+
+
+def _makes_up_for(floor_step: int, floor_root: str | None, found: Candidate) -> bool:
+    """Whether `found` is the newest checkpoint that the operator has seen, or may be, or is newer and of use."""
+    step = found.name.step
+    if floor_root is None:
+        return step >= floor_step
+    if step > floor_step:
+        return found.problem is None or found.is_later
+    return step == floor_step and found.committed_root in (None, floor_root)
 
 
 def wait_until(is_true: Callable[[], bool], seconds: float) -> bool:
