@@ -54,11 +54,11 @@ class OneOf(Record):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        given = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        fields = {name: field.alias or name for name, field in type(self).model_fields.items()}
+        given = [alias for name, alias in fields.items() if getattr(self, name) is not None]
         if len(given) != 1:
-            names = ", ".join(field.alias or name for name, field in type(self).model_fields.items())
             found = ", ".join(given) or "none"
-            raise ValueError(f"got {found}: set exactly one of {names}")
+            raise ValueError(f"got {found}: set exactly one of {', '.join(fields.values())}")
         return self
 
     @property
