@@ -126,20 +126,20 @@ def _in_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | N
         has_share = is_open and fleet.ready(rollout.candidate) >= fleet.canary_size()
         return _count_from_now(fleet, rollout) if has_share else None
     gates = _judged(fleet, rollout)
-    status = _with_gates(fleet, rollout, gates)
+    status = _with_gates(fleet, rollout, _calm(fleet, rollout, gates))
     verdicts = {gate.verdict for gate in gates}
     step = current_step(fleet, rollout)
     elapsed = seconds_after(rollout.since, fleet.now)
     if "Fail" in verdicts:
         why = "; ".join(gate.message for gate in gates if gate.verdict == "Fail")
-        return _refused(fleet, status, ServingReason.GATE_FAILED, why)
+        return _refused(fleet, rollout, gates, ServingReason.GATE_FAILED, why)
     if elapsed < step.hold_seconds:
         return _if_changed(fleet, status)
     if verdicts == {"Pass"}:
         return _after_step(fleet.after(status), rollout)
     if elapsed >= EXTENSIONS * step.hold_seconds:
         why = "; ".join(gate.message for gate in gates if gate.verdict == "Inconclusive")
-        return _refused(fleet, status, ServingReason.GATE_INCONCLUSIVE, f"undecided: {why}")
+        return _refused(fleet, rollout, gates, ServingReason.GATE_INCONCLUSIVE, f"undecided: {why}")
     return _if_changed(fleet, status)
 
 
@@ -152,11 +152,12 @@ def _after_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus:
 
 
 def _refused(
-    fleet: Fleet, status: InferenceServiceStatus, reason: ServingReason, why: str
+    fleet: Fleet, rollout: RolloutStatus, gates: tuple[GateStatus, ...], reason: ServingReason, why: str
 ) -> InferenceServiceStatus | None:
     """The candidate's gates do not let it pass."""
     if not fleet.spec.rollout.auto_rollback:
-        return _if_changed(fleet, status)
+        return _if_changed(fleet, _with_gates(fleet, rollout, _calm(fleet, rollout, gates)))
+    status = _with_gates(fleet, rollout, gates)
     return _failed(fleet.after(status), RevisionFailure(reason=reason.value, message=why, at=rfc3339(fleet.now)))
 
 
@@ -198,21 +199,24 @@ def seconds_until_next(fleet: Fleet) -> float | None:
 
 
 def _judged(fleet: Fleet, rollout: RolloutStatus) -> tuple[GateStatus, ...]:
-    """The verdicts of this step. A message stays while its verdict does: numbers move with every request."""
+    """The verdicts of this step so far."""
     assert fleet.canary is not None
     traffic = fleet.seen.traffic
     if traffic is None or traffic.since != rollout.since:
         traffic = ObservedTraffic(since="", bounds=(), by_revision={})
     nothing = ServedTraffic(latencies=(0,) * len(traffic.bounds))
-    judged = judge(
+    return judge(
         fleet.canary.gates,
         traffic.by_revision.get(rollout.candidate, nothing),
         traffic.by_revision.get(fleet.status.stable or "", nothing),
         traffic.bounds,
     )
-    before = {gate.name: gate for gate in _candidate(fleet, rollout).gates}
-    is_same = {gate.name: gate.name in before and before[gate.name].verdict == gate.verdict for gate in judged}
-    return tuple(before[gate.name] if is_same[gate.name] else gate for gate in judged)
+
+
+def _calm(fleet: Fleet, rollout: RolloutStatus, gates: tuple[GateStatus, ...]) -> tuple[GateStatus, ...]:
+    """`gates` with the messages on record where a verdict is the same: numbers move with every request."""
+    known = {(gate.name, gate.verdict): gate for gate in _candidate(fleet, rollout).gates}
+    return tuple(known.get((gate.name, gate.verdict), gate) for gate in gates)
 
 
 def _with_gates(fleet: Fleet, rollout: RolloutStatus, gates: tuple[GateStatus, ...]) -> InferenceServiceStatus:
@@ -238,8 +242,9 @@ def _if_changed(fleet: Fleet, status: InferenceServiceStatus) -> InferenceServic
 def _enter(fleet: Fleet, phase: str, step: int | None = None) -> InferenceServiceStatus:
     """The candidate enters a phase, or a step with new gates."""
     assert fleet.rollout is not None
+    ready = fleet.ready(fleet.rollout.candidate)
     rollout = fleet.rollout.model_copy(
-        update={"phase": phase, "step": step, "started_at": fleet.moment, "since": None, "ready": 0}
+        update={"phase": phase, "step": step, "started_at": fleet.moment, "since": None, "ready": ready}
     )
     status = fleet.status.model_copy(update={"rollout": rollout})
     if step is None:

@@ -1,0 +1,159 @@
+"""The CRD of InferenceService: legal, complete, and of one mind with the models it comes from."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from capstan_local.schema.structural import check_structural, compile_schema
+from capstan_operator.api.inference_service import InferenceServiceSpec
+from capstan_operator.crdgen import MAX_CRD_BYTES, inference_service_crd, render
+from capstan_operator.decide.serving.blueprint import name_problems
+
+CRD = inference_service_crd()
+SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+COMPILED = compile_schema(SCHEMA)
+DIGEST = "blake3:" + "0" * 64
+
+
+def a_spec(**changes: Any) -> dict[str, Any]:
+    return {"modelRef": {"trainingJob": {"name": "digits"}}, **changes}
+
+
+def stored(**changes: Any) -> dict[str, Any]:
+    """A modelRef by place."""
+    return {"uri": {"store": {"claim": {"name": "c"}}, "run": "default/digits/7f3a", "digest": DIGEST, **changes}}
+
+
+def schema_refusals(spec: dict[str, Any], name: str = "digits") -> list[str]:
+    """What the API server says to creating this; unknown fields included."""
+    document = {"apiVersion": "capstan.dev/v1alpha1", "kind": "InferenceService", "metadata": {"name": name}}
+    service = COMPILED.default(copy.deepcopy(document | {"spec": spec}))
+    pruned, unknown = COMPILED.prune(copy.deepcopy(service))
+    return unknown + [str(error) for error in COMPILED.validate(pruned, None)]
+
+
+def model_refusal(spec: dict[str, Any]) -> str | None:
+    try:
+        InferenceServiceSpec.parse(spec)
+    except ValidationError as error:
+        return str(error)
+    return None
+
+
+def undescribed(schema: dict[str, Any], path: str = "") -> list[str]:
+    found = []
+    for name, child in schema.get("properties", {}).items():
+        where = f"{path}.{name}"
+        found += [] if child.get("description") or where == ".metadata" else [where]
+        found += undescribed(child, where)
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            found += undescribed(schema[key], f"{path}[]")
+    return found
+
+
+def test_the_schema_is_structural_described_and_small() -> None:
+    assert check_structural(SCHEMA) == []
+    assert undescribed(SCHEMA) == []
+    assert len(render(CRD).encode()) < MAX_CRD_BYTES
+
+
+def test_the_columns_answer_what_is_served_and_why() -> None:
+    columns = CRD["spec"]["versions"][0]["additionalPrinterColumns"]
+    shown = [column["name"] for column in columns if "priority" not in column]
+    assert shown == ["Ready", "URL", "Model", "Digest", "Traffic", "Reason", "Age"]
+
+
+def test_the_api_server_fills_in_what_the_models_fill_in() -> None:
+    spec = a_spec(rollout={"strategy": {"canary": {}}}, rateLimit={"requests": 10})
+    defaulted = COMPILED.default({"metadata": {"name": "x"}, "spec": copy.deepcopy(spec)})["spec"]
+    assert defaulted == InferenceServiceSpec.parse(spec).document()
+
+
+ACCEPTED = {
+    "the least": a_spec(),
+    "a place and a runtime": a_spec(modelRef=stored(), runtime="torch"),
+    "a bucket": a_spec(modelRef=stored(store={"object": {"url": "s3://b/p"}}), runtime="flax"),
+    "a digest": a_spec(modelRef={"trainingJob": {"name": "digits", "digest": DIGEST}}),
+    "all strategies' fields": a_spec(
+        rollout={
+            "strategy": {"canary": {"steps": [{"weight": 1}, {"weight": 50, "holdSeconds": 5}], "gates": {}}},
+            "autoRollback": False,
+            "progressDeadlineSeconds": 60,
+        }
+    ),
+    "guards": a_spec(
+        timeoutSeconds=5,
+        auth={"apiKeysSecretRef": {"name": "keys"}},
+        adaptiveLimit={},
+        cache={"maxMebibytes": 1},
+        audit={},
+        anomaly={"action": "Reject", "energyAbove": -2.5},
+        validation={"range": {"min": 0, "max": 1}},
+    ),
+}
+
+
+@pytest.mark.parametrize("what", ACCEPTED)
+def test_both_accept(what: str) -> None:
+    assert schema_refusals(ACCEPTED[what]) == []
+    assert model_refusal(ACCEPTED[what]) is None
+
+
+REFUSED = {
+    "an unknown field": (a_spec(autoscaling={"max": 3}), "autoscaling"),
+    "tls, which nobody honours yet": (a_spec(tls={}), "tls"),
+    "no model": (a_spec(modelRef={}), "got none: set exactly one of trainingJob, uri"),
+    "two models": (
+        a_spec(modelRef={"trainingJob": {"name": "a"}, **stored()}, runtime="flax"),
+        "got trainingJob, uri: set exactly one of",
+    ),
+    "a place without a runtime": (a_spec(modelRef=stored()), "runtime: is needed with modelRef.uri"),
+    "a step, which nobody can look up": (a_spec(modelRef={"trainingJob": {"name": "a", "step": 3}}), "step"),
+    "a digest that is followed": (
+        a_spec(modelRef={"trainingJob": {"name": "a", "track": True, "digest": DIGEST}}),
+        "track follows new checkpoints and digest names one; remove one of the two",
+    ),
+    "a digest of another kind": (a_spec(modelRef={"trainingJob": {"name": "a", "digest": "sha256:00"}}), "digest"),
+    "two strategies": (
+        a_spec(rollout={"strategy": {"rolling": {}, "canary": {}}}),
+        "got rolling, canary: set exactly one of rolling, canary, blueGreen",
+    ),
+    "weights that fall": (
+        a_spec(rollout={"strategy": {"canary": {"steps": [{"weight": 20}, {"weight": 10}]}}}),
+        "steps: weights must grow from step to step; sort them",
+    ),
+    "the same weight twice": (
+        a_spec(rollout={"strategy": {"canary": {"steps": [{"weight": 20}, {"weight": 20}]}}}),
+        "steps: weights must grow from step to step; sort them",
+    ),
+    "a weight that pods cannot have": (a_spec(rollout={"strategy": {"canary": {"steps": [{"weight": 51}]}}}), "weight"),
+    "no certainty": (a_spec(rollout={"strategy": {"canary": {"gates": {"confidence": 1.0}}}}), "confidence"),
+    "a rule of the guards": (
+        a_spec(adaptiveLimit={"minOngoing": 100}, queue={"maxOngoingRequests": 8}),
+        "adaptiveLimit.minOngoing 100 is above queue.maxOngoingRequests 8; lower minOngoing",
+    ),
+    "no replicas": (a_spec(replicas=0), "replicas"),
+    "an unknown protocol": (a_spec(protocols=["gRPC"]), "protocols"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_both_refuse_and_say_why(what: str) -> None:
+    spec, text = REFUSED[what]
+    assert any(text in line for line in schema_refusals(spec)), schema_refusals(spec)
+    assert text in (model_refusal(spec) or "")
+
+
+@pytest.mark.parametrize("name", ["digits", "a", "a" * 54, "a-1", "1digits", "a" * 55, "digits.v2", "-a", "a-"])
+def test_both_judge_a_name_alike(name: str) -> None:
+    assert (schema_refusals(a_spec(), name) == []) == (name_problems(name) == [])
+
+
+def test_services_are_named_after_it() -> None:
+    assert name_problems("a" * 54) == []
+    assert len(name_problems("a" * 55)) == len(name_problems("1digits")) == 1

@@ -1,0 +1,174 @@
+"""Whole rollouts while pods fail, operators die half-way and users change their minds."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from capstan_operator.decide.inference_service import decide_inference_service
+from capstan_operator.observe import ServedTraffic
+from tests.support.serving_world import BOUNDS, World, live, trained
+
+STRATEGIES: dict[str, dict[str, Any]] = {
+    "rolling": {"rolling": {"maxSurge": 2}},
+    "canary": {
+        "rolling": None,
+        "canary": {"steps": [{"weight": 25, "holdSeconds": 30}, {"weight": 50, "holdSeconds": 30}]},
+    },
+    "blueGreen": {"rolling": None, "blueGreen": {"holdSeconds": 60}},
+}
+REPLICAS = 3
+CORRUPT_STEP, BAD_STEP = 777, 888
+
+
+class Rollouts:
+    """A service that follows a job's checkpoints, in a world where pods break one at a time."""
+
+    def __init__(self, strategy: str, seed: int) -> None:
+        self.chance = random.Random(seed)
+        self.world: World = live(
+            modelRef={"trainingJob": {"track": True}},
+            replicas=REPLICAS,
+            rollout={"strategy": STRATEGIES[strategy], "progressDeadlineSeconds": 300},
+        )
+        self.steps = {str(self.world.stable): 200}
+        self.refused: set[str] = set()
+        """Revisions that failed their gates and whose traffic was taken away."""
+        self.promoted = [self.world.stable]
+
+    def live_on(self, moments: int) -> None:
+        for _ in range(moments):
+            self._change()
+            self._operate()
+            self._serve()
+            self.world.now += self.chance.choice([0.5, 2.0, 10.0])
+
+    def _change(self) -> None:
+        """Something happens that the operator did not do."""
+        world = self.world
+        match self.chance.randrange(10):
+            case 0:
+                world.job = trained(self.chance.choice([200, 300, 400, 500, CORRUPT_STEP, BAD_STEP]))
+            case 1 if all(pod.is_ready for pod in world.pods.values()):
+                victim = self.chance.choice(sorted(world.pods))
+                world.pods[victim] = replace(world.pods[victim], is_ready=False, restarts=1, exit_code=137)
+            case 2:
+                size = self.chance.choice([REPLICAS, REPLICAS + 2])
+                world.spec = {**world.spec, "replicas": size}
+            case _:
+                for pod in list(world.pods.values()):
+                    if self.chance.random() < 0.5:
+                        self._start(pod.name)
+
+    def _start(self, name: str) -> None:
+        """The pod has loaded its checkpoint, or found that it cannot."""
+        pod = self.world.pods[name]
+        if self._step_of(pod.revision) == CORRUPT_STEP:
+            self.world.pods[name] = replace(pod, exit_code=65, exit_message="leaf 3 does not match")
+        else:
+            self.world.pods[name] = replace(pod, is_ready=True)
+
+    def _operate(self) -> None:
+        """A few looks, each carried out in full or only up to some write, before status."""
+        for _ in range(self.chance.randrange(1, 4)):
+            world = self.world
+            behind = world.behind()
+            decision = decide_inference_service(world.look(), world.now)
+            if self.chance.random() < 0.15:
+                decision = replace(
+                    decision,
+                    status=world.status,
+                    events=(),
+                    apply=decision.apply[: self.chance.randrange(1 + len(decision.apply))],
+                    scale=(),
+                    delete=(),
+                )
+            before = world.status.stable
+            world.carry_out(decision)
+            self._check(behind)
+            if world.status.stable != before:
+                self.promoted.append(world.status.stable)
+
+    def _check(self, before: dict[str, int]) -> None:
+        world = self.world
+        behind = world.behind()
+        assert self._good(behind) >= min(self._good(before), REPLICAS), world.status
+        assert sum(behind.values()) > 0, world.status
+        assert not self.refused & behind.keys(), world.status
+        assert not {name for name in behind if self._step_of(name) == CORRUPT_STEP}
+        if world.route is not None and world.route.revision is not None:
+            self.refused |= self._answering_badly() - {world.route.revision}
+        assert world.secrets >= world.deployments.keys()
+
+    def _answering_badly(self) -> set[str]:
+        failures = {one.name: one.failure for one in self.world.status.revisions}
+        return {name for name, failure in failures.items() if failure and failure.reason == "GateFailed"}
+
+    def _good(self, behind: dict[str, int]) -> int:
+        """Of these pods, those of no canary that was found to answer badly: they go at once."""
+        bad = self._answering_badly()
+        return sum(count for name, count in behind.items() if name not in bad)
+
+    def _serve(self) -> None:
+        """Traffic since the step began, in proportion to the pods; a bad revision fails every third request."""
+        world = self.world
+        rollout = world.status.rollout
+        if rollout is None or rollout.since is None:
+            world.traffic = {}
+            return
+        for name, pods in world.behind().items():
+            known = world.traffic.get(name, ServedTraffic(latencies=(0,) * len(BOUNDS)))
+            requests = known.requests + 300 * pods
+            is_bad = self._step_of(name) == BAD_STEP
+            within = tuple(requests if bound >= 0.01 else 0 for bound in BOUNDS)
+            world.traffic[name] = ServedTraffic(requests, requests // 3 if is_bad else 0, within, requests)
+
+    def _step_of(self, name: str) -> int:
+        for one in self.world.status.revisions:
+            if one.step is not None:
+                self.steps[one.name] = one.step
+        return self.steps[name]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_whatever_happens_somebody_answers_and_what_failed_does_not(strategy: str, seed: int) -> None:
+    rollouts = Rollouts(strategy, seed)
+    rollouts.live_on(200)
+    assert len(rollouts.promoted) > 1, "nothing was ever rolled out"
+    assert CORRUPT_STEP not in {rollouts.steps[str(name)] for name in rollouts.promoted}
+    if strategy == "canary":
+        assert BAD_STEP not in {rollouts.steps[str(name)] for name in rollouts.promoted}
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_after_all_trouble_the_newest_good_checkpoint_has_all_traffic(strategy: str) -> None:
+    rollouts = Rollouts(strategy, seed=99)
+    rollouts.live_on(100)
+    world = rollouts.world
+    world.job = trained(600)
+    for _ in range(150):
+        world.get_ready()
+        rollouts._operate()
+        rollouts._serve()
+        world.now += 5.0
+    assert world.status.reason == "Live"
+    assert world.status.served == "digits@600"
+    assert set(world.behind()) == set(world.deployments) == {world.stable}
+    assert world.services == world.secrets == {world.stable}
+
+
+def test_status_stays_small_however_many_revisions_fail() -> None:
+    world = live(modelRef={"trainingJob": {"track": True}})
+    for step in range(1000, 1030):
+        world.job = trained(step)
+        world.settle()
+        world.change_pods(world.candidate, exit_code=65, exit_message="x" * 5000)
+        world.settle()
+    failed = [one for one in world.status.revisions if one.failure]
+    assert [one.step for one in failed] == list(range(1025, 1030))
+    assert len(world.status.model_dump_json()) < 8192
+    assert len(world.deployments) == 1
