@@ -23,10 +23,12 @@ say "Installing the pinned packages (about 2 GB with PyTorch and JAX; a few minu
 install 'pip>=24' wheel
 # DeepSpeed's build asks the installed torch what it can compile, so torch comes first and the build sees it.
 install "$(grep '^torch==' requirements.lock)"
-grep -v -e '^deepspeed==' -e '^helm-sdkpy==' requirements.lock >"$venv/plain.txt"
+grep -v -e '^deepspeed==' -e '^helm-sdkpy==' -e '^tritonclient==' requirements.lock >"$venv/plain.txt"
 install -r "$venv/plain.txt"
-# Helm for the tests. Its wheel asks for Python 3.12 and runs on 3.11.
+# For the tests. Helm's wheel asks for Python 3.12 and runs on 3.11; Triton's client asks for an older ml-dtypes than JAX
+# and runs with the newer one.
 install --ignore-requires-python --no-deps "$(grep '^helm-sdkpy==' requirements.lock)"
+install --no-deps "$(grep '^tritonclient==' requirements.lock)"
 DS_BUILD_OPS=0 install --no-build-isolation --no-deps "$(grep '^deepspeed==' requirements.lock)"
 say "Installing capstan itself (editable)"
 install --no-build-isolation --no-deps --editable .
