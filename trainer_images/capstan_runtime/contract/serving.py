@@ -15,7 +15,7 @@ PositiveSeconds = Annotated[float, Field(gt=0.0, le=86400.0)]
 
 
 API_KEYS_FOLDER = "/etc/capstan/api-keys"
-"""Where a pod finds the Secret that `guards.auth` names: a file for each client, called after it, that holds its key."""
+"""Where a pod finds the Secret that `guards.auth` names: a file for each client, named after it, with its key."""
 
 
 class LocalObjectReference(Record):
@@ -168,8 +168,8 @@ class Guards(Record):
     model_config = cel(
         (
             "!has(self.adaptiveLimit) || self.adaptiveLimit.minOngoing <= self.queue.maxOngoingRequests",
-            "'adaptiveLimit.minOngoing ' + string(self.adaptiveLimit.minOngoing) + ' is above queue.maxOngoingRequests '"
-            " + string(self.queue.maxOngoingRequests) + '; lower minOngoing'",
+            "'adaptiveLimit.minOngoing ' + string(self.adaptiveLimit.minOngoing)"
+            " + ' is above queue.maxOngoingRequests ' + string(self.queue.maxOngoingRequests) + '; lower minOngoing'",
         ),
     )
 
