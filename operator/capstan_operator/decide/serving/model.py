@@ -49,8 +49,8 @@ def _of_job(ref: JobModel, job: ObservedJob | None, status: InferenceServiceStat
         return known or _nothing(ref, job)
     if isinstance(found, NoModel):
         return known or found
-    key = ref.public_key or (_key_of(job) if job is not None else found.public_key)
-    return found.model_copy(update={"public_key": key})
+    # A key that was asked for once stays asked for, whatever becomes of the job.
+    return found.model_copy(update={"public_key": ref.public_key or found.public_key})
 
 
 def _newest(
@@ -81,6 +81,7 @@ def _newest(
         step=step,
         framework=RUNTIME_OF[spec.framework.kind],
         store=spec.checkpoint.store,
+        public_key=spec.checkpoint.verify.public_key,
     )
 
 
@@ -92,14 +93,6 @@ def _verified(status: TrainingJobStatus, *, may_be_older: bool) -> CheckpointSta
 
 def _mentioned(status: TrainingJobStatus) -> list[CheckpointStatus]:
     return [checkpoint for checkpoint in (status.checkpoint, status.resumed_from) if checkpoint is not None]
-
-
-def _key_of(job: ObservedJob) -> str | None:
-    """The key that the job's own pods ask for."""
-    try:
-        return TrainingJobSpec.parse(job.spec).checkpoint.verify.public_key
-    except ValidationError:
-        return None
 
 
 def _nothing(ref: JobModel, job: ObservedJob | None) -> NoModel:
