@@ -14,10 +14,20 @@ from aiohttp import web
 
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
-from capstan_runtime.contract.state import Phase, Section
+from capstan_runtime.contract.state import Exit, Phase, Section
 from capstan_runtime.supervisor.hint import Hints
 from capstan_runtime.supervisor.settings import Settings, read_settings
-from tests.support.training_runs import FIRST_STEP, Run, StartPod, alone, free_port, scripted, wait_until_gone
+from tests.support.training_runs import (
+    FIRST_STEP,
+    Pod,
+    Run,
+    StartPod,
+    alone,
+    free_port,
+    push,
+    scripted,
+    wait_until_gone,
+)
 
 
 def test_a_stopped_trainer_is_told_from_a_busy_one(tmp_path: Path, start_pod: StartPod) -> None:
@@ -57,6 +67,64 @@ def test_a_trainer_leaves_at_its_next_checkpoint_when_asked_and_not_before_it_ca
     assert (end.code, end.failure, end.message) == (
         ExitCode.STOPPED, FailureClass.STOPPED, "left after the checkpoint of step 20, as asked",
     )  # fmt: skip
+
+
+def ended_unkillable(pod: Pod, state: str = "asleep (state S)") -> Exit:
+    code, words = pod.wait_for_end()
+    assert (code, words.phase, words.exit and words.exit.fence) == (ExitCode.HANG, Phase.EXITED, words.fence)
+    assert words.exit is not None
+    assert (words.exit.code, words.exit.failure) == (ExitCode.HANG, FailureClass.HANG)
+    assert f"the trainer cannot be killed: 0.5 s after SIGKILL it is still {state}; " in words.exit.message
+    return words.exit
+
+
+def test_a_pod_whose_hung_trainer_cannot_be_killed_ends(tmp_path: Path, start_pod: StartPod) -> None:
+    run = Run(tmp_path, overrides={"deadlines": {"hang": 1}})
+    pod = start_pod(run, UNKILLABLE="yes", **scripted(*FIRST_STEP, {"signal": int(signal.SIGSTOP)}))
+    push([pod], fence=1)
+    end = ended_unkillable(pod, "stopped by a signal (state T)")
+    assert re.match(r"no step for \d+ s \(limit 1 s\) after step 1: stopped by a signal \(state T\); ", end.message)
+    assert (end.step, end.asked) == (1, False)
+
+
+def test_a_pod_whose_old_trainer_cannot_be_killed_ends_and_says_so_for_the_new_place(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    pod = start_pod(Run(tmp_path), UNKILLABLE="yes", **scripted(*FIRST_STEP, {"sleep": 600}))
+    push([pod], fence=1)
+    pod.wait_for(Phase.TRAINING)
+    push([pod], fence=2)
+    end = ended_unkillable(pod)
+    assert (end.fence, end.step) == (2, None)
+
+
+def test_a_deleted_pod_whose_trainer_cannot_be_killed_ends(tmp_path: Path, start_pod: StartPod) -> None:
+    run = Run(tmp_path, overrides={"deadlines": {"stop": 0.2, "save": 0.2}})
+    pod = start_pod(run, UNKILLABLE="yes", **scripted(*FIRST_STEP, {"wait for": 15}, {"sleep": 600}))
+    push([pod], fence=1)
+    pod.wait_for(Phase.TRAINING)
+    pod.terminate()
+    assert ended_unkillable(pod).asked
+
+
+def test_what_a_trainer_said_of_its_failure_stays_the_failure_of_one_that_cannot_be_killed(
+    tmp_path: Path, start_pod: StartPod
+) -> None:
+    failed = {"report": {"failure": "Numerical", "message": "loss is nan", "badBatch": 7}}
+    pod = start_pod(Run(tmp_path), UNKILLABLE="yes", **scripted(*FIRST_STEP, failed, {"sleep": 600}))
+    push([pod], fence=1)
+    code, words = pod.wait_for_end()
+    assert words.exit is not None
+    assert (code, words.exit.failure, words.exit.message) == (ExitCode.HANG, FailureClass.NUMERICAL, "loss is nan")
+
+
+def test_an_exit_code_of_0_is_no_success_of_a_trainer_that_has_not_said_so(tmp_path: Path, start_pod: StartPod) -> None:
+    pod = start_pod(Run(tmp_path), **scripted(*FIRST_STEP, {"exit": 0}))
+    push([pod], fence=1)
+    end = pod.wait_for(Phase.EXITED).exit
+    assert end is not None
+    assert (end.code, end.failure) == (0, FailureClass.APPLICATION)
+    assert end.message == "the trainer exited with code 0 without having said that it is done"
 
 
 def test_a_lost_node_is_dark_for_ever(tmp_path: Path, start_pod: StartPod) -> None:

@@ -13,9 +13,19 @@ from capstan_runtime.beat import Beat, Page, Sign
 from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Deadlines
 from capstan_runtime.contract.state import Phase, Progress, Section
-from capstan_runtime.supervisor.hang import Hang, can_dump, judge_hang, main_thread_frames, read_process_state
+from capstan_runtime.supervisor.hang import (
+    Hang,
+    can_dump,
+    judge_hang,
+    judge_unkillable,
+    main_thread_frames,
+    read_process_state,
+    read_stuck_state,
+)
 from capstan_runtime.supervisor.watch import Overdue, Watch
 
+UNKILLABLE = "the trainer cannot be killed: 10 s after SIGKILL"
+SUSPECT = "suspect its node, whose device driver or file system does not answer"
 DEADLINES = Deadlines(form=10, first_step=100, hang=20, save=50, stop=5)
 
 
@@ -151,6 +161,45 @@ def test_without_a_current_thread_the_oldest_one_is_taken() -> None:
             '  File "/a/main.py", line 9 in <module>',
         ]
     ) == ["/a/main.py:??? wait", "/a/main.py:9 <module>"]
+
+
+@pytest.mark.parametrize(
+    ("hang", "state", "verdict"),
+    [
+        (
+            None,
+            "D",
+            Hang(f"{UNKILLABLE} it is still in a wait that nothing interrupts (state D); {SUSPECT}", "D", []),
+        ),
+        (
+            Hang("no step for 61 s (limit 60 s) after step 51", "S", ["a.py:3 f"]),
+            "Z",
+            Hang(
+                f"no step for 61 s (limit 60 s) after step 51; {UNKILLABLE} it is still in an odd state (state Z); "
+                f"{SUSPECT}",
+                "Z",
+                ["a.py:3 f"],
+            ),
+        ),
+        (None, None, Hang(f"{UNKILLABLE} it is still there; {SUSPECT}", None, [])),
+    ],
+)
+def test_what_cannot_be_killed_is_told_with_the_reason_for_killing_it(
+    hang: Hang | None, state: str | None, verdict: Hang
+) -> None:
+    assert judge_unkillable(hang, state, 10.0) == verdict
+
+
+def test_one_thread_that_nothing_interrupts_holds_the_whole_process(tmp_path: Path) -> None:
+    for pid, state in ((7, "Z"), (8, "S"), (9, "D")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "stat").write_text(f"{pid} (python (x)) {state} 1 7")
+    (tmp_path / "7" / "task" / "7").mkdir(parents=True)
+    (tmp_path / "7" / "task" / "8").mkdir()
+    assert read_stuck_state(7, tmp_path) == "Z"
+    (tmp_path / "7" / "task" / "9").mkdir()
+    assert read_stuck_state(7, tmp_path) == "D"
+    assert read_stuck_state(5, tmp_path) is None
 
 
 def test_the_kernel_says_what_a_process_does() -> None:

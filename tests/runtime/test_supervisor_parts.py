@@ -63,6 +63,20 @@ SEEN = Evidence(
             "the trainer exited with code 1 before it began: python: No module named x",
         ),
         ({"lines": ["step 3/30"]}, 1, None, FailureClass.APPLICATION, "the trainer exited with code 1"),
+        (
+            {"status": 0, "lines": [HEAD, "KeyError: 1", "that was caught"]},
+            0,
+            None,
+            FailureClass.APPLICATION,
+            "the trainer exited with code 0 without having said that it is done",
+        ),
+        (
+            {"status": 0, "failure": FailureClass.CONFIG, "message": "no such file"},
+            0,
+            None,
+            FailureClass.CONFIG,
+            "no such file",
+        ),
         ({"status": 42}, 42, None, FailureClass.APPLICATION, "the trainer exited with code 42"),
         ({"status": 78}, 78, None, FailureClass.CONFIG, "the trainer exited with code 78"),
         ({"status": -11}, 139, "SIGSEGV", FailureClass.CRASH, "the trainer was killed by SIGSEGV"),
@@ -150,9 +164,9 @@ def test_the_batch_to_leave_out_goes_with_the_failure() -> None:
     assert (end.failure, end.bad_batch) == (FailureClass.NUMERICAL, 41)
 
 
-@pytest.mark.parametrize("changes", [{"status": 0}, {"has_succeeded": True, "status": -11}])
-def test_a_trainer_that_committed_its_last_step_has_succeeded(changes: dict[str, object]) -> None:
-    assert exit_of(replace(SEEN, **changes)) is None
+@pytest.mark.parametrize("status", [0, -11])
+def test_a_trainer_that_committed_its_last_step_has_succeeded(status: int) -> None:
+    assert exit_of(replace(SEEN, has_succeeded=True, status=status)) is None
 
 
 def test_only_ten_lines_of_two_hundred_characters_are_kept() -> None:

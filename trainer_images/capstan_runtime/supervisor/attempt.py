@@ -4,13 +4,20 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
-from signal import SIGTERM, SIGUSR1, SIGUSR2
+from signal import SIGKILL, SIGTERM, SIGUSR1, SIGUSR2
 
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Exit, Phase, Progress
 from capstan_runtime.supervisor.child import Child
 from capstan_runtime.supervisor.ending import Evidence, exit_of
-from capstan_runtime.supervisor.hang import Hang, can_dump, judge_hang, read_process_state
+from capstan_runtime.supervisor.hang import (
+    Hang,
+    can_dump,
+    judge_hang,
+    judge_unkillable,
+    read_process_state,
+    read_stuck_state,
+)
 from capstan_runtime.supervisor.log import Log
 from capstan_runtime.supervisor.memory import oom_kills
 from capstan_runtime.supervisor.settings import Settings
@@ -21,6 +28,10 @@ _DUMP_SECONDS = 1.0
 """Left to a hung trainer to write its stacks."""
 _LEAVE_SECONDS = 10.0
 """Left to a trainer that said why it fails, to go. Exit hooks of frameworks wait for lost peers for minutes."""
+_DIE_SECONDS = 10.0
+"""Left to a killed trainer to be gone: the kernel has its memory to give back, on the device too."""
+_LAST_LINE_SECONDS = 5.0
+"""For the line that makes an exit code of 0 a success."""
 _DRAIN_SECONDS = 0.3
 """For what a dead trainer left in its pipes; only a grandchild that escaped, or a log nobody reads, makes it wait."""
 
@@ -28,7 +39,7 @@ _NOTHING_TO_SAVE = frozenset({Phase.STARTING, Phase.RESTORING, Phase.COMPILING})
 
 
 class Attempt:
-    """Runs one trainer. `run` ends when the trainer has ended, for whatever reason."""
+    """Runs one trainer. `run` ends when the trainer has ended, for whatever reason, or cannot be ended."""
 
     def __init__(
         self,
@@ -54,6 +65,9 @@ class Attempt:
         self._leaves_at_checkpoint = membership.leave_at_checkpoint
         self._must_tell_to_leave = False
         self._is_abandoned = False
+        self._killed_at: float | None = None
+        self.cannot_be_killed = False
+        """It is still there long after a SIGKILL, and holds what the next trainer would need."""
         self._stop_by: float | None = None
         self._leave_by: float | None = None
         self._watch = Watch(self._deadlines, time.monotonic())
@@ -68,14 +82,21 @@ class Attempt:
         """How the trainer failed; None when it succeeded."""
         listening = asyncio.create_task(self._listen())
         watching = asyncio.create_task(self._keep_watch())
+        exited = asyncio.create_task(self.child.wait())
         try:
-            status = await self.child.wait()
+            await asyncio.wait((exited, watching), return_when=asyncio.FIRST_COMPLETED)
             ended_at = time.time()
+            if not exited.done():
+                watching.result()  # it came to its end, or this raises
+                self._give_up()
+            status = exited.result() if exited.done() else -SIGKILL
         finally:
+            exited.cancel()
             watching.cancel()
             self.child.kill_group()
+        patience_seconds = _LAST_LINE_SECONDS if status == 0 else _DRAIN_SECONDS
         with contextlib.suppress(TimeoutError):  # a grandchild that left the group may hold the pipe open
-            await asyncio.wait_for(listening, _DRAIN_SECONDS)
+            await asyncio.wait_for(listening, patience_seconds)
         await asyncio.to_thread(self.child.output.drain, _DRAIN_SECONDS)
         sign = self.child.page.read()
         end = exit_of(
@@ -123,7 +144,11 @@ class Attempt:
         """Kills the trainer at once: its world has ended, and a broken world cannot save."""
         self._is_abandoned = True
         if not self.child.has_exited:  # else its number may belong to somebody else by now
-            self.child.kill_group()
+            self._kill()
+
+    def _kill(self) -> None:
+        self._killed_at = self._killed_at or time.monotonic()
+        self.child.kill_group()
 
     def forgive_oom_kill(self) -> None:
         """What the kernel has killed for memory so far was not the trainer."""
@@ -143,7 +168,7 @@ class Attempt:
             self._on_progress(progress)
 
     async def _keep_watch(self) -> None:
-        """Ends what goes on for too long."""
+        """Ends what goes on for too long. Returns when that cannot be ended."""
         while True:
             await asyncio.sleep(_TICK_SECONDS)
             self.child.reap()
@@ -151,18 +176,21 @@ class Attempt:
             sign = self.child.page.read()
             if sign is not None:
                 self._watch.glance(sign.step, now)
+            if self._killed_at is not None:
+                if now > self._killed_at + _DIE_SECONDS:
+                    return
+                continue
             deadline = min((by for by in (self._stop_by, self._leave_by) if by is not None), default=None)
             if deadline is not None:
                 if now > deadline:
-                    self.child.kill_group()
+                    self._kill()
                 continue
             overdue = self._watch.overdue(now)
             if overdue is None:
                 continue
             if overdue.phase is not Phase.SUCCEEDED:
                 await self._examine(overdue)
-            self.child.kill_group()
-            return
+            self._kill()
 
     async def _examine(self, overdue: Overdue) -> None:
         """Finds out what the hung trainer is doing; every thread's stack goes to its output, if it still can."""
@@ -176,3 +204,11 @@ class Attempt:
             await asyncio.sleep(_DUMP_SECONDS)
             dump = self.child.output.last_lines()
         self._hang = judge_hang(overdue, sign, state, dump)
+
+    def _give_up(self) -> None:
+        """What the trainer said of its failure, or that all is committed, is still true."""
+        self.cannot_be_killed = True
+        if self._hang is None:
+            self._lines_before_hang = self.child.output.last_lines()
+        if self._failed is None:
+            self._hang = judge_unkillable(self._hang, read_stuck_state(self.child.pid), _DIE_SECONDS)

@@ -50,9 +50,10 @@ class Evidence:
 def exit_of(seen: Evidence) -> Exit | None:
     """How the trainer failed; None when it succeeded.
 
-    A trainer that has committed its last step has succeeded, even if its interpreter crashes on the way out.
+    A trainer that has committed its last step, and said so, has succeeded, even if its interpreter crashes on the way
+    out. An exit code of 0 alone says nothing: a library that calls `_exit(0)` ends the process with it at any step.
     """
-    if seen.has_succeeded or (seen.status == 0 and seen.hang is None):
+    if seen.has_succeeded:
         return None
     failure, message = _judge(seen)
     code = seen.status if seen.status >= 0 else 128 - seen.status
@@ -92,6 +93,8 @@ def _judge(seen: Evidence) -> tuple[FailureClass, str]:
     if by_signal is not None:
         # What it printed last need not have to do with it: somebody else may have sent the signal.
         return classify_exit(128 + by_signal), f"the trainer {_ended(seen.status)}"
+    if seen.status == 0:
+        return FailureClass.APPLICATION, "the trainer exited with code 0 without having said that it is done"
     return classify_exit(seen.status), _last_word(seen)
 
 

@@ -54,6 +54,18 @@ def judge_hang(overdue: Overdue, sign: Sign | None, process_state: str | None, d
     return Hang(f"{overdue}{evidence}", process_state, main_thread_frames(dump))
 
 
+def judge_unkillable(hang: Hang | None, process_state: str | None, seconds: float) -> Hang:
+    """The verdict on a trainer that SIGKILL has not ended within `seconds`. `hang`: why it was killed; None: for
+    another reason than that it hung."""
+    state = f"{_STATES.get(process_state, 'in an odd state')} (state {process_state})" if process_state else "there"
+    message = (
+        f"the trainer cannot be killed: {seconds:g} s after SIGKILL it is still {state}; "
+        "suspect its node, whose device driver or file system does not answer"
+    )
+    stack = hang.stack if hang is not None else []
+    return Hang(f"{hang.message}; {message}" if hang is not None else message, process_state, stack)
+
+
 def can_dump(process_state: str | None) -> bool:
     """Whether a process in this state can still handle a signal."""
     return process_state not in _STOPPED
@@ -66,6 +78,13 @@ def read_process_state(pid: int, proc: Path = Path("/proc")) -> str | None:
     except OSError:
         return None
     return stat.rpartition(")")[2].split()[0]
+
+
+def read_stuck_state(pid: int, proc: Path = Path("/proc")) -> str | None:
+    """The same of a process that does not die. It is held by any one of its threads that nothing interrupts, while the
+    main thread may be gone."""
+    states = {read_process_state(int(task.name), proc) for task in (proc / str(pid) / "task").glob("*")}
+    return "D" if "D" in states else read_process_state(pid, proc)
 
 
 def main_thread_frames(dump: list[str]) -> list[str]:

@@ -42,6 +42,8 @@ class Supervisor:
         self._is_stopping = False
         self._is_dark = False
         """It plays a pod on a lost node: it does nothing any more that anybody could see."""
+        self._is_stuck = False
+        """A trainer is still there that cannot be killed."""
         self._attempt: Attempt | None = None
         self._ledger: Ledger | None = None
         """Of the newest attempt."""
@@ -88,7 +90,7 @@ class Supervisor:
             return
         if known is not None and membership.fence < known.fence:
             raise Refused(f"fence: {membership.fence} is not newer than {known.fence}, which this pod follows")
-        if self._is_stopping or self._state.phase is Phase.SUCCEEDED:
+        if self._is_stopping or self._is_stuck or self._state.phase is Phase.SUCCEEDED:
             raise Refused(f"this pod is leaving: it is in phase {self._state.phase}")
         self._membership = membership
         self._ledger = Ledger(time.time(), time.monotonic())
@@ -140,7 +142,8 @@ class Supervisor:
         self._news.set()
 
     async def run(self) -> int:
-        """The exit code of the pod: 0 after success, STOPPED after SIGTERM."""
+        """The exit code of the pod: 0 after success, STOPPED after SIGTERM, HANG when no trainer can run here any more,
+        because the last one cannot be killed."""
         await self._front.open(self._settings.address, self._settings.port)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -169,6 +172,8 @@ class Supervisor:
                 return ExitCode.OK
             if self._is_dark:
                 await _for_ever()
+            if self._is_stuck:
+                return ExitCode.HANG
 
     async def _run_attempt(self, membership: Membership) -> bool:
         """True when the trainer succeeded in the newest membership."""
@@ -184,6 +189,10 @@ class Supervisor:
                 end, _ = await self._run_trainer(Child(self._settings, membership), membership)
         except OSError as error:
             end = _cannot_start(membership.fence, self._settings.command, error)
+        if self._is_stuck and end is not None and membership.fence < self._state.fence:
+            # Of the newest attempt too this is the end, before it began.
+            end = end.model_copy(update={"fence": self._state.fence, "step": None, "section": None})
+            return self._end(self._state.fence, end)
         return self._end(membership.fence, end)
 
     def _newest_of(self, membership: Membership) -> Membership:
@@ -199,9 +208,13 @@ class Supervisor:
 
         self._attempt = Attempt(child, self._settings, membership, take_in, self._log)
         try:
-            if self._is_stopping or self._is_dark:
+            if self._is_dark:
                 self._attempt.abandon()
-            return await self._attempt.run(), self._attempt.came_to_nothing
+            elif self._is_stopping:
+                self._attempt.stop()
+            end = await self._attempt.run()
+            self._is_stuck = self._attempt.cannot_be_killed
+            return end, self._attempt.came_to_nothing
         finally:
             self._attempt = None
 
