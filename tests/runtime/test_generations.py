@@ -407,3 +407,30 @@ def test_a_last_step_that_was_never_committed_is_saved_before_the_run_is_called_
     newest = listing.candidates[0]
     assert (newest.name.step, newest.name.fence, newest.problem) == (30, 2, None)
     assert [line.phase for line in ended.progress if line.phase][-1] is Phase.SUCCEEDED
+
+
+def test_what_was_in_memory_alone_is_owed_to_the_store_at_the_first_agreement(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    memory: dict[str, Any] = {env.MEMORY: str(tmp_path / "memory"), "AWAIT_SAVES": "1"}
+    (tmp_path / "memory").mkdir()
+    (killed,) = run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="23", **memory)
+    assert killed.code == -signal.SIGKILL
+    last = next(path for path in run.store.iterdir() if path.name.startswith(f"{20:012d}"))
+    (last / COMMIT).unlink()  # as a trainer leaves it that is killed when all is staged
+    (ended,) = run_trainers(run, world=1, fence=2, floor_step=10, **memory)
+    assert [line.restored.source for line in ended.progress if line.restored] == [Source.MEMORY]
+    found = [
+        (each.name.step, each.name.fence) for each in list_candidates(FolderStore(run.store), "3f1c-uid").candidates
+    ]
+    assert found == [(30, 2), (21, 2), (10, 1)]
+
+
+def test_what_is_in_the_store_as_well_is_not_saved_once_more(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    memory: dict[str, Any] = {env.MEMORY: str(tmp_path / "memory"), "AWAIT_SAVES": "1"}
+    (tmp_path / "memory").mkdir()
+    run_trainers(run, world=1, FAULT_KIND="kill", FAULT_STEP="23", **memory)
+    (ended,) = run_trainers(run, world=1, fence=2, floor_step=20, **memory)
+    assert [line.restored.source for line in ended.progress if line.restored] == [Source.MEMORY]
+    found = [each.name.step for each in list_candidates(FolderStore(run.store), "3f1c-uid").candidates]
+    assert found == [30, 20, 10]

@@ -464,3 +464,10 @@ def test_a_save_by_time_is_due_when_the_clock_says_so() -> None:
         due.append(save_clock.is_due())
     save_clock.reset()
     assert (due, save_clock.is_due()) == ([False, True, True], False)
+
+
+def test_a_save_that_is_owed_is_due_at_once_and_only_once() -> None:
+    save_clock = SaveClock(None, Clock(), is_owed=True)
+    due = [save_clock.is_due(), save_clock.is_due()]
+    save_clock.reset()
+    assert (due, save_clock.is_due()) == ([True, True], False)

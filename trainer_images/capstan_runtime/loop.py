@@ -335,7 +335,7 @@ class _Attempt:
             on_staged=lambda checkpoint: self.voice.report(staged=checkpoint),
             on_trouble=self.voice.warn,
         )
-        save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic)
+        save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic, is_owed=not self.start.is_in_store)
         return SaveState(self.voice, meter, self.context, self.engine, saver, save_clock, retention, guard)
 
     def _retention(self) -> Retention | None:

@@ -37,8 +37,8 @@ class Start:
     root: str | None
     """Root of the checkpoint resumed from; None at step 0."""
     is_in_store: bool
-    """Nothing needs to be saved for it to be found again. At step 0 there is nothing; what is in memory may never have
-    been committed."""
+    """Nothing needs to be saved for it to be found again. At step 0 there is nothing; what was read from memory may
+    never have been committed."""
     is_proven: bool
     """The ranks together have checked every byte of it in the store."""
     loss: float | None
@@ -82,9 +82,8 @@ def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -
         return Start(0, attempt, None, is_in_store=True, is_proven=False, loss=None)
     _tell(context, loaded, voice)
     manifest = loaded.opened.manifest
-    is_in_store = loaded.source is Source.STORE
-    is_proven = loaded.is_verified and is_in_store
-    return Start(manifest.step, attempt, loaded.opened.root, is_in_store, is_proven, manifest.trainer.loss)
+    is_proven = loaded.is_verified and loaded.source is Source.STORE
+    return Start(manifest.step, attempt, loaded.opened.root, loaded.is_in_store, is_proven, manifest.trainer.loss)
 
 
 def _memory(context: TrainContext) -> Memory | None:

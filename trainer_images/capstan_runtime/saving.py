@@ -20,16 +20,20 @@ _MOST_FAILED_SAVES = 3
 class SaveClock:
     """When the last save was, and whether the next one is due by time."""
 
-    def __init__(self, every_seconds: int | None, clock: Clock) -> None:
+    def __init__(self, every_seconds: int | None, clock: Clock, is_owed: bool = False) -> None:
+        """`is_owed`: the first one is due at once, because what the run went on from is not in the store."""
+        self._is_owed = is_owed
         self._every_seconds = every_seconds
         self._clock = clock
         self._saved_at = clock()
 
     def is_due(self) -> bool:
-        return self._every_seconds is not None and self._clock() - self._saved_at >= self._every_seconds
+        is_time = self._every_seconds is not None and self._clock() - self._saved_at >= self._every_seconds
+        return self._is_owed or is_time
 
     def reset(self) -> None:
         self._saved_at = self._clock()
+        self._is_owed = False
 
 
 class SaveState:

@@ -9,7 +9,7 @@ unasked.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capstan_runtime.checkpoint.candidates import Listing, quarantine
 from capstan_runtime.checkpoint.generations import Generation, Memory, complete_generations, open_generation
@@ -83,6 +83,8 @@ def choose_checkpoint(choosing: Choosing) -> Loaded | None:
     for proposal in proposals:
         if proposal.source is Source.MEMORY:
             chosen = _from_memory(choosing, next(each for each in generations if each.name == proposal.name))
+            if chosen is not None:
+                chosen = replace(chosen, is_in_store=replace(proposal, source=Source.STORE) in proposals)
         else:
             try:
                 chosen = _from_store(choosing, proposal)

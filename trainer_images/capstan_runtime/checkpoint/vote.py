@@ -63,6 +63,8 @@ class Loaded:
     """It took to read it into place, verification included."""
     is_verified: bool
     """The ranks together have checked every byte."""
+    is_in_store: bool
+    """It is committed there, wherever it was read from."""
 
 
 def vote(voters: Voters, proposed: Proposed) -> Loaded:
@@ -81,7 +83,9 @@ def vote(voters: Voters, proposed: Proposed) -> Loaded:
     reader = opened.reader(voters.level)
     poll.result(lambda: voters.load(opened, reader))
     is_verified = voters.level == "full" and _check_the_rest(poll, voters, reader)
-    return Loaded(proposed.source, opened, reader, time.monotonic() - started, is_verified)
+    return Loaded(
+        proposed.source, opened, reader, time.monotonic() - started, is_verified, proposed.source is Source.STORE
+    )
 
 
 def _check_the_rest(poll: "_Poll", voters: Voters, reader: VerifyingReader) -> bool:
