@@ -8,6 +8,7 @@ import pytest
 
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 from capstan_runtime.model_spec import STEP_NAME, moments, parameter_table, tensor_name
+from capstan_runtime.parallel.star import MOST_BYTES
 from tests.support.engines import (
     ADAMW,
     CNN,
@@ -33,10 +34,16 @@ FRAMEWORKS = {"flax": FLAX, **{f"zero{stage}": deepspeed(stage) for stage in ran
 def gather(engine: Any) -> Tensors:
     """Everything all ranks export, on every rank. Each is tiled exactly once, or WholeTensors complains."""
     # Pickled at once: what is exported may be a view that the next step changes.
-    parts = pickle.dumps(list(engine.export_state()))
-    everyone = engine.exchange(parts)
+    everyone = exchange_all(engine, pickle.dumps(list(engine.export_state())))
     whole = WholeTensors(part for parts in everyone for part in pickle.loads(parts))
     return {name: whole.read(name).copy() for name in whole.names()}
+
+
+def exchange_all(engine: Any, payload: bytes) -> list[bytes]:
+    """Every rank's payload, of any size, in messages as large as an engine takes."""
+    sizes = [int(size) for size in engine.exchange(str(len(payload)).encode())]
+    rounds = [engine.exchange(payload[start : start + MOST_BYTES]) for start in range(0, max(sizes), MOST_BYTES)]
+    return [b"".join(pieces) for pieces in zip(*rounds, strict=True)]
 
 
 def bits(tensors: Tensors) -> dict[str, bytes]:
