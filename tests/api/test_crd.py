@@ -22,6 +22,9 @@ SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 COMPILED = compile_schema(SCHEMA)
 
 
+CLAIM = {"claim": {"name": "store"}}
+
+
 def a_spec(**changes: Any) -> dict[str, Any]:
     """A valid spec, with top-level sections replaced."""
     return {
@@ -32,7 +35,7 @@ def a_spec(**changes: Any) -> dict[str, Any]:
         "schedule": {"constant": {}},
         "training": {"steps": 10, "globalBatchSize": 8},
         "workers": {"max": 2},
-        "checkpoint": {"store": {"claim": {"name": "store"}}},
+        "checkpoint": {"store": CLAIM},
         **changes,
     }
 
@@ -140,6 +143,14 @@ REFUSED = {
     "an endpoint that is not of S3": (
         a_spec(checkpoint={"store": {"object": {"url": "gs://b/p", "endpoint": "http://e"}}}),
         "endpoint and region are for s3:// only, not for gs://b/p; remove them",
+    ),
+    "a key that nothing signs with": (
+        a_spec(checkpoint={"store": CLAIM, "verify": {"publicKey": "-----BEGIN PUBLIC KEY-----\nx"}}),
+        "verify.publicKey takes only what is signed, and nothing signs: set sign, or remove publicKey",
+    ),
+    "a key that is none": (
+        a_spec(checkpoint={"store": CLAIM, "sign": {"secretName": "keys"}, "verify": {"publicKey": "abc"}}),
+        "verify.publicKey does not begin with -----BEGIN PUBLIC KEY-----: give the PEM of an ECDSA public key",
     ),
     "a fault at no time": (a_spec(chaos=[{"name": "a", "fault": "Kill"}]), "set exactly one of step, seconds"),
     "two faults of one name": (
