@@ -12,6 +12,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "jobs": (),
     "checkpoints": ("gb", "folder"),
     "recovery": ("kills",),
+    "serving": (),
 }
 """Name of each benchmark, and which of the options it takes."""
 

@@ -59,6 +59,13 @@ def test_after_a_death_the_pod_answers_for_itself_again(start_pod: StartPod) -> 
     assert pod.until(lambda: pod.ask(READY)).status == 503
 
 
+def test_a_pod_whose_dead_replica_nobody_replaces_is_not_live(start_pod: StartPod) -> None:
+    pod = start_pod([["warm", "die"]])
+    said(pod, "died; Ray Serve starts another")
+    live = pod.until(lambda: pod.ask(LIVE))
+    assert (live.status, live.body) == (503, b'{"live": false}')
+
+
 def test_ray_that_ends_is_started_again_and_the_third_time_the_pod_may_be_retried(start_pod: StartPod) -> None:
     pod = start_pod([["exit"]])
     assert pod.ended()[0] == 75

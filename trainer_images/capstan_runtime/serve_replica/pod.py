@@ -86,8 +86,8 @@ class Pod:
         self._events: asyncio.Queue[_Event] = asyncio.Queue()
         self._replicas: list[_Attached] = []
         self._serving: _Attached | None = None
-        self._is_waited_for = True
-        """Whether Ray has yet to start a replica's process."""
+        self._is_starting = True
+        """Whether this Ray has yet to start its first replica's process."""
         self._deaths = 0
         self._ray: subprocess.Popen[bytes] | None = None
         self._ray_output: Output | None = None
@@ -124,7 +124,7 @@ class Pod:
         except OSError as error:
             return Ending(ExitCode.RETRYABLE, f"cannot listen on {self._settings.address}:{env.SERVE_PORT}: {error}")
         with door, line.listen(str(folder / "line")) as listener:
-            front = Front(door, is_live=lambda: self._is_waited_for or bool(self._replicas))
+            front = Front(door, is_live=lambda: self._is_starting or bool(self._replicas))
             await front.stand_in()
             asyncio.get_running_loop().add_reader(listener, self._attach, listener)
             self._log.say(f"{config.service}: waiting for {config.model.name} of {config.model.root}")
@@ -138,6 +138,7 @@ class Pod:
                         if self._ray_starts == _RAY_STARTS:
                             return Ending(ExitCode.RETRYABLE, f"Ray ended {_RAY_STARTS} times; it said last: {last}")
                         self._log.say(f"Ray ended with status {status}; starting it again. It said last: {last}")
+                        await asyncio.to_thread(kill_descendants, _KILL_SECONDS)
                         self._start_ray(folder)
                     case _Late():
                         self._log.say(f"Ray has not started a replica for {_START_SECONDS:g} s")
@@ -152,13 +153,13 @@ class Pod:
                         return Ending(facts["code"], facts["message"])
                     case _Said(replica, line.Word(line.Kind.HERE, facts)):
                         replica.pid = facts["pid"]
-                        self._is_waited_for = False
+                        self._is_starting = False
                     case _Said(replica, line.Word(line.Kind.WARM)):
                         front.step_aside()
                         self._hand_over(door, replica)
 
     async def _next_event(self) -> _Event:
-        if not self._is_waited_for:
+        if self._replicas:
             return await self._events.get()
         try:
             async with asyncio.timeout(_START_SECONDS):
@@ -168,7 +169,7 @@ class Pod:
 
     def _start_ray(self, folder: Path) -> None:
         self._ray_starts += 1
-        self._is_waited_for = True
+        self._is_starting = True
         ray_folder = folder / str(self._ray_starts)
         ray_folder.mkdir()
         reading, writing = os.pipe()
@@ -237,7 +238,6 @@ class Pod:
         if self._deaths == DEATHS:
             return Ending(ExitCode.APPLICATION, f"the replica's process died {DEATHS} times; it said last: {last}")
         self._log.say(f"the replica's process {replica.pid} died; Ray Serve starts another. It said last: {last}")
-        self._is_waited_for = not self._replicas
         return None
 
     async def _drain(self) -> Ending:

@@ -6,6 +6,7 @@ import math
 import os
 import socket
 import threading
+import traceback
 from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any
@@ -31,6 +32,7 @@ class Server:
         self._pod = pod
         self._loop = uvloop.new_event_loop()
         self._is_draining = False
+        self._serving: asyncio.Task[None] | None = None
         self._uvicorn = uvicorn.Server(
             uvicorn.Config(
                 self._answer,
@@ -73,8 +75,19 @@ class Server:
     async def _start(self, door: socket.socket) -> None:
         self._pod.setblocking(False)
         self._loop.add_reader(self._pod, self._hear)
-        serving = self._loop.create_task(self._uvicorn.serve(sockets=[door]))
-        serving.add_done_callback(lambda _: self._loop.create_task(self._end()))
+        self._serving = self._loop.create_task(self._serve(door))
+
+    async def _serve(self, door: socket.socket) -> None:
+        """Until all is answered after `_stop_accepting`. If it ends sooner, nothing here can mend it."""
+        try:
+            await self._uvicorn.serve(sockets=[door])
+            if not self._uvicorn.should_exit:
+                raise RuntimeError("the HTTP server ended by itself")
+            await self._app.stop()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        line.say(self._pod, line.Kind.DRAINED)
 
     def _hear(self) -> None:
         word = line.hear(self._pod)
@@ -91,13 +104,6 @@ class Server:
 
     def _stop_accepting(self) -> None:
         self._uvicorn.should_exit = True
-
-    async def _end(self) -> None:
-        """All is answered; or, without having been asked to, the server has ended."""
-        if not self._uvicorn.should_exit:
-            os._exit(1)
-        await self._app.stop()
-        line.say(self._pod, line.Kind.DRAINED)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_draining:
