@@ -203,3 +203,19 @@ def test_the_next_attempt_is_told_the_root_of_the_newest_commit() -> None:
     life.decide(31.1)
     told = {(push.membership.floor_step, push.membership.floor_root) for push in life.decision.pushes}
     assert told == {(40, life.status.checkpoint.root)}
+
+
+def test_a_blow_to_an_attempt_that_had_trained_is_charged_though_all_its_words_are_lost() -> None:
+    life = Life()
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH)
+    life.decide(31.0)
+    back = {"Starting": 31.0, "Restoring": 32.0, "Compiling": 33.0, "Training": 34.0}
+    life.say(fence=2, phase="Training", step=48, timeline=back, exit=None)
+    life.decide(35.0)
+    assert life.recoveries[-1].recovered_at is not None
+    life.change_pod(ZERO, **KILLED)
+    life.change_pod(ONE, **KILLED)
+    life.seen = replace(life.seen, supervisors={})
+    life.decide(600.0)
+    assert (life.status.restarts.total, len(life.recoveries)) == (2, 2)
+    assert "its container was killed by SIGKILL" in life.recoveries[-1].sentence

@@ -82,6 +82,10 @@ def count_failure(situation: Situation, culprit: Evidence) -> TrainingJobStatus:
 def is_of_the_last_failure(situation: Situation, culprit: Evidence) -> bool:
     """What ends the attempt that is on had happened before it began, to a rank that never took its place in it: the
     blow that ended the attempt before broke more than was seen at first."""
+    status = situation.status
+    record = status.recoveries[-1] if status.recoveries else None
+    if record is None or record.fence != status.fence or record.recovered_at is not None:
+        return False  # it has trained since
     worker = next((worker for worker in situation.members if worker.index == culprit.worker), None)
     return worker is not None and situation.is_of_the_same_blow(worker)
 
