@@ -191,6 +191,9 @@ def test_a_volume_that_is_full_ends_the_run_with_the_reason_after_three_saves(tm
         2
     ]
     assert failure(ended).failure is FailureClass.RETRYABLE
+    notes = [each.note for each in ended.progress if each.note]
+    assert len(notes) == 3
+    assert all(note.startswith("checkpoint not saved: ") and "No space left" in note for note in notes)
     full = r"checkpoint not saved, 3 times in a row: step \d+, rank 0: \[Errno 28\] No space left on device"
     assert re.fullmatch(full, failure(ended).message or "")
 
