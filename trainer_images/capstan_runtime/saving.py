@@ -152,7 +152,7 @@ class SaveState:
         if outcome.checkpoint is None:
             self._failures += 1
             self._voice.say(f"checkpoint not saved: {outcome.problem}")
-            if self._context.membership.rank == 0:  # all ranks have heard the same
+            if self._voice.rank == 0:  # all ranks have heard the same
                 self._voice.report(note=f"checkpoint not saved: {outcome.problem}")
             return
         self._failures = 0
