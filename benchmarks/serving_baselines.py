@@ -72,7 +72,7 @@ def main(kind: str, port: int, config_file: Path, store: str) -> None:
     class Model:
         """FastAPI answers."""
 
-    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, _temp_dir=str(config_file.parent / "r"))
     serve.start(http_options={"host": "127.0.0.1", "port": port})
     serve.run(serve.deployment(max_ongoing_requests=1000)(serve.ingress(build)(Model)).bind(), blocking=True)
 
