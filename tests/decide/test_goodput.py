@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from capstan_operator.api.recovery_status import GoodputSeconds
@@ -168,6 +168,7 @@ class Chaos(Life):
 
 
 @given(st.lists(EVENTS, max_size=25))
+@example(events=[(what, None, None) for what in ("lose", "suspend", "join", "resume")])
 @settings(max_examples=150, deadline=None)
 def test_the_classes_always_add_up_to_the_jobs_age(events: list[tuple[str, str | None, float | None]]) -> None:
     life = Chaos()

@@ -303,3 +303,14 @@ def test_what_any_rank_tells_of_its_last_step_counts() -> None:
     life.say(ONE, phase="Exited", step=47, exit=CRASH | {"step": 53})
     life.decide(30.5)
     assert life.recoveries[0].step_before == 53
+
+
+def test_steps_of_an_attempt_too_short_to_be_timed_are_priced_as_those_before() -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    life.say(**merged(BACK, {"step": 48, "metrics": {"step_seconds": None}}))
+    life.decide(34.25)
+    life.say(ONE, phase="Exited", step=50, exit=CRASH | {"fence": 2, "at": 40.0, "step": 50})
+    life.decide(40.5)
+    assert [record.step_seconds for record in life.recoveries] == [0.1, 0.1]

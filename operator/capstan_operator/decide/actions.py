@@ -8,8 +8,9 @@ from capstan_operator.api.recovery_spec import Budgets
 from capstan_operator.api.training_job_status import FailureStatus, TrainingJobStatus
 from capstan_operator.decide.evidence import MESSAGE_LENGTH, Evidence
 from capstan_operator.decide.nodes import has_other_nodes, is_repeated
+from capstan_operator.decide.progress import made_progress
 from capstan_operator.decide.reasons import Reason, budget_exhausted
-from capstan_operator.decide.remedies import largest_splits_reached, made_progress
+from capstan_operator.decide.remedies import largest_splits_reached
 from capstan_operator.decide.situation import ENDED, Situation
 from capstan_operator.decide.times import seconds_after, seconds_since_1970
 from capstan_runtime.contract.exit_codes import FailureClass

@@ -35,6 +35,8 @@ def learn(situation: Situation) -> TrainingJobStatus:
         return status
     resumed = _describe(word.resumed_from) if word.resumed_from else status.resumed_from
     update: dict[str, object] = {"resumed_from": resumed}
+    if made_progress(status):
+        update["attempts_without_progress"] = 0
     if word.steps is not None:
         update["steps"] = word.steps
     if word.phase is Phase.COMPILING and word.resumed_from:
@@ -55,6 +57,11 @@ def last_step(word: State) -> int:
     """The last step it is known to have done: its end may tell of one that it had not reported."""
     told = word.exit.step if word.exit is not None and word.exit.fence == word.fence else None
     return max(word.step, told or 0)
+
+
+def made_progress(status: TrainingJobStatus) -> bool:
+    """A newer checkpoint than the newest when the attempt began is known."""
+    return status.checkpoint is not None and status.checkpoint.step > (status.base_step or 0)
 
 
 def percent_done(status: TrainingJobStatus) -> int | None:
@@ -119,6 +126,7 @@ def without_progress(status: TrainingJobStatus) -> TrainingJobStatus:
             "progress_at": None,
             "first_step_at": None,
             "goodput": None,
+            "attempts_without_progress": 0,
         }
     )
 

@@ -93,7 +93,7 @@ def trace(situation: Situation, old: TrainingJobStatus, reason: Reason) -> Train
     """`situation.status`, as planned, with its recoveries brought up to date; `reason` is that of the plan."""
     status = _complete(situation, situation.status)
     if old.active_since is None and status.active_since is not None and status.fence > 0:
-        record = waiting(status)
+        record = waiting(old)  # by now its attempt may have begun
         resumed = _resumed(situation, record, _how_resumed(old, status))
         status = _with_last(status, resumed) if record else _with_new(status, resumed)
     record = waiting(status)
@@ -138,10 +138,16 @@ def _begun(situation: Situation, before: TrainingJobStatus, failure: FailureStat
         node=failure.node if failure else None,
         world_before=before.world if was_on else None,
         step_before=_last_step(situation, failure) if was_on else None,
-        step_seconds=status.metrics.get("step_seconds") if was_on else None,
+        step_seconds=_step_seconds(status) if was_on else None,
         chaos=injected.name if injected else None,
     )
     return _extended(record, "detect", situation.now)
+
+
+def _step_seconds(status: TrainingJobStatus) -> float | None:
+    """Of the attempt that ended or, if it was too short to tell, of the newest one before it that did."""
+    told = (record.step_seconds for record in reversed(status.recoveries) if record.step_seconds is not None)
+    return status.metrics.get("step_seconds") or next(told, None)
 
 
 def _how_resumed(old: TrainingJobStatus, new: TrainingJobStatus) -> str:
@@ -185,7 +191,8 @@ def _action(record: RecoveryStatus, status: TrainingJobStatus) -> str:
         return Action.SHRINK.value
     failure = status.failure
     if failure is not None and failure.failure_class == record.cause and failure.action:
-        return failure.action
+        # A job that had failed for good goes on with new pods.
+        return Action.REPLACE_POD.value if failure.action == Action.HALT else failure.action
     if before is not None and after is not None and after > before:
         return Action.GROW.value
     return Action.RESTART_IN_PLACE.value

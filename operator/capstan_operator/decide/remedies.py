@@ -1,5 +1,5 @@
 """What the next attempt does differently, so that it does not end like the last: smaller micro-batches, batches left
-out. Also what counts as progress between two attempts."""
+out."""
 
 from capstan_operator.api.training_job_status import SkipStatus, TrainingJobStatus
 from capstan_operator.decide.situation import Situation
@@ -51,8 +51,3 @@ def skip_batches(status: TrainingJobStatus, first: int, count: int) -> tuple[lis
 def skips_of(status: TrainingJobStatus) -> tuple[Skip, ...]:
     """What is left out, as the ranks are told."""
     return tuple(Skip(first=skip.first, count=skip.count) for skip in status.skips)
-
-
-def made_progress(status: TrainingJobStatus) -> bool:
-    """A newer checkpoint than the newest when the attempt began is known."""
-    return status.checkpoint is not None and status.checkpoint.step > (status.base_step or 0)
