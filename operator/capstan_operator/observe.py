@@ -45,6 +45,8 @@ class ObservedPod:
     """None until scheduled."""
     running_since: float | None = None
     """When the trainer container started (seconds since 1970); None: it has not, or nobody said."""
+    finished_at: float | None = None
+    """When the trainer container ended (seconds since 1970); None: it has not, or nobody said."""
     waiting: str | None = None
     """Why it does not run yet, `Reason: message`; None when nothing is wrong."""
     exit_code: int | None = None

@@ -158,7 +158,10 @@ async def test_a_hint_asks_the_pod_that_sent_it_at_once_and_no_other() -> None:
         assert [one.asked for one in ones] == [1, 2, 1]
 
 
-async def test_after_an_exit_the_peers_are_asked_at_once_and_no_more_than_that() -> None:
+async def test_after_an_exit_the_peers_are_asked_at_once_and_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "capstan_operator.cluster.poller.PEERS_SECONDS", 60.0
+    )  # on a busy machine both hints may be apart
     async with polling(30.0) as world:
         ones = [await world.add(number) for number in range(3)]
         await eventually(lambda: all(one.asked == 1 for one in ones))

@@ -91,7 +91,7 @@ def pod(version: int = 1, name: str = "job-0-0", uid: str = "pod-uid", owner: st
 
 
 def exited(code: int, message: str = "", reason: str = "Error") -> list[dict[str, Any]]:
-    terminated = {"exitCode": code, "reason": reason, "message": message}
+    terminated = {"exitCode": code, "reason": reason, "message": message, "finishedAt": "1970-01-01T00:00:30Z"}
     return [
         {"name": "sidecar", "state": {"terminated": {"exitCode": 99}}},
         {"name": "trainer", "state": {"terminated": terminated}},
@@ -173,6 +173,7 @@ def test_the_facts_of_a_pod_are_complete(world: World) -> None:
             created_at=1767225610.0,
             ip="10.0.0.1",
             node="node-1",
+            finished_at=30.0,
             waiting=None,
             exit_code=75,
             exit_reason="Error",

@@ -314,3 +314,10 @@ def test_steps_of_an_attempt_too_short_to_be_timed_are_priced_as_those_before() 
     life.say(ONE, phase="Exited", step=50, exit=CRASH | {"fence": 2, "at": 40.0, "step": 50})
     life.decide(40.5)
     assert [record.step_seconds for record in life.recoveries] == [0.1, 0.1]
+
+
+def test_a_container_that_left_no_words_ended_when_its_node_says() -> None:
+    life = Life()
+    life.change_pod(ONE, phase="Failed", exit_code=137, exit_reason="Error", finished_at=28.0)
+    life.decide(30.5)
+    assert (life.recoveries[0].at, life.recoveries[0].seconds.detect) == ("1970-01-01T00:00:28.000Z", 2.5)

@@ -51,6 +51,7 @@ class Terminated(msgspec.Struct, gc=False, rename="camel"):
     exit_code: int = 0
     reason: str = ""
     message: str = ""
+    finished_at: str | None = None
 
 
 class Running(msgspec.Struct, gc=False, rename="camel"):
@@ -135,6 +136,7 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         ip=status.pod_ip or None,
         node=sys.intern(pod.spec.node_name) if pod.spec.node_name else None,
         running_since=seconds_of(running.started_at) if running is not None and running.started_at else None,
+        finished_at=seconds_of(terminated.finished_at) if terminated is not None and terminated.finished_at else None,
         waiting=_waiting(status),
         exit_code=terminated.exit_code if terminated is not None else None,
         exit_reason=_exit_reason(status, terminated),

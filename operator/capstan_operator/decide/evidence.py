@@ -216,16 +216,17 @@ def _failed(worker: Worker, situation: Situation) -> Evidence | None:
     if pod is None or pod.phase != "Failed" or not pod.exit_code:
         return None
     failure = classify_exit(pod.exit_code)
-    if failure is FailureClass.STOPPED:
-        failure = FailureClass.LOST
     killed_by = signal_name(pod.exit_code)
+    # A supervisor gets SIGKILL from nobody but its node: what its trainer dies of, it lives to tell.
+    if failure is FailureClass.STOPPED or killed_by == "SIGKILL":
+        failure = FailureClass.LOST
     if killed_by is not None:
         # What it had printed before has nothing to do with it.
         message = f"its container was killed by {killed_by}"
     else:
         # Of a traceback, and of a supervisor that gives up, the last line is the one that says why.
         message = pod.last_lines[-1] if pod.last_lines else "its container ended"
-    return Evidence(worker.index, pod, failure, message, Weight.POD)
+    return Evidence(worker.index, pod, failure, message, Weight.POD, suspects_node=killed_by == "SIGKILL")
 
 
 def _failed_at_start(worker: Worker, situation: Situation) -> Evidence | None:

@@ -335,6 +335,8 @@ def _end_of_attempt(situation: Situation, failure: FailureStatus | None, injecte
         is_culprit = failure is None or (worker.pod is not None and worker.pod.name == failure.pod)
         if word is not None and word.exit is not None and word.exit.fence == situation.status.fence and is_culprit:
             exits.append(word.exit.at)
+        elif is_culprit and worker.pod is not None and worker.pod.finished_at is not None:
+            exits.append(worker.pod.finished_at)
         if is_culprit and failure is not None and worker.silent_seconds is not None:
             silences.append(now - worker.silent_seconds)
     if injected is not None and Fault(injected.fault) not in _SLOW:
