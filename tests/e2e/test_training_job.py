@@ -126,7 +126,9 @@ def test_a_drained_pod_costs_a_restart_and_no_step(
     assert status["restarts"] == {"total": 1, "byCause": {"Lost": 1}}
     (record,) = status["recoveries"]
     assert record["sentence"] == f"rank 0 (pod {job_name}-worker-0): its pod was deleted"
-    assert (record["step"], record["stepsLost"]) == (record["stepBefore"], 0)
+    # Nothing that was told is done again. Whether the pods lived to tell of the last step, too, is chance.
+    assert record["step"] >= record["stepBefore"]
+    assert record.get("stepsLost") in (0, None)
     assert status["metrics"]["loss"] == undisturbed_metrics[framework]["loss"]
 
 
