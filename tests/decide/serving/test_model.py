@@ -79,7 +79,7 @@ def test_a_digest_is_served_whatever_is_newer_and_known_when_its_job_is_gone() -
 
 
 def test_the_key_is_the_users_or_the_jobs() -> None:
-    signed = trained(200, checkpoint={"verify": {"publicKey": KEY}})
+    signed = trained(200, checkpoint={"sign": {"secretName": "keys"}, "verify": {"publicKey": KEY}})
     assert found(spec(), signed, NOTHING).public_key == KEY
     assert found(spec(publicKey="mine"), signed, NOTHING).public_key == "mine"
     known = found(spec(), signed, NOTHING)
