@@ -73,12 +73,12 @@ async def test_paths_under_mounts_are_rewritten_and_listed(node: RunningNode, na
             {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}},
         ]
     }
-    mounts = {"files": "/etc/files", "pass": "/etc/pass", "all": "/etc/all", "work": "/work"}
+    mounts = {"files": "/etc/files", "pass": "/etc/pass", "all": "/etc/all", "work": "/job"}
     script = "cat /etc/files/a /etc/files/b /etc/pass/word /etc/all/deep/a /etc/all/word /etc/all/name; pwd; echo $OUT"
     container = shell(
         script + "; python3 -c \"import os, json; print(sorted(json.loads(os.environ['POD_MOUNTS'])))\"",
-        workingDir="/work/here",
-        env=[{"name": "OUT", "value": "--dir=/work/out s3://work/x /workshop"}, {"name": "N", "value": "7"}],
+        workingDir="/job/here",
+        env=[{"name": "OUT", "value": "--dir=/job/out s3://job/x /jobs"}, {"name": "N", "value": "7"}],
         volumeMounts=[
             *({"name": name, "mountPath": path} for name, path in mounts.items()),
             {"name": "work", "mountPath": "/part", "subPathExpr": "part-$(N)"},
@@ -94,9 +94,9 @@ async def test_paths_under_mounts_are_rewritten_and_listed(node: RunningNode, na
     await node.wait_phase(pod, "Succeeded")
     root = f"{node.home.resolve()}/pods/{pod['metadata']['uid']}/volumes"
     assert (await node.log(pod)).splitlines() == [
-        "12hush1hushmounts" + f"{root}/work/here",
-        f"--dir={root}/work/out s3://work/x /workshop",
-        "['/dev/termination-log', '/etc/all', '/etc/files', '/etc/pass', '/part', '/work']",
+        "12hush1hushmounts" + f"{root}/job/here",
+        f"--dir={root}/job/out s3://job/x /jobs",
+        "['/dev/termination-log', '/etc/all', '/etc/files', '/etc/pass', '/job', '/part']",
     ]
     assert (node.home / "pods" / pod["metadata"]["uid"] / "volumes/work/part-7").is_dir()
 

@@ -6,7 +6,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
-from capstan_operator.api.training_job import Quantity, Store, Toleration
+from capstan_operator.api.placement import Placement
+from capstan_operator.api.store import Store
 from capstan_runtime.contract.base import OneOf, Record, cel
 from capstan_runtime.contract.serving import Guards
 
@@ -214,7 +215,7 @@ def _rules_of(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
         yield rule["rule"], rule["messageExpression"]
 
 
-class InferenceServiceSpec(Guards):
+class InferenceServiceSpec(Guards, Placement):
     """What to serve, how it is guarded and how changes are rolled out. The operator never writes here."""
 
     model_config = cel(
@@ -243,12 +244,6 @@ class InferenceServiceSpec(Guards):
         str | None, Field(min_length=1, description="Container image. Left out: the operator's image for serving.")
     ] = None
     gpus: Annotated[int, Field(ge=0, le=16, description="NVIDIA GPUs per pod; 0 computes on the CPU.")] = 0
-    resources: Annotated[
-        dict[str, Quantity],
-        Field(description="Requests, and limits of the same size, by resource name. nvidia.com/gpu comes from gpus."),
-    ] = {}
-    node_selector: Annotated[dict[str, str], Field(description="Labels a node must carry.")] = {}
-    tolerations: Annotated[list[Toleration], Field(description="Taints the pods tolerate.")] = []
     pod_patch: Annotated[
         dict[str, Any] | None,
         Field(

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from capstan_operator.api.meta import Condition
-from capstan_operator.api.training_job import Store
+from capstan_operator.api.store import Store
 from capstan_runtime.contract.base import Record
 
 

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from capstan_operator.api.training_job import Toleration
+from capstan_operator.api.placement import Toleration
 from capstan_runtime.contract import env
 
 GPU = "nvidia.com/gpu"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from capstan_operator.api.training_job import Store
+from capstan_operator.api.store import Store
 from capstan_operator.build.children import Owner
 from capstan_runtime.contract import env
 
