@@ -35,7 +35,9 @@ def _checkpoint(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="capstan", description="Trains models on Kubernetes and does not lose steps.")
+    parser = argparse.ArgumentParser(
+        prog="capstan", description="Trains and serves models on Kubernetes and does not lose steps."
+    )
     parser.add_argument("--version", action="version", version=f"capstan {version('capstan')}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands)
@@ -53,12 +55,13 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     run.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
     run.add_argument("--context", help="context of the kubeconfig; default: its current one")
-    run.add_argument("--namespace", help="look after the TrainingJobs of this namespace only")
+    run.add_argument("--namespace", help="look after the objects of this namespace only")
     run.add_argument("--host", default="127.0.0.1", help="address of /metrics, /healthz, /readyz and /hint")
     run.add_argument("--port", type=_port, default=8080, help="port of the same; 0 takes a free one (default 8080)")
     run.add_argument("--url", help="URL under which pods reach that port; left out: they are polled only")
     run.add_argument("--flax-image", help="image of Flax workers that name none")
     run.add_argument("--deepspeed-image", help="image of DeepSpeed workers that name none")
+    run.add_argument("--serve-image", help="image of InferenceServices that name none")
     run.add_argument(
         "--allow-chaos",
         action="store_true",
@@ -97,6 +100,7 @@ def _run(options: argparse.Namespace) -> int:
     chosen = {
         "flax_image": options.flax_image,
         "deepspeed_image": options.deepspeed_image,
+        "serve_image": options.serve_image,
         "operator_url": options.url,
         "allow_chaos": options.allow_chaos,
     }

@@ -246,6 +246,11 @@ def inference_service_crd() -> dict[str, Any]:
     return _crd("InferenceService", "infs", schema, INFERENCE_SERVICE_COLUMNS)
 
 
+def all_crds() -> list[dict[str, Any]]:
+    """Of every kind."""
+    return [training_job_crd(), inference_service_crd()]
+
+
 def _crd(kind: str, short_name: str, schema: Schema, columns: list[dict[str, Any]]) -> dict[str, Any]:
     plural = f"{kind.lower()}s"
     return {
@@ -298,15 +303,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--check", action="store_true", help="change nothing; exit 1 if a file is out of date")
     options = parser.parse_args(arguments)
-    path: Path = options.folder / "trainingjobs.yaml"
-    text = render(training_job_crd())
-    if not options.check:
+    outdated = [
+        path
+        for path, crd in ((options.folder / f"{crd['spec']['names']['plural']}.yaml", crd) for crd in all_crds())
+        if not _is_current(path, render(crd), is_writing=not options.check)
+    ]
+    for path in outdated:
+        print(f"{path} is out of date; run `make generate`", file=sys.stderr)
+    return 1 if outdated else 0
+
+
+def _is_current(path: Path, text: str, *, is_writing: bool) -> bool:
+    """Whether the file holds `text`; it always does when writing."""
+    if is_writing:
         path.write_text(text)
-        return 0
-    if path.exists() and path.read_text() == text:
-        return 0
-    print(f"{path} is out of date; run `make generate`", file=sys.stderr)
-    return 1
+    return path.exists() and path.read_text() == text
 
 
 if __name__ == "__main__":

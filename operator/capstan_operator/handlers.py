@@ -1,4 +1,4 @@
-"""kopf's part: it watches the TrainingJobs. The only file that imports kopf.
+"""kopf's part: it watches the objects of one kind of ours. The only file that imports kopf.
 
 kopf gets a thread and an event loop of its own, because when it ends it cancels every task of the loop it runs in, and
 because a watch error that is not a 410 ends it. Here that costs a restart of the watch, and nothing else notices.
@@ -17,7 +17,7 @@ import aiohttp
 import kopf
 
 from capstan_operator.cluster.credentials import Credentials
-from capstan_operator.cluster.kinds import TRAINING_JOBS
+from capstan_operator.cluster.kinds import Resource
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +26,15 @@ STOP_SECONDS = 2.0
 """How long a stop waits for kopf. It only reads, so it may also be left behind."""
 
 Sink = Callable[[str | None, dict[str, Any]], None]
-"""Takes (type, TrainingJob): type is ADDED, MODIFIED or DELETED, or None for an object out of a list."""
+"""Takes (type, object): type is ADDED, MODIFIED or DELETED, or None for an object out of a list."""
 
 
-class JobWatch:
-    """`run` watches until cancelled and calls `sink` in the caller's loop for each event."""
+class Watch:
+    """`run` watches until cancelled and calls `sink` in the caller's loop for each event. The kind must be served."""
 
-    def __init__(self, credentials: Credentials, sink: Sink, *, namespace: str | None) -> None:
+    def __init__(self, credentials: Credentials, resource: Resource, sink: Sink, *, namespace: str | None) -> None:
         self._credentials = credentials
+        self._resource = resource
         self._sink = sink
         self._namespace = namespace
 
@@ -44,7 +45,8 @@ class JobWatch:
             error = await self._run_once()
             failures = 1 if time.monotonic() - started > 60.0 else failures + 1
             limit = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** min(failures, 8))
-            logger.warning("the watch of TrainingJobs ended (%s) and is started again", error or "no error")
+            plural = self._resource.plural
+            logger.warning("the watch of %s ended (%s) and is started again", plural, error or "no error")
             await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
 
     async def _run_once(self) -> BaseException | None:
@@ -69,7 +71,7 @@ class JobWatch:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(end, error)
 
-        threading.Thread(target=live, name="kopf", daemon=True).start()
+        threading.Thread(target=live, name=f"kopf {self._resource.plural}", daemon=True).start()
         try:
             return await asyncio.shield(ended)
         finally:
@@ -105,7 +107,7 @@ class JobWatch:
             )
             return kopf.AiohttpSession(server=self._credentials.server, aiohttp_session=session)
 
-        @kopf.on.event(TRAINING_JOBS.group, TRAINING_JOBS.version, TRAINING_JOBS.plural, registry=registry)
+        @kopf.on.event(self._resource.group, self._resource.version, self._resource.plural, registry=registry)
         async def wake(event: kopf.RawEvent, **_: Any) -> None:
             forward(event["type"], dict(event["object"]))
 

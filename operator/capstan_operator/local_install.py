@@ -8,7 +8,7 @@ from typing import Any
 
 from capstan_local.client import Access, ApiError, Client, Resource, Unreachable
 from capstan_operator.api.meta import FIELD_MANAGER, GROUP
-from capstan_operator.crdgen import training_job_crd
+from capstan_operator.crdgen import all_crds
 
 NAMESPACE = "capstan-system"
 OPERATOR = "capstan-operator"
@@ -32,7 +32,8 @@ async def install(kubeconfig: Path, nodes: int, wait: Wait, *, allow_chaos: bool
         print(f"API server   {client.access.server}")
         await wait("node", lambda: nodes_are_ready(client, nodes))
         print(f"{'Node ' if nodes == 1 else 'Nodes'}        ready; runs containers as processes of this user")
-        await _apply(client, CRDS, training_job_crd())
+        for crd in all_crds():
+            await _apply(client, CRDS, crd)
         await _apply(client, NAMESPACES, {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}})
         service = await _apply(client, SERVICES, operator_service())
         deployment = operator_deployment(kubeconfig, service["spec"]["clusterIP"], allow_chaos=allow_chaos)

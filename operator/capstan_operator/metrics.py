@@ -14,16 +14,16 @@ class Metrics:
         self.registry = registry = CollectorRegistry()
         prefix = "capstan_operator_"
         self.reconciles = Counter(
-            f"{prefix}reconciles", "Passes over one job, by how they ended.", ["result"], registry=registry
+            f"{prefix}reconciles", "Passes over one object, by how they ended.", ["result"], registry=registry
         )
         self.reconcile_seconds = Histogram(
             f"{prefix}reconcile_seconds", "Seconds a pass took.", buckets=_PASS_BUCKETS, registry=registry
         )
         self.queue_depth = Gauge(
-            f"{prefix}queue_depth", "Jobs that wait for a pass, by priority.", ["priority"], registry=registry
+            f"{prefix}queue_depth", "Objects that wait for a pass, by priority.", ["priority"], registry=registry
         )
         self.queue_seconds = Histogram(
-            f"{prefix}queue_seconds", "Seconds a job waited for its pass.", buckets=_PASS_BUCKETS, registry=registry
+            f"{prefix}queue_seconds", "Seconds an object waited for its pass.", buckets=_PASS_BUCKETS, registry=registry
         )
         self.api_requests = Counter(
             f"{prefix}api_requests",
@@ -53,7 +53,7 @@ class Metrics:
             f"{prefix}status_writes", "Status writes: written, suppressed or postponed.", ["result"], registry=registry
         )
         self.events = Counter(
-            f"{prefix}events", "Events on jobs, by what became of them.", ["result"], registry=registry
+            f"{prefix}events", "Events on our objects, by what became of them.", ["result"], registry=registry
         )
         self.bad_documents = Counter(
             f"{prefix}bad_documents",
@@ -64,6 +64,8 @@ class Metrics:
         self.of_jobs = JobMetrics(registry)
         self.jobs = Gauge(f"{prefix}jobs", "TrainingJobs known.", registry=registry)
         self.pods = Gauge(f"{prefix}pods", "Worker pods known.", registry=registry)
+        self.services = Gauge(f"{prefix}services", "InferenceServices known.", registry=registry)
+        self.replicas = Gauge(f"{prefix}replicas", "Pods of InferenceServices known.", registry=registry)
 
     def render(self) -> bytes:
         """All series in Prometheus' text format."""

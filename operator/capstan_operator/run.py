@@ -1,8 +1,8 @@
 """Puts the operator together, runs it, and takes it down again.
 
-kopf ──TrainingJobs──▶                      ┌▶ API server (children, status, events)
-reflector ──Pods─────▶ store ─wake▶ queue ─▶ reconciler
-poller ──states──────▶                      └▶ supervisors (memberships)
+kopf ──objects of our kinds──▶                       ┌▶ API server (children, status, events)
+reflectors ──children────────▶ stores ─wake▶ queue ─▶ reconciler
+poller ──states──────────────▶                       └▶ supervisors (memberships)
 
 Caches fill on every replica; only the one that holds the lease works on the queue and asks supervisors.
 """
@@ -20,29 +20,32 @@ from pathlib import Path
 from typing import Any
 
 from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
+from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import Credentials, CredentialsError, load_credentials
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.events import EventWriter
 from capstan_operator.cluster.front import Front
-from capstan_operator.cluster.job_audit import JobAudit
-from capstan_operator.cluster.kinds import NAMESPACES, PODS, TRAINING_JOBS
+from capstan_operator.cluster.kinds import INFERENCE_SERVICES, NAMESPACES, PODS, TRAINING_JOBS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.lease import Elector, LeaseTimes
-from capstan_operator.cluster.limiter import Lane, Limiter
+from capstan_operator.cluster.limiter import Limiter
 from capstan_operator.cluster.namespaces import SELECTOR, ChaosNamespaces, Namespace
 from capstan_operator.cluster.operator_key import OperatorKeyError, fetch_or_create_key
-from capstan_operator.cluster.pods import Pod
+from capstan_operator.cluster.pods import Pod, decode_pod
 from capstan_operator.cluster.poller import INTERVAL_SECONDS, Poller
-from capstan_operator.cluster.reflector import Reflector
+from capstan_operator.cluster.reflector import Fan, Reflector
+from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient, job_token
-from capstan_operator.cluster.work_queue import JobKey, Priority, WorkQueue
+from capstan_operator.cluster.work_queue import ObjectKey, Priority, WorkQueue
 from capstan_operator.decide.training_job import decide_training_job
-from capstan_operator.handlers import JobWatch
 from capstan_operator.logging_setup import set_up_logging
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import OperatorSettings
-from capstan_operator.reconcile import Decide, Reconciler
+from capstan_operator.own_kind import OwnKind, wait_until_served
+from capstan_operator.reconcile import KindReconciler, Reconciler
+from capstan_operator.reconcile_job import Decide, JobReconciler
+from capstan_operator.serving_parts import ServingParts
 from capstan_runtime.contract.env import SUPERVISOR_PORT
 from capstan_runtime.contract.state import Hint
 
@@ -61,7 +64,7 @@ class RunSettings:
     context: str | None = None
     """None: the kubeconfig's current context."""
     namespace: str | None = None
-    """Look after the TrainingJobs of this namespace only; None: of all."""
+    """Look after the objects of this namespace only; None: of all."""
     operator_namespace: str | None = None
     """Where the Lease and the operator's key live; None: the namespace of the context or of the pod."""
     http_host: str = "127.0.0.1"
@@ -143,11 +146,20 @@ class _Operator:
             metrics,
             interval_seconds=settings.poll_seconds,
         )
+        self._serving = ServingParts(
+            self._client,
+            credentials,
+            self._wake,
+            self._store,
+            metrics,
+            namespace=settings.namespace,
+            settings=settings.operator,
+        )
         self._pods = Reflector(
             self._client,
             PODS,
             Pod,
-            self._store,
+            Fan(self._store, self._serving.store.replicas),
             metrics,
             namespace=settings.namespace,
             selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}",
@@ -158,21 +170,24 @@ class _Operator:
             else None
         )
         """None: nobody asks, because no fault is ever injected."""
-        self._audit = JobAudit(self._client, self._store, self._wake, settings.namespace)
-        self._jobs = JobWatch(credentials, self._take_job, namespace=settings.namespace)
+        self._jobs = OwnKind(self._client, credentials, TRAINING_JOBS, self._store.jobs, self._wake, settings.namespace)
         self._elector = Elector(self._client, self._namespace, self._identity, metrics, settings.lease)
         self._events = EventWriter(self._client, self._identity, metrics)
-        self._reconciler = Reconciler(
+        jobs = JobReconciler(
             decide=decide,
             queue=self._queue,
             store=self._store,
-            client=self._client,
+            children=Children(self._client, TRAINING_JOBS.kind, self._take_pod),
+            statuses=StatusWriter(self._client, TRAINING_JOBS, self._store.jobs, metrics),
             supervisors=self._supervisors,
             poller=self._poller,
-            audit=self._audit,
+            audit=self._jobs.audit,
             events=self._events,
             metrics=metrics,
         )
+        services = self._serving.reconciler(self._queue, self._events)
+        kinds: dict[str, KindReconciler] = {TRAINING_JOBS.kind: jobs, INFERENCE_SERVICES.kind: services}
+        self._reconciler = Reconciler(kinds, self._queue, metrics)
 
     async def run(self, stop: asyncio.Event) -> None:
         front = Front(self._metrics, self._why_not_ready, self._take_hint)
@@ -184,8 +199,8 @@ class _Operator:
             await self._run_parts(stop)
 
     async def _start(self) -> None:
-        """Wait for the API server and for our kind, and get the operator's key."""
-        await self._wait_for_kind()
+        """Wait for the API server and for TrainingJobs, and get the operator's key."""
+        await wait_until_served(self._client, TRAINING_JOBS, self._report)
         delay = 1.0
         while True:
             try:
@@ -198,30 +213,15 @@ class _Operator:
             await asyncio.sleep(delay)
             delay = min(15.0, delay * 2)
 
-    async def _wait_for_kind(self) -> None:
-        """Until the server serves TrainingJobs. kopf is told not to look for new kinds, so it must exist first."""
-        delay = 0.25
-        while True:
-            try:
-                answer = await self._client.call("GET", TRAINING_JOBS.group_path, lane=Lane.SYSTEM)
-                if f'"{TRAINING_JOBS.plural}"'.encode() in answer:
-                    return
-                problem = "TrainingJobs are not served yet: kubectl apply -f crds/"
-            except ApiError as error:
-                crd_missing = "TrainingJobs are unknown to the API server: kubectl apply -f crds/"
-                problem = crd_missing if error.is_not_found else str(error)
-            if problem != self._problem:
-                self._problem = problem
-                logger.warning("waiting: %s", problem)
-            await asyncio.sleep(delay)
-            delay = min(5.0, delay * 1.5)
+    def _report(self, problem: str) -> None:
+        self._problem = problem
 
     async def _run_parts(self, stop: asyncio.Event) -> None:
         """Run all parts; when one ends by itself, end all and say which."""
         parts: dict[str, Coroutine[Any, Any, None]] = {
             "pod reflector": self._pods.run(),
-            "job watch": self._jobs.run(),
-            "job audit": self._audit.run(),
+            "watch of TrainingJobs": self._jobs.run(),
+            "watch of InferenceServices": self._serving.run(),
             "elector": self._elector.run(),
             "events": self._events.run(),
             "term": self._serve_terms(),
@@ -254,7 +254,7 @@ class _Operator:
     async def _serve_terms(self) -> None:
         """While this replica leads, work; when the lease is lost, interrupt everything at once."""
         await self._pods.synced.wait()
-        await self._audit.synced.wait()
+        await self._jobs.synced.wait()
         if self._namespaces is not None:
             await self._namespaces.synced.wait()
         # What was loaded stays: keep the collector from walking it again and again.
@@ -263,8 +263,9 @@ class _Operator:
         while True:
             await self._elector.leading.wait()
             self._poller.begin_term()
-            for job in self._store.jobs():
-                self._queue.add(job.key)
+            self._serving.begin_term()
+            for record in (*self._store.jobs.all(), *self._serving.store.services.all()):
+                self._queue.add(record.key)
             term = asyncio.create_task(self._work())
             lost = asyncio.create_task(self._elector.standing_by.wait())
             try:
@@ -281,27 +282,21 @@ class _Operator:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._reconciler.run())
             group.create_task(self._poller.run())
+            group.create_task(self._serving.work())
 
-    def _wake(self, key: JobKey, priority: Priority) -> None:
-        """A term begins with a look at every job. A standby that queued what it sees would keep the key of every job
+    def _wake(self, key: ObjectKey, priority: Priority) -> None:
+        """A term begins with a look at every object. A standby that queued what it sees would keep the key of every one
         there ever was."""
         if self._elector.leading.is_set():
             self._queue.add(key, priority)
 
-    def _take_job(self, kind: str | None, document: dict[str, Any]) -> None:
-        """An event of kopf's. One out of a list, after the first list, means that the watch has started over."""
-        metadata = document["metadata"]
-        if kind == "DELETED":
-            self._store.remove_job(JobKey(metadata["namespace"], metadata["name"]), metadata["uid"])
-            return
-        self._store.put_job(document)
-        if kind is None and self._audit.synced.is_set():
-            self._audit.suspect()
+    def _take_pod(self, _: Resource, answer: bytes) -> None:
+        self._store.put(decode_pod(answer))
 
     def _take_hint(self, hint: Hint) -> bool:
         """Whether this replica acts; what the hint leads to is not the pod's business."""
         if self._elector.leading.is_set():
-            self._poller.take_hint(JobKey(hint.namespace, hint.job), hint.pod)
+            self._poller.take_hint(ObjectKey(hint.namespace, hint.job), hint.pod)
         return self._elector.leading.is_set()
 
     def _token_of(self, job_uid: str) -> str:
@@ -310,7 +305,7 @@ class _Operator:
     def _why_not_ready(self) -> str | None:
         if self._problem is not None:
             return self._problem
-        if not self._audit.synced.is_set():
+        if not self._jobs.synced.is_set():
             return "not all TrainingJobs have been seen"
         if not self._pods.synced.is_set():
             return "pods have not been listed"
@@ -318,7 +313,7 @@ class _Operator:
             return f"the watch of pods has been silent for {self._pods.silent_seconds():.0f} s"
         if self._namespaces is not None and not self._namespaces.synced.is_set():
             return "namespaces have not been listed, which --allow-chaos needs"
-        return None
+        return self._serving.why_not_ready()
 
 
 async def _wait_unless(stop: asyncio.Event, task: asyncio.Task[None]) -> bool:

@@ -12,10 +12,7 @@ from capstan_operator.cluster.errors import Predecessor, Stranger
 from capstan_operator.cluster.kinds import PODS, SECRETS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
-from capstan_operator.cluster.store import Store
 from capstan_operator.decide.types import Manifest
-from capstan_operator.metrics import Metrics
-from capstan_operator.observe import OperatorSettings
 from tests.support.fake_api import FakeApi, names
 
 
@@ -29,9 +26,8 @@ class Job:
 
 
 @pytest.fixture
-def children(client: KubeClient, metrics: Metrics) -> Children:
-    store = Store(lambda *_: None, token_of=lambda _: "t", settings=OperatorSettings(), metrics=metrics)
-    return Children(client, store)
+def children(client: KubeClient) -> Children:
+    return Children(client, "TrainingJob", lambda *_: None)
 
 
 def child(resource: Resource, name: str, owner: Job | None, **fields: Any) -> Manifest:
@@ -45,7 +41,8 @@ def child(resource: Resource, name: str, owner: Job | None, **fields: Any) -> Ma
 async def test_the_jobs_secret_is_deleted_and_a_strangers_stays(api: FakeApi, children: Children) -> None:
     api.put(SECRETS, child(SECRETS, "train-run", Job()))
     api.put(SECRETS, child(SECRETS, "other-run", None))
-    await children.delete_secrets(("train-run", "other-run", "gone-run"), Job(), lane=Lane.CREATE)
+    for name in ("train-run", "other-run", "gone-run"):
+        await children.delete(SECRETS, name, Job(), lane=Lane.CREATE)
     assert names(api.of(SECRETS)) == ["other-run"]
 
 
@@ -62,9 +59,13 @@ async def test_an_immutable_secret_with_an_older_token_is_made_anew(api: FakeApi
 @pytest.mark.parametrize(
     ("owner", "error", "says"),
     [
-        (Job(uid="old"), Predecessor, "is left of a deleted job of the same name; this job starts when it is gone"),
+        (
+            Job(uid="old"),
+            Predecessor,
+            "is left of a deleted TrainingJob of the same name; this one starts when it is gone",
+        ),
         (Job(uid="old", name="other"), Stranger, r"belongs to TrainingJob other, uid old\); delete it or rename"),
-        (None, Stranger, r"it has no owner\); delete it or rename the job"),
+        (None, Stranger, r"it has no owner\); delete it or rename the TrainingJob"),
     ],
 )
 async def test_a_name_that_is_taken_says_whether_waiting_helps(

@@ -13,12 +13,12 @@ import aiohttp
 import pytest
 
 from capstan_operator.cluster import front
-from capstan_operator.cluster.events import BURST_PER_JOB, MAX_QUEUED, EventWriter, JobRef
+from capstan_operator.cluster.events import BURST_PER_OBJECT, MAX_QUEUED, EventWriter, ObjectRef
 from capstan_operator.cluster.front import Front
 from capstan_operator.cluster.kinds import EVENTS, SECRETS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.operator_key import OperatorKeyError, fetch_or_create_key
-from capstan_operator.cluster.work_queue import JobKey
+from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.decide.types import EventNote
 from capstan_operator.logging_setup import JsonFormatter
 from capstan_operator.metrics import Metrics
@@ -27,7 +27,7 @@ from tests.support.control_planes import free_port
 from tests.support.fake_api import FakeApi
 from tests.support.operators import eventually
 
-KEY = JobKey("default", "job")
+KEY = ObjectKey("default", "job")
 HINT = Hint(namespace="default", job="job", pod="job-worker-0").document()
 
 
@@ -142,7 +142,7 @@ def note(reason: str, message: str = "m") -> EventNote:
 
 
 async def test_the_same_words_again_are_counted_and_not_repeated(api: FakeApi, events: EventWriter) -> None:
-    job = JobRef(KEY, "uid", "7")
+    job = ObjectRef(KEY, "uid", "7")
     for one in (note("A"), note("A"), note("B"), note("A"), note("A", "other")):
         events.note(job, one)
     await eventually(lambda: len(api.writes("events")) == 5)
@@ -160,7 +160,7 @@ async def test_the_same_words_again_are_counted_and_not_repeated(api: FakeApi, e
 
 
 async def test_an_event_that_expired_is_made_anew(api: FakeApi, events: EventWriter) -> None:
-    job = JobRef(KEY, "uid", "7")
+    job = ObjectRef(KEY, "uid", "7")
     events.note(job, note("A"))
     await eventually(lambda: api.of(EVENTS))
     api.remove(EVENTS, "default", api.of(EVENTS)[0]["metadata"]["name"])
@@ -171,10 +171,10 @@ async def test_an_event_that_expired_is_made_anew(api: FakeApi, events: EventWri
 async def test_a_talkative_job_is_cut_short_and_the_others_are_heard(
     api: FakeApi, events: EventWriter, metrics: Metrics
 ) -> None:
-    for number in range(BURST_PER_JOB + 10):
-        events.note(JobRef(KEY, "loud", "7"), note(f"R{number}"))
-    events.note(JobRef(KEY, "quiet", "7"), note("Heard"))
-    await eventually(lambda: len(api.of(EVENTS)) == BURST_PER_JOB + 1)
+    for number in range(BURST_PER_OBJECT + 10):
+        events.note(ObjectRef(KEY, "loud", "7"), note(f"R{number}"))
+    events.note(ObjectRef(KEY, "quiet", "7"), note("Heard"))
+    await eventually(lambda: len(api.of(EVENTS)) == BURST_PER_OBJECT + 1)
     dropped = metrics.registry.get_sample_value("capstan_operator_events_total", {"result": "dropped"})
     assert dropped == 10
 
@@ -182,14 +182,14 @@ async def test_a_talkative_job_is_cut_short_and_the_others_are_heard(
 async def test_a_failed_event_is_dropped_and_the_next_one_written(api: FakeApi, events: EventWriter) -> None:
     api.fail("create", "events", status=500)
     for reason in ("Lost", "Kept"):
-        events.note(JobRef(KEY, "uid", "7"), note(reason))
+        events.note(ObjectRef(KEY, "uid", "7"), note(reason))
     await eventually(lambda: [event["reason"] for event in api.of(EVENTS)] == ["Kept"])
 
 
 async def test_the_queue_of_events_is_bounded(client: KubeClient, metrics: Metrics) -> None:
     writer = EventWriter(client, "me", metrics)  # nobody writes
     for number in range(MAX_QUEUED + 5):
-        writer.note(JobRef(KEY, f"uid-{number}", "7"), note("A"))
+        writer.note(ObjectRef(KEY, f"uid-{number}", "7"), note("A"))
     assert metrics.registry.get_sample_value("capstan_operator_events_total", {"result": "dropped"}) == 5
 
 

@@ -14,11 +14,11 @@ from capstan_operator.api.recovery_status import (
     RecoveryStatus,
 )
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.cluster.work_queue import JobKey
+from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.decide.times import rfc3339_millis
 from capstan_operator.job_metrics import JobMetrics
 
-KEY, OTHER = JobKey("default", "one"), JobKey("default", "two")
+KEY, OTHER = ObjectKey("default", "one"), ObjectKey("default", "two")
 
 
 class Told:

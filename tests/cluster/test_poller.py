@@ -17,7 +17,7 @@ from capstan_operator.cluster.pods import Pod
 from capstan_operator.cluster.poller import Poller
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient, job_token
-from capstan_operator.cluster.work_queue import JobKey, Priority
+from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract.exit_codes import FailureClass
@@ -28,7 +28,7 @@ from tests.support.fake_supervisors import FakeSupervisor, FakeSupervisors, serv
 from tests.support.operators import eventually
 from tests.support.small_decide import job_document
 
-KEY = JobKey("default", "job")
+KEY = ObjectKey("default", "job")
 MEMBERSHIP = Membership(fence=4, rank=0, world=1, coordinator="127.0.0.1:8471")
 
 
@@ -48,7 +48,7 @@ class World:
         )
         document = job_document("job")
         document["metadata"] |= {"uid": "job-uid", "resourceVersion": "1"}
-        self.store.put_job(document)
+        self.store.jobs.put(document)
         self.poller = Poller(
             self.store,
             self.client,
@@ -151,7 +151,7 @@ async def test_a_hint_asks_the_pod_that_sent_it_at_once_and_no_other() -> None:
         await eventually(lambda: all(one.asked == 1 for one in ones))
         for _ in range(50):
             world.poller.take_hint(KEY, "job-1-0")
-        for key, name in ((KEY, "job-7-0"), (JobKey("default", "other"), "job-1-0")):
+        for key, name in ((KEY, "job-7-0"), (ObjectKey("default", "other"), "job-1-0")):
             world.poller.take_hint(key, name)
         await eventually(lambda: ones[1].asked == 2)
         await asyncio.sleep(0.1)

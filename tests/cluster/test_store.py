@@ -10,22 +10,25 @@ import msgspec
 import orjson
 import pytest
 
+from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.cluster.objects import is_newer
 from capstan_operator.cluster.pods import Pod
-from capstan_operator.cluster.store import Store, is_newer, read_status
-from capstan_operator.cluster.work_queue import JobKey, Priority
+from capstan_operator.cluster.statuses import read_status
+from capstan_operator.cluster.store import Store
+from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import ObservedPod, ObservedSupervisor, OperatorSettings
 from capstan_runtime.contract.state import Phase, State
 from tests.support.small_decide import job_document
 
-KEY = JobKey("default", "job")
+KEY = ObjectKey("default", "job")
 
 
 class World:
     """A store, and everything it woke."""
 
     def __init__(self) -> None:
-        self.woken: list[tuple[JobKey, Priority]] = []
+        self.woken: list[tuple[ObjectKey, Priority]] = []
         self.metrics = Metrics()
         self.store = Store(
             lambda key, priority: self.woken.append((key, priority)),
@@ -49,7 +52,7 @@ class World:
 @pytest.fixture
 def world() -> World:
     world = World()
-    world.store.put_job(job())
+    world.store.jobs.put(job())
     world.wakes()
     return world
 
@@ -101,43 +104,43 @@ def exited(code: int, message: str = "", reason: str = "Error") -> list[dict[str
 def test_a_new_job_a_new_spec_and_a_new_status_wake_it(world: World) -> None:
     changed = job(2)
     changed["metadata"]["generation"] = 2
-    world.store.put_job(changed)
+    world.store.jobs.put(changed)
     assert world.wakes() == [Priority.NORMAL]
     status = job(3, status={"fence": 1})
     status["metadata"]["generation"] = 2
-    world.store.put_job(status)
+    world.store.jobs.put(status)
     assert world.wakes() == [Priority.NORMAL]
 
 
 def test_labels_annotations_and_the_same_thing_again_do_not_wake_it(world: World) -> None:
     changed = job(2)
     changed["metadata"]["annotations"] = {"a": "b"}
-    world.store.put_job(changed)
-    world.store.put_job(changed)
+    world.store.jobs.put(changed)
+    world.store.jobs.put(changed)
     assert world.wakes() == []
 
 
 def test_an_event_that_was_under_way_does_not_undo_our_own_status_write(world: World) -> None:
-    world.store.put_job(job(9, status={"fence": 2}))
+    world.store.jobs.put(job(9, status={"fence": 2}))
     world.wakes()
-    world.store.put_job(job(8, status={"fence": 1}))
+    world.store.jobs.put(job(8, status={"fence": 1}))
     observed = world.store.observe(KEY)
     assert observed is not None
     assert (observed.job.status.fence, world.wakes()) == (2, [])
 
 
 def test_a_deleted_job_does_not_come_back_with_a_late_answer(world: World) -> None:
-    world.store.remove_job(KEY, "job-uid")
-    world.store.put_job(job(99))
+    world.store.jobs.remove(KEY, "job-uid")
+    world.store.jobs.put(job(99))
     assert world.store.observe(KEY) is None
     assert world.wakes() == [Priority.NORMAL]
 
 
 def test_a_job_made_anew_under_the_same_name_has_none_of_the_old_pods(world: World) -> None:
     world.store.put(pod())
-    world.store.put_job(job(5, uid="second"))
+    world.store.jobs.put(job(5, uid="second"))
     assert world.pods() == []
-    world.store.remove_job(KEY, "job-uid")
+    world.store.jobs.remove(KEY, "job-uid")
     observed = world.store.observe(KEY)
     assert observed is not None
     assert (observed.job.uid, observed.token) == ("second", "token of second")
@@ -146,7 +149,7 @@ def test_a_job_made_anew_under_the_same_name_has_none_of_the_old_pods(world: Wor
 def test_pods_may_come_before_their_job() -> None:
     world = World()
     world.store.put(pod())
-    world.store.put_job(job())
+    world.store.jobs.put(job())
     assert world.pods() == ["job-0-0"]
 
 
@@ -374,7 +377,7 @@ def test_a_job_takes_hardly_more_memory_than_its_json(world: World) -> None:
     tracemalloc.start()
     try:
         for document in documents:
-            world.store.put_job(document)
+            world.store.jobs.put(document)
         kept_bytes, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -422,12 +425,14 @@ def test_only_running_pods_of_unfinished_jobs_are_asked(world: World) -> None:
     world.store.put(pod(1, name="job-1-0", uid="b", phase="Pending"))
     world.store.put(pod(1, name="job-2-0", uid="c", phase="Succeeded", podIP="10.0.0.2"))
     assert [record.pod.name for record in world.store.pods_to_ask()] == ["job-0-0"]
-    world.store.put_job(job(2, status={"finishedAt": "2026-01-01T00:00:00Z"}))
+    world.store.jobs.put(job(2, status={"finishedAt": "2026-01-01T00:00:00Z"}))
     assert list(world.store.pods_to_ask()) == []
 
 
 def test_a_status_that_was_tampered_with_loses_only_what_cannot_be_read() -> None:
-    status, dropped = read_status({"fence": 7, "step": "many", "fromTheFuture": 1, "phase": "Running"})
+    status, dropped = read_status(
+        {"fence": 7, "step": "many", "fromTheFuture": 1, "phase": "Running"}, TrainingJobStatus
+    )
     assert (status.fence, status.step, status.phase, dropped) == (7, None, "Running", ["step"])
 
 
@@ -443,6 +448,6 @@ def test_a_snapshot_is_not_changed_by_what_comes_later(world: World) -> None:
     before = world.store.observe(KEY)
     assert before is not None
     world.store.put(pod())
-    world.store.put_job(job(5, status={"fence": 9}))
+    world.store.jobs.put(job(5, status={"fence": 9}))
     assert before == replace(before, pods=(), supervisors={}, silent_since={})
     assert before.job.status.fence == 0

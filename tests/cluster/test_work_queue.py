@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from capstan_operator.cluster.work_queue import JobKey, Priority, WorkQueue
+from capstan_operator.cluster.work_queue import ObjectKey, Priority, WorkQueue
 from capstan_operator.metrics import Metrics
 
-A, B, C = (JobKey("default", name) for name in "abc")
+A, B, C = (ObjectKey("default", name) for name in "abc")
 
 
-async def take_all(queue: WorkQueue) -> list[tuple[JobKey, Priority]]:
+async def take_all(queue: WorkQueue) -> list[tuple[ObjectKey, Priority]]:
     taken = []
     while queue.depth():
         taken.append(await queue.get())

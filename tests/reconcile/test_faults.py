@@ -10,7 +10,7 @@ import pytest
 
 from capstan_operator.api.meta import API_VERSION, LABEL_INCARNATION, LABEL_MANAGED_BY, LABEL_WORKER
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.cluster import job_audit
+from capstan_operator.cluster import audit
 from capstan_operator.cluster.kinds import EVENTS, PODS, SECRETS, TRAINING_JOBS
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed
@@ -58,7 +58,10 @@ async def test_a_strangers_pod_is_never_touched_and_status_and_an_event_say_so(a
     async with run_one(api.kubeconfig, decide_small):
         api.put(TRAINING_JOBS, job_document("train"))
         await eventually(lambda: status_of(api).get("reason") == "NameTaken")
-        message = "Pod default/train-1-0 exists and is not this job's (it has no owner); delete it or rename the job"
+        message = (
+            "Pod default/train-1-0 exists and is not this TrainingJob's (it has no owner); delete it or rename the "
+            "TrainingJob"
+        )
         assert status_of(api)["message"] == message
         condition = status_of(api)["conditions"][0]
         assert (condition["type"], condition["status"], condition["reason"]) == ("Progressing", "False", "NameTaken")
@@ -88,7 +91,9 @@ async def test_what_a_deleted_job_of_the_same_name_left_is_waited_for(api: FakeA
     async with run_one(api.kubeconfig, decide_small):
         api.put(TRAINING_JOBS, job_document("train"))
         await eventually(lambda: status_of(api).get("reason") == "PredecessorLeaving")
-        message = "Pod default/train-1-0 is left of a deleted job of the same name; this job starts when it is gone"
+        message = (
+            "Pod default/train-1-0 is left of a deleted TrainingJob of the same name; this one starts when it is gone"
+        )
         assert (status_of(api)["message"], status_of(api)["phase"]) == (message, "Pending")
         assert status_of(api)["conditions"][0]["status"] == "True"
         await eventually(lambda: [(e["type"], e["message"]) for e in api.of(EVENTS)] == [("Normal", message)])
@@ -165,7 +170,7 @@ async def test_a_job_recreated_under_its_name_does_not_get_the_status_of_the_old
 async def test_a_job_deleted_while_the_server_forgot_the_past_is_noticed(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_audit, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(audit, "SETTLE_SECONDS", 0.1)
     async with run_one(api.kubeconfig, decide_small) as operator:
         for name in ("stays", "vanishes"):
             api.put(TRAINING_JOBS, job_document(name))

@@ -13,26 +13,49 @@ from uuid import uuid4
 import pytest
 import yaml
 
-from capstan_operator.api.meta import CHAOS_ALLOWED, LABEL_CHAOS
+from capstan_operator.api.inference_service import InferenceServiceSpec
+from capstan_operator.api.inference_service_status import InferenceServiceStatus, ModelStatus
+from capstan_operator.api.meta import CHAOS_ALLOWED, LABEL_CHAOS, LABEL_SERVICE
 from capstan_operator.build.secret import build_secret
+from capstan_operator.build.serving_revision import (
+    Revision,
+    build_config_secret,
+    build_deployment,
+    build_revision_service,
+    build_route,
+)
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import read_kubeconfig
 from capstan_operator.cluster.errors import ApiError
-from capstan_operator.cluster.kinds import EVENTS, LEASES, NAMESPACES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kinds import (
+    DEPLOYMENTS,
+    EVENTS,
+    INFERENCE_SERVICES,
+    LEASES,
+    NAMESPACES,
+    OWN_KINDS,
+    PODS,
+    RULES,
+    SECRETS,
+    SERVICES,
+    TRAINING_JOBS,
+    Resource,
+)
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
-from capstan_operator.cluster.store import Store
 from capstan_operator.decide.blueprint import Blueprint, read_blueprint
+from capstan_operator.decide.serving.blueprint import read_revision
+from capstan_operator.decide.serving.model import resolve
 from capstan_operator.decide.types import Decision
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import Observed, OperatorSettings
+from capstan_operator.observe import Observed, ObservedService, OperatorSettings
 from tests.support.control_planes import ControlPlane
 from tests.support.looks import make_job
 from tests.support.operators import RunningOperator, eventually, run_one
 from tests.support.small_decide import decide_small
 
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition")
-CRD_FILE = Path(__file__).parents[2] / "crds" / "trainingjobs.yaml"
+CRD_FILES = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
 SPEC: dict[str, Any] = {
     "framework": {"flax": {}},
     "model": {"mlp": {"hidden": [8]}},
@@ -42,6 +65,19 @@ SPEC: dict[str, Any] = {
     "training": {"steps": 10, "globalBatchSize": 16},
     "workers": {"max": 2},
     "checkpoint": {"store": {"hostPath": {"path": "/nowhere"}}},
+}
+
+
+SERVING_SPEC: dict[str, Any] = {
+    "modelRef": {
+        "uri": {
+            "store": {"hostPath": {"path": "/nowhere"}},
+            "run": "default/train/uid",
+            "digest": "blake3:" + 64 * "0",
+        }
+    },
+    "runtime": "torch",
+    "replicas": 1,
 }
 
 
@@ -96,7 +132,7 @@ async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
     namespace = f"operator-{uuid4().hex[:8]}"
     async with KubeClient(read_kubeconfig(control_plane.kubeconfig), Limiter(), Metrics()) as client:
         for resource, document in (
-            (CRDS, yaml.safe_load(CRD_FILE.read_text())),
+            *((CRDS, yaml.safe_load(path.read_text())) for path in CRD_FILES),
             (NAMESPACES, {"metadata": {"name": namespace}}),
             (NAMESPACES, {"metadata": {"name": "capstan"}}),
         ):
@@ -115,7 +151,8 @@ async def _until_served(client: KubeClient) -> None:
     async with asyncio.timeout(20):
         while True:
             try:
-                await client.call("GET", TRAINING_JOBS.path("default"), lane=Lane.SYSTEM)
+                for resource in OWN_KINDS:
+                    await client.call("GET", resource.path("default"), lane=Lane.SYSTEM)
                 return
             except ApiError as error:
                 if not error.is_not_found:
@@ -301,9 +338,8 @@ async def test_a_secret_made_with_another_key_is_made_anew_on_a_real_server(clus
     blueprint = read_blueprint(observed, OperatorSettings())
     assert isinstance(blueprint, Blueprint)
     credentials = read_kubeconfig(await _kubeconfig_of(cluster, "writer", tmp_path))
-    store = Store(lambda *_: None, token_of=lambda _: "t", settings=OperatorSettings(), metrics=Metrics())
     async with KubeClient(credentials, Limiter(), Metrics()) as client:
-        children = Children(client, store)
+        children = Children(client, TRAINING_JOBS.kind, lambda *_: None)
         uids = []
         for token in ("old", "new", "new"):
             await children.apply((build_secret(observed, blueprint.run, token),), observed, lane=Lane.CREATE)
@@ -311,8 +347,51 @@ async def test_a_secret_made_with_another_key_is_made_anew_on_a_real_server(clus
             assert base64.b64decode(secret["data"]["token"]).decode() == token
             uids.append(secret["metadata"]["uid"])
         assert (uids[0] == uids[1], uids[1] == uids[2]) == (False, True)
-        await children.delete_secrets(("train-run",), observed, lane=Lane.CREATE)
+        await children.delete(SECRETS, "train-run", observed, lane=Lane.CREATE)
     assert "train-run" not in await cluster.names(SECRETS)
+
+
+async def test_a_revisions_children_are_made_sized_and_deleted_under_the_table_of_rights(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    await _grant_rules(cluster, "server")
+    service = await cluster.create(INFERENCE_SERVICES, "digits", spec=SERVING_SPEC)
+    owner = ObservedService(
+        cluster.namespace, "digits", service["metadata"]["uid"], 1, False, SERVING_SPEC, InferenceServiceStatus()
+    )
+    model = resolve(InferenceServiceSpec.parse(SERVING_SPEC), None, InferenceServiceStatus())
+    assert isinstance(model, ModelStatus)
+    revision = read_revision(owner, InferenceServiceSpec.parse(SERVING_SPEC), model, OperatorSettings())
+    assert isinstance(revision, Revision)
+    name, lane = revision.name, Lane.CREATE
+    seen: list[tuple[str, str]] = []
+    made = (
+        build_config_secret(owner, revision),
+        build_revision_service(owner, name),
+        build_deployment(owner, revision, 1),
+        build_route(owner, name),
+        build_route(owner, None),
+    )
+    credentials = read_kubeconfig(await _kubeconfig_of(cluster, "server", tmp_path))
+    async with KubeClient(credentials, Limiter(), Metrics()) as client:
+        children = Children(
+            client,
+            INFERENCE_SERVICES.kind,
+            lambda resource, answer: seen.append((resource.kind, json.loads(answer)["metadata"]["name"])),
+        )
+        await children.apply(made, owner, lane=lane)
+        uid = (await cluster.get(DEPLOYMENTS, name))["metadata"]["uid"]
+        await children.scale(DEPLOYMENTS, cluster.namespace, name, uid, 3, lane=lane)
+        with pytest.raises(ApiError) as refused:
+            await children.scale(DEPLOYMENTS, cluster.namespace, name, str(uuid4()), 7, lane=lane)
+        assert refused.value.is_conflict, refused.value
+        assert (await cluster.get(DEPLOYMENTS, name))["spec"]["replicas"] == 3
+        assert (await cluster.get(SERVICES, "digits"))["spec"]["selector"] == {LABEL_SERVICE: "digits"}
+        for resource in (SECRETS, SERVICES, DEPLOYMENTS):
+            await children.delete(resource, name, owner, lane=lane)
+        assert name not in await cluster.names(SERVICES) + await cluster.names(DEPLOYMENTS)
+    kinds = [kind for kind, _ in seen]
+    assert kinds == ["Secret", "Service", "Deployment", "Service", "Service", "Deployment"]
 
 
 async def _grant_rules(cluster: Cluster, account: str) -> None:

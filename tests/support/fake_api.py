@@ -19,10 +19,23 @@ from typing import Any
 import yaml
 from aiohttp import web
 
-from capstan_operator.cluster.kinds import EVENTS, LEASES, NAMESPACES, PODS, RULES, SECRETS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kinds import (
+    DEPLOYMENTS,
+    EVENTS,
+    INFERENCE_SERVICES,
+    LEASES,
+    NAMESPACES,
+    PODS,
+    RULES,
+    SECRETS,
+    SERVICES,
+    TRAINING_JOBS,
+    Resource,
+)
 
 OPERATOR_NAMESPACE = "capstan"
-RESOURCES = {(r.group, r.version, r.plural): r for r in (TRAINING_JOBS, PODS, SECRETS, EVENTS, LEASES, NAMESPACES)}
+KINDS = (TRAINING_JOBS, INFERENCE_SERVICES, PODS, SECRETS, SERVICES, DEPLOYMENTS, EVENTS, LEASES, NAMESPACES)
+RESOURCES = {(r.group, r.version, r.plural): r for r in KINDS}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
 Document = dict[str, Any]
@@ -94,7 +107,8 @@ class FakeApi:
         self.version = 1000
         self.oldest_version = 0
         """Watches from before this get 410."""
-        self.serves_jobs = True
+        self.not_served: set[str] = set()
+        """Plurals whose CRD is not there."""
         self.pods_linger = False
         """Deleted pods keep running with a deletionTimestamp until `remove` is called."""
         self.muted: set[str] = set()
@@ -181,7 +195,7 @@ class FakeApi:
         """The garbage collector: a child whose owner is gone goes too."""
         metadata = document["metadata"]
         known = self.objects.get((resource.plural, metadata["namespace"], metadata["name"]))
-        is_orphan = all(job["metadata"]["uid"] != owner for job in self.of(TRAINING_JOBS))
+        is_orphan = all(one["metadata"]["uid"] != owner for one in self.objects.values())
         if known is not None and known["metadata"]["uid"] == metadata["uid"] and is_orphan:
             self.remove(resource, metadata["namespace"], metadata["name"])
 
@@ -266,6 +280,8 @@ class FakeApi:
         if call.verb == "delete":
             return self._delete(resource, call, old), 200
         _check_version(call.body, old)
+        if call.body.get("metadata", {}).get("uid", old["metadata"]["uid"]) != old["metadata"]["uid"]:
+            raise Refusal(409, "Conflict", f"{key[2]}: the UID in the object does not match")
         new = call.body if call.verb == "update" else _merged(old, call.body)
         if subresource == "status":
             new = old | {"status": new.get("status", {})}
@@ -345,9 +361,7 @@ class FakeApi:
                 for group, version in sorted(groups)
             ]
             return web.json_response({"kind": "APIGroupList", "groups": listed})
-        served = [
-            r for r in RESOURCES.values() if r.group_path == path and (self.serves_jobs or r is not TRAINING_JOBS)
-        ]
+        served = [r for r in RESOURCES.values() if r.group_path == path and r.plural not in self.not_served]
         if not served:
             return web.json_response(_status(404, "NotFound"), status=404)
         verbs = ["create", "delete", "get", "list", "patch", "update", "watch"]

@@ -12,7 +12,7 @@ from pathlib import Path
 from capstan_operator.cluster.lease import LeaseTimes
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import OperatorSettings
-from capstan_operator.reconcile import Decide
+from capstan_operator.reconcile_job import Decide
 from capstan_operator.run import RunSettings, run_operator
 from tests.support.control_planes import free_port
 

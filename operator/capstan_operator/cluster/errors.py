@@ -1,8 +1,8 @@
 """What can go wrong between the operator and its peers.
 
 ApiError            the API server refused, or gave no usable answer
-  Stranger          a child's name is taken by an object that is not the job's
-  Predecessor       a child's name is still taken by a child of a deleted job of the same name
+  Stranger          a child's name is taken by an object that is not its owner's
+  Predecessor       a child's name is still taken by a child of a deleted owner of the same name
 SupervisorError     a pod's supervisor refused, or gave no usable answer
   TokenRefused      it does not know the token of its job
 """
@@ -46,7 +46,7 @@ class ApiError(Exception):
         """The server understood and will not do it: a quota, an admission rule, a wrong field, a name that is taken.
         Only a person can change that."""
         if self.reason == NAMESPACE_TERMINATING:
-            return False  # the job is about to go the same way
+            return False  # the owner is about to go the same way
         return self.status in (400, 403, 413, 422) or isinstance(self, Stranger)
 
     @property
@@ -61,24 +61,26 @@ class ApiError(Exception):
 
 
 class Stranger(ApiError):
-    """A child's computed name belongs to an object that this job does not own. It is never touched."""
+    """A child's computed name belongs to an object that its owner does not own. It is never touched."""
 
-    def __init__(self, kind: str, namespace: str, name: str, owner: str) -> None:
+    def __init__(self, kind: str, namespace: str, name: str, holder: str, owner_kind: str) -> None:
         super().__init__(
             409,
             "NameTaken",
-            f"{kind} {namespace}/{name} exists and is not this job's ({owner}); delete it or rename the job",
+            f"{kind} {namespace}/{name} exists and is not this {owner_kind}'s ({holder}); delete it or rename the "
+            f"{owner_kind}",
         )
 
 
 class Predecessor(ApiError):
-    """A child's computed name belongs to a child of a job that was deleted. It leaves by itself, and is waited for."""
+    """A child's computed name belongs to a child of a deleted owner. It leaves by itself, and is waited for."""
 
-    def __init__(self, kind: str, namespace: str, name: str) -> None:
+    def __init__(self, kind: str, namespace: str, name: str, owner_kind: str) -> None:
         super().__init__(
             409,
             "PredecessorLeaving",
-            f"{kind} {namespace}/{name} is left of a deleted job of the same name; this job starts when it is gone",
+            f"{kind} {namespace}/{name} is left of a deleted {owner_kind} of the same name; this one starts when it is "
+            "gone",
         )
 
 

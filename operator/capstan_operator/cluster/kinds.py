@@ -32,14 +32,22 @@ class Resource:
 
 
 TRAINING_JOBS = Resource(GROUP, VERSION, "trainingjobs", "TrainingJob")
+INFERENCE_SERVICES = Resource(GROUP, VERSION, "inferenceservices", "InferenceService")
+OWN_KINDS = (TRAINING_JOBS, INFERENCE_SERVICES)
 PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
+SERVICES = Resource("", "v1", "services", "Service")
+DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 EVENTS = Resource("", "v1", "events", "Event")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 """Cluster-scoped, so always with `namespace` None."""
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
-APPLICABLE: dict[tuple[str, str], Resource] = {("v1", "Secret"): SECRETS}
+APPLICABLE: dict[tuple[str, str], Resource] = {
+    ("v1", "Secret"): SECRETS,
+    ("v1", "Service"): SERVICES,
+    ("apps/v1", "Deployment"): DEPLOYMENTS,
+}
 """The kinds a decision may ask to be server-side applied, by (apiVersion, kind)."""
 
 LEASE_NAME = "capstan-operator"
@@ -55,7 +63,7 @@ class Rule:
     """Plural, with `/subresource` where that alone is meant."""
     verbs: tuple[str, ...]
     scope: Literal["watched", "own"]
-    """`watched`: where TrainingJobs live; `own`: only the operator's own namespace."""
+    """`watched`: where our objects live; `own`: only the operator's own namespace."""
     why: str
     name: str | None = None
     """The only object meant; None: all. Kubernetes cannot restrict `create` by name."""
@@ -65,15 +73,38 @@ RULES: tuple[Rule, ...] = (
     Rule(GROUP, "trainingjobs", ("get", "list", "watch"), "watched", "The jobs to run."),
     Rule(GROUP, "trainingjobs/status", ("patch",), "watched", "The operator is the only writer of status."),
     Rule(GROUP, "trainingjobs/finalizers", ("update",), "watched", "Owner references with blockOwnerDeletion need it."),
-    Rule("", "pods", ("get", "list", "watch", "create", "delete"), "watched", "The workers."),
+    Rule(GROUP, "inferenceservices", ("get", "list", "watch"), "watched", "The models to serve."),
+    Rule(GROUP, "inferenceservices/status", ("patch",), "watched", "The operator is the only writer of status."),
+    Rule(
+        GROUP,
+        "inferenceservices/finalizers",
+        ("update",),
+        "watched",
+        "Owner references with blockOwnerDeletion need it.",
+    ),
+    Rule("", "pods", ("get", "list", "watch", "create", "delete"), "watched", "The workers, and replicas' states."),
     Rule(
         "",
         "secrets",
         ("create", "patch", "delete"),
         "watched",
-        "Run configuration and token of each job, server-side applied; deleted after the TTL.",
+        "Run configuration and token of each job, deleted after the TTL; configuration of each revision.",
     ),
-    Rule("", "events", ("create", "patch"), "watched", "What happened to a job."),
+    Rule(
+        "apps",
+        "deployments",
+        ("list", "watch", "create", "patch", "delete"),
+        "watched",
+        "One for each revision of an InferenceService.",
+    ),
+    Rule(
+        "",
+        "services",
+        ("list", "watch", "create", "patch", "delete"),
+        "watched",
+        "The stable address of an InferenceService, and one for each revision.",
+    ),
+    Rule("", "events", ("create", "patch"), "watched", "What happened to our objects."),
     Rule("", "namespaces", ("list", "watch"), "watched", "Only with --allow-chaos: which namespaces allow faults."),
     Rule("coordination.k8s.io", "leases", ("create",), "own", "Leader election."),
     Rule("coordination.k8s.io", "leases", ("get", "update"), "own", "Leader election.", LEASE_NAME),

@@ -64,9 +64,11 @@ class ContainerState(msgspec.Struct, gc=False):
     terminated: Terminated | None = None
 
 
-class ContainerStatus(msgspec.Struct, gc=False):
+class ContainerStatus(msgspec.Struct, gc=False, rename="camel"):
     name: str
     state: ContainerState | None = None
+    last_state: ContainerState | None = None
+    restart_count: int = 0
 
 
 class PodCondition(msgspec.Struct, gc=False):
@@ -137,9 +139,9 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         node=sys.intern(pod.spec.node_name) if pod.spec.node_name else None,
         running_since=seconds_of(running.started_at) if running is not None and running.started_at else None,
         finished_at=seconds_of(terminated.finished_at) if terminated is not None and terminated.finished_at else None,
-        waiting=_waiting(status),
+        waiting=waiting(status),
         exit_code=terminated.exit_code if terminated is not None else None,
-        exit_reason=_exit_reason(status, terminated),
+        exit_reason=exit_reason(status, terminated),
         final=final,
         last_lines=read_lines(terminated.message) if terminated is not None and final is None else (),
     )
@@ -179,8 +181,11 @@ def seconds_of(timestamp: str | None) -> float:
     return datetime.fromisoformat(timestamp).timestamp() if timestamp else 0.0
 
 
-def _exit_reason(status: PodStatus, terminated: Terminated | None) -> str | None:
-    """The pod's own reason is nearer to the cause than the container's: an evicted pod's container says Error."""
+def exit_reason(status: PodStatus, terminated: Terminated | None) -> str | None:
+    """Why a container ended: OOMKilled, Error, Evicted; None: nothing says.
+
+    The pod's own reason is nearer to the cause than the container's: an evicted pod's container says Error.
+    """
     if status.reason:
         return status.reason
     for condition in status.conditions or ():
@@ -189,11 +194,12 @@ def _exit_reason(status: PodStatus, terminated: Terminated | None) -> str | None
     return (terminated.reason or None) if terminated is not None else None
 
 
-def _waiting(status: PodStatus) -> str | None:
+def waiting(status: PodStatus) -> str | None:
+    """Why a pod does not run yet, `Reason: message`; None when nothing is wrong."""
     for container in (*(status.init_container_statuses or ()), *(status.container_statuses or ())):
-        waiting = container.state.waiting if container.state is not None else None
-        if waiting is not None and waiting.reason not in _STARTING:
-            return f"{waiting.reason}: {waiting.message}" if waiting.message else waiting.reason
+        found = container.state.waiting if container.state is not None else None
+        if found is not None and found.reason not in _STARTING:
+            return f"{found.reason}: {found.message}" if found.message else found.reason
     for condition in status.conditions or ():
         if condition.type == "PodScheduled" and condition.status == "False" and condition.reason:
             return f"{condition.reason}: {condition.message}" if condition.message else condition.reason

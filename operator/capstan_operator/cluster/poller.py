@@ -13,7 +13,7 @@ from collections.abc import Callable
 from capstan_operator.cluster.errors import SupervisorError, TokenRefused
 from capstan_operator.cluster.store import PodRecord, Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient
-from capstan_operator.cluster.work_queue import JobKey, Priority
+from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Poller:
         self,
         store: Store,
         supervisors: SupervisorClient,
-        wake: Callable[[JobKey, Priority], None],
+        wake: Callable[[ObjectKey, Priority], None],
         token_of: Callable[[str], str],
         metrics: Metrics,
         *,
@@ -61,8 +61,8 @@ class Poller:
         """Pods that ran when the term began and were not asked yet, by job uid."""
         self._term_began = float("-inf")
         self._asking: set[str] = set()
-        self._progress_woke: dict[JobKey, float] = {}
-        self._peers_asked: dict[JobKey, float] = {}
+        self._progress_woke: dict[ObjectKey, float] = {}
+        self._peers_asked: dict[ObjectKey, float] = {}
         self._hinted: dict[str, float] = {}
         """By pod uid."""
         self._free = asyncio.Semaphore(MAX_AT_ONCE)
@@ -80,7 +80,7 @@ class Poller:
         """Whether each pod of the job that ran when the term began was asked, or five seconds are over."""
         return job_uid not in self._unseen or time.monotonic() - self._term_began > FIRST_LOOK_SECONDS
 
-    def take_hint(self, key: JobKey, pod_name: str) -> None:
+    def take_hint(self, key: ObjectKey, pod_name: str) -> None:
         """This pod says that it has news: ask it at once, but not more than five times a second."""
         record = self._store.pod_to_ask(key, pod_name)
         now = time.monotonic()
@@ -89,7 +89,7 @@ class Poller:
         self._hinted[record.pod.uid] = now
         self._urgent.put_nowait(record)
 
-    def ask_now(self, key: JobKey, pod_name: str) -> None:
+    def ask_now(self, key: ObjectKey, pod_name: str) -> None:
         """Ask this pod at once: it was just told something."""
         record = self._store.pod_to_ask(key, pod_name)
         if record is not None:
@@ -147,7 +147,7 @@ class Poller:
             self._due = [(due, uid) for uid, due in self._next.items()]
             heapq.heapify(self._due)
         for times in (self._progress_woke, self._peers_asked):
-            for key in [key for key in times if self._store.job(key) is None]:
+            for key in [key for key in times if self._store.jobs.get(key) is None]:
                 del times[key]
 
     async def _start(self, group: asyncio.TaskGroup, record: PodRecord) -> None:

@@ -46,6 +46,26 @@ class Sink(Protocol[T_contra]):
     def replace(self, listed: Iterable[T_contra], version: str, /) -> None: ...
 
 
+class Fan(Generic[T]):
+    """A sink that hands everything on to several; each passes over what is not its own."""
+
+    def __init__(self, *sinks: Sink[T]) -> None:
+        self._sinks = sinks
+
+    def put(self, item: T) -> None:
+        for sink in self._sinks:
+            sink.put(item)
+
+    def remove(self, item: T) -> None:
+        for sink in self._sinks:
+            sink.remove(item)
+
+    def replace(self, listed: Iterable[T], version: str) -> None:
+        listed = list(listed)
+        for sink in self._sinks:
+            sink.replace(listed, version)
+
+
 class _ListMetadata(msgspec.Struct, gc=False, rename="camel"):
     resource_version: str = ""
     token: str = msgspec.field(default="", name="continue")

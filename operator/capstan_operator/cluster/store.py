@@ -6,16 +6,17 @@ wakes the job; the rest is noise and costs microseconds.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import orjson
-from pydantic import ValidationError
 
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.cluster.pods import Pod, observe_pod, owning_job, seconds_of, worker_of
-from capstan_operator.cluster.work_queue import JobKey, Priority
+from capstan_operator.cluster.kinds import TRAINING_JOBS
+from capstan_operator.cluster.objects import ObjectRecord, Objects, Tombstones, is_newer
+from capstan_operator.cluster.pods import Pod, observe_pod, owning_job, worker_of
+from capstan_operator.cluster.statuses import read_known_status
+from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import (
     Observed,
@@ -28,37 +29,11 @@ from capstan_runtime.contract.state import State
 
 logger = logging.getLogger(__name__)
 
-MAX_TOMBSTONES = 10_000
 SILENT_AFTER = 2
 """Unanswered requests in a row that make a supervisor silent: one is lost now and then on the best of networks."""
 
 BUSY_KEPT = 6
 """Looks that must agree before a rank is called slow."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """One TrainingJob. Spec and status stay JSON until a pass needs them: a tenth of the memory of dicts."""
-
-    key: JobKey
-    uid: str
-    version: str
-    """resourceVersion."""
-    generation: int
-    created_at: float
-    is_deleting: bool
-    spec: bytes
-    status: bytes
-    is_finished: bool
-
-    def differs_from(self, other: "JobRecord") -> bool:
-        """In anything a decision looks at; labels and annotations are the user's own business."""
-        return (self.uid, self.generation, self.is_deleting, self.status) != (
-            other.uid,
-            other.generation,
-            other.is_deleting,
-            other.status,
-        )
 
 
 @dataclass(slots=True)
@@ -76,7 +51,7 @@ class Silence:
 class PodRecord:
     """One worker pod."""
 
-    key: JobKey
+    key: ObjectKey
     job_uid: str
     version: str
     pod: ObservedPod
@@ -87,7 +62,7 @@ class Store:
 
     def __init__(
         self,
-        wake: Callable[[JobKey, Priority], None],
+        wake: Callable[[ObjectKey, Priority], None],
         *,
         token_of: Callable[[str], str],
         settings: OperatorSettings,
@@ -99,58 +74,22 @@ class Store:
         self._token_of = token_of
         self._settings = settings
         self._metrics = metrics
-        self._jobs: dict[JobKey, JobRecord] = {}
-        self._gone: dict[str, None] = {}
-        """Uids of deleted jobs and pods, oldest first: an answer that was under way must not bring one back."""
+        self.jobs = Objects(TRAINING_JOBS.kind, lambda key: self._wake(key, Priority.NORMAL))
+        self._gone = Tombstones()
+        """Of pods."""
         self._pods: dict[str, dict[str, PodRecord]] = {}
         """By job uid, then pod name."""
         self._supervisors: dict[str, ObservedSupervisor] = {}
         """By pod uid."""
         self._silences: dict[str, Silence] = {}
         """By pod uid."""
-        metrics.jobs.set_function(lambda: len(self._jobs))
+        metrics.jobs.set_function(lambda: len(self.jobs))
         metrics.pods.set_function(lambda: sum(map(len, self._pods.values())))
-
-    # Jobs
-
-    def put_job(self, document: Mapping[str, Any]) -> None:
-        """Take in a TrainingJob as the API server sent it; an older version than the known one is dropped."""
-        job = _job_record(document)
-        known = self._jobs.get(job.key)
-        if job.uid in self._gone or (known is not None and not is_newer(job.version, known.version)):
-            return
-        self._jobs[job.key] = job
-        if known is None or job.differs_from(known):
-            self._wake(job.key, Priority.NORMAL)
-
-    def remove_job(self, key: JobKey, uid: str) -> None:
-        """The job with this uid is gone; a newer one of the same name stays."""
-        self._bury(uid)
-        known = self._jobs.get(key)
-        if known is not None and known.uid == uid:
-            del self._jobs[key]
-            self._wake(key, Priority.NORMAL)
-
-    def job(self, key: JobKey) -> JobRecord | None:
-        return self._jobs.get(key)
-
-    def jobs(self) -> list[JobRecord]:
-        """All known jobs."""
-        return list(self._jobs.values())
 
     def wake_namespace(self, namespace: str) -> None:
         """Something about this namespace changed that matters to its jobs."""
-        for key in [key for key in self._jobs if key.namespace == namespace]:
+        for key in [job.key for job in self.jobs.all() if job.key.namespace == namespace]:
             self._wake(key, Priority.NORMAL)
-
-    def is_gone(self, uid: str) -> bool:
-        """Whether the object with this uid is known to have been deleted."""
-        return uid in self._gone
-
-    def _bury(self, uid: str) -> None:
-        self._gone[uid] = None
-        if len(self._gone) > MAX_TOMBSTONES:
-            del self._gone[next(iter(self._gone))]
 
     # Pods
 
@@ -166,7 +105,7 @@ class Store:
         if known is not None and not is_newer(pod.metadata.resource_version, known.version):
             return
         observed, flaw = observe_pod(pod, *place)
-        key = JobKey(pod.metadata.namespace, owner.name)
+        key = ObjectKey(pod.metadata.namespace, owner.name)
         pods[observed.name] = PodRecord(key, owner.uid, pod.metadata.resource_version, observed)
         if known is not None and known.pod.uid != observed.uid:
             self._forget_supervisor(known.pod.uid)
@@ -180,7 +119,7 @@ class Store:
 
     def remove(self, pod: Pod) -> None:
         """The watch says that this pod is gone."""
-        self._bury(pod.metadata.uid)
+        self._gone.add(pod.metadata.uid)
         owner = owning_job(pod.metadata)
         record = self._pods.get(owner.uid, {}).get(pod.metadata.name) if owner is not None else None
         if record is not None and record.pod.uid == pod.metadata.uid:
@@ -198,18 +137,18 @@ class Store:
 
     def pods_to_ask(self) -> Iterator[PodRecord]:
         """Running pods of unfinished jobs: those whose supervisors may have news."""
-        for job in self._jobs.values():
+        for job in self.jobs.all():
             if not job.is_finished:
                 yield from self.pods_to_ask_of(job)
 
-    def pods_to_ask_of(self, job: JobRecord) -> Iterator[PodRecord]:
+    def pods_to_ask_of(self, job: ObjectRecord) -> Iterator[PodRecord]:
         for record in self._pods.get(job.uid, {}).values():
             if _can_be_asked(record.pod):
                 yield record
 
-    def pod_to_ask(self, key: JobKey, name: str) -> PodRecord | None:
+    def pod_to_ask(self, key: ObjectKey, name: str) -> PodRecord | None:
         """The pod of this name, if it is one to ask."""
-        job = self._jobs.get(key)
+        job = self.jobs.get(key)
         record = self._pods.get(job.uid, {}).get(name) if job is not None else None
         return record if record is not None and _can_be_asked(record.pod) else None
 
@@ -262,24 +201,15 @@ class Store:
 
     # The snapshot
 
-    def observe(self, key: JobKey) -> Observed | None:
+    def observe(self, key: ObjectKey) -> Observed | None:
         """Everything known about one job, frozen; None when there is no such job."""
-        job = self._jobs.get(key)
+        job = self.jobs.get(key)
         if job is None:
             return None
         records = self._pods.get(job.uid, {}).values()
         pods = tuple(sorted((r.pod for r in records), key=lambda pod: (pod.worker, pod.incarnation)))
         return Observed(
-            job=ObservedJob(
-                namespace=key.namespace,
-                name=key.name,
-                uid=job.uid,
-                generation=job.generation,
-                created_at=job.created_at,
-                is_deleting=job.is_deleting,
-                spec=orjson.loads(job.spec),
-                status=self._read_status(job),
-            ),
+            job=self.observe_job(job),
             pods=pods,
             supervisors={p.uid: self._supervisors[p.uid] for p in pods if p.uid in self._supervisors},
             token=self._token_of(job.uid),
@@ -289,58 +219,18 @@ class Store:
             settings=self._settings,
         )
 
-    def _read_status(self, job: JobRecord) -> TrainingJobStatus:
-        status, dropped = read_status(orjson.loads(job.status))
-        if dropped:
-            self._metrics.bad_documents.labels("status").inc()
-            logger.warning("status fields that cannot be read: %s", ", ".join(dropped), extra={"job": str(job.key)})
-        return status
-
-
-def read_status(document: dict[str, Any]) -> tuple[TrainingJobStatus, list[str]]:
-    """The status, and the fields left out because their values cannot be read; unknown fields are passed over.
-
-    A status that somebody edited, or that a newer operator wrote, must not cost the rest of it: the fence above all.
-    """
-    dropped: list[str] = []
-    while True:
-        try:
-            return TrainingJobStatus.model_validate(document, by_alias=True, by_name=False, extra="ignore"), dropped
-        except ValidationError as error:
-            fields = {str(flaw["loc"][0]) for flaw in error.errors(include_url=False) if flaw["loc"]}
-            if not fields & document.keys():
-                raise
-            dropped += sorted(fields)
-            document = {name: value for name, value in document.items() if name not in fields}
-
-
-def is_newer(version: str, known: str) -> bool:
-    """Whether resource version `version` comes after `known`. Kubernetes declares them comparable numbers since 1.35,
-    and they always were; one that is no number is taken for newer, so that nothing is ever stuck."""
-    if version.isdecimal() and known.isdecimal():
-        return int(version) > int(known)
-    return version != known
-
-
-def _job_record(document: Mapping[str, Any]) -> JobRecord:
-    metadata = document["metadata"]
-    status = document.get("status") or {}
-    return JobRecord(
-        key=JobKey(metadata["namespace"], metadata["name"]),
-        uid=metadata["uid"],
-        version=metadata["resourceVersion"],
-        generation=metadata.get("generation", 1),
-        created_at=seconds_of(metadata.get("creationTimestamp")),
-        is_deleting="deletionTimestamp" in metadata,
-        spec=_pack(document.get("spec") or {}),
-        status=_pack(status),
-        is_finished=bool(status.get("finishedAt")),
-    )
-
-
-def _pack(document: Mapping[str, Any]) -> bytes:
-    """Canonical JSON. Copied, because orjson hands out its work buffer, which is up to five times as long."""
-    return bytes(memoryview(orjson.dumps(document, option=orjson.OPT_SORT_KEYS)))
+    def observe_job(self, job: ObjectRecord) -> ObservedJob:
+        """The job alone, without its pods."""
+        return ObservedJob(
+            namespace=job.key.namespace,
+            name=job.key.name,
+            uid=job.uid,
+            generation=job.generation,
+            created_at=job.created_at,
+            is_deleting=job.is_deleting,
+            spec=orjson.loads(job.spec),
+            status=read_known_status(job, TrainingJobStatus, self._metrics),
+        )
 
 
 def _can_be_asked(pod: ObservedPod) -> bool:

@@ -1,4 +1,4 @@
-"""The keyed queue: which job is looked at next. A key is in it once, and is worked on by one at a time."""
+"""The keyed queue: which object is looked at next. A key is in it once, and is worked on by one at a time."""
 
 import asyncio
 import heapq
@@ -17,12 +17,19 @@ RETRY_FLOOR_SECONDS = 1.0
 """A failing key that is woken all the time is still tried only about once a second."""
 
 
-class JobKey(NamedTuple):
+class ObjectKey(NamedTuple):
+    """Which object of ours."""
+
     namespace: str
     name: str
+    kind: str = "TrainingJob"
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
+
+    def log_fields(self) -> dict[str, str]:
+        """For `extra` of a line of the log: the field says what kind of object it is about."""
+        return {"job" if self.kind == "TrainingJob" else "service": str(self)}
 
 
 class Priority(IntEnum):
@@ -47,13 +54,13 @@ class WorkQueue:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._ready: tuple[dict[JobKey, float], ...] = ({}, {}, {})
+        self._ready: tuple[dict[ObjectKey, float], ...] = ({}, {}, {})
         """By priority: key -> when it became ready. Dicts keep the order of arrival."""
-        self._in_flight: set[JobKey] = set()
-        self._again: dict[JobKey, Priority] = {}
-        self._delayed: dict[JobKey, float] = {}
-        self._heap: list[tuple[float, JobKey]] = []
-        self._failures: dict[JobKey, _Failures] = {}
+        self._in_flight: set[ObjectKey] = set()
+        self._again: dict[ObjectKey, Priority] = {}
+        self._delayed: dict[ObjectKey, float] = {}
+        self._heap: list[tuple[float, ObjectKey]] = []
+        self._failures: dict[ObjectKey, _Failures] = {}
         self._getters: deque[asyncio.Future[None]] = deque()
         self._repair_getters: deque[asyncio.Future[None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -63,7 +70,7 @@ class WorkQueue:
         for priority in Priority:
             metrics.queue_depth.labels(priority.name.lower()).set_function(partial(self._depth_of, priority))
 
-    def add(self, key: JobKey, priority: Priority = Priority.NORMAL) -> None:
+    def add(self, key: ObjectKey, priority: Priority = Priority.NORMAL) -> None:
         """Look at `key` as soon as possible; if its last look failed, not sooner than a second after that."""
         failures = self._failures.get(key)
         if failures is not None:
@@ -73,7 +80,7 @@ class WorkQueue:
                 return self.add_after(key, wait)
         self._make_ready(key, priority)
 
-    def add_after(self, key: JobKey, seconds: float) -> None:
+    def add_after(self, key: ObjectKey, seconds: float) -> None:
         """Look at `key` in `seconds`, or sooner if something else asks for it."""
         due = asyncio.get_running_loop().time() + seconds
         if due < self._delayed.get(key, float("inf")):
@@ -85,7 +92,7 @@ class WorkQueue:
                 heapq.heapify(self._heap)
             self._set_timer()
 
-    def retry(self, key: JobKey) -> float:
+    def retry(self, key: ObjectKey) -> float:
         """Look at `key` again after a failure: 0.2 s, doubling to 60 s, jittered. Returns the seconds."""
         now = asyncio.get_running_loop().time()
         count = self._failures[key].count + 1 if key in self._failures else 1
@@ -96,16 +103,16 @@ class WorkQueue:
         self.add_after(key, delay)
         return delay
 
-    def succeeded(self, key: JobKey) -> None:
+    def succeeded(self, key: ObjectKey) -> None:
         """Forget the failures of `key`."""
         self._failures.pop(key, None)
 
-    def forget(self, key: JobKey) -> None:
+    def forget(self, key: ObjectKey) -> None:
         """`key` no longer exists: no failures, no timer."""
         self._failures.pop(key, None)
         self._delayed.pop(key, None)
 
-    async def get(self, *, only_repairs: bool = False) -> tuple[JobKey, Priority]:
+    async def get(self, *, only_repairs: bool = False) -> tuple[ObjectKey, Priority]:
         """The next key and why; `done` must follow. Waits until there is one."""
         getters = self._repair_getters if only_repairs else self._getters
         priorities = (Priority.REPAIR,) if only_repairs else tuple(Priority)
@@ -130,7 +137,7 @@ class WorkQueue:
                 if woken in getters:
                     getters.remove(woken)
 
-    def done(self, key: JobKey) -> None:
+    def done(self, key: ObjectKey) -> None:
         """The look at `key` is over."""
         self._in_flight.discard(key)
         if not self._in_flight:
@@ -153,7 +160,7 @@ class WorkQueue:
     def _depth_of(self, priority: Priority) -> float:
         return float(len(self._ready[priority]))
 
-    def _make_ready(self, key: JobKey, priority: Priority) -> None:
+    def _make_ready(self, key: ObjectKey, priority: Priority) -> None:
         if key in self._in_flight:
             self._again[key] = min(priority, self._again.get(key, priority))
             return

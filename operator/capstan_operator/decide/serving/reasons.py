@@ -50,5 +50,7 @@ class ServingReason(StrEnum):
 
     NAME_TAKEN = "NameTaken"
     """An object that is not this service's has the name that one of its own must have."""
+    PREDECESSOR_LEAVING = "PredecessorLeaving"
+    """An object of a deleted service of the same name is still there; this one starts when it is gone."""
     CHILDREN_REFUSED = "ChildrenRefused"
     """The API server refuses a child: a quota is used up, an admission rule or a field of podPatch is wrong."""

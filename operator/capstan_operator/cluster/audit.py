@@ -1,4 +1,5 @@
-"""The safety net under the watch of TrainingJobs: now and then, and after a relist, compare what is with what is known.
+"""The safety net under the watch of one kind of ours: now and then, and after a relist, compare what is with what is
+known.
 
 kopf keeps the watch. When it has to list again, because the server forgot the past (410), it reports no deletions for
 what vanished in between; nobody but this comparison would ever notice.
@@ -13,12 +14,12 @@ import msgspec
 import orjson
 
 from capstan_operator.cluster.errors import ApiError
-from capstan_operator.cluster.kinds import TRAINING_JOBS
+from capstan_operator.cluster.kinds import Resource
 from capstan_operator.cluster.kube import METADATA_LIST, KubeClient
 from capstan_operator.cluster.limiter import Lane
+from capstan_operator.cluster.objects import Objects, is_newer
 from capstan_operator.cluster.pods import Metadata
-from capstan_operator.cluster.store import Store, is_newer
-from capstan_operator.cluster.work_queue import JobKey, Priority
+from capstan_operator.cluster.work_queue import ObjectKey, Priority
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +48,20 @@ class _Page(msgspec.Struct, gc=False):
 _decode_page = msgspec.json.Decoder(_Page).decode
 
 
-class JobAudit:
-    """`run` never returns; `synced` is set once every listed job has been seen."""
+class Audit:
+    """`run` never returns; `synced` is set once every listed object has been seen."""
 
     def __init__(
-        self, client: KubeClient, store: Store, wake: Callable[[JobKey, Priority], None], namespace: str | None
+        self,
+        client: KubeClient,
+        resource: Resource,
+        objects: Objects,
+        wake: Callable[[ObjectKey, Priority], None],
+        namespace: str | None,
     ) -> None:
         self._client = client
-        self._store = store
+        self._resource = resource
+        self._objects = objects
         self._wake = wake
         self._namespace = namespace
         self._suspicion = asyncio.Event()
@@ -69,12 +76,12 @@ class JobAudit:
             try:
                 await self.audit()
             except (ApiError, msgspec.MsgspecError) as error:
-                logger.warning("TrainingJobs could not be compared: %s", error)
+                logger.warning("%s could not be compared: %s", self._resource.plural, error)
                 await asyncio.sleep(random.uniform(5.0, 10.0))  # noqa: S311
                 continue
             self.synced.set()
-            for job in self._store.jobs():
-                self._wake(job.key, Priority.BACKGROUND)
+            for record in self._objects.all():
+                self._wake(record.key, Priority.BACKGROUND)
             try:
                 async with asyncio.timeout(INTERVAL_SECONDS * random.uniform(0.8, 1.2)):  # noqa: S311
                     await self._suspicion.wait()
@@ -89,28 +96,29 @@ class JobAudit:
         await self._wait_for_watch(listed)
         present = {metadata.uid for metadata in listed}
         vanished = [
-            (job.key, job.uid)
-            for job in self._store.jobs()
-            if job.uid not in present and not is_newer(job.version, version)
+            (record.key, record.uid)
+            for record in self._objects.all()
+            if record.uid not in present and not is_newer(record.version, version)
         ]
-        unseen = [(JobKey(m.namespace, m.name), m.uid) for m in filter(self._is_unseen, listed)]
+        unseen = [(self._objects.key(m.namespace, m.name), m.uid) for m in filter(self._is_unseen, listed)]
         for key, uid in vanished + unseen:
             await self.refresh(key, uid)
         if vanished or unseen:
-            logger.info("the watch had missed %d deletions and %d changes", len(vanished), len(unseen))
+            missed = (len(vanished), len(unseen))
+            logger.info("the watch of %s had missed %d deletions and %d changes", self._resource.plural, *missed)
 
-    async def refresh(self, key: JobKey, uid: str) -> None:
-        """Fetch one job and take in what is true: that it changed, or that it is gone."""
+    async def refresh(self, key: ObjectKey, uid: str) -> None:
+        """Fetch one object and take in what is true: that it changed, or that it is gone."""
         try:
-            document = orjson.loads(await self._client.get(TRAINING_JOBS, key.namespace, key.name, lane=Lane.STATUS))
+            document = orjson.loads(await self._client.get(self._resource, key.namespace, key.name, lane=Lane.STATUS))
         except ApiError as error:
             if not error.is_not_found:
                 raise
-            self._store.remove_job(key, uid)
+            self._objects.remove(key, uid)
             return
         if document["metadata"]["uid"] != uid:
-            self._store.remove_job(key, uid)
-        self._store.put_job(document)
+            self._objects.remove(key, uid)
+        self._objects.put(document)
 
     async def _wait_for_watch(self, listed: list[Metadata]) -> None:
         """Until the watch has shown all of `listed`, or shows no more of it."""
@@ -126,9 +134,9 @@ class JobAudit:
             await asyncio.sleep(0.1)
 
     def _is_unseen(self, metadata: Metadata) -> bool:
-        if self._store.is_gone(metadata.uid):
+        if self._objects.is_gone(metadata.uid):
             return False
-        known = self._store.job(JobKey(metadata.namespace, metadata.name))
+        known = self._objects.get(self._objects.key(metadata.namespace, metadata.name))
         return known is None or is_newer(metadata.resource_version, known.version)
 
     async def _list(self) -> tuple[list[Metadata], str]:
@@ -137,7 +145,7 @@ class JobAudit:
         while True:
             page = _decode_page(
                 await self._client.list_page(
-                    TRAINING_JOBS, self._namespace, selector="", token=token, accept=METADATA_LIST
+                    self._resource, self._namespace, selector="", token=token, accept=METADATA_LIST
                 )
             )
             listed += [item.metadata for item in page.items or ()]

@@ -10,7 +10,7 @@ from typing import Any
 
 from capstan_operator.cluster.credentials import read_kubeconfig
 from capstan_operator.cluster.kinds import PODS, TRAINING_JOBS
-from capstan_operator.handlers import JobWatch
+from capstan_operator.handlers import Watch
 from tests.support.fake_api import FakeApi
 from tests.support.operators import eventually
 from tests.support.small_decide import job_document
@@ -25,7 +25,7 @@ async def watching(api: FakeApi, namespace: str | None = None) -> AsyncIterator[
         assert threading.get_ident() == loop_thread
         seen.append((kind, document["metadata"]["name"]))
 
-    task = asyncio.create_task(JobWatch(read_kubeconfig(api.kubeconfig), sink, namespace=namespace).run())
+    task = asyncio.create_task(Watch(read_kubeconfig(api.kubeconfig), TRAINING_JOBS, sink, namespace=namespace).run())
     try:
         await eventually(lambda: api.watches(TRAINING_JOBS))
         yield seen
@@ -81,13 +81,15 @@ async def test_an_error_that_ends_kopf_starts_it_again(api: FakeApi) -> None:
 
 async def test_it_stops_quickly_and_leaves_no_thread(api: FakeApi) -> None:
     async with watching(api):
-        assert any(thread.name == "kopf" for thread in threading.enumerate())
-    await eventually(lambda: not any(thread.name == "kopf" for thread in threading.enumerate()), seconds=5)
+        assert any(thread.name == "kopf trainingjobs" for thread in threading.enumerate())
+    await eventually(lambda: not any(thread.name == "kopf trainingjobs" for thread in threading.enumerate()), seconds=5)
 
 
 async def test_a_stop_during_the_start_is_obeyed_too(api: FakeApi) -> None:
     for _ in range(3):
-        task = asyncio.create_task(JobWatch(read_kubeconfig(api.kubeconfig), lambda *_: None, namespace=None).run())
+        task = asyncio.create_task(
+            Watch(read_kubeconfig(api.kubeconfig), TRAINING_JOBS, lambda *_: None, namespace=None).run()
+        )
         await asyncio.sleep(0)
         task.cancel()
         async with asyncio.timeout(5):

@@ -6,13 +6,13 @@ import asyncio
 
 import pytest
 
-from capstan_operator.cluster import job_audit
+from capstan_operator.cluster import audit as audit_module
+from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.errors import ApiError
-from capstan_operator.cluster.job_audit import JobAudit
 from capstan_operator.cluster.kinds import TRAINING_JOBS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.store import Store
-from capstan_operator.cluster.work_queue import JobKey
+from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import OperatorSettings
 from tests.support.fake_api import FakeApi
@@ -25,73 +25,73 @@ def store(metrics: Metrics) -> Store:
 
 
 @pytest.fixture
-def audit(client: KubeClient, store: Store, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> JobAudit:
-    monkeypatch.setattr(job_audit, "PATIENCE_SECONDS", 0.3)
-    return JobAudit(client, store, lambda *_: None, None)
+def audit(client: KubeClient, store: Store, metrics: Metrics, monkeypatch: pytest.MonkeyPatch) -> Audit:
+    monkeypatch.setattr(audit_module, "PATIENCE_SECONDS", 0.3)
+    return Audit(client, TRAINING_JOBS, store.jobs, lambda *_: None, None)
 
 
 def known(store: Store) -> dict[str, str]:
-    return {job.key.name: job.uid for job in store.jobs()}
+    return {job.key.name: job.uid for job in store.jobs.all()}
 
 
 async def test_what_the_watch_never_showed_is_fetched_and_what_is_gone_is_forgotten(
-    api: FakeApi, audit: JobAudit, store: Store
+    api: FakeApi, audit: Audit, store: Store
 ) -> None:
     for name in ("same", "missed", "vanished", "changed"):
         document = api.put(TRAINING_JOBS, job_document(name))
         if name != "missed":
-            store.put_job(document)
+            store.jobs.put(document)
     api.remove(TRAINING_JOBS, "default", "vanished")
     api.change(TRAINING_JOBS, "default", "changed", lambda job: job["spec"].update(x=1))
     await audit.audit()
     assert known(store) == {job["metadata"]["name"]: job["metadata"]["uid"] for job in api.of(TRAINING_JOBS)}
-    changed = store.job(JobKey("default", "changed"))
+    changed = store.jobs.get(ObjectKey("default", "changed"))
     assert changed is not None
     assert changed.generation == 2
     assert sorted(call.name for call in api.calls if call.verb == "get") == ["changed", "missed", "vanished"]
 
 
 async def test_a_job_made_anew_under_the_same_name_replaces_the_old_one(
-    api: FakeApi, audit: JobAudit, store: Store
+    api: FakeApi, audit: Audit, store: Store
 ) -> None:
-    store.put_job(api.put(TRAINING_JOBS, job_document("job")))
+    store.jobs.put(api.put(TRAINING_JOBS, job_document("job")))
     api.remove(TRAINING_JOBS, "default", "job")
     again = api.put(TRAINING_JOBS, job_document("job"))
     await audit.audit()
     assert known(store) == {"job": again["metadata"]["uid"]}
 
 
-async def test_when_nothing_was_missed_one_list_is_all_it_costs(api: FakeApi, audit: JobAudit, store: Store) -> None:
+async def test_when_nothing_was_missed_one_list_is_all_it_costs(api: FakeApi, audit: Audit, store: Store) -> None:
     for number in range(3):
-        store.put_job(api.put(TRAINING_JOBS, job_document(f"job-{number}")))
+        store.jobs.put(api.put(TRAINING_JOBS, job_document(f"job-{number}")))
     await audit.audit()
     assert [call.verb for call in api.calls] == ["list"]
 
 
-async def test_a_watch_that_is_only_slow_is_waited_for(api: FakeApi, audit: JobAudit, store: Store) -> None:
+async def test_a_watch_that_is_only_slow_is_waited_for(api: FakeApi, audit: Audit, store: Store) -> None:
     documents = [api.put(TRAINING_JOBS, job_document(f"job-{number}")) for number in range(4)]
     task = asyncio.create_task(audit.audit())
     for document in documents:
         await asyncio.sleep(0.15)
-        store.put_job(document)
+        store.jobs.put(document)
     await task
     assert [call.verb for call in api.calls] == ["list"]
 
 
 async def test_a_job_deleted_while_the_list_was_read_is_not_waited_for(
-    api: FakeApi, audit: JobAudit, store: Store, monkeypatch: pytest.MonkeyPatch
+    api: FakeApi, audit: Audit, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(job_audit, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(audit_module, "PATIENCE_SECONDS", 60.0)
     document = api.put(TRAINING_JOBS, job_document("job"))
-    store.put_job(document)
+    store.jobs.put(document)
     task = asyncio.create_task(audit.audit())
-    store.remove_job(JobKey("default", "job"), document["metadata"]["uid"])
+    store.jobs.remove(ObjectKey("default", "job"), document["metadata"]["uid"])
     await asyncio.wait_for(task, 5)
     assert known(store) == {}
 
 
-async def test_a_server_that_fails_leaves_everything_as_it_was(api: FakeApi, audit: JobAudit, store: Store) -> None:
-    store.put_job(api.put(TRAINING_JOBS, job_document("job")))
+async def test_a_server_that_fails_leaves_everything_as_it_was(api: FakeApi, audit: Audit, store: Store) -> None:
+    store.jobs.put(api.put(TRAINING_JOBS, job_document("job")))
     api.fail("list", "trainingjobs", status=500)
     with pytest.raises(ApiError):
         await audit.audit()

@@ -1,0 +1,85 @@
+"""What an InferenceService is made of, from the wire to the few facts a decision needs."""
+
+import msgspec
+
+from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
+from capstan_operator.build.serving_pod import SERVER
+from capstan_operator.cluster.pods import Metadata, Pod, exit_reason, waiting
+from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedRoute
+
+MAX_MESSAGE = 500
+
+
+class DeploymentSpec(msgspec.Struct, gc=False):
+    replicas: int | None = None
+
+
+class Deployment(msgspec.Struct, gc=False):
+    """What is decoded of a Deployment."""
+
+    metadata: Metadata
+    spec: DeploymentSpec = msgspec.field(default_factory=DeploymentSpec)
+
+
+class ServiceSpec(msgspec.Struct, gc=False, rename="camel"):
+    selector: dict[str, str] | None = None
+    cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
+
+
+class Service(msgspec.Struct, gc=False):
+    """What is decoded of a Service."""
+
+    metadata: Metadata
+    spec: ServiceSpec = msgspec.field(default_factory=ServiceSpec)
+
+
+decode_deployment = msgspec.json.Decoder(Deployment).decode
+decode_service = msgspec.json.Decoder(Service).decode
+
+
+def observe_deployment(deployment: Deployment) -> ObservedDeployment:
+    replicas = deployment.spec.replicas
+    # The API server fills in what is left out.
+    return ObservedDeployment(deployment.metadata.name, deployment.metadata.uid, 1 if replicas is None else replicas)
+
+
+def observe_route(service: Service) -> ObservedRoute:
+    selector = service.spec.selector or {}
+    return ObservedRoute(service.metadata.uid, selector.get(LABEL_REVISION), service.spec.cluster_ip or None)
+
+
+def served_by(metadata: Metadata) -> tuple[str, str] | None:
+    """(InferenceService, revision) by the labels; None: the operator did not ask for this pod."""
+    labels = metadata.labels or {}
+    name, revision = labels.get(LABEL_SERVICE), labels.get(LABEL_REVISION)
+    return (name, revision) if name and revision else None
+
+
+def observe_replica(pod: Pod, revision: str) -> ObservedReplica:
+    """The facts about one pod. How its container last ended is told until it has become ready again."""
+    status = pod.status
+    server = next((one for one in status.container_statuses or () if one.name == SERVER), None)
+    is_ready = any(one.type == "Ready" and one.status == "True" for one in status.conditions or ())
+    states = [] if server is None else [server.state, server.last_state]
+    ended = next((state.terminated for state in states if state is not None and state.terminated is not None), None)
+    if is_ready:
+        ended = None
+    return ObservedReplica(
+        name=pod.metadata.name,
+        uid=pod.metadata.uid,
+        revision=revision,
+        is_ready=is_ready,
+        is_deleting=pod.metadata.deletion_timestamp is not None,
+        restarts=server.restart_count if server is not None else 0,
+        exit_code=ended.exit_code if ended is not None else None,
+        exit_reason=exit_reason(status, ended) if ended is not None or status.reason else None,
+        exit_message=_one_line(ended.message) if ended is not None else None,
+        waiting=waiting(status),
+    )
+
+
+def _one_line(message: str) -> str | None:
+    """The last line that says anything: what the pod wrote, or the end of its log."""
+    lines = ("".join(filter(str.isprintable, line)).strip() for line in message.splitlines())
+    last = next((line for line in reversed(list(lines)) if line), None)
+    return last[:MAX_MESSAGE] if last else None

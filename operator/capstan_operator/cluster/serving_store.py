@@ -1,0 +1,249 @@
+"""What the operator has seen of InferenceServices: themselves, their Deployments, their stable Services, their pods.
+
+As in `store.py`, everything that arrives goes through here, older versions are dropped, and a change that matters wakes
+the service it belongs to.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import orjson
+
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.cluster.kinds import INFERENCE_SERVICES
+from capstan_operator.cluster.objects import ObjectRecord, Objects, Tombstones, is_newer
+from capstan_operator.cluster.pods import Metadata, Pod, seconds_of
+from capstan_operator.cluster.replicas import (
+    Deployment,
+    Service,
+    observe_deployment,
+    observe_replica,
+    observe_route,
+    served_by,
+)
+from capstan_operator.cluster.statuses import read_known_status
+from capstan_operator.cluster.work_queue import ObjectKey, Priority
+from capstan_operator.metrics import Metrics
+from capstan_operator.observe import (
+    ObservedDeployment,
+    ObservedJob,
+    ObservedReplica,
+    ObservedRoute,
+    ObservedService,
+    ObservedServing,
+    ObservedTraffic,
+    OperatorSettings,
+)
+
+
+class _HasMetadata(Protocol):
+    metadata: Metadata
+
+
+Item = TypeVar("Item", bound=_HasMetadata)
+Seen = TypeVar("Seen")
+"""What a decision knows of a child."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child(Generic[Seen]):
+    """One child of an InferenceService at one version."""
+
+    service: ObjectKey
+    owner_uid: str | None
+    """Of the InferenceService; None: it is not the direct owner, as of a pod."""
+    name: str
+    version: str
+    created_at: float
+    ip: str | None
+    seen: Seen
+
+
+class Family(Generic[Item, Seen]):
+    """A reflector's sink: the children of one kind. `read` makes a child of what the API server shows, or None of what
+    is no child of ours, or none any more. `wake(key)` is called when something about a service's children changed."""
+
+    def __init__(self, read: Callable[[Item], Child[Seen] | None], wake: Callable[[ObjectKey], None]) -> None:
+        self._read = read
+        self._wake = wake
+        self._children: dict[str, Child[Seen]] = {}
+        """By uid."""
+        self._uids: dict[ObjectKey, set[str]] = {}
+        """By service."""
+        self._gone = Tombstones()
+
+    def __len__(self) -> int:
+        return len(self._children)
+
+    def of(self, service: ObjectKey) -> list[Child[Seen]]:
+        """Sorted by name."""
+        return sorted((self._children[uid] for uid in self._uids.get(service, ())), key=lambda child: child.name)
+
+    def put(self, item: Item) -> None:
+        """Take in what was seen; an older version than the known one is dropped."""
+        uid = item.metadata.uid
+        known = self._children.get(uid)
+        if uid in self._gone or (known is not None and not is_newer(item.metadata.resource_version, known.version)):
+            return
+        child = self._read(item)
+        if child is None:
+            self._drop(uid)
+            return
+        self._children[uid] = child
+        self._uids.setdefault(child.service, set()).add(uid)
+        if known is None or (known.seen, known.ip) != (child.seen, child.ip):
+            self._wake(child.service)
+
+    def remove(self, item: Item) -> None:
+        self._gone.add(item.metadata.uid)
+        self._drop(item.metadata.uid)
+
+    def replace(self, listed: Iterable[Item], version: str) -> None:
+        """Make the children equal to a complete list at resource version `version`. What is newer stays."""
+        listed = list(listed)
+        present = {item.metadata.uid for item in listed}
+        for uid in [
+            uid for uid, child in self._children.items() if uid not in present and not is_newer(child.version, version)
+        ]:
+            self._drop(uid)
+        for item in listed:
+            self.put(item)
+
+    def _drop(self, uid: str) -> None:
+        child = self._children.pop(uid, None)
+        if child is None:
+            return
+        self._uids[child.service].discard(uid)
+        if not self._uids[child.service]:
+            del self._uids[child.service]
+        self._wake(child.service)
+
+
+class ServingStore:
+    """`wake(key, priority)` is called after each change that matters. `find_job` looks a TrainingJob up, and
+    `traffic_of` what was counted of a service, by its uid."""
+
+    def __init__(
+        self,
+        wake: Callable[[ObjectKey, Priority], None],
+        *,
+        find_job: Callable[[ObjectKey], ObservedJob | None],
+        traffic_of: Callable[[str], ObservedTraffic | None],
+        settings: OperatorSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._wake = wake
+        self._find_job = find_job
+        self._traffic_of = traffic_of
+        self._settings = settings
+        self._metrics = metrics
+        self._users: dict[ObjectKey, set[ObjectKey]] = {}
+        """The services that serve what a TrainingJob makes, by the job."""
+        self._jobs_used: dict[ObjectKey, ObjectKey] = {}
+        """The other way round."""
+        self.services = Objects(INFERENCE_SERVICES.kind, self._changed)
+        self.deployments = Family(_read_deployment, self._wake_normally)
+        self.routes = Family(_read_route, self._wake_normally)
+        self.replicas = Family(_read_replica, self._wake_normally)
+        metrics.services.set_function(lambda: len(self.services))
+        metrics.replicas.set_function(lambda: len(self.replicas))
+
+    def observe(self, key: ObjectKey) -> ObservedServing | None:
+        """Everything known about one service, frozen; None when there is no such service."""
+        service = self.services.get(key)
+        if service is None:
+            return None
+        job = self._jobs_used.get(key)
+        return ObservedServing(
+            service=ObservedService(
+                namespace=key.namespace,
+                name=key.name,
+                uid=service.uid,
+                generation=service.generation,
+                is_deleting=service.is_deleting,
+                spec=orjson.loads(service.spec),
+                status=read_known_status(service, InferenceServiceStatus, self._metrics),
+            ),
+            job=self._find_job(job) if job is not None else None,
+            deployments=tuple(one.seen for one in self.deployments.of(key) if one.owner_uid == service.uid),
+            route=next((one.seen for one in self.routes.of(key) if one.owner_uid == service.uid), None),
+            replicas=tuple(one.seen for one in self.pods_of(service)),
+            traffic=self._traffic_of(service.uid),
+            settings=self._settings,
+        )
+
+    def pods_of(self, service: ObjectRecord) -> list[Child[ObservedReplica]]:
+        """Its pods, sorted by name. Those that are older than it are left of another service of the same name."""
+        return [one for one in self.replicas.of(service.key) if one.created_at >= service.created_at]
+
+    def wake_users(self, job: ObjectKey) -> None:
+        """Something about this TrainingJob changed."""
+        for key in sorted(self._users.get(job, ())):
+            self._wake(key, Priority.NORMAL)
+
+    def _changed(self, key: ObjectKey) -> None:
+        self._index(key, self.services.get(key))
+        self._wake(key, Priority.NORMAL)
+
+    def _wake_normally(self, key: ObjectKey) -> None:
+        self._wake(key, Priority.NORMAL)
+
+    def _index(self, key: ObjectKey, service: ObjectRecord | None) -> None:
+        before = self._jobs_used.pop(key, None)
+        if before is not None:
+            self._users[before].discard(key)
+            if not self._users[before]:
+                del self._users[before]
+        name = _job_name(service) if service is not None else None
+        if name is not None:
+            job = ObjectKey(key.namespace, name)
+            self._jobs_used[key] = job
+            self._users.setdefault(job, set()).add(key)
+
+
+def _job_name(service: ObjectRecord) -> str | None:
+    """`spec.modelRef.trainingJob.name` of a spec that nobody has checked yet."""
+    found = orjson.loads(service.spec)
+    for field in ("modelRef", "trainingJob", "name"):
+        found = found.get(field) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _read_deployment(item: Deployment) -> Child[ObservedDeployment] | None:
+    owner = _owning_service(item.metadata)
+    return _child(*owner, item.metadata, observe_deployment(item)) if owner is not None else None
+
+
+def _read_route(item: Service) -> Child[ObservedRoute] | None:
+    """The Service at the stable address; those of single revisions are passed over."""
+    owner = _owning_service(item.metadata)
+    if owner is None or item.metadata.name != owner[0].name:
+        return None
+    return _child(*owner, item.metadata, observe_route(item))
+
+
+def _read_replica(item: Pod) -> Child[ObservedReplica] | None:
+    """A pod, known by its labels, since a ReplicaSet owns it. One that ended for good (was evicted, say) is none any
+    more: another one takes its place."""
+    found = served_by(item.metadata)
+    if found is None or item.status.phase in ("Succeeded", "Failed"):
+        return None
+    name, revision = found
+    key = ObjectKey(item.metadata.namespace, name, INFERENCE_SERVICES.kind)
+    return _child(key, None, item.metadata, observe_replica(item, revision), item.status.pod_ip)
+
+
+def _owning_service(metadata: Metadata) -> tuple[ObjectKey, str] | None:
+    """(service, its uid); None: no InferenceService owns it."""
+    owner = metadata.controller()
+    if owner is None or owner.kind != INFERENCE_SERVICES.kind:
+        return None
+    return ObjectKey(metadata.namespace, owner.name, INFERENCE_SERVICES.kind), owner.uid
+
+
+def _child(
+    service: ObjectKey, owner_uid: str | None, metadata: Metadata, seen: Seen, ip: str | None = None
+) -> Child[Seen]:
+    created_at = seconds_of(metadata.creation_timestamp)
+    return Child(service, owner_uid, metadata.name, metadata.resource_version, created_at, ip, seen)

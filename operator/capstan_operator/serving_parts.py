@@ -1,0 +1,104 @@
+"""All that looks after InferenceServices, put together. It waits for nothing that TrainingJobs need: on a cluster whose
+CRDs are older than the operator, jobs go on."""
+
+import asyncio
+from collections.abc import Callable
+
+from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
+from capstan_operator.cluster.children import Children
+from capstan_operator.cluster.credentials import Credentials
+from capstan_operator.cluster.events import EventWriter
+from capstan_operator.cluster.kinds import DEPLOYMENTS, INFERENCE_SERVICES, SERVICES, Resource
+from capstan_operator.cluster.kube import KubeClient
+from capstan_operator.cluster.reflector import Reflector
+from capstan_operator.cluster.replicas import Deployment, Service, decode_deployment, decode_service
+from capstan_operator.cluster.serving_store import ServingStore
+from capstan_operator.cluster.statuses import StatusWriter
+from capstan_operator.cluster.store import Store
+from capstan_operator.cluster.work_queue import ObjectKey, Priority, WorkQueue
+from capstan_operator.metrics import Metrics
+from capstan_operator.observe import ObservedJob, OperatorSettings
+from capstan_operator.own_kind import OwnKind, wait_until_served
+from capstan_operator.reconcile_service import ServiceReconciler
+
+_SELECTOR = f"{LABEL_MANAGED_BY}={MANAGED_BY}"
+
+
+class ServingParts:
+    """`run` watches, on every replica; `work` asks pods, on the one that leads. `store.replicas` is fed by the
+    reflector of pods that TrainingJobs have, too."""
+
+    def __init__(
+        self,
+        client: KubeClient,
+        credentials: Credentials,
+        wake: Callable[[ObjectKey, Priority], None],
+        jobs: Store,
+        metrics: Metrics,
+        *,
+        namespace: str | None,
+        settings: OperatorSettings,
+    ) -> None:
+        self._client = client
+        self._jobs = jobs
+        self._metrics = metrics
+        self._is_served = False
+        self.store = ServingStore(
+            wake, find_job=self._find_job, traffic_of=lambda uid: None, settings=settings, metrics=metrics
+        )
+        jobs.jobs.listeners.append(self.store.wake_users)
+        self._services = OwnKind(client, credentials, INFERENCE_SERVICES, self.store.services, wake, namespace)
+        self._deployments = Reflector(
+            client, DEPLOYMENTS, Deployment, self.store.deployments, metrics, namespace=namespace, selector=_SELECTOR
+        )
+        self._routes = Reflector(
+            client, SERVICES, Service, self.store.routes, metrics, namespace=namespace, selector=_SELECTOR
+        )
+
+    async def run(self) -> None:
+        """Watch, as soon as the API server serves the kind."""
+        await wait_until_served(self._client, INFERENCE_SERVICES, lambda problem: None)
+        self._is_served = True
+        async with asyncio.TaskGroup() as group:
+            for part in (self._deployments, self._routes, self._services):
+                group.create_task(part.run())
+
+    def begin_term(self) -> None:
+        """This replica leads from now on."""
+
+    async def work(self) -> None:
+        """While this replica leads."""
+
+    def reconciler(self, queue: WorkQueue, events: EventWriter) -> ServiceReconciler:
+        return ServiceReconciler(
+            queue=queue,
+            store=self.store,
+            is_synced=lambda: self.why_not_ready() is None,
+            children=Children(self._client, INFERENCE_SERVICES.kind, self._take_in),
+            statuses=StatusWriter(self._client, INFERENCE_SERVICES, self.store.services, self._metrics),
+            audit=self._services.audit,
+            events=events,
+        )
+
+    def why_not_ready(self) -> str | None:
+        """What was not seen yet; None: all that there is. A kind that is not served has no objects."""
+        if not self._is_served:
+            return None
+        for what, part in (
+            ("InferenceServices", self._services),
+            ("Deployments", self._deployments),
+            ("Services", self._routes),
+        ):
+            if not part.synced.is_set():
+                return f"not all {what} have been seen"
+        return None
+
+    def _find_job(self, key: ObjectKey) -> ObservedJob | None:
+        job = self._jobs.jobs.get(key)
+        return self._jobs.observe_job(job) if job is not None else None
+
+    def _take_in(self, resource: Resource, answer: bytes) -> None:
+        if resource is DEPLOYMENTS:
+            self.store.deployments.put(decode_deployment(answer))
+        elif resource is SERVICES:
+            self.store.routes.put(decode_service(answer))

@@ -1,0 +1,202 @@
+"""What is known of InferenceServices: newest versions only, of the right owner, and nobody is woken for nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+import pytest
+
+from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
+from capstan_operator.cluster.pods import Pod
+from capstan_operator.cluster.replicas import Deployment, Service
+from capstan_operator.cluster.serving_store import ServingStore
+from capstan_operator.cluster.work_queue import ObjectKey
+from capstan_operator.metrics import Metrics
+from capstan_operator.observe import (
+    ObservedDeployment,
+    ObservedReplica,
+    ObservedRoute,
+    ObservedServing,
+    OperatorSettings,
+)
+from tests.support.looks import make_job
+
+KEY = ObjectKey("default", "served", "InferenceService")
+JOB = ObjectKey("default", "digits")
+T0, T1 = "2026-01-01T00:00:00Z", "2026-01-01T00:00:10Z"
+
+
+@dataclass
+class Known:
+    """A store, and whom it woke."""
+
+    woken: list[ObjectKey] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        job = make_job()
+        self.store = ServingStore(
+            lambda key, priority: self.woken.append(key),
+            find_job=lambda key: job if key == JOB else None,
+            traffic_of=lambda uid: None,
+            settings=OperatorSettings(),
+            metrics=Metrics(),
+        )
+
+    def look(self) -> ObservedServing:
+        observed = self.store.observe(KEY)
+        assert observed is not None
+        return observed
+
+    def wakes(self) -> list[ObjectKey]:
+        """Since the last time this was asked."""
+        woken, self.woken = self.woken, []
+        return woken
+
+
+@pytest.fixture
+def known() -> Known:
+    known = Known()
+    known.store.services.put(service())
+    known.wakes()
+    return known
+
+
+def service(version: int = 1, uid: str = "s1", created: str = T0, job: Any = "digits") -> dict[str, Any]:
+    metadata = {"namespace": "default", "name": "served", "uid": uid, "resourceVersion": str(version)}
+    spec = {"modelRef": {"trainingJob": {"name": job}}}
+    return {"metadata": metadata | {"creationTimestamp": created, "generation": version}, "spec": spec}
+
+
+def owned(name: str, version: int, owner_uid: str = "s1", kind: str = "InferenceService") -> dict[str, Any]:
+    owner = {"apiVersion": "capstan.dev/v1alpha1", "kind": kind, "name": "served", "uid": owner_uid, "controller": True}
+    return {
+        "name": name,
+        "namespace": "default",
+        "uid": f"{name}-of-{owner_uid}",
+        "resourceVersion": str(version),
+        "creationTimestamp": T0,
+        "ownerReferences": [owner],
+    }
+
+
+def deployment(name: str, version: int, replicas: int, **owner: str) -> Deployment:
+    return msgspec.convert({"metadata": owned(name, version, **owner), "spec": {"replicas": replicas}}, Deployment)
+
+
+def route(version: int, revision: str | None, name: str = "served", **owner: str) -> Service:
+    selector = {LABEL_SERVICE: "served"} | ({LABEL_REVISION: revision} if revision else {})
+    spec = {"selector": selector, "clusterIP": "10.0.0.7"}
+    return msgspec.convert({"metadata": owned(name, version, **owner), "spec": spec}, Service)
+
+
+def pod(name: str, version: int, *, is_ready: bool = False, created: str = T1, **status: Any) -> Pod:
+    metadata = {
+        "name": name,
+        "namespace": "default",
+        "uid": name,
+        "resourceVersion": str(version),
+        "creationTimestamp": created,
+        "labels": {LABEL_SERVICE: "served", LABEL_REVISION: "served-1"},
+        "ownerReferences": [{"kind": "ReplicaSet", "name": "served-1-x", "uid": "r", "controller": True}],
+    }
+    conditions = [{"type": "Ready", "status": "True" if is_ready else "False"}]
+    document = {"metadata": metadata, "status": {"phase": "Running", "podIP": "10.1.0.1", "conditions": conditions}}
+    document["status"] |= status
+    return msgspec.convert(document, Pod)
+
+
+def test_a_snapshot_holds_all_that_belongs_to_the_service_and_nothing_else(known: Known) -> None:
+    store = known.store
+    store.deployments.put(deployment("served-2", 3, 1))
+    store.deployments.put(deployment("served-1", 2, 2))
+    store.deployments.put(deployment("served-0", 2, 2, owner_uid="s0"))
+    store.deployments.put(deployment("other", 2, 2, kind="Deployment"))
+    store.routes.put(route(4, "served-1"))
+    store.routes.put(route(4, "served-1", name="served-1"))
+    store.replicas.put(pod("b", 5, is_ready=True))
+    store.replicas.put(pod("a", 5))
+    store.replicas.put(pod("left-over", 5, created="2025-12-31T23:59:59Z", is_ready=True))
+    look = known.look()
+    assert look.deployments == (
+        ObservedDeployment("served-1", "served-1-of-s1", 2),
+        ObservedDeployment("served-2", "served-2-of-s1", 1),
+    )
+    assert look.route == ObservedRoute("served-of-s1", "served-1", "10.0.0.7")
+    assert look.replicas == (
+        ObservedReplica("a", "a", "served-1", is_ready=False, is_deleting=False),
+        ObservedReplica("b", "b", "served-1", is_ready=True, is_deleting=False),
+    )
+    assert look.job == make_job()
+    assert (look.service.uid, look.service.generation, look.traffic) == ("s1", 1, None)
+
+
+def test_older_versions_and_what_is_gone_change_nothing_and_wake_nobody(known: Known) -> None:
+    store = known.store
+    store.deployments.put(deployment("served-1", 5, 2))
+    assert known.wakes() == [KEY]
+    store.deployments.put(deployment("served-1", 4, 1))
+    store.deployments.put(deployment("served-1", 6, 2))
+    assert known.wakes() == []
+    store.deployments.remove(deployment("served-1", 7, 2))
+    assert known.wakes() == [KEY]
+    store.deployments.put(deployment("served-1", 8, 2))
+    assert (known.wakes(), known.look().deployments) == ([], ())
+
+
+def test_a_complete_list_drops_what_it_lacks_unless_that_is_newer(known: Known) -> None:
+    store = known.store
+    for name, version in (("served-1", 5), ("served-2", 9)):
+        store.deployments.put(deployment(name, version, 1))
+    known.wakes()
+    store.deployments.replace([deployment("served-3", 6, 1)], "7")
+    assert [one.name for one in known.look().deployments] == ["served-2", "served-3"]
+    assert known.wakes() == [KEY, KEY]
+
+
+def test_how_a_container_ended_is_told_until_the_pod_is_ready_again(known: Known) -> None:
+    ended = {"exitCode": 75, "reason": "Error", "message": "loading\nthe store does not answer\n"}
+    server = {"name": "server", "restartCount": 2, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
+    known.store.replicas.put(pod("a", 1, containerStatuses=[server | {"lastState": {"terminated": ended}}]))
+    assert known.look().replicas == (
+        ObservedReplica(
+            "a",
+            "a",
+            "served-1",
+            is_ready=False,
+            is_deleting=False,
+            restarts=2,
+            exit_code=75,
+            exit_reason="Error",
+            exit_message="the store does not answer",
+            waiting="CrashLoopBackOff",
+        ),
+    )
+    running = {"name": "server", "restartCount": 3, "state": {"running": {}}, "lastState": {"terminated": ended}}
+    known.store.replicas.put(pod("a", 2, is_ready=True, containerStatuses=[running]))
+    assert known.look().replicas == (
+        ObservedReplica("a", "a", "served-1", is_ready=True, is_deleting=False, restarts=3),
+    )
+
+
+def test_a_pod_that_ended_for_good_is_none_any_more(known: Known) -> None:
+    known.store.replicas.put(pod("a", 1, is_ready=True))
+    known.wakes()
+    known.store.replicas.put(pod("a", 2, phase="Failed", reason="Evicted"))
+    assert (known.wakes(), known.look().replicas) == ([KEY], ())
+
+
+@pytest.mark.parametrize("job", [None, 7, {"x": 1}, "other"])
+def test_a_job_wakes_the_services_that_serve_it_and_only_those(known: Known, job: Any) -> None:
+    known.store.wake_users(JOB)
+    assert known.wakes() == [KEY]
+    known.store.services.put(service(2, job=job))
+    known.wakes()
+    known.store.wake_users(JOB)
+    assert (known.wakes(), known.look().job) == ([], None)
+    known.store.services.put(service(3))
+    known.store.services.remove(KEY, "s1")
+    known.wakes()
+    known.store.wake_users(JOB)
+    assert (known.wakes(), known.store.observe(KEY)) == ([], None)
