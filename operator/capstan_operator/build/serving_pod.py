@@ -18,7 +18,7 @@ from capstan_operator.build.pod_patch import Patchable, apply_pod_patch
 from capstan_operator.build.store import STORE_FOLDER, STORE_VOLUME, store_env, store_env_from, store_volume
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
-from capstan_runtime.contract.serving import API_KEYS_FOLDER, ServeConfig
+from capstan_runtime.contract.serving import API_KEYS_FOLDER, TLS_FOLDER, ServeConfig
 
 SERVER = "server"
 """Name of the container."""
@@ -27,6 +27,7 @@ CONFIG_VOLUME = "serve"
 CONFIG_FOLDER = "/etc/capstan/serve"
 CONFIG_FILE = "serve.json"
 KEYS_VOLUME = "api-keys"
+TLS_VOLUME = "tls"
 SERVE_REPLICA = ["python", "-m", "capstan_runtime.serve_replica"]
 STOP_SECONDS = 10
 """Left to a replica after its last request to take Ray down and write its last words."""
@@ -38,8 +39,8 @@ SERVER_POD = Patchable(
     path="podPatch",
     container=SERVER,
     labels=(LABEL_MANAGED_BY, LABEL_SERVICE, LABEL_REVISION),
-    volumes=(CONFIG_VOLUME, KEYS_VOLUME),
-    folders=(CONFIG_FOLDER, API_KEYS_FOLDER),
+    volumes=(CONFIG_VOLUME, KEYS_VOLUME, TLS_VOLUME),
+    folders=(CONFIG_FOLDER, API_KEYS_FOLDER, TLS_FOLDER),
 )
 
 
@@ -69,6 +70,8 @@ def _server(
     mounts: list[dict[str, Any]] = [{"name": CONFIG_VOLUME, "mountPath": CONFIG_FOLDER, "readOnly": True}]
     if spec.auth:
         mounts.append({"name": KEYS_VOLUME, "mountPath": API_KEYS_FOLDER, "readOnly": True})
+    if spec.tls:
+        mounts.append({"name": TLS_VOLUME, "mountPath": TLS_FOLDER, "readOnly": True})
     if not model.store.object:
         # Who serves a checkpoint has no business to change it.
         mounts.append({"name": STORE_VOLUME, "mountPath": STORE_FOLDER, "readOnly": True})
@@ -80,7 +83,7 @@ def _server(
         **store_env_from(model.store),
         "ports": [{"name": PORT_NAME, "containerPort": env.SERVE_PORT}],
         **container_resources(spec.resources, spec.gpus),
-        **_probes(),
+        **_probes(is_tls=spec.tls is not None),
         **hardened_container(),
         "volumeMounts": mounts,
     }
@@ -108,14 +111,18 @@ def _volumes(spec: InferenceServiceSpec, model: ModelStatus, secret: str) -> lis
     if spec.auth:
         keys = {"secretName": spec.auth.api_keys_secret_ref.name, "defaultMode": 0o440}
         volumes.append({"name": KEYS_VOLUME, "secret": keys})
+    if spec.tls:
+        pair = {"secretName": spec.tls.secret_ref.name, "defaultMode": 0o440}
+        volumes.append({"name": TLS_VOLUME, "secret": pair})
     if not model.store.object:
         volumes.append(store_volume(model.store))
     return volumes
 
 
-def _probes() -> dict[str, Any]:
+def _probes(is_tls: bool) -> dict[str, Any]:
     """Ready is who has verified, loaded and warmed its model; live is whose model still answers."""
-    live, ready = ({"httpGet": {"path": path, "port": PORT_NAME}} for path in (LIVE, READY))
+    scheme = {"scheme": "HTTPS"} if is_tls else {}
+    live, ready = ({"httpGet": {"path": path, "port": PORT_NAME, **scheme}} for path in (LIVE, READY))
     return {
         "startupProbe": live | {"periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": START_SECONDS // 2},
         "livenessProbe": live | {"periodSeconds": 10, "timeoutSeconds": 5, "failureThreshold": 3},

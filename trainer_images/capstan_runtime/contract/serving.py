@@ -16,6 +16,8 @@ PositiveSeconds = Annotated[float, Field(gt=0.0, le=86400.0)]
 
 API_KEYS_FOLDER = "/etc/capstan/api-keys"
 """Where a pod finds the Secret that `guards.auth` names: a file for each client, named after it, with its key."""
+TLS_FOLDER = "/etc/capstan/tls"
+"""Where it finds the Secret that `guards.tls` names: tls.crt and tls.key."""
 
 
 class LocalObjectReference(Record):
@@ -32,6 +34,18 @@ class Auth(Record):
         Field(
             description="Secret with one entry per client: the entry's name is the client's, its value the key. "
             "Changes take effect without a restart."
+        ),
+    ]
+
+
+class Tls(Record):
+    """Requests, probes and metrics are answered over TLS alone, 1.2 or newer."""
+
+    secret_ref: Annotated[
+        LocalObjectReference,
+        Field(
+            description="Secret of type kubernetes.io/tls: tls.crt, with the chain that clients need, and tls.key. "
+            "A renewal takes effect without a restart, for new connections."
         ),
     ]
 
@@ -174,6 +188,7 @@ class Guards(Record):
     )
 
     auth: Annotated[Auth | None, Field(description="Left out: everybody is answered.")] = None
+    tls: Annotated[Tls | None, Field(description="Left out: plain HTTP.")] = None
     timeout_seconds: Annotated[
         PositiveSeconds, Field(description="Until a request that was not answered gets 504. No header can raise it.")
     ] = 30.0

@@ -3,7 +3,10 @@
 import asyncio
 import json
 import socket
+import ssl
 from collections.abc import Callable
+
+from capstan_runtime.serve_replica.tls import server_options
 
 LIVE = "/v2/health/live"
 _REQUEST_SECONDS = 5.0
@@ -27,15 +30,17 @@ def open_door(address: str, port: int) -> socket.socket:
 class Front:
     """Answers from `door` between `stand_in` and `step_aside`."""
 
-    def __init__(self, door: socket.socket, is_live: Callable[[], bool]) -> None:
+    def __init__(self, door: socket.socket, is_live: Callable[[], bool], tls: ssl.SSLContext | None = None) -> None:
+        """`tls` None: plain HTTP."""
         self._door = door
         self._is_live = is_live
+        self._tls = tls
         self._server: asyncio.Server | None = None
 
     async def stand_in(self) -> None:
         if self._server is None:
             self._server = await asyncio.start_server(
-                self._meet, sock=self._door.dup(), limit=_HEAD_BYTES, backlog=_BACKLOG
+                self._meet, sock=self._door.dup(), limit=_HEAD_BYTES, backlog=_BACKLOG, **server_options(self._tls)
             )
 
     def step_aside(self) -> None:
@@ -49,7 +54,8 @@ class Front:
             async with asyncio.timeout(_REQUEST_SECONDS):
                 head = await reader.readuntil(b"\r\n\r\n")
                 writer.write(self._answer(head.split(b" ", 2)[1]))
-                writer.write_eof()
+                if writer.can_write_eof():  # TLS has no half-closed connections
+                    writer.write_eof()
                 while await reader.read(_HEAD_BYTES):  # closing before all was read would take the answer back
                     pass
         except (OSError, TimeoutError, IndexError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):

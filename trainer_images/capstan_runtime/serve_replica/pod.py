@@ -14,11 +14,13 @@ from pathlib import Path
 
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
+from capstan_runtime.errors import ConfigError
 from capstan_runtime.serve_replica import line
 from capstan_runtime.serve_replica.environment import ray_environment
 from capstan_runtime.serve_replica.family import adopt_orphans, kill_descendants, reap
 from capstan_runtime.serve_replica.front import Front, open_door
 from capstan_runtime.serve_replica.settings import Settings
+from capstan_runtime.serve_replica.tls import open_tls
 from capstan_runtime.supervisor.log import Log
 from capstan_runtime.supervisor.output import Output, exception_line
 
@@ -120,11 +122,14 @@ class Pod:
     async def _live(self, folder: Path) -> Ending:
         config = self._settings.config
         try:
+            tls = open_tls(self._settings, self._log.say)
             door = open_door(self._settings.address, env.SERVE_PORT)
+        except ConfigError as error:
+            return Ending(ExitCode.CONFIG, str(error))
         except OSError as error:
             return Ending(ExitCode.RETRYABLE, f"cannot listen on {self._settings.address}:{env.SERVE_PORT}: {error}")
         with door, line.listen(str(folder / "line")) as listener:
-            front = Front(door, is_live=lambda: self._is_starting or bool(self._replicas))
+            front = Front(door, is_live=lambda: self._is_starting or bool(self._replicas), tls=tls)
             await front.stand_in()
             asyncio.get_running_loop().add_reader(listener, self._attach, listener)
             self._log.say(f"{config.service}: waiting for {config.model.name} of {config.model.root}")

@@ -43,13 +43,15 @@ def _serve(pod: socket.socket) -> "Server":
     # Here, because the driver and Serve's controller import this module too, and need none of it.
     from capstan_runtime.checkpoint.open import open_store
     from capstan_runtime.serve_replica.server import Server
+    from capstan_runtime.serve_replica.tls import open_tls
     from capstan_runtime.serving.app import make_app
     from capstan_runtime.serving.load import load
 
     settings = read_settings(os.environ)
+    tls = open_tls(settings, lambda line: print(line, file=sys.stderr, flush=True))
     model = load(settings.config, open_store(settings.store, os.environ))
     loaded = time.monotonic()
-    server = Server(make_app(settings.config, model, api_keys=settings.api_keys), settings.config, pod)
+    server = Server(make_app(settings.config, model, api_keys=settings.api_keys), settings.config, pod, tls)
     server.warm()
     print(f"verified and loaded in {loaded - began:.1f} s, warmed in {time.monotonic() - loaded:.1f} s", flush=True)
     line.say(pod, line.Kind.WARM)

@@ -5,6 +5,7 @@ import gc
 import math
 import os
 import socket
+import ssl
 import threading
 import traceback
 from collections.abc import Coroutine
@@ -16,6 +17,7 @@ import uvloop
 
 from capstan_runtime.contract.serving import ServeConfig
 from capstan_runtime.serve_replica import line
+from capstan_runtime.serve_replica.tls import server_options
 from capstan_runtime.serving.app import Application
 from capstan_runtime.serving.exchange import Message, Receive, Scope, Send
 
@@ -24,13 +26,22 @@ _KEEP_ALIVE_SECONDS = 120
 meet a request on its way."""
 
 
+class _Loop(uvloop.Loop):
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.AbstractServer:
+        """Called by uvicorn, which knows no bounds for handshakes."""
+        return await super().create_server(*args, **options | server_options(options.get("ssl")))
+
+
 class Server:
-    def __init__(self, app: Application, config: ServeConfig, pod: socket.socket) -> None:
-        """`pod` is the line to the pod's first process, from which no word is expected any more but `start`'s."""
+    def __init__(
+        self, app: Application, config: ServeConfig, pod: socket.socket, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """`pod` is the line to the pod's first process, from which no word is expected any more but `start`'s.
+        `tls` None: plain HTTP."""
         self._app = app
         self._config = config
         self._pod = pod
-        self._loop = uvloop.new_event_loop()
+        self._loop = _Loop()
         self._is_draining = False
         self._serving: asyncio.Task[None] | None = None
         self._uvicorn = uvicorn.Server(
@@ -46,6 +57,7 @@ class Server:
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
                 timeout_graceful_shutdown=math.ceil(config.guards.timeout_seconds),
+                ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             )
         )
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)

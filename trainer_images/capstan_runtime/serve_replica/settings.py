@@ -7,7 +7,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from capstan_runtime.contract import env
-from capstan_runtime.contract.serving import API_KEYS_FOLDER, ServeConfig
+from capstan_runtime.contract.serving import API_KEYS_FOLDER, TLS_FOLDER, ServeConfig
 from capstan_runtime.errors import ConfigError
 
 
@@ -20,6 +20,8 @@ class Settings:
     """Folder or URL of the checkpoints."""
     api_keys: Path | None
     """Folder of the keys that `guards.auth` asks for; None: no keys are asked for."""
+    tls: Path | None
+    """Folder of the certificate and the key that `guards.tls` asks for; None: plain HTTP."""
 
 
 def read_settings(environ: Mapping[str, str]) -> Settings:
@@ -38,6 +40,7 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         address=_required(environ, env.POD_IP),
         store=_required(environ, env.STORE),
         api_keys=Path(env.host_path(API_KEYS_FOLDER, environ)) if config.guards.auth else None,
+        tls=Path(env.host_path(TLS_FOLDER, environ)) if config.guards.tls else None,
     )
 
 

@@ -100,7 +100,8 @@ def _url(fleet: Fleet) -> str | None:
         return fleet.status.url
     is_local = route.cluster_ip is not None and route.cluster_ip.startswith("127.")
     host = route.cluster_ip if is_local else f"{service.name}.{service.namespace}.svc"
-    return f"http://{host}:{SERVE_PORT}"
+    scheme = "https" if fleet.spec.tls else "http"
+    return f"{scheme}://{host}:{SERVE_PORT}"
 
 
 def _with_traffic(fleet: Fleet) -> InferenceServiceStatus:
