@@ -89,6 +89,7 @@ ACCEPTED = {
     "guards": a_spec(
         timeoutSeconds=5,
         auth={"apiKeysSecretRef": {"name": "keys"}},
+        tls={"secretRef": {"name": "digits-tls"}},
         adaptiveLimit={},
         cache={"maxMebibytes": 1},
         audit={},
@@ -106,7 +107,9 @@ def test_both_accept(what: str) -> None:
 
 REFUSED = {
     "an unknown field": (a_spec(autoscaling={"max": 3}), "autoscaling"),
-    "tls, which nobody honours yet": (a_spec(tls={}), "tls"),
+    "tls without a Secret": (a_spec(tls={}), "tls.secretRef"),
+    "a Secret without a name": (a_spec(tls={"secretRef": {"name": ""}}), "tls.secretRef.name"),
+    "a Secret of another namespace": (a_spec(tls={"secretRef": {"name": "a", "namespace": "b"}}), "namespace"),
     "no model": (a_spec(modelRef={}), "got none: set exactly one of trainingJob, uri"),
     "two models": (
         a_spec(modelRef={"trainingJob": {"name": "a"}, **stored()}, runtime="flax"),

@@ -20,7 +20,7 @@ from capstan_operator.build.serving_revision import (
     build_route,
 )
 from capstan_operator.observe import OperatorSettings
-from capstan_runtime.contract.serving import API_KEYS_FOLDER, ServeConfig
+from capstan_runtime.contract.serving import API_KEYS_FOLDER, TLS_FOLDER, ServeConfig
 from tests.support.looks import make_job, merged, root
 
 OWNER = make_job(name="mnist", uid="51ab")
@@ -175,6 +175,7 @@ def test_services_lead_to_one_revision_or_to_all() -> None:
 OTHERS: dict[str, dict[str, Any]] = {
     "another checkpoint": {"model": {"digest": root(300)}},
     "a guard": {"spec": {"timeoutSeconds": 5.0}},
+    "a certificate": {"spec": {"tls": {"secretRef": {"name": "digits-tls"}}}},
     "another image": {"spec": {"image": "mine:1"}},
     "another image of the operator's": {"settings": OperatorSettings(serve_image="registry/serve:2")},
     "resources": {"spec": {"resources": {"cpu": "2"}}},
@@ -208,6 +209,27 @@ def test_keys_and_gpus_and_buckets_reach_the_pod() -> None:
     assert variables(built)["CAPSTAN_STORE"] == "s3://b/p/default/digits/7f3a"
     assert variables(built)["JAX_PLATFORMS"] == "cuda,cpu"
     assert "JAX_PLATFORMS" not in variables(revision(runtime="torch"))
+
+
+def test_a_certificate_reaches_the_pod_and_its_probes_speak_tls() -> None:
+    plain, built = revision(), revision({"tls": {"secretRef": {"name": "digits-tls"}}})
+    assert built.config.guards.tls is not None
+    assert built.config.guards.tls.secret_ref.name == "digits-tls"
+    added = {"name": "tls", "secret": {"secretName": "digits-tls", "defaultMode": 0o440}}
+    mount = {"name": "tls", "mountPath": TLS_FOLDER, "readOnly": True}
+    assert [volume["name"] for volume in plain.template["spec"]["volumes"]] == ["serve", "store"]
+    assert [volume for volume in built.template["spec"]["volumes"] if volume["name"] == "tls"] == [added]
+    assert [each for each in server(built)["volumeMounts"] if each["name"] == "tls"] == [mount]
+    probes = ("startupProbe", "livenessProbe", "readinessProbe")
+    assert [server(built)[probe]["httpGet"].get("scheme") for probe in probes] == ["HTTPS"] * 3
+    assert {key for key, value in server(built).items() if value != server(plain)[key]} == {*probes, "volumeMounts"}
+
+
+@pytest.mark.parametrize("name", ["serve", "api-keys", "tls"])
+def test_the_operators_volumes_cannot_be_patched(name: str) -> None:
+    with pytest.raises(PodPatchError) as refused:
+        revision({"podPatch": {"spec": {"volumes": [{"name": name, "emptyDir": {}}]}}})
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == [f"podPatch.spec.volumes[{name}]"]
 
 
 def test_what_the_operator_relies_on_cannot_be_patched() -> None:

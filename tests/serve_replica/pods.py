@@ -18,10 +18,11 @@ import numpy as np
 
 from capstan_runtime.contract import env
 from capstan_runtime.contract.config import Model
-from capstan_runtime.contract.serving import ServeConfig
+from capstan_runtime.contract.serving import TLS_FOLDER, ServeConfig
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.model_signature import data_spec_of
 from capstan_runtime.model_spec import initial_parameter, parameter_table, tensor_name
+from tests.support.certificates import Authority, MountedSecret
 from tests.support.checkpoints import RUN, save
 
 LIVE, READY, INFER = "/v2/health/live", "/v2/health/ready", "/v2/models/digits/infer"
@@ -48,6 +49,10 @@ def config_of(root: str, **changes: Any) -> ServeConfig:
     )
 
 
+WITH_TLS = {"guards": {"tls": {"secretRef": {"name": "digits-tls"}}}}
+"""Changes of a configuration."""
+
+
 def request_body(samples: int = 1) -> bytes:
     values = np.linspace(0.0, 1.0, samples * 64).round(4).tolist()
     tensor = {"name": "input", "shape": [samples, 8, 8, 1], "datatype": "FP32", "data": values}
@@ -64,7 +69,15 @@ class Reply:
 class RunningPod:
     """`python -m capstan_runtime.serve_replica` on an address of its own."""
 
-    def __init__(self, folder: Path, store: Path, config: ServeConfig, command: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        store: Path,
+        config: ServeConfig,
+        command: tuple[str, ...] | None = None,
+        authority: Authority | None = None,
+    ) -> None:
+        """With `authority` it has a Secret with a certificate for its address, and its clients trust nobody else."""
         folder.mkdir()
         self.address = f"127.7.{os.getpid() % 250}.{next(_address)}"
         self.log = folder / "log"
@@ -79,6 +92,10 @@ class RunningPod:
             env.TERMINATION_LOG: str(self.termination_log),
             "TMPDIR": str(self.temporary),
         }
+        self._tls = authority.client() if authority else None
+        if authority:
+            self.secret = MountedSecret(folder / "tls", authority.issue(self.address).files)
+            facts[env.POD_MOUNTS] = json.dumps({TLS_FOLDER: str(self.secret.folder)})
         self._command = command or (sys.executable, "-m", "capstan_runtime.serve_replica")
         self._environ = {**os.environ, **facts}
         self.process = self._start()
@@ -95,7 +112,11 @@ class RunningPod:
 
     def ask(self, path: str, body: bytes | None = None) -> Reply | None:
         """Over a new connection; None: nobody listens."""
-        connection = http.client.HTTPConnection(self.address, env.SERVE_PORT, timeout=30)
+        connection = (
+            http.client.HTTPSConnection(self.address, env.SERVE_PORT, timeout=30, context=self._tls)
+            if self._tls
+            else http.client.HTTPConnection(self.address, env.SERVE_PORT, timeout=30)
+        )
         try:
             connection.request("GET" if body is None else "POST", path, body)
             response = connection.getresponse()

@@ -1,6 +1,7 @@
 """Serving pods with real Ray and real checkpoints, on addresses of one machine."""
 
 import json
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,11 +19,13 @@ from tests.serve_replica.pods import (
     READY,
     SECONDS,
     SIGNATURE,
+    WITH_TLS,
     RunningPod,
     config_of,
     make_checkpoint,
     request_body,
 )
+from tests.support.certificates import Authority, serial_of
 from tests.support.checkpoints import flip, folder_of
 
 
@@ -137,6 +140,29 @@ def test_pods_are_rolled_under_load_without_a_request_that_fails(
     result = json.loads(seen)
     assert result["failed"] == []
     assert result["answered"] > 100
+
+
+def test_a_pod_with_a_certificate_speaks_tls_alone_and_follows_its_renewal(folder: Path, root: str) -> None:
+    authority = Authority()
+    pod = RunningPod(folder / "t", folder / "store", config_of(root, **WITH_TLS), authority=authority)
+
+    def serial() -> int:
+        raw = socket.create_connection((pod.address, env.SERVE_PORT), timeout=SECONDS)
+        with authority.client().wrap_socket(raw, server_hostname=pod.address) as connection:
+            return serial_of(connection)
+
+    try:
+        pod.until(pod.is_ready)
+        reply = pod.ask(INFER, request_body())
+        assert reply is not None
+        assert reply.status == 200
+        renewed = authority.issue(pod.address)
+        pod.secret.swap(renewed.files)
+        pod.until(lambda: serial() == renewed.serial)
+        pod.process.terminate()
+        assert pod.ended() == (0, "drained")
+    finally:
+        pod.kill()
 
 
 def test_a_checkpoint_with_a_wrong_bit_is_never_served(folder: Path) -> None:

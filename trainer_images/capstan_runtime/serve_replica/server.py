@@ -27,9 +27,10 @@ meet a request on its way."""
 
 
 class _Loop(uvloop.Loop):
-    async def create_server(self, *args: Any, **options: Any) -> asyncio.AbstractServer:
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:  # type: ignore[override]
         """Called by uvicorn, which knows no bounds for handshakes."""
-        return await super().create_server(*args, **options | server_options(options.get("ssl")))
+        server: asyncio.Server = await super().create_server(*args, **options | server_options(options.get("ssl")))
+        return server
 
 
 class Server:
