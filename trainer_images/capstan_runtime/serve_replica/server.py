@@ -10,7 +10,7 @@ import threading
 import traceback
 from collections.abc import Coroutine
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, cast
 
 import uvicorn
 import uvloop
@@ -27,10 +27,10 @@ meet a request on its way."""
 
 
 class _Loop(uvloop.Loop):
-    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:  # type: ignore[override]
+    async def create_server(self, *args: Any, **options: Any) -> asyncio.Server:
         """Called by uvicorn, which knows no bounds for handshakes."""
-        server: asyncio.Server = await super().create_server(*args, **options | server_options(options.get("ssl")))
-        return server
+        bounded = options | server_options(options.get("ssl"))
+        return cast(asyncio.Server, await super().create_server(*args, **bounded))
 
 
 class Server:
