@@ -191,6 +191,32 @@ class ObservedTraffic:
 
 
 @dataclass(frozen=True, slots=True)
+class LoadSample:
+    """What the ready pods of a service, whichever their revision, said of its requests at one moment."""
+
+    at: float
+    """Seconds since 1970."""
+    ready: int
+    """Pods that were ready then."""
+    answered: int
+    """Of those, the ones that told their numbers, so that the sums below lack the others."""
+    ongoing: int
+    """Requests that were worked on or waited: the sum of `capstan_serving_ongoing_requests`."""
+    turned_away: int = 0
+    """Since the sample before: requests answered 429 for lack of room, the growth of `capstan_serving_shed_total` with
+    reason `queue` or `adaptive_limit`. A client's own rate limit says nothing about room."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLoad:
+    """How many requests a service had lately."""
+
+    samples: tuple[LoadSample, ...]
+    """Newest last, a few seconds apart. They go back as far as the longer of the two delays of `spec.autoscaling`, and
+    one sample further: of a time before the first of them nothing is known."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObservedServing:
     """All that is known of one InferenceService."""
 
@@ -205,4 +231,6 @@ class ObservedServing:
     """Pods of its Deployments, sorted by name."""
     traffic: ObservedTraffic | None = None
     """None: nothing was counted."""
+    load: ObservedLoad | None = None
+    """None: nothing was asked for, or nobody has answered yet."""
     settings: OperatorSettings = field(default_factory=OperatorSettings)

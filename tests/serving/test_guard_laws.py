@@ -212,7 +212,7 @@ async def test_places_are_given_in_the_order_of_arrival_and_none_is_lost_to_thos
     await asyncio.gather(*visits, return_exceptions=True)
     assert order[:1] == [0]
     assert order[-2:] == [3, 4]
-    assert (queue.depth, queue._free) == (0, 1)
+    assert (queue.depth, queue.ongoing) == (0, 0)
 
 
 @settings(deadline=None, max_examples=50)
@@ -243,7 +243,7 @@ def test_the_queue_never_lets_in_more_than_it_has_places(visits: list[tuple[int,
                 task.cancel()
         results = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(result, None | Refusal | asyncio.CancelledError) for result in results)
-        assert (queue.depth, queue._free) == (0, places)
+        assert (queue.depth, queue.ongoing) == (0, 0)
 
     asyncio.run(run())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -163,6 +164,31 @@ async def test_requests_beyond_the_queue_are_told_when_to_come_back() -> None:
         assert metric(rendered, 'capstan_serving_shed_total{reason="queue"}') == 4
         assert metric(rendered, "capstan_serving_queue_depth") == 0
         assert (await client.infer([ROW])).status == 200
+
+
+async def test_requests_that_are_worked_on_or_wait_are_told() -> None:
+    model, may_go_on = NumpyClassifier(), threading.Event()
+    guards = Guards(queue=Queue(max_ongoing_requests=2, max_queued_requests=3), batching=None)
+    async with running(classifier_app(guards, model)) as client:
+
+        async def told() -> tuple[float, float]:
+            rendered = await metrics_of(client)
+            return (
+                metric(rendered, "capstan_serving_ongoing_requests"),
+                metric(rendered, "capstan_serving_queue_depth"),
+            )
+
+        assert await told() == (0, 0)
+        model.on_call = lambda inputs: may_go_on.wait(60)
+        requests = [asyncio.create_task(client.infer([ROW])) for _ in range(5)]
+        try:
+            async with asyncio.timeout(60):
+                while await told() != (5, 3):
+                    await asyncio.sleep(0.01)
+        finally:
+            may_go_on.set()
+        assert {response.status for response in await asyncio.gather(*requests)} == {200}
+        assert await told() == (0, 0)
 
 
 async def test_same_requests_are_computed_once_and_kept() -> None:

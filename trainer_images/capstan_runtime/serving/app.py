@@ -253,12 +253,12 @@ def _model_facts(config: ServeConfig) -> dict[str, Any]:
 
 
 def _show_doors(metrics: Metrics, doors: Doors) -> None:
-    metrics.show("queue_depth", "Requests that wait for a place.", lambda: doors.queue.depth)
+    metrics.show("ongoing_requests", "Requests that are worked on or wait for it.", lambda: doors.queue.ongoing)
+    metrics.show("queue_depth", "Of those, the ones that wait for a place.", lambda: doors.queue.depth)
     if (breaker := doors.breaker) is not None:
         metrics.show("circuit_state", "Of the breaker: 0 closed, 1 half open, 2 open.", lambda: breaker.state)
     if (adaptive := doors.adaptive) is not None:
         metrics.show("adaptive_limit", "Requests at a time that are answered in time.", lambda: adaptive.limit)
-        metrics.show("ongoing_requests", "Requests that are worked on.", lambda: adaptive.ongoing)
 
 
 def _to_stdout(lines: bytes) -> None:

@@ -18,6 +18,7 @@ class BoundedQueue:
     as many as may wait do; its Retry-After is the time the waiting will take at the pace of the last second."""
 
     def __init__(self, places: int, may_wait: int) -> None:
+        self._places = places
         self._free = places
         self._may_wait = may_wait
         self._waiters: deque[asyncio.Future[None]] = deque()
@@ -27,6 +28,11 @@ class BoundedQueue:
     def depth(self) -> int:
         """Requests that wait."""
         return len(self._waiters)
+
+    @property
+    def ongoing(self) -> int:
+        """Requests that hold a place or wait for one."""
+        return self._places - self._free + len(self._waiters)
 
     async def __aenter__(self) -> None:
         if self._free:
