@@ -69,9 +69,12 @@ def test_the_columns_answer_what_is_served_and_why() -> None:
 
 
 def test_the_api_server_fills_in_what_the_models_fill_in() -> None:
-    spec = a_spec(rollout={"strategy": {"canary": {}}}, rateLimit={"requests": 10})
-    defaulted = COMPILED.default({"metadata": {"name": "x"}, "spec": copy.deepcopy(spec)})["spec"]
-    assert defaulted == InferenceServiceSpec.parse(spec).document()
+    for spec in (
+        a_spec(rollout={"strategy": {"canary": {}}}, rateLimit={"requests": 10}),
+        a_spec(autoscaling={"maxReplicas": 3}),
+    ):
+        defaulted = COMPILED.default({"metadata": {"name": "x"}, "spec": copy.deepcopy(spec)})["spec"]
+        assert defaulted == InferenceServiceSpec.parse(spec).document()
 
 
 ACCEPTED = {
@@ -85,6 +88,10 @@ ACCEPTED = {
             "autoRollback": False,
             "progressDeadlineSeconds": 60,
         }
+    ),
+    "autoscaling": a_spec(autoscaling={"maxReplicas": 3}),
+    "autoscaling to the last place": a_spec(
+        autoscaling={"minReplicas": 3, "maxReplicas": 3, "targetOngoingRequests": 320, "upscaleDelaySeconds": 0}
     ),
     "guards": a_spec(
         timeoutSeconds=5,
@@ -106,7 +113,7 @@ def test_both_accept(what: str) -> None:
 
 
 REFUSED = {
-    "an unknown field": (a_spec(autoscaling={"max": 3}), "autoscaling"),
+    "an unknown field": (a_spec(registry={}), "registry"),
     "tls without a Secret": (a_spec(tls={}), "tls.secretRef"),
     "a Secret without a name": (a_spec(tls={"secretRef": {"name": ""}}), "tls.secretRef.name"),
     "a Secret of another namespace": (a_spec(tls={"secretRef": {"name": "a", "namespace": "b"}}), "namespace"),
@@ -141,6 +148,23 @@ REFUSED = {
         "adaptiveLimit.minOngoing 100 is above queue.maxOngoingRequests 8; lower minOngoing",
     ),
     "no replicas": (a_spec(replicas=0), "replicas"),
+    "two who decide the size": (
+        a_spec(replicas=1, autoscaling={"maxReplicas": 3}),
+        "decides how many pods there are, and replicas 1 does too; remove one of the two",
+    ),
+    "a least size above the most": (
+        a_spec(autoscaling={"minReplicas": 4, "maxReplicas": 3}),
+        "minReplicas 4 is above maxReplicas 3; lower minReplicas",
+    ),
+    "a size of none": (a_spec(autoscaling={"minReplicas": 0, "maxReplicas": 3}), "minReplicas"),
+    "a target that a pod's queue does not let in": (
+        a_spec(
+            autoscaling={"maxReplicas": 3, "targetOngoingRequests": 11},
+            queue={"maxOngoingRequests": 8, "maxQueuedRequests": 2},
+        ),
+        "targetOngoingRequests 11 is above the 10 that queue lets into a pod (maxOngoingRequests + maxQueuedRequests); "
+        "lower it",
+    ),
     "an unknown protocol": (a_spec(protocols=["gRPC"]), "protocols"),
 }
 

@@ -5,7 +5,8 @@ given:
   story   what happened, in order: `live` (the first revision has all traffic), `settle` (look until nothing changes),
           `look` (once), {ready: stable | candidate | all, count: n}, {wait: seconds}, {train: step, verified: bool},
           {untrained: true}, {spec: merged into the spec}, {pods: stable | candidate, of ObservedReplica: values},
-          {traffic: {stable | candidate: [requests, errors]}}
+          {traffic: {stable | candidate: [requests, errors]}},
+          {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s)
 expected:
   what the look after the story leads to: apply (kind and name, size or destination), scale, delete, events,
   requeue_after, and of status what changed: conditions as `status reason`, revisions by name
@@ -15,7 +16,6 @@ Revisions are called first, second, … in the order in which they came up: thei
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from capstan_operator.observe import ServedTraffic
 from tests.support.looks import make_job, merged
 from tests.support.serving_world import BOUNDS, SERVICE, World, live, trained
 
+SAMPLE_SECONDS = 5.0
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
@@ -102,11 +103,22 @@ def _happen(world: World, chapter: Any) -> None:
             world.change_pods(named[who], **{key: value for key, value in chapter.items() if key != "pods"})
         case {"traffic": counts}:
             world.traffic = {str(named[who]): _served(*count) for who, count in counts.items()}
+        case {"ongoing": requests}:
+            _load(world, requests, chapter)
         case {"vanish": who}:
             world.deployments.pop(str(named[who]))
             world.match_pods()
         case _:
             raise ValueError(f"the story has no {chapter!r}")
+
+
+def _load(world: World, ongoing: int, chapter: dict[str, Any]) -> None:
+    ends = world.now + chapter.get("seconds", 0)
+    told = {key: chapter[key] for key in ("turned_away", "silent") if key in chapter}
+    world.note_load(ongoing, **told)
+    while world.now < ends:
+        world.now = min(ends, world.now + SAMPLE_SECONDS)
+        world.note_load(ongoing, **told)
 
 
 def _served(requests: int, errors: int) -> ServedTraffic:
@@ -156,8 +168,3 @@ def _revision(one: dict[str, Any]) -> str:
     gates = "".join(f", {gate['name']} {gate['verdict']}" for gate in one.get("gates", []))
     failure = f", {one['failure']['reason']}" if "failure" in one else ""
     return f"{one['phase']} {one['ready']}/{one['total']} {one['weight']}%{gates}{failure}"
-
-
-def at_rest(world: World) -> World:
-    """The same world after its status was stored and read again."""
-    return replace(world, status=InferenceServiceStatus.parse(world.status.document()))

@@ -12,8 +12,10 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ServingDecision
 from capstan_operator.observe import (
+    LoadSample,
     ObservedDeployment,
     ObservedJob,
+    ObservedLoad,
     ObservedReplica,
     ObservedRoute,
     ObservedService,
@@ -42,6 +44,7 @@ class World:
     `get_ready` says so."""
 
     spec: dict[str, Any] = field(default_factory=dict)
+    """What is merged into the least spec to begin with; from then on the whole of it."""
     job: ObservedJob | None = field(default_factory=trained)
     status: InferenceServiceStatus = field(default_factory=InferenceServiceStatus)
     deployments: dict[str, int] = field(default_factory=dict)
@@ -50,10 +53,14 @@ class World:
     route: ObservedRoute | None = None
     pods: dict[str, ObservedReplica] = field(default_factory=dict)
     traffic: dict[str, ServedTraffic] = field(default_factory=dict)
+    load: list[LoadSample] = field(default_factory=list)
     now: float = 100.0
     events: list[str] = field(default_factory=list)
     made: int = 0
     """Pods there ever were."""
+
+    def __post_init__(self) -> None:
+        self.spec = merged(SERVING_SPEC, self.spec)
 
     @property
     def stable(self) -> str | None:
@@ -70,9 +77,7 @@ class World:
         if rollout and rollout.since and self.traffic:
             counted = ObservedTraffic(rollout.since, BOUNDS, dict(self.traffic))
         return ObservedServing(
-            service=ObservedService(
-                NAMESPACE, SERVICE, SERVICE_UID, 1, False, merged(SERVING_SPEC, self.spec), self.status
-            ),
+            service=ObservedService(NAMESPACE, SERVICE, SERVICE_UID, 1, False, self.spec, self.status),
             job=self.job,
             deployments=tuple(
                 ObservedDeployment(name, f"{name}-uid", size) for name, size in sorted(self.deployments.items())
@@ -80,6 +85,7 @@ class World:
             route=self.route,
             replicas=tuple(sorted(self.pods.values(), key=lambda pod: pod.name)),
             traffic=counted,
+            load=ObservedLoad(tuple(self.load)) if self.load else None,
         )
 
     def decide(self) -> ServingDecision:
@@ -129,6 +135,11 @@ class World:
         waiting = [pod for pod in self.pods.values() if not pod.is_ready and revision in (None, pod.revision)]
         for pod in waiting[:count]:
             self.pods[pod.name] = replace(pod, is_ready=True)
+
+    def note_load(self, ongoing: int, turned_away: int = 0, silent: int = 0) -> None:
+        """The ready pods, but for the silent ones, are asked how many requests they have."""
+        ready = sum(pod.is_ready and not pod.is_deleting for pod in self.pods.values())
+        self.load.append(LoadSample(self.now, ready, max(0, ready - silent), ongoing, turned_away))
 
     def change_pods(self, revision: str | None, **changes: Any) -> None:
         for pod in [pod for pod in self.pods.values() if pod.revision == revision]:

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, model_validator
 
+from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.store import Store
 from capstan_runtime.contract.base import OneOf, Record, cel
@@ -224,6 +225,18 @@ class InferenceServiceSpec(Guards, Placement):
             "!has(self.modelRef.uri) || has(self.runtime)",
             "'runtime: is needed with modelRef.uri, which does not say what trained the model; choose flax or torch'",
         ),
+        (
+            "!(has(self.replicas) && has(self.autoscaling))",
+            "'autoscaling: decides how many pods there are, and replicas ' + string(self.replicas)"
+            " + ' does too; remove one of the two'",
+        ),
+        (
+            "!has(self.autoscaling) || self.autoscaling.targetOngoingRequests"
+            " <= self.queue.maxOngoingRequests + self.queue.maxQueuedRequests",
+            "'autoscaling: targetOngoingRequests ' + string(self.autoscaling.targetOngoingRequests)"
+            " + ' is above the ' + string(self.queue.maxOngoingRequests + self.queue.maxQueuedRequests)"
+            " + ' that queue lets into a pod (maxOngoingRequests + maxQueuedRequests); lower it'",
+        ),
     )
 
     model_ref: Annotated[ModelRef, Field(description="What is served.")]
@@ -238,7 +251,12 @@ class InferenceServiceSpec(Guards, Placement):
         list[Literal["OpenInference", "KServeV1", "OpenAI"]],
         Field(min_length=1, max_length=3, description="What is spoken. OpenAI is for language models."),
     ] = ["OpenInference", "KServeV1"]
-    replicas: Annotated[int, Field(ge=1, le=1000, description="Pods that serve.")] = 1
+    replicas: Annotated[
+        int | None, Field(ge=1, le=1000, description="Pods that serve. Left out, and autoscaling too: 1.")
+    ] = None
+    autoscaling: Annotated[
+        Autoscaling | None, Field(description="Requests decide how many pods serve. Instead of replicas.")
+    ] = None
     rollout: Annotated[Rollout, Field(description="How a new revision takes over.")] = Rollout()
     image: Annotated[
         str | None, Field(min_length=1, description="Container image. Left out: the operator's image for serving.")
@@ -268,5 +286,24 @@ class InferenceServiceSpec(Guards, Placement):
         if self.model_ref.uri and not self.runtime:
             raise ValueError(
                 "runtime: is needed with modelRef.uri, which does not say what trained the model; choose flax or torch"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_decides_the_size(self) -> Self:
+        if self.replicas is not None and self.autoscaling is not None:
+            raise ValueError(
+                f"autoscaling: decides how many pods there are, and replicas {self.replicas} does too; "
+                "remove one of the two"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _target_can_be_reached(self) -> Self:
+        most = self.queue.max_ongoing_requests + self.queue.max_queued_requests
+        if self.autoscaling is not None and self.autoscaling.target_ongoing_requests > most:
+            raise ValueError(
+                f"autoscaling: targetOngoingRequests {self.autoscaling.target_ongoing_requests} is above the {most} "
+                "that queue lets into a pod (maxOngoingRequests + maxQueuedRequests); lower it"
             )
         return self

@@ -96,6 +96,10 @@ class InferenceServiceStatus(Record):
     ] = []
     url: Annotated[str | None, Field(description="The stable address; it never changes.")] = None
     ready: Annotated[str | None, Field(description="Ready pods behind it, of those wanted.")] = None
+    replicas: Annotated[int | None, Field(description="Pods wanted by autoscaling; absent: spec.replicas says.")] = None
+    scaled: Annotated[
+        str | None, Field(description="How and why autoscaling last changed that; absent: it never did.")
+    ] = None
     model: Annotated[ModelStatus | None, Field(description="What spec.modelRef means.")] = None
     served: Annotated[str | None, Field(description="The model most traffic goes to: job@step.")] = None
     digest: Annotated[str | None, Field(description="Its digest, short.")] = None

@@ -12,6 +12,7 @@ from capstan_operator.decide.serving.model import NoModel, resolve
 from capstan_operator.decide.serving.plan import make_plan
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.record import record, seconds_until_next
+from capstan_operator.decide.serving.scaling import fit_size
 from capstan_operator.decide.serving.types import ServingDecision
 from capstan_operator.decide.types import EventNote
 from capstan_operator.observe import ObservedServing
@@ -19,6 +20,9 @@ from capstan_operator.observe import ObservedServing
 LEAST_WAIT_SECONDS = 0.05
 DARK_LOOK_SECONDS = 5.0
 """How often a service that does not answer is looked at even if nothing changes."""
+
+LOAD_LOOK_SECONDS = 5.0
+"""How often a service that autoscaling sizes is looked at: samples come about as often, and delays end between them."""
 
 
 def decide_inference_service(observed: ObservedServing, now: float) -> ServingDecision:
@@ -40,7 +44,7 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
     if isinstance(wanted, Refusal):
         return _refuse(observed, wanted, now)
     known = old if isinstance(model, NoModel) else old.model_copy(update={"model": model})
-    fleet = Fleet(observed, spec, wanted, known, now)
+    fleet = Fleet(observed, spec, wanted, fit_size(spec.autoscaling, known, observed.deployments), now)
     recorded = fleet.after(record(fleet))
     status = describe(recorded, no_model)
     events = tell(old, status)
@@ -61,6 +65,8 @@ def _next_look(fleet: Fleet) -> float | None:
     waits = [seconds_until_next(fleet), seconds_until_given_up(fleet)]
     if fleet.rollout and fleet.status.stable and not fleet.behind():
         waits.append(DARK_LOOK_SECONDS)
+    if fleet.spec.autoscaling and fleet.behind():
+        waits.append(LOAD_LOOK_SECONDS)
     return min((max(wait, LEAST_WAIT_SECONDS) for wait in waits if wait is not None), default=None)
 
 

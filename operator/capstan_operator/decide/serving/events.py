@@ -1,4 +1,4 @@
-"""What is worth an event: what became of revisions, and whether the address answers."""
+"""What is worth an event: what became of revisions, how many pods there are, whether the address answers."""
 
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import InferenceServiceCondition
@@ -8,7 +8,7 @@ from capstan_operator.decide.types import EventNote
 
 def tell(old: InferenceServiceStatus, new: InferenceServiceStatus) -> tuple[EventNote, ...]:
     """Of a status that follows another, what somebody should hear of."""
-    return (*_of_revisions(old, new), *_of_rollout(old, new), *_of_serving(old, new))
+    return (*_of_revisions(old, new), *_of_rollout(old, new), *_of_size(old, new), *_of_serving(old, new))
 
 
 def _of_revisions(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
@@ -40,6 +40,11 @@ def _of_rollout(old: InferenceServiceStatus, new: InferenceServiceStatus) -> lis
         return []
     step = f", step {after.step + 1}" if after.step is not None else ""
     return [EventNote("Normal", after.phase, f"{after.candidate}: {after.phase}{step}")]
+
+
+def _of_size(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
+    is_changed = old.replicas and new.replicas and old.replicas != new.replicas
+    return [EventNote("Normal", "Scaled", new.scaled)] if is_changed and new.scaled else []
 
 
 def _of_serving(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:

@@ -31,8 +31,8 @@ class Fleet:
 
     @property
     def size(self) -> int:
-        """Pods that shall serve."""
-        return self.spec.replicas
+        """Pods that shall serve: on record where autoscaling decides it, else as the spec says."""
+        return self.status.replicas or self.spec.replicas or 1
 
     @property
     def canary(self) -> Canary | None:

@@ -1,4 +1,5 @@
-"""What a look adds to the record: which revision is proven, which is on its way, how far it is, which failed.
+"""What a look adds to the record: which revision is proven, which is on its way, how far it is, which failed,
+and how many pods autoscaling wants.
 
 The record is written before anything follows from it: children are planned from what status says already. So an
 operator that dies between any two writes has neither shifted traffic that nobody knows of, nor deleted what it will
@@ -19,6 +20,7 @@ from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revi
 from capstan_operator.decide.serving.gates import judge
 from capstan_operator.decide.serving.health import failure_of_candidate
 from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.scaling import decide_size
 from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_operator.observe import ObservedTraffic, ServedTraffic
 
@@ -33,7 +35,7 @@ Rule = Callable[[Fleet], InferenceServiceStatus | None]
 
 def record(fleet: Fleet) -> InferenceServiceStatus:
     """The status with what this look adds; at most one of the rules applies to a look."""
-    for rule in (_forget_lost, _abandon, _give_up, _begin, _take_first, _advance, _note_progress):
+    for rule in (_forget_lost, _abandon, _give_up, _begin, _take_first, _advance, _note_progress, _resize):
         status = rule(fleet)
         if status is not None:
             return status
@@ -106,6 +108,17 @@ def _note_progress(fleet: Fleet) -> InferenceServiceStatus | None:
     return fleet.status.model_copy(update={"rollout": rollout.model_copy(update=changes)})
 
 
+def _resize(fleet: Fleet) -> InferenceServiceStatus | None:
+    """Requests ask for another size. It may grow at any time, but what a rollout has to fall back on stays."""
+    if fleet.spec.autoscaling is None:
+        return None
+    may_shrink = fleet.rollout is None and fleet.is_settled()
+    resize = decide_size(fleet.spec.autoscaling, fleet.size, fleet.seen.load, may_shrink=may_shrink, now=fleet.now)
+    if resize is None:
+        return None
+    return fleet.status.model_copy(update={"replicas": resize.replicas, "scaled": resize.message})
+
+
 def _after_start(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | None:
     ready = fleet.ready(rollout.candidate)
     if fleet.is_dark():
@@ -163,10 +176,11 @@ def _refused(
 
 def _in_hold(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | None:
     has_all = fleet.seen.route is not None and fleet.seen.route.revision == rollout.candidate
-    is_whole = has_all and fleet.ready(rollout.candidate) >= fleet.size
+    ready = fleet.ready(rollout.candidate)
     if rollout.since is None:
-        return _count_from_now(fleet, rollout) if is_whole else None
-    if not is_whole:
+        return _count_from_now(fleet, rollout) if has_all and ready >= fleet.size else None
+    # A size that grew since then asks for more pods, but takes nothing from what those there are have proven.
+    if not has_all or ready < min(fleet.size, rollout.ready):
         return _enter(fleet, "Holding")  # it counts from anew
     return _promoted(fleet) if seconds_after(rollout.since, fleet.now) >= hold_seconds(fleet) else None
 
@@ -253,7 +267,8 @@ def _enter(fleet: Fleet, phase: str, step: int | None = None) -> InferenceServic
 
 
 def _count_from_now(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus:
-    return fleet.status.model_copy(update={"rollout": rollout.model_copy(update={"since": fleet.moment})})
+    changes = {"since": fleet.moment, "ready": fleet.ready(rollout.candidate)}
+    return fleet.status.model_copy(update={"rollout": rollout.model_copy(update=changes)})
 
 
 def _promoted(fleet: Fleet) -> InferenceServiceStatus:
