@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,11 +28,14 @@ CORRUPT_STEP, BAD_STEP = 777, 888
 class Rollouts:
     """A service that follows a job's checkpoints, in a world where pods break one at a time."""
 
+    size: dict[str, Any] = {"replicas": REPLICAS}
+    """What of the spec says how many pods there are."""
+
     def __init__(self, strategy: str, seed: int) -> None:
         self.chance = random.Random(seed)
         self.world: World = live(
             modelRef={"trainingJob": {"track": True}},
-            replicas=REPLICAS,
+            **self.size,
             rollout={"strategy": STRATEGIES[strategy], "progressDeadlineSeconds": 300},
         )
         self.steps = {str(self.world.stable): 200}
@@ -56,12 +60,15 @@ class Rollouts:
                 victim = self.chance.choice(sorted(world.pods))
                 world.pods[victim] = replace(world.pods[victim], is_ready=False, restarts=1, exit_code=137)
             case 2:
-                size = self.chance.choice([REPLICAS, REPLICAS + 2])
-                world.spec = {**world.spec, "replicas": size}
+                self._resize()
             case _:
                 for pod in list(world.pods.values()):
                     if self.chance.random() < 0.5:
                         self._start(pod.name)
+
+    def _resize(self) -> None:
+        size = self.chance.choice([REPLICAS, REPLICAS + 2])
+        self.world.spec = {**self.world.spec, "replicas": size}
 
     def _start(self, name: str) -> None:
         """The pod has loaded its checkpoint, or found that it cannot."""
@@ -133,6 +140,40 @@ class Rollouts:
         return self.steps[name]
 
 
+class ScaledRollouts(Rollouts):
+    """The same with a size that follows the requests, which come and go."""
+
+    most = REPLICAS + 4
+    size: dict[str, Any] = {
+        "replicas": None,
+        "autoscaling": {"minReplicas": REPLICAS, "maxReplicas": most, "downscaleDelaySeconds": 30},
+    }
+
+    def __init__(self, strategy: str, seed: int) -> None:
+        self.ongoing = 0
+        super().__init__(strategy, seed)
+        self.sizes = [REPLICAS]
+
+    def _resize(self) -> None:
+        self.ongoing = self.chance.choice([0, 16 * REPLICAS, 16 * self.most, 1000])
+
+    def _serve(self) -> None:
+        super()._serve()
+        self.world.note_load(self.ongoing, silent=self.chance.choice([0, 0, 0, 1]))
+        self.world.load = self.world.load[-20:]
+
+    def _check(self, before: dict[str, int]) -> None:
+        super()._check(before)
+        status, size = self.world.status, self.world.status.replicas
+        assert size is not None
+        assert REPLICAS <= size <= self.most
+        if size < self.sizes[-1]:
+            assert status.rollout is None, status
+            assert set(self.world.deployments) == {status.stable}, status
+        if size != self.sizes[-1]:
+            self.sizes.append(size)
+
+
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_whatever_happens_somebody_answers_and_what_failed_does_not(strategy: str, seed: int) -> None:
@@ -142,6 +183,37 @@ def test_whatever_happens_somebody_answers_and_what_failed_does_not(strategy: st
     assert CORRUPT_STEP not in {rollouts.steps[str(name)] for name in rollouts.promoted}
     if strategy == "canary":
         assert BAD_STEP not in {rollouts.steps[str(name)] for name in rollouts.promoted}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_whatever_happens_the_size_follows_the_requests_and_shrinks_only_between_rollouts(
+    strategy: str, seed: int
+) -> None:
+    rollouts = ScaledRollouts(strategy, seed)
+    rollouts.live_on(400)
+    assert len(rollouts.promoted) > 1, "nothing was ever rolled out"
+    steps = list(pairwise(rollouts.sizes))
+    assert any(after > before for before, after in steps), "it never grew"
+    assert any(after < before for before, after in steps), "it never shrank"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_rollout_ends_although_the_size_grows_all_the_time(strategy: str) -> None:
+    rollouts = ScaledRollouts(strategy, seed=7)
+    world = rollouts.world
+    world.job = trained(600)
+    for moment in range(150):
+        world.get_ready()
+        rollouts._operate()
+        rollouts.ongoing = min(16 * rollouts.most, 16 * REPLICAS + moment)
+        rollouts._serve()
+        world.now += 5.0
+    assert (world.status.reason, world.status.served) == ("Live", "digits@600")
+    assert (world.status.ready, world.deployments) == (
+        f"{rollouts.most}/{rollouts.most}",
+        {world.stable: rollouts.most},
+    )
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
