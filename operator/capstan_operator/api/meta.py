@@ -76,6 +76,8 @@ class InferenceServiceCondition(StrEnum):
     """A new revision is on its way to all traffic."""
     ROLLED_BACK = "RolledBack"
     """The revision that the spec asks for was given up; the one before it serves."""
+    SCALING_LIMITED = "ScalingLimited"
+    """Requests ask for more pods than spec.autoscaling allows."""
 
 
 class Phase(StrEnum):

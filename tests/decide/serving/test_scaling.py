@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.decide.serving.scaling import decide_size
 from capstan_operator.observe import LoadSample, ObservedLoad
+from tests.support.serving_world import live
 
 SAMPLE_SECONDS = 5.0
 TARGET = 16
@@ -182,3 +183,16 @@ def test_without_delays_the_newest_sample_decides() -> None:
         (6, "from 9 to 6: at most 90 ongoing requests in 0 s, 16 per pod wanted"),
     ]
     assert decide_size(at_once, 2, told, may_shrink=True, now=1015.1) is None
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.lists(st.integers(0, 35), min_size=1, max_size=100))
+def test_a_load_that_moves_within_what_the_pods_are_to_have_writes_nothing(loads: list[int]) -> None:
+    world = live(replicas=None, autoscaling={"minReplicas": 2, "maxReplicas": 8})
+    at_rest = world.status
+    for ongoing in loads:
+        world.now += SAMPLE_SECONDS
+        world.note_load(ongoing)
+        decision = world.decide()
+        assert (world.status, decision.apply, decision.scale, decision.events) == (at_rest, (), (), ())
+        assert decision.requeue_after == SAMPLE_SECONDS

@@ -9,6 +9,7 @@ from capstan_operator.decide.serving.fleet import Fleet, known_revision
 from capstan_operator.decide.serving.health import trouble
 from capstan_operator.decide.serving.model import NoModel
 from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.scaling import is_limited
 from capstan_runtime.contract.env import SERVE_PORT
 
 SHORT_DIGEST = len("blake3:") + 12
@@ -40,7 +41,8 @@ def describe(fleet: Fleet, no_model: NoModel | None) -> InferenceServiceStatus:
     is_moving = status.rollout is not None or headline.reason == ServingReason.RETREATING
     kind = InferenceServiceCondition.PROGRESSING
     status = _put(fleet.after(status), kind, is_moving, headline.reason, headline.message)
-    return _put_rolled_back(fleet.after(status))
+    status = _put_rolled_back(fleet.after(status))
+    return _put_scaling_limited(fleet.after(status))
 
 
 def _headline(fleet: Fleet, no_model: NoModel | None) -> Headline:
@@ -204,3 +206,15 @@ def _put_rolled_back(fleet: Fleet) -> InferenceServiceStatus:
     if find(fleet.status, kind) is None:
         return fleet.status
     return _put(fleet, kind, False, ServingReason.VALID.value, "the spec asks for a revision that was not given up")
+
+
+def _put_scaling_limited(fleet: Fleet) -> InferenceServiceStatus:
+    """Said from the first time on; before that there is nothing to say."""
+    kind, scaling = InferenceServiceCondition.SCALING_LIMITED, fleet.spec.autoscaling
+    limited = is_limited(scaling, fleet.size, fleet.seen.load, fleet.now) if scaling else False
+    if scaling and limited:
+        message = f"requests ask for more pods than maxReplicas {scaling.max_replicas}"
+        return _put(fleet, kind, True, ServingReason.TOO_MANY_REPLICAS.value, message)
+    if limited is None or find(fleet.status, kind) is None:
+        return fleet.status
+    return _put(fleet, kind, False, ServingReason.DESIRED_WITHIN_RANGE.value, "there may be as many pods as asked for")

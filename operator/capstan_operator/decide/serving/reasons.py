@@ -33,6 +33,11 @@ class ServingReason(StrEnum):
     NO_READY_PODS = "NoReadyPods"
     """No pod behind the stable address is ready."""
 
+    TOO_MANY_REPLICAS = "TooManyReplicas"
+    """More pods are asked for than maxReplicas allows; the HorizontalPodAutoscaler's word."""
+    DESIRED_WITHIN_RANGE = "DesiredWithinRange"
+    """As many pods as are asked for are allowed; the HorizontalPodAutoscaler's word."""
+
     GATE_FAILED = "GateFailed"
     """The canary is worse than its gates allow."""
     GATE_INCONCLUSIVE = "GateInconclusive"

@@ -48,6 +48,19 @@ def decide_size(
     return None
 
 
+def is_limited(scaling: Autoscaling, size: int, load: ObservedLoad | None, now: float) -> bool | None:
+    """Whether requests ask for more pods than are allowed; None: as before. With the delays of the size, so that it
+    says nothing else at every look."""
+    samples = load.samples if load else ()
+    lately = _window(samples, scaling.upscale_delay_seconds, now)
+    if lately and all(_asked_at_least(scaling, size, one) > scaling.max_replicas for one in lately):
+        return True
+    longer = _window(samples, scaling.downscale_delay_seconds, now)
+    if longer and all(_asked_at_most(scaling, size, one) <= scaling.max_replicas for one in longer):
+        return False
+    return None
+
+
 def fit_size(
     scaling: Autoscaling | None, status: InferenceServiceStatus, deployments: Iterable[ObservedDeployment]
 ) -> InferenceServiceStatus:
