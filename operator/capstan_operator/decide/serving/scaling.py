@@ -5,6 +5,7 @@ upscale delay asks for, and shrinks to the most that any sample of the downscale
 nothing: without a sample, or with a gap between two, the size stays.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -84,10 +85,10 @@ def fit_size(
 
 def _window(samples: tuple[LoadSample, ...], seconds: float, now: float) -> tuple[LoadSample, ...]:
     """The samples that tell of the last `seconds`, the first of them from before; none if they do not tell of all."""
-    begins = max((index for index, one in enumerate(samples) if one.at <= now - seconds), default=None)
-    if begins is None:
+    known_before = bisect_right(samples, now - seconds, key=lambda one: one.at)
+    if not known_before:
         return ()
-    window = samples[begins:]
+    window = samples[known_before - 1 :]
     moments = [one.at for one in window] + [now]
     return window if all(later - earlier <= STALE_SECONDS for earlier, later in pairwise(moments)) else ()
 
