@@ -48,6 +48,12 @@ class Metrics:
         self.supervisor_polls = Counter(
             f"{prefix}supervisor_polls", "Questions to supervisors, by result.", ["result"], registry=registry
         )
+        self.replica_scrapes = Counter(
+            f"{prefix}replica_scrapes",
+            "Questions to serving replicas for their numbers: counted, silent or unreadable.",
+            ["result"],
+            registry=registry,
+        )
         self.hints = Counter(f"{prefix}hints", "Wake-up hints, by what became of them.", ["result"], registry=registry)
         self.status_writes = Counter(
             f"{prefix}status_writes", "Status writes: written, suppressed or postponed.", ["result"], registry=registry

@@ -217,6 +217,19 @@ class ObservedLoad:
 
 
 @dataclass(frozen=True, slots=True)
+class RevisionLatency:
+    """How long the answers of one revision took, over about the last minute."""
+
+    p50: float | None
+    """Seconds within which half of them came: the upper bound of a bucket. None: too few to tell, or beyond the last
+    bucket."""
+    p99: float | None
+    """The same for 99 of 100; it takes more of them to tell."""
+    requests: int
+    """Answers that were timed."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObservedServing:
     """All that is known of one InferenceService."""
 
@@ -233,4 +246,6 @@ class ObservedServing:
     """None: nothing was counted."""
     load: ObservedLoad | None = None
     """None: nothing was asked for, or nobody has answered yet."""
+    latencies: Mapping[str, RevisionLatency] = field(default_factory=dict)
+    """By revision; one that answered nothing of late may be missing."""
     settings: OperatorSettings = field(default_factory=OperatorSettings)

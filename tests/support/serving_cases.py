@@ -5,7 +5,7 @@ given:
   story   what happened, in order: `live` (the first revision has all traffic), `settle` (look until nothing changes),
           `look` (once), {ready: stable | candidate | all, count: n}, {wait: seconds}, {train: step, verified: bool},
           {untrained: true}, {spec: merged into the spec}, {pods: stable | candidate, of ObservedReplica: values},
-          {traffic: {stable | candidate: [requests, errors]}},
+          {traffic: {stable | candidate: [requests, errors]}}, {latency: {stable | candidate: [p50, p99] in seconds}},
           {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s)
 expected:
   what the look after the story leads to: apply (kind and name, size or destination), scale, delete, events,
@@ -25,7 +25,7 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import LABEL_REVISION
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ServingDecision
-from capstan_operator.observe import ServedTraffic
+from capstan_operator.observe import RevisionLatency, ServedTraffic
 from tests.support.looks import make_job, merged
 from tests.support.serving_world import BOUNDS, SERVICE, World, live, trained
 
@@ -105,6 +105,8 @@ def _happen(world: World, chapter: Any) -> None:
             world.traffic = {str(named[who]): _served(*count) for who, count in counts.items()}
         case {"ongoing": requests}:
             _load(world, requests, chapter)
+        case {"latency": seconds}:
+            world.latencies = {str(named[who]): RevisionLatency(*both, requests=1000) for who, both in seconds.items()}
         case {"vanish": who}:
             world.deployments.pop(str(named[who]))
             world.match_pods()
@@ -167,4 +169,10 @@ def _flat(status: InferenceServiceStatus) -> dict[str, Any]:
 def _revision(one: dict[str, Any]) -> str:
     gates = "".join(f", {gate['name']} {gate['verdict']}" for gate in one.get("gates", []))
     failure = f", {one['failure']['reason']}" if "failure" in one else ""
-    return f"{one['phase']} {one['ready']}/{one['total']} {one['weight']}%{gates}{failure}"
+    return f"{one['phase']} {one['ready']}/{one['total']} {one['weight']}%{_latency(one)}{gates}{failure}"
+
+
+def _latency(one: dict[str, Any]) -> str:
+    latency = one.get("latency", {})
+    names = {"p50Milliseconds": "p50", "p99Milliseconds": "p99"}
+    return "".join(f", {name} {latency[key]:g} ms" for key, name in names.items() if key in latency)

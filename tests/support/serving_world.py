@@ -21,6 +21,7 @@ from capstan_operator.observe import (
     ObservedService,
     ObservedServing,
     ObservedTraffic,
+    RevisionLatency,
     ServedTraffic,
 )
 from tests.support.looks import make_job, merged, root
@@ -54,6 +55,7 @@ class World:
     pods: dict[str, ObservedReplica] = field(default_factory=dict)
     traffic: dict[str, ServedTraffic] = field(default_factory=dict)
     load: list[LoadSample] = field(default_factory=list)
+    latencies: dict[str, RevisionLatency] = field(default_factory=dict)
     now: float = 100.0
     events: list[str] = field(default_factory=list)
     made: int = 0
@@ -86,6 +88,7 @@ class World:
             replicas=tuple(sorted(self.pods.values(), key=lambda pod: pod.name)),
             traffic=counted,
             load=ObservedLoad(tuple(self.load)) if self.load else None,
+            latencies=dict(self.latencies),
         )
 
     def decide(self) -> ServingDecision:

@@ -43,6 +43,19 @@ class RevisionFailure(Record):
     at: Annotated[str, Field(description="When it was seen (RFC 3339).")]
 
 
+class LatencyStatus(Record):
+    """How long answers took, over about a minute before `at`. It follows great changes at once, at most once a minute,
+    and small ones when status changes otherwise."""
+
+    p50_milliseconds: Annotated[
+        float | None, Field(description="Half of the answers took at most that long; absent: too few to tell.")
+    ] = None
+    p99_milliseconds: Annotated[
+        float | None, Field(description="99 of 100 answers took at most that long; absent: too few to tell.")
+    ] = None
+    at: Annotated[str, Field(description="When it was so (RFC 3339).")]
+
+
 class RevisionStatus(Record):
     """One revision: a checkpoint, an image, a configuration and a pod template that never change."""
 
@@ -55,6 +68,9 @@ class RevisionStatus(Record):
     weight: Annotated[int, Field(description="Percent of the ready pods behind the stable address.")] = 0
     ready: Annotated[int, Field(description="Pods that are ready.")] = 0
     total: Annotated[int, Field(description="Pods wanted.")] = 0
+    latency: Annotated[
+        LatencyStatus | None, Field(description="How long its answers take; absent: it had too few to tell.")
+    ] = None
     gates: Annotated[list[GateStatus], Field(description="What the gates of a canary say.")] = []
     failure: Annotated[RevisionFailure | None, Field(description="Why it was given up; absent: it was not.")] = None
 

@@ -5,6 +5,8 @@ ApiError            the API server refused, or gave no usable answer
   Predecessor       a child's name is still taken by a child of a deleted owner of the same name
 SupervisorError     a pod's supervisor refused, or gave no usable answer
   TokenRefused      it does not know the token of its job
+ScrapeError         a serving replica gave no numbers that can be counted
+  ScrapeTimeout     it gave no answer at all, in all the time it had
 """
 
 import msgspec
@@ -90,6 +92,14 @@ class SupervisorError(Exception):
 
 class TokenRefused(SupervisorError):
     """It answers, but not to the token computed for its job."""
+
+
+class ScrapeError(Exception):
+    """A replica's numbers could not be had; the text is one line that says why."""
+
+
+class ScrapeTimeout(ScrapeError):
+    """It did not answer in time: asking it took as long as it takes to ask many others."""
 
 
 class ErrorCause(msgspec.Struct, gc=False):

@@ -78,7 +78,7 @@ class SupervisorClient:
                 allow_redirects=False,
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
-                answer = await _read_at_most(response.content, MAX_ANSWER_BYTES)
+                answer = await read_at_most(response.content, MAX_ANSWER_BYTES)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise SupervisorError(f"{method} {path} of {ip}: {type(error).__name__}: {error}") from error
         if answer is None:
@@ -92,7 +92,7 @@ class SupervisorClient:
         return answer
 
 
-async def _read_at_most(stream: aiohttp.StreamReader, limit: int) -> bytes | None:
+async def read_at_most(stream: aiohttp.StreamReader, limit: int) -> bytes | None:
     """All of it, or None when it is longer than `limit`."""
     answer = bytearray()
     async for chunk in stream.iter_any():

@@ -7,6 +7,7 @@ from capstan_operator.api.meta import InferenceServiceCondition
 from capstan_operator.decide.conditions import find, put_condition
 from capstan_operator.decide.serving.fleet import Fleet, known_revision
 from capstan_operator.decide.serving.health import trouble
+from capstan_operator.decide.serving.latency import with_latencies
 from capstan_operator.decide.serving.model import NoModel
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.scaling import is_limited
@@ -42,7 +43,8 @@ def describe(fleet: Fleet, no_model: NoModel | None) -> InferenceServiceStatus:
     kind = InferenceServiceCondition.PROGRESSING
     status = _put(fleet.after(status), kind, is_moving, headline.reason, headline.message)
     status = _put_rolled_back(fleet.after(status))
-    return _put_scaling_limited(fleet.after(status))
+    status = _put_scaling_limited(fleet.after(status))
+    return with_latencies(fleet.after(status))
 
 
 def _headline(fleet: Fleet, no_model: NoModel | None) -> Headline:
