@@ -31,26 +31,28 @@ class Counts:
     """For lack of room."""
     timed: int = 0
     bounds: tuple[float, ...] | None = None
-    """Upper bounds of the latency buckets, ascending, without the infinite one; None: nothing was counted yet, so it
-    fits any."""
+    """Upper bounds of the latency buckets, ascending, without the infinite one; None: these are sums of nothing,
+    which fit any."""
     within: tuple[int, ...] = ()
     """How many of those timed took at most that long; cumulative."""
 
     def __add__(self, other: "Counts") -> "Counts":
+        if self.bounds is None or other.bounds is None:
+            return other if self.bounds is None else self
         ours, theirs = fitted((self, other))
         return Counts(
             self.requests + other.requests,
             self.errors + other.errors,
             self.turned_away + other.turned_away,
             self.timed + other.timed,
-            ours.bounds if ours.bounds is not None else theirs.bounds,
-            tuple(map(int.__add__, ours.within, theirs.within))
-            if ours.within and theirs.within
-            else ours.within or theirs.within,
+            ours.bounds,
+            tuple(map(int.__add__, ours.within, theirs.within)),
         )
 
     def __sub__(self, earlier: "Counts") -> "Counts":
         """What came since `earlier`, of the same sums."""
+        if earlier.bounds is None:
+            return self
         ours, theirs = fitted((self, earlier))
         return Counts(
             self.requests - earlier.requests,
@@ -58,7 +60,7 @@ class Counts:
             self.turned_away - earlier.turned_away,
             self.timed - earlier.timed,
             ours.bounds,
-            tuple(map(int.__sub__, ours.within, theirs.within)) if theirs.within else ours.within,
+            tuple(map(int.__sub__, ours.within, theirs.within)),
         )
 
     def is_less(self, earlier: "Counts") -> bool:
