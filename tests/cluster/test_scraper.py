@@ -15,7 +15,7 @@ from aiohttp import web
 
 from capstan_local.node.certificate import serving_context
 from capstan_operator.cluster.scraper import MAX_ANSWER_BYTES, Scraper, Target
-from capstan_operator.cluster.work_queue import JobKey
+from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import ObservedTraffic, RevisionLatency, ServedTraffic
 from capstan_runtime.contract.serving import Guards
@@ -26,8 +26,8 @@ from tests.support.fake_replicas import FakeReplica, FakeReplicas, serve_fake_re
 from tests.support.http_server import Server
 from tests.support.operators import eventually
 
-KEY, UID = JobKey("default", "digits"), "service-uid"
-OTHER_KEY, OTHER_UID = JobKey("default", "letters"), "other-uid"
+KEY, UID = ObjectKey("default", "digits", "InferenceService"), "service-uid"
+OTHER_KEY, OTHER_UID = ObjectKey("default", "letters", "InferenceService"), "other-uid"
 STEP, NEXT_STEP = "2026-11-28T10:00:00.000Z", "2026-11-28T10:05:00.000Z"
 
 
@@ -38,7 +38,7 @@ class World:
     replicas: FakeReplicas
     targets: dict[str, Target] = field(default_factory=dict)
     """By pod uid."""
-    woken: list[JobKey] = field(default_factory=list)
+    woken: list[ObjectKey] = field(default_factory=list)
     metrics: Metrics = field(default_factory=Metrics)
     begun: int = 0
     """Rounds."""
@@ -348,7 +348,7 @@ async def test_load_and_latency_are_those_that_the_pods_tell() -> None:
 async def test_the_numbers_of_a_real_replica_are_those_of_its_clients() -> None:
     server = Server(classifier_app(Guards(batching=None)))
     host, port = server.url.removeprefix("http://").split(":")
-    woken: list[JobKey] = []
+    woken: list[ObjectKey] = []
     target = Target(KEY, UID, "digits-00001", "pod", host, False, STEP)
     scraper = Scraper(lambda: [target], woken.append, Metrics(), port=int(port), interval_seconds=0.05)
     task = asyncio.create_task(scraper.run())

@@ -48,10 +48,10 @@ class LatencyStatus(Record):
     and small ones when status changes otherwise."""
 
     p50_milliseconds: Annotated[
-        float | None, Field(description="Half of the answers took at most that long; absent: too few to tell.")
+        float | None, Field(description="Half of the answers took at most that long; absent: it cannot be told.")
     ] = None
     p99_milliseconds: Annotated[
-        float | None, Field(description="99 of 100 answers took at most that long; absent: too few to tell.")
+        float | None, Field(description="99 of 100 answers took at most that long; absent: it cannot be told.")
     ] = None
     at: Annotated[str, Field(description="When it was so (RFC 3339).")]
 

@@ -15,7 +15,7 @@ from capstan_operator.cluster.errors import ScrapeError, ScrapeTimeout
 from capstan_operator.cluster.replica_metrics import read_metrics
 from capstan_operator.cluster.serving_traffic import Reading, ServiceTraffic
 from capstan_operator.cluster.supervisor_client import read_at_most
-from capstan_operator.cluster.work_queue import JobKey
+from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import ObservedLoad, ObservedTraffic, RevisionLatency
 from capstan_runtime.contract.env import SERVE_PORT
@@ -41,7 +41,7 @@ FORGET_SECONDS = 600.0
 class Target:
     """A pod to ask."""
 
-    service: JobKey
+    service: ObjectKey
     service_uid: str
     revision: str
     pod_uid: str
@@ -68,7 +68,7 @@ class Scraper:
     def __init__(
         self,
         targets: Callable[[], Iterable[Target]],
-        wake: Callable[[JobKey], None],
+        wake: Callable[[ObjectKey], None],
         metrics: Metrics,
         *,
         port: int = SERVE_PORT,
@@ -163,7 +163,7 @@ class Scraper:
             if is_silent:
                 self._silent[target.pod_uid] = None
             self._metrics.replica_scrapes.labels("silent" if is_silent else "unreadable").inc()
-            logger.debug("no numbers of a pod of %s: %s", target.revision, error, extra={"job": str(target.service)})
+            logger.debug("no numbers of a pod of %s: %s", target.revision, error, extra=target.service.log_fields())
             return
         self._metrics.replica_scrapes.labels("counted").inc()
         traffic.take(target.pod_uid, reading, time.monotonic())
