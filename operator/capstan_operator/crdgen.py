@@ -283,7 +283,11 @@ def _crd(kind: str, short_name: str, schema: Schema, columns: list[dict[str, Any
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes `y` and `n` too: kubectl reads YAML 1.1, where they are booleans, and PyYAML does not know."""
+    """Quotes `y` and `n` too: kubectl reads YAML 1.1, where they are booleans, and PyYAML does not know. Writes no
+    aliases: not everything that reads manifests follows them."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
 
 
 _Dumper.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^[yYnN]$"), list("yYnN"))

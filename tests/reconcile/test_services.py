@@ -182,6 +182,7 @@ async def test_a_deleted_service_takes_its_children_with_it_and_gets_no_new_ones
         stable = status_of(api)["stable"]
         before = len(api.calls)
         api.remove(INFERENCE_SERVICES, "default", "served")
+        await eventually(lambda: operator.value("reconciles_total", result="gone") >= 1)
         for resource in (DEPLOYMENTS, SERVICES, SECRETS):
             for name in (stable, "served"):
                 if name in names(api.of(resource)):

@@ -3,8 +3,9 @@
 given:
   born    merged into the spec that the service began with
   story   what happened, in order: `live` (the first revision has all traffic), `settle` (look until nothing changes),
-          `look` (once), {ready: stable | candidate | all, count: n}, {wait: seconds}, {train: step, verified: bool},
-          {untrained: true}, {spec: merged into the spec}, {pods: stable | candidate, of ObservedReplica: values},
+          `look` (once), {ready: stable | candidate | all, count: n}, {wait: seconds}, {untrained: true},
+          {train: step, verified: bool, done: bool}, {spec: merged into the spec},
+          {pods: stable | candidate, of ObservedReplica: values},
           {traffic: {stable | candidate: [requests, errors]}}, {latency: {stable | candidate: [p50, p99] in seconds}},
           {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s)
 expected:
@@ -92,7 +93,7 @@ def _happen(world: World, chapter: Any) -> None:
         case {"wait": seconds}:
             world.now += seconds
         case {"train": step}:
-            world.job = trained(step, is_verified=chapter.get("verified", True))
+            world.job = trained(step, is_verified=chapter.get("verified", True), is_done=chapter.get("done", True))
         case {"untrained": True}:
             world.job = make_job()
         case {"job": None}:

@@ -31,12 +31,13 @@ SERVING_SPEC: dict[str, Any] = {"modelRef": {"trainingJob": {"name": "digits"}},
 BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
-def trained(step: int = 200, *, is_verified: bool = True, **spec: Any) -> ObservedJob:
-    """The TrainingJob `digits` with a checkpoint of `step`."""
+def trained(step: int = 200, *, is_verified: bool = True, is_done: bool = True, **spec: Any) -> ObservedJob:
+    """The TrainingJob `digits` with a checkpoint of `step`; done: it has succeeded."""
     checkpoint = {"step": step, "root": root(step), "summary": f"{step}@{root(step)[7:15]}"}
     if is_verified:
         checkpoint["verifiedAt"] = "1970-01-01T00:00:00Z"
-    return make_job(spec, TrainingJobStatus.parse({"checkpoint": checkpoint}))
+    ended = {"type": "Succeeded", "status": "True", "reason": "Completed", "lastTransitionTime": "1970-01-01T00:00:00Z"}
+    return make_job(spec, TrainingJobStatus.parse({"checkpoint": checkpoint, "conditions": [ended] if is_done else []}))
 
 
 @dataclass

@@ -40,12 +40,12 @@ class JobModel(Record):
     track: Annotated[
         bool,
         Field(
-            description="Roll out each newer checkpoint once it is verified, one rollout after another. false: the "
-            "first verified checkpoint that is seen stays."
+            description="Roll out each newer checkpoint once it is verified, one rollout after another. false: what "
+            "the job ends with when it succeeds is served, and stays."
         ),
     ] = False
     digest: Annotated[
-        Digest | None, Field(description="Serve exactly this checkpoint of the job. Left out: the newest verified.")
+        Digest | None, Field(description="Serve exactly this checkpoint of the job. Left out: see track.")
     ] = None
     public_key: Annotated[
         PublicKey | None,

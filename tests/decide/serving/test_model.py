@@ -46,7 +46,21 @@ def test_what_an_attempt_was_resumed_from_was_verified_too() -> None:
             "resumedFrom": {"step": 200, "root": root(200), "verifiedAt": "1970-01-01T00:00:00Z"},
         }
     )
-    assert found(spec(), make_job(status=status), NOTHING).step == 200
+    assert found(spec(track=True), make_job(status=status), NOTHING).step == 200
+
+
+def test_unless_it_is_followed_a_job_must_have_succeeded_and_only_what_it_ended_with_is_served() -> None:
+    running = resolve(spec(), trained(200, is_done=False), NOTHING)
+    assert isinstance(running, NoModel)
+    assert running.reason == "TrainingJobNotDone"
+    assert found(spec(track=True), trained(200, is_done=False), NOTHING).step == 200
+    assert found(spec(digest=root(100)), trained(200, is_done=False), NOTHING).digest == root(100)
+    unread = trained(300, is_verified=False)
+    older = {"step": 200, "root": root(200), "verifiedAt": "1970-01-01T00:00:00Z"}
+    unread = replace(unread, status=TrainingJobStatus.parse(unread.status.document() | {"resumedFrom": older}))
+    waiting = resolve(spec(), unread, NOTHING)
+    assert isinstance(waiting, NoModel)
+    assert waiting.reason == "NoVerifiedCheckpoint"
 
 
 def test_with_track_nothing_older_replaces_what_is_served() -> None:

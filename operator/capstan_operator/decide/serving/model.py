@@ -7,9 +7,11 @@ from pydantic import ValidationError
 
 from capstan_operator.api.inference_service import InferenceServiceSpec, JobModel, StoredModel
 from capstan_operator.api.inference_service_status import InferenceServiceStatus, ModelStatus
+from capstan_operator.api.meta import TrainingJobCondition
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.api.training_job_status import CheckpointStatus, TrainingJobStatus
 from capstan_operator.build.store import run_folder
+from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.observe import ObservedJob
 
@@ -70,8 +72,8 @@ def _newest(
         told = next((c for c in _mentioned(job.status) if c.root == ref.digest), None)
         digest, step = ref.digest, told.step if told else None
     else:
-        verified = _verified(job.status, may_be_older=known is None)
-        if verified is None:
+        verified = _verified(job.status, may_be_older=ref.track and known is None)
+        if verified is None or not (ref.track or _has_succeeded(job.status)):
             return None
         digest, step = verified.root, verified.step
     return ModelStatus(
@@ -91,6 +93,10 @@ def _verified(status: TrainingJobStatus, *, may_be_older: bool) -> CheckpointSta
     return next((checkpoint for checkpoint in choices if checkpoint.verified_at), None)
 
 
+def _has_succeeded(status: TrainingJobStatus) -> bool:
+    return is_true(status, TrainingJobCondition.SUCCEEDED)
+
+
 def _mentioned(status: TrainingJobStatus) -> list[CheckpointStatus]:
     return [checkpoint for checkpoint in (status.checkpoint, status.resumed_from) if checkpoint is not None]
 
@@ -99,7 +105,13 @@ def _nothing(ref: JobModel, job: ObservedJob | None) -> NoModel:
     if job is None:
         return NoModel(
             ServingReason.TRAINING_JOB_NOT_FOUND,
-            f"there is no TrainingJob {ref.name} in this namespace; its first verified checkpoint will be served",
+            f"there is no TrainingJob {ref.name} in this namespace; what it trains will be served",
+        )
+    if not ref.track and not _has_succeeded(job.status):
+        return NoModel(
+            ServingReason.TRAINING_JOB_NOT_DONE,
+            f"TrainingJob {ref.name} has not succeeded yet; what it ends with will be served. To serve sooner, set "
+            "modelRef.trainingJob.track (each verified checkpoint) or digest (a certain one)",
         )
     newest = job.status.checkpoint
     seen = f"{newest.summary or newest.root} was not read back yet" if newest else "it has committed none"

@@ -15,6 +15,8 @@ class ServingReason(StrEnum):
     """There is no TrainingJob of the name in modelRef."""
     TRAINING_JOB_INVALID = "TrainingJobInvalid"
     """The spec of that TrainingJob is invalid, so nobody knows where its checkpoints are."""
+    TRAINING_JOB_NOT_DONE = "TrainingJobNotDone"
+    """That TrainingJob has not succeeded yet, and modelRef neither follows it nor names a checkpoint."""
     NO_VERIFIED_CHECKPOINT = "NoVerifiedCheckpoint"
     """That TrainingJob has no checkpoint yet whose bytes were read back and matched."""
 
