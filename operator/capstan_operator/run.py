@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import secrets
 import signal
 import socket
@@ -95,6 +96,7 @@ async def run_operator(
 def main(settings: RunSettings, *, log_level: str = "INFO") -> int:
     """Run until SIGTERM or SIGINT. The exit code: 0, or 1 after a line that says what is wrong."""
     set_up_logging(log_level)
+    _allow_open_files()
 
     async def run() -> None:
         stop = asyncio.Event()
@@ -111,6 +113,14 @@ def main(settings: RunSettings, *, log_level: str = "INFO") -> int:
         logger.critical("%s", error, exc_info=error.__cause__)
         return 1
     return 0
+
+
+def _allow_open_files() -> None:
+    """As many as the system permits: with thousands of pods, supervisors and replicas are asked over a thousand
+    connections at a time, and the usual soft limit is 1,024 files."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _Operator:
@@ -154,6 +164,7 @@ class _Operator:
             metrics,
             namespace=settings.namespace,
             settings=settings.operator,
+            scrape_seconds=settings.poll_seconds,
         )
         self._pods = Reflector(
             self._client,

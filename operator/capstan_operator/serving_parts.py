@@ -12,6 +12,7 @@ from capstan_operator.cluster.kinds import DEPLOYMENTS, INFERENCE_SERVICES, SERV
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.reflector import Reflector
 from capstan_operator.cluster.replicas import Deployment, Service, decode_deployment, decode_service
+from capstan_operator.cluster.scraper import Scraper
 from capstan_operator.cluster.serving_store import ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
@@ -38,13 +39,20 @@ class ServingParts:
         *,
         namespace: str | None,
         settings: OperatorSettings,
+        scrape_seconds: float,
     ) -> None:
         self._client = client
         self._jobs = jobs
         self._metrics = metrics
         self._is_served = False
+        self._scraper = Scraper(
+            lambda: self.store.targets(),
+            lambda key: wake(key, Priority.NORMAL),
+            metrics,
+            interval_seconds=scrape_seconds,
+        )
         self.store = ServingStore(
-            wake, find_job=self._find_job, traffic_of=lambda uid: None, settings=settings, metrics=metrics
+            wake, find_job=self._find_job, counts=self._scraper, settings=settings, metrics=metrics
         )
         jobs.jobs.listeners.append(self.store.wake_users)
         self._services = OwnKind(client, credentials, INFERENCE_SERVICES, self.store.services, wake, namespace)
@@ -65,9 +73,11 @@ class ServingParts:
 
     def begin_term(self) -> None:
         """This replica leads from now on."""
+        self._scraper.begin_term()
 
     async def work(self) -> None:
         """While this replica leads."""
+        await self._scraper.run()
 
     def reconciler(self, queue: WorkQueue, events: EventWriter) -> ServiceReconciler:
         return ServiceReconciler(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
 import pytest
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
-from capstan_operator.cluster.pods import Pod
+from capstan_operator.cluster.pods import Pod, PodSpec
 from capstan_operator.cluster.replicas import Deployment, Service
+from capstan_operator.cluster.scraper import Scraper, Target
 from capstan_operator.cluster.serving_store import ServingStore
 from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.metrics import Metrics
@@ -39,7 +40,7 @@ class Known:
         self.store = ServingStore(
             lambda key, priority: self.woken.append(key),
             find_job=lambda key: job if key == JOB else None,
-            traffic_of=lambda uid: None,
+            counts=Scraper(list, lambda key: None, Metrics()),
             settings=OperatorSettings(),
             metrics=Metrics(),
         )
@@ -185,6 +186,21 @@ def test_a_pod_that_ended_for_good_is_none_any_more(known: Known) -> None:
     known.wakes()
     known.store.replicas.put(pod("a", 2, phase="Failed", reason="Evicted"))
     assert (known.wakes(), known.look().replicas) == ([KEY], ())
+
+
+def test_every_pod_with_an_address_is_asked_as_the_kubelet_asks_it(known: Known) -> None:
+    probe = {"httpGet": {"path": "/v2/health/ready", "scheme": "HTTPS"}}
+    over_tls = pod("b", 1, is_ready=True)
+    over_tls.spec = msgspec.convert({"containers": [{"name": "server", "readinessProbe": probe}]}, PodSpec)
+    for one in (pod("a", 1), over_tls, pod("c", 1, podIP=None)):
+        known.store.replicas.put(one)
+    plain = Target(KEY, "s1", "served-1", "a", "10.1.0.1", is_tls=False, since=None, is_ready=False)
+    assert list(known.store.targets()) == [plain, replace(plain, pod_uid="b", is_tls=True, is_ready=True)]
+    step = {"rollout": {"phase": "Canary", "since": T1, "candidate": "served-2", "startedAt": T0}}
+    known.store.services.put(service(2) | {"status": step})
+    assert [target.since for target in known.store.targets()] == [T1, T1]
+    known.store.services.put(service(3) | {"status": {"rollout": step["rollout"] | {"phase": "Holding"}}})
+    assert [target.since for target in known.store.targets()] == [None, None]
 
 
 @pytest.mark.parametrize("job", [None, 7, {"x": 1}, "other"])

@@ -87,8 +87,22 @@ class PodStatus(msgspec.Struct, gc=False, frozen=True, rename="camel"):
     container_statuses: list[ContainerStatus] | None = None
 
 
+class HttpGet(msgspec.Struct, gc=False):
+    scheme: str = "HTTP"
+
+
+class Probe(msgspec.Struct, gc=False, rename="camel"):
+    http_get: HttpGet | None = None
+
+
+class Container(msgspec.Struct, gc=False, rename="camel"):
+    name: str = ""
+    readiness_probe: Probe | None = None
+
+
 class PodSpec(msgspec.Struct, gc=False, frozen=True, rename="camel"):
     node_name: str | None = None
+    containers: list[Container] | None = None
 
 
 class Pod(msgspec.Struct, gc=False):

@@ -1,5 +1,7 @@
 """What an InferenceService is made of, from the wire to the few facts a decision needs."""
 
+from dataclasses import dataclass
+
 import msgspec
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
@@ -53,6 +55,23 @@ def served_by(metadata: Metadata) -> tuple[str, str] | None:
     labels = metadata.labels or {}
     name, revision = labels.get(LABEL_SERVICE), labels.get(LABEL_REVISION)
     return (name, revision) if name and revision else None
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a pod's numbers are asked for."""
+
+    ip: str
+    is_tls: bool
+
+
+def address_of(pod: Pod) -> Address | None:
+    """None: it has none yet. It speaks TLS if the kubelet asks it over TLS whether it is ready."""
+    if not pod.status.pod_ip:
+        return None
+    probe = next((one.readiness_probe for one in pod.spec.containers or () if one.name == SERVER), None)
+    is_tls = probe is not None and probe.http_get is not None and probe.http_get.scheme == "HTTPS"
+    return Address(pod.status.pod_ip, is_tls)
 
 
 def observe_replica(pod: Pod, revision: str) -> ObservedReplica:

@@ -4,7 +4,7 @@ As in `store.py`, everything that arrives goes through here, older versions are 
 the service it belongs to.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -15,25 +15,30 @@ from capstan_operator.cluster.kinds import INFERENCE_SERVICES
 from capstan_operator.cluster.objects import ObjectRecord, Objects, Tombstones, is_newer
 from capstan_operator.cluster.pods import Metadata, Pod, seconds_of
 from capstan_operator.cluster.replicas import (
+    Address,
     Deployment,
     Service,
+    address_of,
     observe_deployment,
     observe_replica,
     observe_route,
     served_by,
 )
+from capstan_operator.cluster.scraper import Target
 from capstan_operator.cluster.statuses import read_known_status
 from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import (
     ObservedDeployment,
     ObservedJob,
+    ObservedLoad,
     ObservedReplica,
     ObservedRoute,
     ObservedService,
     ObservedServing,
     ObservedTraffic,
     OperatorSettings,
+    RevisionLatency,
 )
 
 
@@ -56,7 +61,8 @@ class Child(Generic[Seen]):
     name: str
     version: str
     created_at: float
-    ip: str | None
+    address: Address | None
+    """Of a pod that has one; None for all else."""
     seen: Seen
 
 
@@ -92,7 +98,7 @@ class Family(Generic[Item, Seen]):
             return
         self._children[uid] = child
         self._uids.setdefault(child.service, set()).add(uid)
-        if known is None or (known.seen, known.ip) != (child.seen, child.ip):
+        if known is None or (known.seen, known.address) != (child.seen, child.address):
             self._wake(child.service)
 
     def remove(self, item: Item) -> None:
@@ -120,22 +126,32 @@ class Family(Generic[Item, Seen]):
         self._wake(child.service)
 
 
+class Counts(Protocol):
+    """What replicas said of their requests, by the service's uid. A Scraper is one."""
+
+    def traffic(self, service_uid: str) -> ObservedTraffic | None: ...
+
+    def load(self, service_uid: str) -> ObservedLoad | None: ...
+
+    def latency(self, service_uid: str) -> Mapping[str, RevisionLatency]: ...
+
+
 class ServingStore:
-    """`wake(key, priority)` is called after each change that matters. `find_job` looks a TrainingJob up, and
-    `traffic_of` what was counted of a service, by its uid."""
+    """`wake(key, priority)` is called after each change that matters. `find_job` looks a TrainingJob up; `counts` is
+    what the replicas were asked for."""
 
     def __init__(
         self,
         wake: Callable[[ObjectKey, Priority], None],
         *,
         find_job: Callable[[ObjectKey], ObservedJob | None],
-        traffic_of: Callable[[str], ObservedTraffic | None],
+        counts: Counts,
         settings: OperatorSettings,
         metrics: Metrics,
     ) -> None:
         self._wake = wake
         self._find_job = find_job
-        self._traffic_of = traffic_of
+        self._counts = counts
         self._settings = settings
         self._metrics = metrics
         self._users: dict[ObjectKey, set[ObjectKey]] = {}
@@ -169,9 +185,28 @@ class ServingStore:
             deployments=tuple(one.seen for one in self.deployments.of(key) if one.owner_uid == service.uid),
             route=next((one.seen for one in self.routes.of(key) if one.owner_uid == service.uid), None),
             replicas=tuple(one.seen for one in self.pods_of(service)),
-            traffic=self._traffic_of(service.uid),
+            traffic=self._counts.traffic(service.uid),
+            load=self._counts.load(service.uid),
+            latencies=self._counts.latency(service.uid),
             settings=self._settings,
         )
+
+    def targets(self) -> Iterator[Target]:
+        """Every pod that can be asked for its numbers."""
+        for service in self.services.all():
+            since = _step_began(service)
+            for pod in self.pods_of(service):
+                if pod.address is not None:
+                    yield Target(
+                        service=service.key,
+                        service_uid=service.uid,
+                        revision=pod.seen.revision,
+                        pod_uid=pod.seen.uid,
+                        ip=pod.address.ip,
+                        is_tls=pod.address.is_tls,
+                        since=since,
+                        is_ready=pod.seen.is_ready and not pod.seen.is_deleting,
+                    )
 
     def pods_of(self, service: ObjectRecord) -> list[Child[ObservedReplica]]:
         """Its pods, sorted by name. Those that are older than it are left of another service of the same name."""
@@ -200,6 +235,15 @@ class ServingStore:
             job = ObjectKey(key.namespace, name)
             self._jobs_used[key] = job
             self._users.setdefault(job, set()).add(key)
+
+
+def _step_began(service: ObjectRecord) -> str | None:
+    """`status.rollout.since` while the service is in a canary's step; else None."""
+    rollout = orjson.loads(service.status).get("rollout")
+    if not isinstance(rollout, dict) or rollout.get("phase") != "Canary":
+        return None
+    since = rollout.get("since")
+    return since if isinstance(since, str) else None
 
 
 def _job_name(service: ObjectRecord) -> str | None:
@@ -231,7 +275,7 @@ def _read_replica(item: Pod) -> Child[ObservedReplica] | None:
         return None
     name, revision = found
     key = ObjectKey(item.metadata.namespace, name, INFERENCE_SERVICES.kind)
-    return _child(key, None, item.metadata, observe_replica(item, revision), item.status.pod_ip)
+    return _child(key, None, item.metadata, observe_replica(item, revision), address_of(item))
 
 
 def _owning_service(metadata: Metadata) -> tuple[ObjectKey, str] | None:
@@ -243,7 +287,7 @@ def _owning_service(metadata: Metadata) -> tuple[ObjectKey, str] | None:
 
 
 def _child(
-    service: ObjectKey, owner_uid: str | None, metadata: Metadata, seen: Seen, ip: str | None = None
+    service: ObjectKey, owner_uid: str | None, metadata: Metadata, seen: Seen, address: Address | None = None
 ) -> Child[Seen]:
     created_at = seconds_of(metadata.creation_timestamp)
-    return Child(service, owner_uid, metadata.name, metadata.resource_version, created_at, ip, seen)
+    return Child(service, owner_uid, metadata.name, metadata.resource_version, created_at, address, seen)
