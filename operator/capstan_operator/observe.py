@@ -177,6 +177,10 @@ class ServedTraffic:
     timed: int = 0
     """Answers in all; what `latencies` lacks of them took longer than the last bound. Failures are not timed: one that
     comes at once must not make a revision look quick."""
+    compared: int = 0
+    """Answers whose predicted class was compared with the proven revision's."""
+    different: int = 0
+    """Of those, where the two were not the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,4 +252,6 @@ class ObservedServing:
     """None: nothing was asked for, or nobody has answered yet."""
     latencies: Mapping[str, RevisionLatency] = field(default_factory=dict)
     """By revision; one that answered nothing of late may be missing."""
+    proven: ObservedRoute | None = None
+    """The Service `<name>-proven`, owned by the InferenceService; None: there is none."""
     settings: OperatorSettings = field(default_factory=OperatorSettings)

@@ -44,6 +44,11 @@ def model_refusal(spec: dict[str, Any]) -> str | None:
     return None
 
 
+def agreeing(least: float) -> dict[str, Any]:
+    """A rollout whose canaries are compared."""
+    return {"strategy": {"canary": {"gates": {"minAgreement": least}}}}
+
+
 def undescribed(schema: dict[str, Any], path: str = "") -> list[str]:
     found = []
     for name, child in schema.get("properties", {}).items():
@@ -93,6 +98,8 @@ ACCEPTED = {
     "autoscaling to the last place": a_spec(
         autoscaling={"minReplicas": 3, "maxReplicas": 3, "targetOngoingRequests": 320, "upscaleDelaySeconds": 0}
     ),
+    "a comparison": a_spec(rollout=agreeing(0.9)),
+    "a language model that is not compared": a_spec(protocols=["OpenAI"], rollout={"strategy": {"canary": {}}}),
     "guards": a_spec(
         timeoutSeconds=5,
         auth={"apiKeysSecretRef": {"name": "keys"}},
@@ -143,6 +150,12 @@ REFUSED = {
     ),
     "a weight that pods cannot have": (a_spec(rollout={"strategy": {"canary": {"steps": [{"weight": 51}]}}}), "weight"),
     "no certainty": (a_spec(rollout={"strategy": {"canary": {"gates": {"confidence": 1.0}}}}), "confidence"),
+    "perfect agreement, which nothing can prove": (a_spec(rollout=agreeing(1.0)), "minAgreement"),
+    "classes of a language model": (
+        a_spec(rollout=agreeing(0.9), protocols=["OpenAI"]),
+        "rollout.strategy.canary.gates.minAgreement: compares predicted classes, and protocols has OpenAI, which is "
+        "for language models; remove one of the two",
+    ),
     "a rule of the guards": (
         a_spec(adaptiveLimit={"minOngoing": 100}, queue={"maxOngoingRequests": 8}),
         "adaptiveLimit.minOngoing 100 is above queue.maxOngoingRequests 8; lower minOngoing",

@@ -11,16 +11,18 @@ import pytest
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import ModelStatus
 from capstan_operator.build.pod_patch import PodPatchError
+from capstan_operator.build.serving_children import LONGEST_SERVICE_NAME, proven_name
 from capstan_operator.build.serving_revision import (
     Revision,
     build_config_secret,
     build_deployment,
+    build_proven,
     build_revision,
     build_revision_service,
     build_route,
 )
 from capstan_operator.observe import OperatorSettings
-from capstan_runtime.contract.serving import API_KEYS_FOLDER, TLS_FOLDER, ServeConfig
+from capstan_runtime.contract.serving import API_KEYS_FOLDER, TLS_FOLDER, Compare, ServeConfig
 from tests.support.looks import make_job, merged, root
 
 OWNER = make_job(name="mnist", uid="51ab")
@@ -170,6 +172,25 @@ def test_services_lead_to_one_revision_or_to_all() -> None:
     assert build_route(OWNER, built.name)["spec"]["selector"] == one
     assert build_route(OWNER, built.name)["metadata"]["name"] == "mnist"
     assert build_route(OWNER, None)["spec"]["selector"] == {"capstan.dev/service": "mnist"}
+    assert build_proven(OWNER, built.name) == build_route(OWNER, built.name) | {
+        "metadata": build_route(OWNER, built.name)["metadata"] | {"name": "mnist-proven"}
+    }
+
+
+def compares(least: float | None) -> dict[str, Any]:
+    return {"rollout": {"strategy": {"canary": {"gates": {} if least is None else {"minAgreement": least}}}}}
+
+
+def test_who_is_to_be_compared_is_told_an_address_that_no_promotion_changes() -> None:
+    assert revision(compares(None)).config.compare is None
+    compared = revision(compares(0.9))
+    assert compared.config.compare == Compare(url="http://mnist-proven.default.svc:8480")
+    assert compared.name == revision(compares(0.8)).name
+
+
+def test_the_name_of_the_proven_service_fits_wherever_a_revisions_does() -> None:
+    longest = "a" * LONGEST_SERVICE_NAME
+    assert len(proven_name(longest)) < 63
 
 
 OTHERS: dict[str, dict[str, Any]] = {
@@ -182,6 +203,7 @@ OTHERS: dict[str, dict[str, Any]] = {
     "a patch": {"spec": {"podPatch": {"metadata": {"annotations": {"again": "1"}}}}},
     "another runtime": {"runtime": "torch"},
     "a key": {"model": {"publicKey": "PEM"}},
+    "a comparison": {"spec": {"rollout": {"strategy": {"canary": {"gates": {"minAgreement": 0.9}}}}}},
 }
 
 

@@ -6,7 +6,8 @@ given:
           `look` (once), {ready: stable | candidate | all, count: n}, {wait: seconds}, {untrained: true},
           {train: step, verified: bool, done: bool}, {spec: merged into the spec},
           {pods: stable | candidate, of ObservedReplica: values},
-          {traffic: {stable | candidate: [requests, errors]}}, {latency: {stable | candidate: [p50, p99] in seconds}},
+          {traffic: {stable | candidate: [requests, errors, compared, different]}}, the last two or none of them,
+          {latency: {stable | candidate: [p50, p99] in seconds}},
           {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s)
 expected:
   what the look after the story leads to: apply (kind and name, size or destination), scale, delete, events,
@@ -28,7 +29,7 @@ from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ServingDecision
 from capstan_operator.observe import RevisionLatency, ServedTraffic
 from tests.support.looks import make_job, merged
-from tests.support.serving_world import BOUNDS, SERVICE, World, live, trained
+from tests.support.serving_world import BOUNDS, PROVEN, SERVICE, World, live, trained
 
 SAMPLE_SECONDS = 5.0
 ORDINALS = ("first", "second", "third", "fourth", "fifth")
@@ -124,16 +125,16 @@ def _load(world: World, ongoing: int, chapter: dict[str, Any]) -> None:
         world.note_load(ongoing, **told)
 
 
-def _served(requests: int, errors: int) -> ServedTraffic:
+def _served(requests: int, errors: int, compared: int = 0, different: int = 0) -> ServedTraffic:
     within = tuple(requests if bound >= 0.01 else 0 for bound in BOUNDS)
-    return ServedTraffic(requests, errors, within, requests)
+    return ServedTraffic(requests, errors, within, requests, compared, different)
 
 
 def _applied(manifest: dict[str, Any]) -> str:
     name, spec = manifest["metadata"]["name"], manifest.get("spec", {})
     if manifest["kind"] == "Deployment":
         return f"Deployment {name} of {spec['replicas']}"
-    if name == SERVICE:
+    if name in (SERVICE, PROVEN):
         return f"Service {name} to {spec['selector'].get(LABEL_REVISION, 'all revisions')}"
     return f"{manifest['kind']} {name}"
 

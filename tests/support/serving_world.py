@@ -9,6 +9,7 @@ from typing import Any
 from capstan_operator.api.inference_service_status import InferenceServiceStatus, RevisionStatus
 from capstan_operator.api.meta import LABEL_REVISION
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.build.serving_children import proven_name
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ServingDecision
 from capstan_operator.observe import (
@@ -27,6 +28,7 @@ from capstan_operator.observe import (
 from tests.support.looks import make_job, merged, root
 
 NAMESPACE, SERVICE, SERVICE_UID = "default", "digits", "51ab"
+PROVEN = proven_name(SERVICE)
 SERVING_SPEC: dict[str, Any] = {"modelRef": {"trainingJob": {"name": "digits"}}, "replicas": 2}
 BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
@@ -53,6 +55,8 @@ class World:
     services: set[str] = field(default_factory=set)
     secrets: set[str] = field(default_factory=set)
     route: ObservedRoute | None = None
+    proven: ObservedRoute | None = None
+    """The Service that answers are compared by."""
     pods: dict[str, ObservedReplica] = field(default_factory=dict)
     traffic: dict[str, ServedTraffic] = field(default_factory=dict)
     load: list[LoadSample] = field(default_factory=list)
@@ -90,6 +94,7 @@ class World:
             traffic=counted,
             load=ObservedLoad(tuple(self.load)) if self.load else None,
             latencies=dict(self.latencies),
+            proven=self.proven,
         )
 
     def decide(self) -> ServingDecision:
@@ -113,7 +118,7 @@ class World:
         for scale in decision.scale:
             self.deployments[scale.deployment] = scale.replicas
         for deletion in decision.delete:
-            {"Deployment": self._delete_deployment, "Service": self.services.discard, "Secret": self.secrets.discard}[
+            {"Deployment": self._delete_deployment, "Service": self._delete_service, "Secret": self.secrets.discard}[
                 deletion.kind
             ](deletion.name)
         self.status = InferenceServiceStatus.parse(decision.status.document())
@@ -169,8 +174,15 @@ class World:
                 self.deployments[name] = manifest["spec"]["replicas"]
             case "Service" if name == SERVICE:
                 self.route = ObservedRoute("route-uid", manifest["spec"]["selector"].get(LABEL_REVISION), "127.1.2.3")
+            case "Service" if name == PROVEN:
+                self.proven = ObservedRoute("proven-uid", manifest["spec"]["selector"][LABEL_REVISION], "127.1.2.4")
             case "Service":
                 self.services.add(name)
+
+    def _delete_service(self, name: str) -> None:
+        self.services.discard(name)
+        if name == PROVEN:
+            self.proven = None
 
     def _delete_deployment(self, name: str) -> None:
         self.deployments.pop(name, None)

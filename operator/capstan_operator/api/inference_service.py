@@ -115,6 +115,17 @@ class Gates(Record):
             "smaller, the more requests it takes: about 1,000 for 2.",
         ),
     ] = 2.0
+    min_agreement: Annotated[
+        float | None,
+        Field(
+            gt=0.0,
+            lt=1.0,
+            description="Least share of requests for which it must predict the same class as the other revision, which "
+            "is sent a sample of what it has answered. A better model differs too: 0.9 allows one in ten. Proving 0.9 "
+            "takes about 55 requests when none differs. For classifiers; a change from or to left out makes a new "
+            "revision. Left out: answers are not compared.",
+        ),
+    ] = None
     confidence: Annotated[
         float,
         Field(
@@ -216,6 +227,12 @@ def _rules_of(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
         yield rule["rule"], rule["messageExpression"]
 
 
+_ONLY_CLASSES = (
+    "rollout.strategy.canary.gates.minAgreement: compares predicted classes, and protocols has OpenAI, which is for "
+    "language models; remove one of the two"
+)
+
+
 class InferenceServiceSpec(Guards, Placement):
     """What to serve, how it is guarded and how changes are rolled out. The operator never writes here."""
 
@@ -236,6 +253,11 @@ class InferenceServiceSpec(Guards, Placement):
             "'autoscaling: targetOngoingRequests ' + string(self.autoscaling.targetOngoingRequests)"
             " + ' is above the ' + string(self.queue.maxOngoingRequests + self.queue.maxQueuedRequests)"
             " + ' that queue lets into a pod (maxOngoingRequests + maxQueuedRequests); lower it'",
+        ),
+        (
+            "!has(self.rollout.strategy.canary) || !has(self.rollout.strategy.canary.gates.minAgreement)"
+            " || !('OpenAI' in self.protocols)",
+            f"'{_ONLY_CLASSES}'",
         ),
     )
 
@@ -306,4 +328,11 @@ class InferenceServiceSpec(Guards, Placement):
                 f"autoscaling: targetOngoingRequests {self.autoscaling.target_ongoing_requests} is above the {most} "
                 "that queue lets into a pod (maxOngoingRequests + maxQueuedRequests); lower it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _only_classes_are_compared(self) -> Self:
+        canary = self.rollout.strategy.canary
+        if canary and canary.gates.min_agreement is not None and "OpenAI" in self.protocols:
+            raise ValueError(_ONLY_CLASSES)
         return self

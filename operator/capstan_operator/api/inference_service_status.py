@@ -28,7 +28,7 @@ class ModelStatus(Record):
 class GateStatus(Record):
     """What one gate says of a canary's current or last step."""
 
-    name: Annotated[Literal["ErrorRate", "LatencyP99"], Field(description="What is compared.")]
+    name: Annotated[Literal["ErrorRate", "LatencyP99", "Agreement"], Field(description="What is compared.")]
     verdict: Annotated[Literal["Pass", "Fail", "Inconclusive"], Field(description="What the numbers bear so far.")]
     message: Annotated[str, Field(description="The numbers at the time of the verdict.")]
 

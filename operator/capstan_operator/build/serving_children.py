@@ -12,6 +12,11 @@ SERVICE_NAME = "^[a-z]([-a-z0-9]*[a-z0-9])?$"
 """Names of Services are DNS labels of RFC 1035: unlike those of other objects they begin with a letter."""
 
 
+def proven_name(service: str) -> str:
+    """Of the Service that always leads to the proven revision. Shorter than a revision's name, so it fits."""
+    return f"{service}-proven"
+
+
 def metadata(owner: Owner, name: str, revision: str | None = None) -> dict[str, Any]:
     """Of a child; `revision` None: it belongs to none, but to the service for good."""
     return {

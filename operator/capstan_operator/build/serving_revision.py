@@ -9,12 +9,12 @@ from typing import Any, Literal
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import ModelStatus
 from capstan_operator.build.children import Owner
-from capstan_operator.build.serving_children import HASH_DIGITS, metadata, selector
+from capstan_operator.build.serving_children import HASH_DIGITS, metadata, proven_name, selector
 from capstan_operator.build.serving_pod import CONFIG_FILE, PORT_NAME, build_replica_template
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
 from capstan_runtime.contract.config import Verification
-from capstan_runtime.contract.serving import ServeConfig, ServedModel
+from capstan_runtime.contract.serving import Compare, ServeConfig, ServedModel
 
 UNNAMED = "-"
 """Stands in for the revision's name in what the name is a digest of."""
@@ -54,11 +54,20 @@ def build_revision(
         runtime=runtime,
         protocols=tuple(dict.fromkeys(spec.protocols)),
         guards=spec.guards,
+        compare=_compare(owner, spec),
     )
     template = build_replica_template(spec, model, config, UNNAMED, settings)
     name = f"{owner.name}-{_digest(config, template)[:HASH_DIGITS]}"
     named = config.model_copy(update={"model": config.model.model_copy(update={"version": name})})
     return Revision(name, model, named, build_replica_template(spec, model, named, name, settings))
+
+
+def _compare(owner: Owner, spec: InferenceServiceSpec) -> Compare | None:
+    """An address that is the same whichever revision is proven: or the name would depend on what it is to replace."""
+    canary = spec.rollout.strategy.canary
+    if canary is None or canary.gates.min_agreement is None:
+        return None
+    return Compare(url=f"http://{proven_name(owner.name)}.{owner.namespace}.svc:{env.SERVE_PORT}")
 
 
 def _digest(config: ServeConfig, template: dict[str, Any]) -> str:
@@ -110,6 +119,11 @@ def build_revision_service(owner: Owner, name: str) -> dict[str, Any]:
 def build_route(owner: Owner, revision: str | None) -> dict[str, Any]:
     """Service `<name>`: the stable address. It leads to one revision, or (None) to all that have pods."""
     return _service(metadata(owner, owner.name), selector(owner, revision))
+
+
+def build_proven(owner: Owner, revision: str) -> dict[str, Any]:
+    """Service `<name>-proven`: the proven revision, with whose answers those of others are compared."""
+    return _service(metadata(owner, proven_name(owner.name)), selector(owner, revision))
 
 
 def _service(of: dict[str, Any], chosen: dict[str, str]) -> dict[str, Any]:

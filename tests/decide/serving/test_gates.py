@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from math import inf
 
 from hypothesis import given
@@ -79,6 +80,84 @@ def test_few_canaries_that_are_as_good_are_ever_refused() -> None:
     assert refused <= 0.1 * canaries
 
 
+class Compared:
+    """Answers of a canary as they are compared, of which so many differ."""
+
+    def __init__(self, chance: random.Random, difference_rate: float) -> None:
+        self._chance, self._difference_rate = chance, difference_rate
+        self._compared = self._different = 0
+
+    def go_on(self, answers: int) -> ServedTraffic:
+        self._compared += answers
+        self._different += sum(self._chance.random() < self._difference_rate for _ in range(answers))
+        return agreeing(self._compared, self._different)
+
+
+def agreeing(compared: int, different: int) -> ServedTraffic:
+    """A canary without faults of which this was compared."""
+    requests = 2 * compared
+    within = tuple(0 if bound < 0.008 else requests for bound in BOUNDS)
+    return ServedTraffic(requests, 0, within, requests, compared, different)
+
+
+def first_agreement(canary: Compared, gates: Gates, looks: int) -> str:
+    """What the gate of agreement says the first time it says anything, looked at every ten answers."""
+    for _ in range(looks):
+        verdict = judge(gates, canary.go_on(10), ServedTraffic(latencies=(0,) * len(BOUNDS)), BOUNDS)[2].verdict
+        if verdict != "Inconclusive":
+            return verdict
+    return "Inconclusive"
+
+
+def test_of_canaries_that_agree_just_too_rarely_few_are_ever_passed() -> None:
+    chance = random.Random(7)
+    gates = Gates(min_agreement=0.9, min_requests=1, confidence=0.9)
+    canaries = 100
+    passed = sum(first_agreement(Compared(chance, 0.1001), gates, 100) == "Pass" for _ in range(canaries))
+    assert passed <= 0.1 * canaries
+
+
+def test_of_canaries_that_agree_just_often_enough_few_are_ever_refused() -> None:
+    chance = random.Random(8)
+    gates = Gates(min_agreement=0.9, min_requests=1, confidence=0.9)
+    canaries = 100
+    refused = sum(first_agreement(Compared(chance, 0.0999), gates, 100) == "Fail" for _ in range(canaries))
+    assert refused <= 0.1 * canaries
+
+
+def test_agreement_is_proven_within_the_requests_that_the_api_promises() -> None:
+    gates = Gates(min_agreement=0.9, min_requests=1)
+    beside = served([0.008] * 20_000, 0)
+    assert judge(gates, agreeing(55, 0), beside, BOUNDS)[2].verdict == "Pass"
+    assert judge(gates, agreeing(45, 0), beside, BOUNDS)[2].verdict == "Inconclusive"
+
+
+def test_a_canary_that_predicts_at_random_is_refused_after_ten_answers() -> None:
+    gate = judge(Gates(min_agreement=0.9), agreeing(10, 9), served([0.008] * 2000, 0), BOUNDS)[2]
+    assert (gate.name, gate.verdict, gate.message) == (
+        "Agreement",
+        "Fail",
+        "9 of 10 compared answers name another class than the other revision's: a share of 0.4560 to 0.9995; "
+        "allowed is 0.1",
+    )
+
+
+def test_where_answers_are_not_compared_there_is_no_such_gate() -> None:
+    wrong = agreeing(500, 500)
+    assert [gate.name for gate in judge(Gates(), wrong, wrong, BOUNDS)] == ["ErrorRate", "LatencyP99"]
+
+
+@given(st.integers(0, 500), st.integers(0, 500), st.floats(0.01, 0.99))
+def test_more_that_differ_never_make_a_canary_look_better(different: int, more: int, least: float) -> None:
+    order = {"Pass": 0, "Inconclusive": 1, "Fail": 2}
+    gates = Gates(min_agreement=least)
+    verdicts = [
+        judge(gates, agreeing(500, count), served([0.008], 0), BOUNDS)[2].verdict
+        for count in (different, min(500, different + more))
+    ]
+    assert order[verdicts[0]] <= order[verdicts[1]]
+
+
 def test_a_canary_without_faults_passes_within_the_requests_that_the_api_promises() -> None:
     fine = served([0.008] * 1100, 0)
     beside = served([0.008] * 20_000, 0)
@@ -107,13 +186,15 @@ def test_a_slow_canary_is_refused() -> None:
 
 def test_without_traffic_nothing_is_decided() -> None:
     nothing = ServedTraffic(latencies=(0,) * len(BOUNDS))
-    assert {gate.verdict for gate in judge(Gates(), nothing, nothing, BOUNDS)} == {"Inconclusive"}
+    gates = Gates(min_agreement=0.5)
+    assert [gate.verdict for gate in judge(gates, nothing, nothing, BOUNDS)] == ["Inconclusive"] * 3
     assert {gate.verdict for gate in judge(Gates(), ServedTraffic(), ServedTraffic(), ())} == {"Inconclusive"}
 
 
 def test_fewer_requests_than_asked_for_never_pass() -> None:
-    fine = served([0.001] * 5000, 0)
-    assert {gate.verdict for gate in judge(Gates(min_requests=5001), fine, fine, BOUNDS)} == {"Inconclusive"}
+    fine = replace(served([0.001] * 5000, 0), compared=2500)
+    gates = Gates(min_requests=5001, min_agreement=0.9)
+    assert [gate.verdict for gate in judge(gates, fine, fine, BOUNDS)] == ["Inconclusive"] * 3
 
 
 def test_what_is_in_no_bucket_took_longer_than_the_last() -> None:
@@ -158,8 +239,9 @@ def test_two_of_a_kind_pass_in_whichever_buckets_of_a_replica_they_fall() -> Non
 
 
 def test_counts_that_contradict_each_other_are_survived() -> None:
-    odd = ServedTraffic(10, 12, (11,) * len(BOUNDS), 10)
-    assert {gate.verdict for gate in judge(Gates(), odd, odd, BOUNDS)} == {"Inconclusive"}
+    odd = ServedTraffic(10, 12, (11,) * len(BOUNDS), 10, compared=2, different=3)
+    gates = Gates(min_agreement=0.1)
+    assert [gate.verdict for gate in judge(gates, odd, odd, BOUNDS)] == ["Inconclusive"] * 3
     assert rate_bounds(0, 0, 0.05) == (0.0, 1.0)
     assert rate_bounds(5, 5, 0.05)[1] == 1.0
     assert inf > rate_bounds(1, 5, 0.05)[1]

@@ -19,10 +19,14 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "rolling": None,
         "canary": {"steps": [{"weight": 25, "holdSeconds": 30}, {"weight": 50, "holdSeconds": 30}]},
     },
+    "comparing": {
+        "rolling": None,
+        "canary": {"steps": [{"weight": 25, "holdSeconds": 30}], "gates": {"minAgreement": 0.9}},
+    },
     "blueGreen": {"rolling": None, "blueGreen": {"holdSeconds": 60}},
 }
 REPLICAS = 3
-CORRUPT_STEP, BAD_STEP = 777, 888
+CORRUPT_STEP, BAD_STEP, WRONG_STEP = 777, 888, 999
 
 
 class Rollouts:
@@ -55,7 +59,7 @@ class Rollouts:
         world = self.world
         match self.chance.randrange(10):
             case 0:
-                world.job = trained(self.chance.choice([200, 300, 400, 500, CORRUPT_STEP, BAD_STEP]))
+                world.job = trained(self.chance.choice([200, 300, 400, 500, CORRUPT_STEP, BAD_STEP, WRONG_STEP]))
             case 1 if all(pod.is_ready for pod in world.pods.values()):
                 victim = self.chance.choice(sorted(world.pods))
                 world.pods[victim] = replace(world.pods[victim], is_ready=False, restarts=1, exit_code=137)
@@ -120,7 +124,8 @@ class Rollouts:
         return sum(count for name, count in behind.items() if name not in bad)
 
     def _serve(self) -> None:
-        """Traffic since the step began, in proportion to the pods; a bad revision fails every third request."""
+        """Traffic since the step began, in proportion to the pods; a bad revision fails every third request, a
+        wrong one names another class in every third answer that is compared."""
         world = self.world
         rollout = world.status.rollout
         if rollout is None or rollout.since is None:
@@ -131,7 +136,10 @@ class Rollouts:
             requests = known.requests + 300 * pods
             is_bad = self._step_of(name) == BAD_STEP
             within = tuple(requests if bound >= 0.01 else 0 for bound in BOUNDS)
-            world.traffic[name] = ServedTraffic(requests, requests // 3 if is_bad else 0, within, requests)
+            errors = requests // 3 if is_bad else 0
+            compared = known.compared + (100 if world.proven and world.proven.revision != name else 0)
+            different = compared // 3 if self._step_of(name) == WRONG_STEP else 0
+            world.traffic[name] = ServedTraffic(requests, errors, within, requests, compared, different)
 
     def _step_of(self, name: str) -> int:
         for one in self.world.status.revisions:
@@ -181,8 +189,11 @@ def test_whatever_happens_somebody_answers_and_what_failed_does_not(strategy: st
     rollouts.live_on(200)
     assert len(rollouts.promoted) > 1, "nothing was ever rolled out"
     assert CORRUPT_STEP not in {rollouts.steps[str(name)] for name in rollouts.promoted}
-    if strategy == "canary":
-        assert BAD_STEP not in {rollouts.steps[str(name)] for name in rollouts.promoted}
+    promoted = {rollouts.steps[str(name)] for name in rollouts.promoted}
+    if strategy in ("canary", "comparing"):
+        assert BAD_STEP not in promoted
+    if strategy == "comparing":
+        assert WRONG_STEP not in promoted
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -231,6 +242,7 @@ def test_after_all_trouble_the_newest_good_checkpoint_has_all_traffic(strategy: 
     assert world.status.served == "digits@600"
     assert set(world.behind()) == set(world.deployments) == {world.stable}
     assert world.services == world.secrets == {world.stable}
+    assert (world.proven and world.proven.revision) == (world.stable if strategy == "comparing" else None)
 
 
 def test_status_stays_small_however_many_revisions_fail() -> None:

@@ -229,6 +229,15 @@ class ServedModel(Record):
     verify: Verification = Verification()
 
 
+class Compare(Record):
+    """A sample of the requests that were answered is asked of the proven revision too, and the classes are compared."""
+
+    url: str
+    """Of the Service that always leads to the proven revision: scheme, host and port."""
+    most_per_second: Annotated[float, Field(gt=0.0)] = 10.0
+    """Requests that a replica compares; more are not sampled."""
+
+
 class ServeConfig(Record):
     """One revision, the same document for each of its pods (file `serve.json` of the revision's Secret)."""
 
@@ -241,3 +250,5 @@ class ServeConfig(Record):
     guards: Guards = Guards()
     drain_seconds: Annotated[float, Field(ge=0.0)] = 10.0
     """From SIGTERM until no new request can come any more: the routes' time to hear of it."""
+    compare: Compare | None = None
+    """None: answers are not compared."""

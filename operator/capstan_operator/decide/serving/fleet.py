@@ -39,6 +39,11 @@ class Fleet:
         return self.spec.rollout.strategy.canary
 
     @property
+    def compares(self) -> bool:
+        """Whether a canary's answers are compared with the proven revision's."""
+        return self.canary is not None and self.canary.gates.min_agreement is not None
+
+    @property
     def rollout(self) -> RolloutStatus | None:
         return self.status.rollout
 

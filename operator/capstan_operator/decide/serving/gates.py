@@ -25,10 +25,13 @@ Verdict = Literal["Pass", "Fail", "Inconclusive"]
 
 def judge(
     gates: Gates, canary: ServedTraffic, stable: ServedTraffic, bounds: Sequence[float]
-) -> tuple[GateStatus, GateStatus]:
-    """What the error gate and the latency gate say of `canary` beside `stable`, with `gates.confidence` each, whenever
-    and however often they are asked."""
-    return _judge_errors(gates, canary, stable), _judge_latency(gates, canary, stable, bounds)
+) -> tuple[GateStatus, ...]:
+    """What the gates of errors, of latency and, if there is one, of agreement say of `canary` beside `stable`, with
+    `gates.confidence` each, whenever and however often they are asked."""
+    judged = _judge_errors(gates, canary, stable), _judge_latency(gates, canary, stable, bounds)
+    if gates.min_agreement is None:
+        return judged
+    return *judged, _judge_agreement(gates.min_agreement, gates, canary)
 
 
 def rate_bounds(hits: int, trials: int, alpha: float) -> tuple[float, float]:
@@ -93,6 +96,18 @@ def _judge_latency(gates: Gates, canary: ServedTraffic, stable: ServedTraffic, b
         f"{stable.timed} {_span(stable_low, stable_high)}; allowed is {gates.max_latency_ratio:g} times that"
     )
     return GateStatus(name="LatencyP99", verdict=verdict, message=message)
+
+
+def _judge_agreement(least: float, gates: Gates, canary: ServedTraffic) -> GateStatus:
+    """Both revisions answered the same requests, so there is one rate to bound, and one bound that may be wrong."""
+    allowed = 1.0 - least
+    low, high = rate_bounds(min(canary.different, canary.compared), canary.compared, 1.0 - gates.confidence)
+    verdict = _verdict(is_worse=low > allowed, is_good=high <= allowed and canary.requests >= gates.min_requests)
+    message = (
+        f"{canary.different} of {canary.compared} compared answers name another class than the other revision's: a "
+        f"share of {low:.4f} to {high:.4f}; allowed is {allowed:g}"
+    )
+    return GateStatus(name="Agreement", verdict=verdict, message=message)
 
 
 def _quantile_bounds(traffic: ServedTraffic, bounds: Sequence[float], alpha: float) -> tuple[float, float]:

@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass
 
+from capstan_operator.build.serving_children import proven_name
 from capstan_operator.build.serving_revision import (
     Revision,
     build_config_secret,
     build_deployment,
+    build_proven,
     build_revision_service,
     build_route,
 )
@@ -38,7 +40,8 @@ def make_plan(fleet: Fleet) -> Plan:
         for deployment in fleet.seen.deployments
         if deployment.name in sizes and deployment.replicas != sizes[deployment.name]
     )
-    return Plan(made + _lead(fleet), scaled, _deletions(fleet))
+    # First, so that a candidate's pods find the address that they are told of.
+    return Plan(_lead_proven(fleet) + made + _lead(fleet), scaled, _deletions(fleet))
 
 
 def _make(fleet: Fleet, revision: Revision, size: int) -> tuple[Manifest, ...]:
@@ -82,6 +85,14 @@ def _candidate_size(fleet: Fleet) -> int:
         room = fleet.size + strategy.rolling.max_surge - fleet.replicas_wanted(fleet.status.stable)
         return min(fleet.size, max(1, room, fleet.replicas_wanted(rollout.candidate)))
     return fleet.size
+
+
+def _lead_proven(fleet: Fleet) -> tuple[Manifest, ...]:
+    """The Service that answers are compared by, if there are such and it is not there or leads elsewhere."""
+    stable, proven = fleet.status.stable, fleet.seen.proven
+    if not fleet.compares or stable is None or (proven and proven.revision == stable):
+        return ()
+    return (build_proven(fleet.seen.service, stable),)
 
 
 def _lead(fleet: Fleet) -> tuple[Manifest, ...]:
@@ -129,7 +140,7 @@ def _answers_badly(fleet: Fleet, name: str) -> bool:
 
 def _deletions(fleet: Fleet) -> tuple[ChildDeletion, ...]:
     """Of revisions that have no business here and no traffic. The Deployment goes last, because the rest is known by
-    it; its pods finish what they have taken on."""
+    it; its pods finish what they have taken on. And of the address that nobody compares by any more."""
     route = fleet.seen.route
     deletions: list[ChildDeletion] = []
     for deployment in fleet.others():
@@ -142,4 +153,6 @@ def _deletions(fleet: Fleet) -> tuple[ChildDeletion, ...]:
                 ChildDeletion("Service", deployment.name),
                 ChildDeletion("Deployment", deployment.name),
             ]
+    if fleet.seen.proven and not fleet.compares:
+        deletions.append(ChildDeletion("Service", proven_name(fleet.seen.service.name)))
     return tuple(deletions)

@@ -34,8 +34,9 @@ class ServingDecision:
     status: InferenceServiceStatus
     """The whole desired status. Written only if it differs from the observed one."""
     apply: tuple[Manifest, ...] = ()
-    """Children to be server-side applied, in this order: of a new revision Secret, Service and Deployment; the stable
-    Service whenever it is to lead elsewhere."""
+    """Children to be server-side applied, in this order: the Service that answers are compared by, whenever it is to
+    lead elsewhere; of a new revision Secret, Service and Deployment; the stable Service whenever it is to lead
+    elsewhere."""
     scale: tuple[Scale, ...] = ()
     delete: tuple[ChildDeletion, ...] = ()
     events: tuple[EventNote, ...] = ()
