@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import ValidationError
 
@@ -36,12 +37,26 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         field = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{env.SERVE_CONFIG}: {path}: {field}: {first['msg']}") from error
     return Settings(
-        config=config,
+        config=_reachable(config, environ),
         address=_required(environ, env.POD_IP),
         store=_required(environ, env.STORE),
         api_keys=Path(env.host_path(API_KEYS_FOLDER, environ)) if config.guards.auth else None,
         tls=Path(env.host_path(TLS_FOLDER, environ)) if config.guards.tls else None,
     )
+
+
+def _reachable(config: ServeConfig, environ: Mapping[str, str]) -> ServeConfig:
+    """`config` with the address of the proven revision's Service where there is one in the environment: a cluster on
+    one machine has no DNS for its Services."""
+    if config.compare is None:
+        return config
+    url = urlsplit(config.compare.url)
+    service = (url.hostname or "").partition(".")[0]
+    host = environ.get(f"{service.upper().replace('-', '_')}_SERVICE_HOST")
+    if not host:
+        return config
+    found = url._replace(netloc=f"{host}:{url.port}").geturl()
+    return config.model_copy(update={"compare": config.compare.model_copy(update={"url": found})})
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:

@@ -81,6 +81,11 @@ class Application:
         if guards.audit is not None:
             origin = {"time": time(), "service": config.service, **_model_facts(config)}
             self._audit = AuditLog(guards.audit, audit_sink, origin, self.metrics.note_dropped)
+        self._comparison = None
+        if config.compare is not None:
+            from capstan_runtime.serving.compare import Comparison  # brings an HTTP client, which others need not have
+
+            self._comparison = Comparison(config, config.compare, self.metrics, clock, log)
         self._tracer = None
         if guards.tracing is not None:
             from capstan_runtime.serving.tracing import Tracer  # imports that others need not pay for
@@ -90,6 +95,8 @@ class Application:
     async def start(self) -> None:
         """Warms the model; ready from then on. Raises what keeps the model from answering."""
         await self._worker.run(self._service.warm)
+        if self._comparison is not None:
+            self._comparison.start()
         self._health.is_warm = True
 
     def drain(self) -> None:
@@ -103,6 +110,8 @@ class Application:
     async def stop(self) -> None:
         """When no request is under way: writes what waits, and ends the threads."""
         self.drain()
+        if self._comparison is not None:
+            await self._comparison.stop()
         self._service.stop()
         self._worker.stop()
         if self._audit is not None:
@@ -217,7 +226,12 @@ class Application:
 
     def _note_end(self, exchange: Exchange, shed: Shed | None) -> None:
         seconds = perf_counter() - exchange.trip.received
-        self.metrics.note_end(exchange.outcome, shed, seconds)
+        if exchange.is_mirrored:
+            self.metrics.note_mirrored(exchange.outcome)
+        else:
+            self.metrics.note_end(exchange.outcome, shed, seconds)
+        if self._comparison is not None and exchange.outcome is Outcome.OK:
+            self._comparison.offer(exchange)
         if self._audit is not None:
             self._audit.record(
                 {
@@ -229,6 +243,7 @@ class Application:
                     "outcome": exchange.outcome.value,
                     "seconds": round(seconds, 6),
                     "cached": exchange.trip.is_cached,
+                    "mirrored": exchange.is_mirrored,
                     **_model_facts(self._config),
                     **exchange.facts,
                 }

@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from capstan_runtime.serving.refusal import Gone, Outcome, Refusal
+from capstan_runtime.serving.scores import Floats, Scores
 
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
@@ -16,6 +17,10 @@ Send = Callable[[Message], Awaitable[None]]
 Header = tuple[bytes, bytes]
 
 JSON: Header = (b"content-type", b"application/json")
+
+MIRRORED = b"capstan-mirrored"
+"""Header of a request that a replica asks another one, to compare their answers. Anybody can send it, so it opens no
+guard: such a request is only told apart in metrics and audit, and not mirrored again."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@-]{1,128}")
 _MOST_LENGTH_DIGITS = 15
@@ -55,6 +60,7 @@ class Exchange:
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         address = scope.get("client")
         self.client: str = address[0] if address else "unknown"
+        self.is_mirrored = MIRRORED in self.headers
         self.request_id = request_id_of(self.headers.get(b"x-request-id"))
         self.trip = Trip()
         self.outcome = Outcome.OK
@@ -62,6 +68,9 @@ class Exchange:
         self.has_started = False
         self.facts: dict[str, Any] = {}
         """What the audit record says beside the usual; arrays `input` and `output` become hashes there."""
+        self.inputs: Floats | None = None
+        self.scores: Scores | None = None
+        """What a classifier was asked and found; None: not yet, or this is none."""
         self.extend: Callable[[], None] = _nothing
         """Begins the request's deadline anew: for streams, after each part that was sent."""
         self._receive = receive

@@ -195,6 +195,8 @@ def _require_fit(config: ServeConfig) -> None:
             f"protocols: {', '.join(config.protocols)} do not fit a model of tokens; choose OpenAI, or OpenAI and "
             "OpenInference"
         )
+    if config.compare is not None:
+        raise ConfigError("compare: compares predicted classes, and this is a model of tokens; leave it out")
     guards = config.guards
     for field, value in (
         ("cache", guards.cache),

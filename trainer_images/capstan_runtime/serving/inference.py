@@ -57,6 +57,7 @@ class Inference:
         if self._notes_facts:
             exchange.facts["input"] = inputs
         scores = await self._compute(inputs, trip)
+        exchange.inputs, exchange.scores = inputs, scores
         if self._notes_facts:
             exchange.facts["output"] = scores.probabilities
         self._metrics.note_confidence(scores.confidence.tolist())

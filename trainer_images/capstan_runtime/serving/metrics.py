@@ -1,6 +1,7 @@
 """What Prometheus is told about the request path, beside what Ray says of its own."""
 
 from collections.abc import Callable
+from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -17,6 +18,17 @@ _CONFIDENCE_BUCKETS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 
 _BATCH_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
+class Compared(StrEnum):
+    """How a comparison with the proven revision ended."""
+
+    SAME = "same"
+    DIFFERENT = "different"
+    FAILED = "failed"
+    """The proven revision gave no answer."""
+    DROPPED = "dropped"
+    """Too many were waiting, or this replica stopped."""
+
+
 class Metrics:
     """One replica's. What is looked up on every request is looked up here once."""
 
@@ -26,6 +38,20 @@ class Metrics:
             "capstan_serving_requests", "Inference requests by how they ended.", ["outcome"], registry=self._registry
         )
         self._requests = {outcome: requests.labels(outcome.value) for outcome in Outcome}
+        mirrored = Counter(
+            "capstan_serving_mirrored_requests",
+            "Inference requests marked as mirrored, by how they ended; in no other count of requests.",
+            ["outcome"],
+            registry=self._registry,
+        )
+        self._mirrored = {outcome: mirrored.labels(outcome.value) for outcome in Outcome}
+        compared = Counter(
+            "capstan_serving_compared",
+            "Answers whose predicted class was compared with the proven revision's.",
+            ["result"],
+            registry=self._registry,
+        )
+        self._compared = {result: compared.labels(result.value) for result in Compared}
         shed = Counter(
             "capstan_serving_shed", "Requests turned away for lack of room.", ["reason"], registry=self._registry
         )
@@ -74,6 +100,12 @@ class Metrics:
             self._shed[shed].inc()
         if outcome is Outcome.OK:
             self._latency.observe(seconds)
+
+    def note_mirrored(self, outcome: Outcome) -> None:
+        self._mirrored[outcome].inc()
+
+    def note_compared(self, result: Compared) -> None:
+        self._compared[result].inc()
 
     def note_batch(self, size: int) -> None:
         self._batch.observe(size)
