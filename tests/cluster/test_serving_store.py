@@ -116,6 +116,8 @@ def test_a_snapshot_holds_all_that_belongs_to_the_service_and_nothing_else(known
     store.deployments.put(deployment("other", 2, 2, kind="Deployment"))
     store.routes.put(route(4, "served-1"))
     store.routes.put(route(4, "served-1", name="served-1"))
+    store.routes.put(route(4, "served-2", name="served-proven"))
+    store.routes.put(route(4, "served-0", name="served-proven", owner_uid="s0"))
     store.replicas.put(pod("b", 5, is_ready=True))
     store.replicas.put(pod("a", 5))
     store.replicas.put(pod("left-over", 5, created="2025-12-31T23:59:59Z", is_ready=True))
@@ -125,6 +127,7 @@ def test_a_snapshot_holds_all_that_belongs_to_the_service_and_nothing_else(known
         ObservedDeployment("served-2", "served-2-of-s1", 1),
     )
     assert look.route == ObservedRoute("served-of-s1", "served-1", "10.0.0.7")
+    assert look.proven == ObservedRoute("served-proven-of-s1", "served-2", "10.0.0.7")
     assert look.replicas == (
         ObservedReplica("a", "a", "served-1", is_ready=False, is_deleting=False),
         ObservedReplica("b", "b", "served-1", is_ready=True, is_deleting=False),

@@ -7,6 +7,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import pytest
+
 from capstan_operator.cluster.kinds import DEPLOYMENTS, EVENTS, INFERENCE_SERVICES, SECRETS, SERVICES, TRAINING_JOBS
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed
@@ -106,17 +108,27 @@ async def test_a_service_waits_for_a_checkpoint_then_serves_it_then_follows_the_
     assert reasons.count("Promoted") == 2
 
 
-async def test_a_restarted_operator_writes_nothing_to_a_service_that_is_as_it_should_be(api: FakeApi) -> None:
+COMPARING = {"rollout": {"strategy": {"canary": {"gates": {"minAgreement": 0.9}}}}}
+
+
+@pytest.mark.parametrize(("spec", "more"), [({}, []), (COMPARING, ["served-proven"])])
+async def test_a_restarted_operator_writes_nothing_to_a_service_that_is_as_it_should_be(
+    api: FakeApi, spec: Document, more: list[str]
+) -> None:
     api.put(TRAINING_JOBS, trained_job(100))
-    api.put(INFERENCE_SERVICES, service())
+    api.put(INFERENCE_SERVICES, service(**spec))
     async with running(api):
         await eventually(is_live(api, 100))
+        stable = status_of(api)["stable"]
+        await eventually(lambda: names(api.of(SERVICES)) == sorted(["served", stable, *more]))
     before = len(api.calls)
     async with running(api) as (operator, _):
         await eventually(lambda: operator.value("reconciles_total", result="unchanged") >= 2)
         await asyncio.sleep(0.5)
     writes = [call for call in api.calls[before:] if call.is_write and call.resource != "leases"]
     assert writes == []
+    for name in more:
+        assert api.get(SERVICES, name)["spec"]["selector"]["capstan.dev/revision"] == stable
 
 
 async def test_a_corrupt_checkpoint_is_told_and_never_replaces_what_serves(api: FakeApi) -> None:

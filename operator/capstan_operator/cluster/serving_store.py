@@ -1,4 +1,4 @@
-"""What the operator has seen of InferenceServices: themselves, their Deployments, their stable Services, their pods.
+"""What the operator has seen of InferenceServices: themselves, Deployments, Services that lead elsewhere later, pods.
 
 As in `store.py`, everything that arrives goes through here, older versions are dropped, and a change that matters wakes
 the service it belongs to.
@@ -11,6 +11,7 @@ from typing import Generic, Protocol, TypeVar
 import orjson
 
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.build.serving_children import proven_name
 from capstan_operator.cluster.kinds import INFERENCE_SERVICES
 from capstan_operator.cluster.objects import ObjectRecord, Objects, Tombstones, is_newer
 from capstan_operator.cluster.pods import Metadata, Pod, seconds_of
@@ -183,11 +184,12 @@ class ServingStore:
             ),
             job=self._find_job(job) if job is not None else None,
             deployments=tuple(one.seen for one in self.deployments.of(key) if one.owner_uid == service.uid),
-            route=next((one.seen for one in self.routes.of(key) if one.owner_uid == service.uid), None),
+            route=self._route(service, key.name),
             replicas=tuple(one.seen for one in self.pods_of(service)),
             traffic=self._counts.traffic(service.uid),
             load=self._counts.load(service.uid),
             latencies=self._counts.latency(service.uid),
+            proven=self._route(service, proven_name(key.name)),
             settings=self._settings,
         )
 
@@ -207,6 +209,10 @@ class ServingStore:
                         since=since,
                         is_ready=pod.seen.is_ready and not pod.seen.is_deleting,
                     )
+
+    def _route(self, service: ObjectRecord, name: str) -> ObservedRoute | None:
+        found = (one.seen for one in self.routes.of(service.key) if (one.owner_uid, one.name) == (service.uid, name))
+        return next(found, None)
 
     def pods_of(self, service: ObjectRecord) -> list[Child[ObservedReplica]]:
         """Its pods, sorted by name. Those that are older than it are left of another service of the same name."""
@@ -260,9 +266,9 @@ def _read_deployment(item: Deployment) -> Child[ObservedDeployment] | None:
 
 
 def _read_route(item: Service) -> Child[ObservedRoute] | None:
-    """The Service at the stable address; those of single revisions are passed over."""
+    """The Services whose destination changes; those of single revisions are passed over."""
     owner = _owning_service(item.metadata)
-    if owner is None or item.metadata.name != owner[0].name:
+    if owner is None or item.metadata.name not in (owner[0].name, proven_name(owner[0].name)):
         return None
     return _child(*owner, item.metadata, observe_route(item))
 
