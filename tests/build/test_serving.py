@@ -186,6 +186,8 @@ def test_who_is_to_be_compared_is_told_an_address_that_no_promotion_changes() ->
     compared = revision(compares(0.9))
     assert compared.config.compare == Compare(url="http://mnist-proven.default.svc:8480")
     assert compared.name == revision(compares(0.8)).name
+    over_tls = revision(compares(0.9) | {"tls": {"secretRef": {"name": "cert"}}})
+    assert over_tls.config.compare == Compare(url="https://mnist-proven.default.svc:8480")
 
 
 def test_the_name_of_the_proven_service_fits_wherever_a_revisions_does() -> None:

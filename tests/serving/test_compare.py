@@ -18,10 +18,13 @@ import pytest
 from capstan_local.node.proxy import Relay
 from capstan_runtime.contract.serving import Audit, Auth, Compare, Guards, LocalObjectReference, RateLimit, ServeConfig
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.serve_replica.tls import follow_certificate
 from capstan_runtime.serving.app import Application, make_app
+from tests.serve_replica.servers import serve as serve_replica
 from tests.serving.asgi import Client, decoder_app, metric, running
 from tests.serving.conftest import Serve
 from tests.serving.models import Floats, NumpyClassifier, NumpyDecoder, serve_config
+from tests.support.certificates import Authority, MountedSecret
 
 SECONDS = 60.0
 ROW = [0.0, 1.0, 2.0, 3.0]
@@ -279,6 +282,37 @@ async def test_a_client_that_says_it_is_mirrored_evades_no_guard(tmp_path: Path)
         assert (await client.infer([ROW], {"x-api-key": "key"})).status == 429
         told = [await counts.mirrored(outcome) for outcome in ("ok", "unauthorized", "shed")]
         assert told == [2, 1, 1]
+
+
+async def test_with_tls_the_proven_revision_is_known_by_the_certificate_that_all_pods_show(tmp_path: Path) -> None:
+    authority, clock, lines = Authority(), Clock(), list[str]()
+    old, new = (authority.issue("127.0.0.1", kind="ec") for _ in range(2))
+    ours, theirs = (MountedSecret(tmp_path / name, old.files) for name in ("ours", "theirs"))
+    model, seen = NumpyClassifier(), list[Floats]()
+    port, _ = serve_replica(model, 0.0, follow_certificate(theirs.folder, "theirs", lines.append, clock))
+    model.on_call = lambda inputs: seen.append(inputs)
+    app = canary_app(f"https://127.0.0.1:{port}", clock=clock, certificate=ours.folder, log=lines.append)
+    async with running(app) as client:
+
+        async def ask() -> None:
+            clock.now += 2.0
+            assert (await client.infer([ROW])).status == 200
+
+        counts = counts_in(client)
+        await ask()
+        assert await counts.until_compared(1) == {"same": 1}
+        theirs.swap(new.files)
+        await ask()
+        assert await counts.until_compared(2) == {"same": 1, "failed": 1}
+        assert (len(seen), len(lines)) == (1, 1), "it was asked nothing"
+        assert "ServerFingerprintMismatch" in lines[0]
+        ours.swap({"tls.crt": b"", "tls.key": new.key})
+        await ask()
+        assert await counts.until_compared(3) == {"same": 1, "failed": 2}
+        ours.swap(new.files)
+        await ask()
+        assert await counts.until_compared(4) == {"same": 2, "failed": 2}
+    assert [line.partition(": ")[0] for line in lines] == ["comparing with the proven revision fails", "comparing"]
 
 
 async def test_after_its_promotion_a_revision_looks_once_a_minute_whether_another_is_proven(serve: Serve) -> None:

@@ -67,7 +67,8 @@ def _compare(owner: Owner, spec: InferenceServiceSpec) -> Compare | None:
     canary = spec.rollout.strategy.canary
     if canary is None or canary.gates.min_agreement is None:
         return None
-    return Compare(url=f"http://{proven_name(owner.name)}.{owner.namespace}.svc:{env.SERVE_PORT}")
+    scheme = "https" if spec.tls else "http"
+    return Compare(url=f"{scheme}://{proven_name(owner.name)}.{owner.namespace}.svc:{env.SERVE_PORT}")
 
 
 def _digest(config: ServeConfig, template: dict[str, Any]) -> str:

@@ -34,17 +34,19 @@ def make_app(
     model: Classifier | Decoder,
     *,
     api_keys: Path | None = None,
+    certificate: Path | None = None,
     audit_sink: Sink | None = None,
     clock: Callable[[], float] = monotonic,
     log: Callable[[str], None] | None = None,
 ) -> "Application":
     """The application that serves `model` as `config` says.
 
-    `api_keys` is the folder of keys that `guards.auth` asks for; `audit_sink` gets the lines of `guards.audit` (None:
-    standard output); `clock` counts seconds for limits, breaker and cache; `log` gets lines for people (None: standard
-    error). Raises ConfigError when they do not fit together.
+    `api_keys` is the folder of keys that `guards.auth` asks for, and `certificate` that of the one that the service's
+    pods show (None: they speak plain HTTP), by which they know each other; `audit_sink` gets the lines of
+    `guards.audit` (None: standard output); `clock` counts seconds for limits, breaker and cache; `log` gets lines for
+    people (None: standard error). Raises ConfigError when they do not fit together.
     """
-    return Application(config, model, api_keys, audit_sink or _to_stdout, clock, log or _to_stderr)
+    return Application(config, model, api_keys, certificate, audit_sink or _to_stdout, clock, log or _to_stderr)
 
 
 class Application:
@@ -55,6 +57,7 @@ class Application:
         config: ServeConfig,
         model: Classifier | Decoder,
         api_keys: Path | None,
+        certificate: Path | None,
         audit_sink: Sink,
         clock: Callable[[], float],
         log: Callable[[str], None],
@@ -85,7 +88,7 @@ class Application:
         if config.compare is not None:
             from capstan_runtime.serving.compare import Comparison  # brings an HTTP client, which others need not have
 
-            self._comparison = Comparison(config, config.compare, self.metrics, clock, log)
+            self._comparison = Comparison(config, config.compare, self.metrics, clock, log, certificate)
         self._tracer = None
         if guards.tracing is not None:
             from capstan_runtime.serving.tracing import Tracer  # imports that others need not pay for

@@ -1,16 +1,22 @@
 """Does this model predict what the proven revision predicts? Asked with a sample of what clients have asked."""
 
 import asyncio
+import hashlib
 import random
+import re
+import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import aiohttp
 
 from capstan_runtime.contract.serving import Compare, ServeConfig
+from capstan_runtime.errors import ConfigError
 from capstan_runtime.serving.exchange import MIRRORED, Exchange
 from capstan_runtime.serving.labels import label_form
 from capstan_runtime.serving.metrics import Compared, Metrics
+from capstan_runtime.serving.mounted import Mounted
 from capstan_runtime.serving.scores import Floats
 
 _AT_ONCE = 4
@@ -20,6 +26,7 @@ _PAUSE_SECONDS = 1.0
 """After a comparison that failed: a replica that has too much to do already must not be asked more."""
 _REST_SECONDS = 60.0
 """After an answer of this very revision: it has been promoted, and there is nothing to compare it with."""
+_PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 _CREDENTIALS = (b"authorization", b"x-api-key")
 
 
@@ -43,7 +50,10 @@ class Comparison:
         metrics: Metrics,
         clock: Callable[[], float],
         log: Callable[[str], None],
+        certificate: Path | None,
     ) -> None:
+        """`certificate` is the folder of the one that pods of this service show; None: they speak plain HTTP. Raises
+        ConfigError if there is none in it."""
         model = config.model
         self._version = model.version
         self._form = label_form(config.protocols, model.name)
@@ -53,6 +63,7 @@ class Comparison:
         self._metrics = metrics
         self._clock = clock
         self._log = log
+        self._peer = _peer_of(certificate, clock, log)
         self._next_at = clock()
         self._is_failing = False
         self._waiting: asyncio.Queue[_Sample] = asyncio.Queue(_MOST_WAITING)
@@ -118,7 +129,11 @@ class Comparison:
         """The revision that answers, and what it predicts."""
         body, headers = self._form.ask(sample.inputs)
         async with session.post(
-            self._url, data=body, headers={**sample.headers, **headers}, allow_redirects=False
+            self._url,
+            data=body,
+            headers={**sample.headers, **headers},
+            allow_redirects=False,
+            ssl=self._peer(),
         ) as response:
             answer = await response.read()
             if response.status != 200:
@@ -131,6 +146,33 @@ class Comparison:
         if not self._is_failing:
             self._log(f"comparing with the proven revision fails: {self._url}: {what}")
         self._is_failing = True
+
+
+def _peer_of(
+    folder: Path | None, clock: Callable[[], float], log: Callable[[str], None]
+) -> Callable[[], aiohttp.Fingerprint | bool]:
+    """How the proven revision is known before it gets anybody's key: it shows the certificate that this pod shows.
+    No authority could vouch for it: a certificate is for the name that clients know, and this address is none."""
+    if folder is None:
+        return lambda: True
+
+    def note(error: OSError) -> None:
+        log(f"comparing: {folder}: {error}; the certificate from before is expected")
+
+    try:
+        return Mounted(folder, lambda: _fingerprint(folder), clock, note).current
+    except OSError as error:
+        raise ConfigError(
+            f"guards.tls: {folder}: {error}; a Secret of type kubernetes.io/tls holds it as PEM"
+        ) from error
+
+
+def _fingerprint(folder: Path) -> aiohttp.Fingerprint:
+    """Of the first certificate, which is the server's own. Raises OSError."""
+    found = _PEM.search((folder / "tls.crt").read_text(errors="replace"))
+    if found is None:
+        raise OSError("tls.crt is no certificate in PEM")
+    return aiohttp.Fingerprint(hashlib.sha256(ssl.PEM_cert_to_DER_cert(found[0])).digest())
 
 
 def _headers_of(exchange: Exchange) -> dict[str, str]:
