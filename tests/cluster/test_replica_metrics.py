@@ -11,7 +11,7 @@ from capstan_operator.cluster.errors import ScrapeError
 from capstan_operator.cluster.replica_metrics import IS_FAILURE, read_metrics
 from capstan_operator.cluster.serving_traffic import Counts, Reading
 from capstan_runtime.contract.serving import ServedModel
-from capstan_runtime.serving.metrics import Metrics
+from capstan_runtime.serving.metrics import Compared, Metrics
 from capstan_runtime.serving.refusal import Outcome, Shed
 
 ends = st.tuples(st.sampled_from(Outcome), st.one_of(st.none(), st.sampled_from(Shed)), st.floats(0.0, 100.0))
@@ -28,13 +28,16 @@ def test_every_outcome_that_a_replica_knows_is_in_the_table() -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(ends, max_size=30), st.integers(0, 1000))
+@given(st.lists(ends, max_size=30), st.integers(0, 1000), st.lists(st.sampled_from(Compared), max_size=20))
 def test_an_answer_is_read_as_a_general_parser_reads_it(
-    story: list[tuple[Outcome, Shed | None, float]], ongoing: int
+    story: list[tuple[Outcome, Shed | None, float]], ongoing: int, compared: list[Compared]
 ) -> None:
     metrics = replica(ongoing)
     for outcome, shed, seconds in story:
         metrics.note_end(outcome, shed if outcome in (Outcome.SHED, Outcome.UNAVAILABLE) else None, seconds)
+        metrics.note_mirrored(outcome)
+    for result in compared:
+        metrics.note_compared(result)
     body = metrics.render()
     samples = {
         (sample.name.removeprefix("capstan_serving_"), *sample.labels.values()): sample.value
@@ -54,6 +57,8 @@ def test_an_answer_is_read_as_a_general_parser_reads_it(
             timed=int(samples[("latency_seconds_count",)]),
             bounds=tuple(sorted(buckets))[:-1],
             within=tuple(int(buckets[bound]) for bound in sorted(buckets))[:-1],
+            compared=int(samples["compared_total", "same"] + samples["compared_total", "different"]),
+            different=int(samples["compared_total", "different"]),
         ),
         ongoing=ongoing,
     )

@@ -14,13 +14,17 @@ import pytest
 from aiohttp import web
 
 from capstan_local.node.certificate import serving_context
+from capstan_operator.api.inference_service import Gates
 from capstan_operator.cluster.scraper import MAX_ANSWER_BYTES, Scraper, Target
 from capstan_operator.cluster.work_queue import ObjectKey
+from capstan_operator.decide.serving.gates import judge
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import ObservedTraffic, RevisionLatency, ServedTraffic
-from capstan_runtime.contract.serving import Guards
+from capstan_runtime.contract.serving import Compare, Guards
+from capstan_runtime.serving.app import make_app
 from capstan_runtime.serving.refusal import Outcome, Shed
 from tests.serving.asgi import classifier_app
+from tests.serving.models import NumpyClassifier, WrongClassifier, serve_config
 from tests.support.control_planes import free_port
 from tests.support.fake_replicas import FakeReplica, FakeReplicas, serve_fake_replicas
 from tests.support.http_server import Server
@@ -375,3 +379,35 @@ async def test_the_numbers_of_a_real_replica_are_those_of_its_clients() -> None:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         server.stop()
+
+
+async def test_a_real_canary_that_is_quick_and_wrong_is_found_out_by_what_it_tells() -> None:
+    proven = Server(make_app(serve_config(), NumpyClassifier()))
+    told = serve_config().model_copy(update={"compare": Compare(url=proven.url, most_per_second=1e9)})
+    model = told.model.model_copy(update={"version": "digits-2"})
+    canary = Server(make_app(told.model_copy(update={"model": model}), WrongClassifier()))
+    host, port = canary.url.removeprefix("http://").split(":")
+    target = Target(KEY, UID, "digits-2", "pod", host, False, STEP)
+    scraper = Scraper(lambda: [target], lambda key: None, Metrics(), port=int(port), interval_seconds=0.05)
+    task = asyncio.create_task(scraper.run())
+
+    def verdicts() -> dict[str, str]:
+        traffic = scraper.traffic(UID)
+        assert traffic is not None
+        gates = Gates(min_agreement=0.9)
+        judged = judge(gates, traffic.by_revision["digits-2"], traffic.by_revision["digits-2"], traffic.bounds)
+        return {gate.name: gate.verdict for gate in judged}
+
+    try:
+        await eventually(lambda: scraper.traffic(UID) is not None)
+        async with aiohttp.ClientSession(canary.url) as clients:
+            for _ in range(10):
+                async with clients.post("/v1/models/digits:predict", json={"instances": [[1, 2, 3, 4]]}) as response:
+                    assert response.status == 200
+        await eventually(lambda: verdicts()["Agreement"] == "Fail")
+        assert verdicts() == {"ErrorRate": "Inconclusive", "LatencyP99": "Inconclusive", "Agreement": "Fail"}
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        canary.stop()
+        proven.stop()

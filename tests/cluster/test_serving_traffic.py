@@ -27,9 +27,16 @@ PODS = {"a": "one", "b": "one", "c": "two"}
 _process = count()
 
 
-def counts(requests: int = 0, errors: int = 0, within: tuple[int, int] | None = None, turned_away: int = 0) -> Counts:
+def counts(
+    requests: int = 0,
+    errors: int = 0,
+    within: tuple[int, int] | None = None,
+    turned_away: int = 0,
+    compared: int = 0,
+    different: int = 0,
+) -> Counts:
     answers = requests - errors
-    return Counts(requests, errors, turned_away, answers, BOUNDS, within or (answers, answers))
+    return Counts(requests, errors, turned_away, answers, BOUNDS, within or (answers, answers), compared, different)
 
 
 def reading(revision: str, sums: Counts, began: float = 1.0, ongoing: int | None = None) -> Reading:
@@ -58,12 +65,14 @@ class TruePod:
         return reading(self.revision, self.sums, self.began), new
 
 
-def _counts_of(requests: int, errors: int, slow: int) -> Counts:
+def _counts_of(requests: int, errors: int, slow: int, compared: int, different: int) -> Counts:
     answers = requests - min(errors, requests)
-    return counts(requests, min(errors, requests), (answers - min(slow, answers), answers))
+    within = (answers - min(slow, answers), answers)
+    return counts(requests, min(errors, requests), within, 0, compared, min(different, compared))
 
 
-served = st.builds(_counts_of, st.integers(0, 50), st.integers(0, 5), st.integers(0, 5))
+few = st.integers(0, 5)
+served = st.builds(_counts_of, st.integers(0, 50), few, few, few, few)
 happenings = st.one_of(
     st.tuples(st.just("serve"), st.sampled_from(sorted(PODS)), served),
     st.tuples(st.just("restart"), st.sampled_from(sorted(PODS)), st.none()),
@@ -105,7 +114,10 @@ def test_of_each_step_all_that_pods_told_after_their_first_answer_is_counted_onc
 def _observed(since: str, by_revision: dict[str, Counts]) -> ObservedTraffic | None:
     if not by_revision:
         return None
-    served = {name: ServedTraffic(one.requests, one.errors, one.within, one.timed) for name, one in by_revision.items()}
+    served = {
+        name: ServedTraffic(one.requests, one.errors, one.within, one.timed, one.compared, one.different)
+        for name, one in by_revision.items()
+    }
     return ObservedTraffic(since, BOUNDS, served)
 
 
@@ -114,7 +126,7 @@ def _observed(since: str, by_revision: dict[str, Counts]) -> ObservedTraffic | N
 def test_a_counter_that_went_down_began_anew_even_if_the_process_says_it_did_not(before: Counts, after: Counts) -> None:
     new = counted_between(reading("one", before), reading("one", after))
     assert new == (after if after.is_less(before) else after - before)
-    assert min(new.requests, new.errors, new.timed, *new.within) >= 0
+    assert min(new.requests, new.errors, new.timed, *new.within, new.compared, new.different) >= 0
 
 
 @settings(deadline=None)

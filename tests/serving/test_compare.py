@@ -23,7 +23,7 @@ from capstan_runtime.serving.app import Application, make_app
 from tests.serve_replica.servers import serve as serve_replica
 from tests.serving.asgi import Client, decoder_app, metric, running
 from tests.serving.conftest import Serve
-from tests.serving.models import Floats, NumpyClassifier, NumpyDecoder, serve_config
+from tests.serving.models import Floats, NumpyClassifier, NumpyDecoder, WrongClassifier, serve_config
 from tests.support.certificates import Authority, MountedSecret
 
 SECONDS = 60.0
@@ -33,14 +33,6 @@ AUTH = Guards(auth=Auth(api_keys_secret_ref=LocalObjectReference(name="keys")))
 EVERY = 1e9
 """Requests a second: all of them are compared."""
 PROTOCOLS = (("OpenInference", "KServeV1"), ("OpenInference",), ("KServeV1",))
-
-
-class WrongClassifier(NumpyClassifier):
-    """Names another class where the first feature is above zero."""
-
-    def expected(self, inputs: Floats) -> Floats:
-        logits = super().expected(inputs)
-        return np.where(inputs[:, :1] > 0, np.roll(logits, 1, axis=1), logits)
 
 
 class Clock:

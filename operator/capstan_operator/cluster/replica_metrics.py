@@ -46,7 +46,8 @@ MOST_BUCKETS = 256
 
 _SAMPLE = re.compile(
     rb"^capstan_serving_(requests_total|shed_total|latency_seconds_bucket|latency_seconds_count"
-    rb'|latency_seconds_created|ongoing_requests)(?:\{(?:outcome|reason|le)="([^"\\\n]{1,64})"\})? (\S{1,32})$',
+    rb"|latency_seconds_created|ongoing_requests|compared_total)"
+    rb'(?:\{(?:outcome|reason|le|result)="([^"\\\n]{1,64})"\})? (\S{1,32})$',
     re.MULTILINE,
 )
 _INFO = re.compile(rb"^capstan_serving_model_info\{([^}\n]{0,1024})\} ", re.MULTILINE)
@@ -58,6 +59,7 @@ def read_metrics(body: bytes) -> Reading:
     """What one answer says. Raises ScrapeError: it is not a replica's, or numbers in it cannot be true."""
     outcomes: dict[bytes, int] = {}
     shed: dict[bytes, int] = {}
+    compared: dict[bytes, int] = {}
     bounds: list[bytes] = []
     within: list[int] = []
     timed = began = ongoing = None
@@ -72,6 +74,8 @@ def read_metrics(body: bytes) -> Reading:
                 shed[label] = _count(value)
             case b"latency_seconds_count":
                 timed = _count(value)
+            case b"compared_total":
+                compared[label] = _count(value)
             case b"ongoing_requests":
                 ongoing = _count(value)
             case _:
@@ -89,6 +93,8 @@ def read_metrics(body: bytes) -> Reading:
         timed=timed,
         bounds=edges,
         within=tuple(within[:-1]),
+        compared=compared.get(b"same", 0) + compared.get(b"different", 0),
+        different=compared.get(b"different", 0),
     )
     return Reading(_revision(body), began, counts, ongoing)
 

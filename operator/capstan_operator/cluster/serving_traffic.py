@@ -35,6 +35,10 @@ class Counts:
     which fit any."""
     within: tuple[int, ...] = ()
     """How many of those timed took at most that long; cumulative."""
+    compared: int = 0
+    """Answers of which it is known what the proven revision answers."""
+    different: int = 0
+    """Of those, the ones where it predicts another class."""
 
     def __add__(self, other: "Counts") -> "Counts":
         if self.bounds is None or other.bounds is None:
@@ -47,6 +51,8 @@ class Counts:
             self.timed + other.timed,
             ours.bounds,
             tuple(map(int.__add__, ours.within, theirs.within)),
+            self.compared + other.compared,
+            self.different + other.different,
         )
 
     def __sub__(self, earlier: "Counts") -> "Counts":
@@ -61,6 +67,8 @@ class Counts:
             self.timed - earlier.timed,
             ours.bounds,
             tuple(map(int.__sub__, ours.within, theirs.within)),
+            self.compared - earlier.compared,
+            self.different - earlier.different,
         )
 
     def is_less(self, earlier: "Counts") -> bool:
@@ -72,6 +80,8 @@ class Counts:
             or self.turned_away < earlier.turned_away
             or self.timed < earlier.timed
             or any(map(int.__lt__, self.within, earlier.within))
+            or self.compared < earlier.compared
+            or self.different < earlier.different
         )
 
     def at(self, bounds: tuple[float, ...]) -> "Counts":
@@ -185,7 +195,7 @@ class ServiceTraffic:
             return
         if uid in self._in_step:
             self._step[revision] += new
-            self._has_news |= new.requests > 0 or new.timed > 0
+            self._has_news |= new.requests > 0 or new.timed > 0 or new.compared > 0
         else:
             self._in_step.add(uid)
             self._step[revision] = self._step.get(revision, NOTHING) + (reading.counts - reading.counts)
@@ -224,7 +234,7 @@ class ServiceTraffic:
             since=self._since,
             bounds=next(iter(by_revision.values())).bounds or (),
             by_revision={
-                name: ServedTraffic(one.requests, one.errors, one.within, one.timed)
+                name: ServedTraffic(one.requests, one.errors, one.within, one.timed, one.compared, one.different)
                 for name, one in by_revision.items()
             },
         )
