@@ -2,9 +2,12 @@
 
 import http.client
 import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from capstan_runtime.serve_replica import line
+import pytest
+
+from capstan_runtime.serve_replica import line, server
 from tests.serve_replica.pods import INFER, READY
 from tests.serve_replica.servers import BODY, SECONDS, ask, is_closed, serve, until
 from tests.serving.models import NumpyClassifier
@@ -22,6 +25,20 @@ def test_while_it_drains_it_answers_everybody_once_more() -> None:
     word = line.hear(pod)
     assert word is not None
     assert word.kind is line.Kind.DRAINED
+
+
+def test_a_connection_is_kept_for_a_while_only_so_that_new_pods_get_requests_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server, "CONNECTION_SECONDS", 0.5)
+    port, _ = serve(NumpyClassifier(), drain_seconds=0.0)
+    kept = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    assert ask(kept, INFER, BODY) == (200, False)
+    began, answers = time.monotonic(), []
+    until(lambda: answers.append(ask(kept, INFER, BODY)) or answers[-1][1])
+    assert time.monotonic() - began < SECONDS
+    assert {status for status, _ in answers} == {200}
+    assert ask(kept, INFER, BODY)[0] == 200, "the client opens the next one by itself"
 
 
 def test_what_was_begun_is_finished_before_it_says_that_it_has_drained() -> None:
