@@ -213,6 +213,19 @@ def test_where_checkpoints_are_cannot_change_but_faults_may_come_and_go() -> Non
     assert "checkpoint.store: cannot change" in refusals[0]
 
 
+ONE_KEY, ANOTHER = {"sign": {"secretName": "key"}}, {"sign": {"secretName": "other"}}
+
+
+@pytest.mark.parametrize(("old", "new"), [(ONE_KEY, ANOTHER), (ONE_KEY, {}), ({}, ONE_KEY)])
+def test_how_checkpoints_are_kept_may_change_but_not_who_signs_them(old: dict[str, Any], new: dict[str, Any]) -> None:
+    store = {"store": {"hostPath": {"path": "/c"}}}
+    before = a_spec(checkpoint=store | old)
+    kept = {"interval": {"steps": 5}, "retention": {"last": 9}, "verify": {"level": "sampled"}}
+    assert schema_refusals(a_spec(checkpoint=store | old | kept), before) == []
+    (refusal,) = schema_refusals(a_spec(checkpoint=store | new), before)
+    assert "checkpoint.sign: cannot change after the job was created" in refusal
+
+
 @pytest.mark.parametrize("field", ["max", "min"])
 def test_a_number_of_workers_below_one_is_refused_in_one_line(field: str) -> None:
     refusals = schema_refusals(a_spec(workers={"max": 2, field: 0}))

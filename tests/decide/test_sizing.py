@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from hypothesis import given, settings
@@ -44,6 +45,26 @@ def test_the_virtual_ranks_are_those_the_run_was_started_with() -> None:
     assert worlds_of({"workers": {"min": 1, "max": 8}}, status) == (1, 2, 4)
     # No size between 8 and 8 divides four virtual ranks: the largest there is must do.
     assert worlds_of({"workers": {"max": 8}}, status) == (4,)
+
+
+@given(st.integers(1, 64), st.data())
+def test_a_later_size_is_followed_or_why_not_is_said_with_one_that_is(started: int, data: st.DataObject) -> None:
+    """Of every spec that is valid by itself: the sizes that are named as the fix are followed without a word."""
+    life = Life("created", workers={"max": started, "min": 1}, training={"globalBatchSize": 64 * started})
+    largest = data.draw(st.sampled_from([size for size in range(1, 129) if 64 * started % size == 0]))
+    least = data.draw(st.sampled_from([size for size in range(1, largest + 1) if largest % size == 0]))
+
+    def said_of(least: int, largest: int) -> str:
+        life.change_spec(workers={"max": largest, "min": least})
+        assert isinstance(read_blueprint(life.seen.job, OperatorSettings()), Blueprint)
+        life.decide(2.0)
+        return next(each.message for each in life.status.conditions if each.type == "Accepted")
+
+    message = said_of(least, largest)
+    assert (message == "the spec is valid") == (started % largest == 0)
+    for size in map(int, re.findall(r"(?:max|or) to (\d+)", message)):
+        assert started % size == 0
+        assert said_of(size if "set min and max" in message else min(least, size), size) == "the spec is valid"
 
 
 def test_a_run_whose_virtual_ranks_nobody_noted_keeps_its_size() -> None:

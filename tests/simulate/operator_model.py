@@ -163,9 +163,9 @@ class Operator:
 
     def _carry_out(self, decision: Decision) -> None:
         world = self._world
-        for _ in decision.apply:
+        for manifest in decision.apply:
             self._may_die()
-            world.apply_secret()
+            world.apply_secret(manifest)
         # Creations run at the same time: any order is possible.
         for manifest in world.random.sample(decision.create, len(decision.create)):
             self._may_die()

@@ -41,6 +41,8 @@ class Pod:
     joined_at: float = 0.0
     membership: Membership | None = None
     """The newest it took."""
+    run: dict[str, Any] | None = None
+    """What it has read of the run; None: it has not started."""
     is_frozen: bool = False
     """Its trainer was stopped by a signal: it makes no step and tells nobody."""
 

@@ -220,6 +220,51 @@ def test_a_job_suspended_and_resumed_at_any_moment_loses_nothing(seed: int) -> N
     assert (status.phase, status.step, status.restarts.total) == ("Succeeded", STEPS, 0)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_what_changes_of_the_run_at_any_moment_is_read_by_all_ranks_of_an_attempt_or_by_none(seed: int) -> None:
+    """Which no moment of a suspension changes, nor a pod that breaks; `trainers.py` compares what they have read."""
+    world = World(seed, merged(SPEC, {"workers": {"max": 4, "min": 1}}))
+    trouble = Trouble(lost_event=0.05, repeated_event=0.1, death_at_write=0.03 * (seed % 2))
+    operator = Operator(world, trouble, OperatorSettings())
+
+    def change(**spec: object) -> None:
+        if not world.is_finished:
+            world.change_spec(merged(world.spec, spec))
+
+    def resume() -> None:
+        # A pod that is being deleted for the suspension may be taken for one that is left, and then be lost.
+        world.fault("the job is resumed")
+        change(suspend=False, checkpoint={"interval": {"steps": 7}})
+
+    suspend_at = world.random.uniform(0.0, 30.0)
+    resume_at = suspend_at + world.random.choice([0.4, 2.0, 40.0]) * world.random.random()
+    world.at(suspend_at, lambda: change(suspend=True))
+    world.at(world.random.uniform(0.0, 60.0), lambda: change(workers={"max": 8}))
+    world.at(resume_at, resume)
+    disturb(world, operator, faults=world.random.randrange(3))
+    status = finish(world)
+    assert (status.phase, status.step) == ("Succeeded", STEPS), status.message
+    assert world.virtual_ranks == status.virtual_ranks
+
+
+def test_a_change_while_no_pod_is_left_is_read_by_the_pods_that_follow() -> None:
+    world = World(0, SPEC)
+    Operator(world, Trouble(), OperatorSettings())
+    world.at(12.0, lambda: world.change_spec(merged(SPEC, {"suspend": True})))
+    world.run(60.0)
+    assert world.status["phase"] == "Suspended"
+    changed = merged(SPEC, {"checkpoint": {"interval": {"steps": 7}, "retention": {"last": 9}}, "workers": {"max": 4}})
+    world.change_spec(changed)
+    status = finish(world)
+    runs = [pod.run for pod in world.pods.values()]
+    assert [run["checkpoint"]["interval"] for run in runs if run] == [{"steps": 7}] * 2
+    assert [run["checkpoint"]["retention"]["last"] for run in runs if run] == [9] * 2
+    assert [run["training"]["virtualRanks"] for run in runs if run] == [2] * 2
+    assert (status.phase, status.step, status.restarts.total) == ("Succeeded", STEPS, 0)
+    accepted = next(condition for condition in status.conditions if condition.type == "Accepted")
+    assert accepted.message.startswith("workers.min: 4 and max: 4 do not divide virtualRanks 2, which the run keeps")
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_job_whose_pods_always_die_at_the_start_stops_after_its_budget(seed: int) -> None:
     world = World(seed, merged(SPEC, {"recovery": {"budgets": {"application": 2}}}))

@@ -115,6 +115,9 @@ class Trainers:
         shared = {first.model_copy(update={"rank": 0, "chaos": ()}) for first in firsts}
         assert len(shared) == 1, f"the ranks of fence {membership.fence} were told different things: {shared}"
         assert len({uid for uid, _ in self.places[membership.fence].values()}) == len(firsts), "a pod has two ranks"
+        pods = [self._pod(uid) for uid, _ in self.places[membership.fence].values()]
+        runs = [pod.run for pod in pods if pod is not None]
+        assert runs == runs[:1] * len(runs), f"the ranks of fence {membership.fence} have read different runs"
         assert self._world.virtual_ranks % membership.world == 0, f"world {membership.world} is not valid"
         assert membership.world <= self._world.largest_max, f"world {membership.world} is above every max there was"
         known_step = self._world.known_step_at.get(membership.fence, 0)

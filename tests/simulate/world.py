@@ -6,14 +6,17 @@ Nothing here knows how the operator decides. What it must never do is asserted w
 
 from __future__ import annotations
 
+import base64
 import heapq
 import itertools
+import json
 import random
 from collections.abc import Callable
 from typing import Any
 
 from capstan_operator.api.meta import LABEL_INCARNATION, LABEL_WORKER
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.build.secret import RUN_FILE
 from capstan_runtime.contract.exit_codes import FailureClass
 from tests.simulate.pods import Pod, Refused
 from tests.simulate.trainers import HAS_TRAINER, Trainers
@@ -32,7 +35,8 @@ class World:
         self.status: dict[str, Any] = {}
         self.version = 1
         self.pods: dict[str, Pod] = {}
-        self.has_secret = False
+        self.secret: dict[str, Any] | None = None
+        """The run as the Secret tells it; None: there is none."""
         self.writes: list[str] = []
         self.on_change: Callable[[str], None] = lambda name: None
         """Called with the name of a pod that changed, or "job"."""
@@ -75,7 +79,7 @@ class World:
         name, labels = manifest["metadata"]["name"], manifest["metadata"]["labels"]
         if name in self.pods:
             return self.pods[name]
-        assert self.has_secret, "a pod was created before its Secret"
+        assert self.secret is not None, "a pod was created before its Secret"
         assert not self.is_finished, f"pod {name} was created after the end"
         command = manifest["spec"]["containers"][0]["command"]
         worker, incarnation = int(labels[LABEL_WORKER]), int(labels[LABEL_INCARNATION])
@@ -96,14 +100,16 @@ class World:
         self.note(f"delete pod {name}")
         self.terminate(pod)
 
-    def apply_secret(self) -> None:
-        if not self.has_secret:
+    def apply_secret(self, manifest: dict[str, Any]) -> None:
+        """It is immutable: one that says something else is made anew."""
+        run = json.loads(base64.b64decode(manifest["data"][RUN_FILE]))
+        if run != self.secret:
             self.writes.append("secret")
             self.note("create secret")
-        self.has_secret = True
+        self.secret = run
 
     def delete_secret(self) -> None:
-        self.has_secret = False
+        self.secret = None
         self.note("delete secret")
 
     def write_status(self, status: TrainingJobStatus, seen_version: int) -> None:
@@ -126,7 +132,9 @@ class World:
 
     @property
     def virtual_ranks(self) -> int:
-        return int(self.spec["training"].get("virtualRanks") or self.spec["workers"]["max"])
+        """Those that the pods have read."""
+        assert self.secret is not None
+        return int(self.secret["training"]["virtualRanks"])
 
     @property
     def largest_max(self) -> int:
@@ -188,7 +196,7 @@ class World:
                 self.on_change(pod.name)
             self.at(2.0, lambda: self._start(pod))
             return
-        pod.waiting = None
+        pod.waiting, pod.run = None, self.secret
         if self.crashing_start_ups:
             self.crashing_start_ups -= 1
             self.fault(f"{pod.name} dies while it starts")

@@ -160,6 +160,11 @@ class TrainingJobSpec(Record):
             "self.checkpoint.store == oldSelf.checkpoint.store",
             "'checkpoint.store: cannot change after the job was created; its checkpoints are there'",
         ),
+        (
+            "has(self.checkpoint.sign) == has(oldSelf.checkpoint.sign)"
+            " && (!has(self.checkpoint.sign) || self.checkpoint.sign == oldSelf.checkpoint.sign)",
+            "'checkpoint.sign: cannot change after the job was created; its checkpoints must stay signed by one key'",
+        ),
     )
 
     framework: Annotated[Framework, Field(description="Which trainer runs the job.")]

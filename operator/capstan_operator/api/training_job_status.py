@@ -216,7 +216,9 @@ class TrainingJobStatus(Record):
     ] = None
     run_digest: Annotated[
         str | None,
-        Field(description="Digest of the run.json that the pods were first started with; it stays for good."),
+        Field(
+            description="Digest of the run.json that the pods read; it stays until the job is changed while suspended."
+        ),
     ] = None
     cleaned_up_at: Annotated[
         str | None, Field(description="When the pods were removed after ttlSecondsAfterFinished (RFC 3339).")

@@ -8,8 +8,9 @@ from capstan_operator.build.children import Owner
 from capstan_runtime.contract.run_config import CheckpointPlan, Deadlines, RunConfig
 
 
-def build_run_config(job: Owner, spec: TrainingJobSpec) -> RunConfig:
-    """The run of `job`, with every default that depends on another field resolved."""
+def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | None = None) -> RunConfig:
+    """The run of `job`, with every default that depends on another field resolved. `virtual_ranks`: those it was
+    started with; None: it was not, and those of the spec are."""
     deadlines = spec.recovery.deadlines
     return RunConfig(
         job=f"{job.namespace}/{job.name}",
@@ -19,7 +20,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec) -> RunConfig:
         data=spec.data,
         optimizer=spec.optimizer,
         schedule=spec.schedule,
-        training=spec.training.model_copy(update={"virtual_ranks": spec.virtual_ranks}),
+        training=spec.training.model_copy(update={"virtual_ranks": virtual_ranks or spec.virtual_ranks}),
         checkpoint=CheckpointPlan(
             interval=spec.checkpoint.interval, retention=spec.checkpoint.retention, verify=spec.checkpoint.verify
         ),

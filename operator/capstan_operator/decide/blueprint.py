@@ -40,12 +40,14 @@ class Refusal:
 def read_blueprint(job: ObservedJob, settings: OperatorSettings) -> Blueprint | Refusal:
     """The blueprint of `job`, or why there is none. Never raises for what a user wrote."""
     # The text is the key, so that nobody has to promise that a generation never shows two specs.
-    return _read(job.namespace, job.name, job.uid, json.dumps(dict(job.spec)), settings)
+    return _read(job.namespace, job.name, job.uid, json.dumps(dict(job.spec)), job.status.virtual_ranks, settings)
 
 
 # Enough for the jobs that are worked on at the same time; a miss costs less than a millisecond.
 @lru_cache(maxsize=512)
-def _read(namespace: str, name: str, uid: str, spec_json: str, settings: OperatorSettings) -> Blueprint | Refusal:
+def _read(
+    namespace: str, name: str, uid: str, spec_json: str, virtual_ranks: int | None, settings: OperatorSettings
+) -> Blueprint | Refusal:
     document: Mapping[str, Any] = json.loads(spec_json)
     try:
         spec = TrainingJobSpec.parse(document)
@@ -59,7 +61,7 @@ def _read(namespace: str, name: str, uid: str, spec_json: str, settings: Operato
         problems += [f"spec.{problem}" for problem in error.problems]
     if problems:
         return Refusal(tuple(sorted(problems)))
-    run = build_run_config(job, spec)
+    run = build_run_config(job, spec, virtual_ranks)
     return Blueprint(spec, run, run_digest(run), template, replaces_command(spec.workers.pod_patch))
 
 

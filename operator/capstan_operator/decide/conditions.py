@@ -9,15 +9,17 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.progress import summary
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, is_changed
+from capstan_operator.decide.sizing import unreachable_size
 from capstan_operator.decide.times import rfc3339
 
 Status = TypeVar("Status", TrainingJobStatus, InferenceServiceStatus)
 ConditionType = TrainingJobCondition | InferenceServiceCondition
 """They stand in the order in which their enumeration names them."""
 
-FIXED_FIELDS = (
-    "checkpoint.interval, retention and verify, training.virtualRanks and, of recovery, deadlines, numerical, "
-    "warmSpare and memoryTier"
+LATE_CHANGE = (
+    "checkpoint.interval, retention and verify and, of recovery, deadlines, numerical, warmSpare and memoryTier stay "
+    "as they were when the pods first started; to have them followed, set spec.suspend to true, and to false again "
+    "when no pod is left"
 )
 
 
@@ -74,8 +76,10 @@ def put(
 
 def put_accepted(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """The spec is valid; what of it comes too late is said."""
-    if is_changed(situation.status, situation.blueprint):
-        message = f"{FIXED_FIELDS} stay as they were when the pods first started; the rest of the spec is acted on"
+    late = LATE_CHANGE if is_changed(situation.status, situation.blueprint) else None
+    unfollowed = [sentence for sentence in (unreachable_size(situation), late) if sentence]
+    if unfollowed:
+        message = "; ".join(unfollowed)
         return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.PARTLY_APPLIED, message)
     return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.VALID, "the spec is valid")
 

@@ -32,10 +32,11 @@ def tell(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Training
 
 def _accepted(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
     before, after = find(old, TrainingJobCondition.ACCEPTED), find(new, TrainingJobCondition.ACCEPTED)
-    if after is None or (before is not None and (before.status, before.reason) == (after.status, after.reason)):
+    if after is None:
         return
     if after.reason == Reason.PARTLY_APPLIED:
-        yield EventNote("Warning", after.reason, after.message)
+        if before is None or (before.reason, before.message) != (after.reason, after.message):
+            yield EventNote("Warning", after.reason, after.message)
     elif before is None or before.status != "True":
         yield EventNote("Normal", "Accepted", after.message)
 

@@ -72,6 +72,27 @@ def describe_size(situation: Situation, status: TrainingJobStatus) -> TrainingJo
     )
 
 
+def unreachable_size(situation: Situation) -> str | None:
+    """What of workers.min and max the run can never have, however many workers are ready, and what to do, in one line;
+    None: nothing. Only a later spec can ask for such a size: the virtual ranks stay those of the start."""
+    spec, wanted = situation.blueprint.spec, situation.wanted
+    largest, least, virtual_ranks = spec.workers.max, spec.min_workers, situation.status.virtual_ranks
+    if largest == wanted:
+        return None
+    both = least > wanted
+    asked = f"workers.min: {least} and max: {largest}" if both else f"workers.max: {largest}"
+    if virtual_ranks is None:
+        return f"{asked} cannot be followed: nobody noted the virtualRanks of the run, which keeps its size of {wanted}"
+    larger = next((size for size in range(largest + 1, virtual_ranks + 1) if virtual_ranks % size == 0), None)
+    # A spec whose min does not divide its max is refused, unless it sets the virtual ranks itself.
+    ends = "min and max" if any(size % least for size in (wanted, larger or wanted)) else "max"
+    instead = f", or start a new job with training.virtualRanks {largest}" if larger is None else f" or to {larger}"
+    return (
+        f"{asked} {'do' if both else 'does'} not divide virtualRanks {virtual_ranks}, which the run keeps from its "
+        f"start, so it has {_workers(wanted)} at most; set {ends} to {wanted}{instead}"
+    )
+
+
 def count_idle(situation: Situation) -> int:
     """Workers that are ready, but not in the attempt that is on."""
     ranks = set(situation.ranks)
@@ -136,7 +157,7 @@ def _size_message(situation: Situation) -> str | None:
     if situation.status.next_world is not None:
         return f"{_change(situation, situation.status.next_world)} at the next checkpoint"
     if world >= wanted:
-        return None
+        return unreachable_size(situation)
     ranks = set(situation.ranks)
     missing = [worker for worker in situation.workers if worker.index not in ranks and worker.index < wanted]
     ready = world + count_idle(situation)
@@ -155,10 +176,14 @@ def _change(situation: Situation, world: int) -> str:
     ranks = set(situation.ranks)
     joining = [str(worker.index) for worker in _usable(situation) if worker.index not in ranks][: world - len(ranks)]
     if world < len(ranks):
-        return f"the world changes to {world} worker{'s' if world > 1 else ''}"
+        return f"the world changes to {_workers(world)}"
     if not joining or len(joining) < world - len(ranks):
         return "the world is formed anew"
     return f"worker {joining[0]} joins" if len(joining) == 1 else f"workers {_both(joining)} join"
+
+
+def _workers(number: int) -> str:
+    return f"{number} worker{'s' if number > 1 else ''}"
 
 
 def _both(words: list[str]) -> str:

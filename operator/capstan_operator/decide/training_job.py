@@ -14,7 +14,7 @@ from capstan_operator.decide.conditions import (
 )
 from capstan_operator.decide.events import tell
 from capstan_operator.decide.goodput import account
-from capstan_operator.decide.lifecycle import end_of, record_end, seconds_until_deadline
+from capstan_operator.decide.lifecycle import end_of, forget_run, record_end, seconds_until_deadline
 from capstan_operator.decide.notes import learn_notes
 from capstan_operator.decide.plan import Plan, make_plan
 from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
@@ -55,6 +55,7 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     ended = record_end(situation)
     if ended is not None:
         situation = situation.after(note_end(situation.after(ended), situation.status))
+    situation = situation.after(forget_run(situation))
     plan = make_plan(situation)
     if ended is not None or end_of(old):
         plan = plan.without_children()
