@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from safetensors.numpy import load_file
 
 from capstan_runtime.checkpoint import candidates, cli
+from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.claims import write_claim
 from capstan_runtime.checkpoint.cli import BAD_BYTES, USAGE, add_arguments, run
 from capstan_runtime.checkpoint.commands import check, look
 from capstan_runtime.checkpoint.digest import digest_of, name_of
@@ -29,10 +31,12 @@ from capstan_runtime.checkpoint.layout import (
     PINNED,
     QUARANTINED,
     SHARDS,
+    SIGNATURE,
     VERIFIED,
     SaveName,
     new_attempt,
 )
+from capstan_runtime.checkpoint.manifest import Claim
 from capstan_runtime.checkpoint.marks import mark_verified
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import remove_checkpoint
@@ -510,6 +514,93 @@ def test_gc_leaves_alone_what_a_living_attempt_may_use(store: Path, capsys: pyte
     assert steps_in(store) == [70, 60, 40]
     assert being_written.exists()
     assert not any(late.root == row["root"] for row in listed(capsys, store).values())
+
+
+def kept_by_gc(capsys: pytest.CaptureFixture[str], store: Path, *more: str | Path) -> tuple[list[int], dict[int, str]]:
+    """Steps that go, and what else would go, each with why it stays; then it is done as it was shown."""
+    planned = answer(capsys, "gc", store, "--last", "2", *more)
+    done = answer(capsys, "gc", store, "--last", "2", "--yes", *more)
+    assert (done["checkpoints"], done["kept"]) == (planned["checkpoints"], planned["kept"])
+    return [each["step"] for each in done["checkpoints"]], {each["step"]: each["reason"] for each in done["kept"]}
+
+
+LATE = "is not below the newest that verifies: the store may only be late to show all of it"
+
+
+def test_gc_leaves_alone_what_may_be_a_commit_that_the_store_shows_late(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The operator knows of a commit before every node sees it, and the next attempt asks for it."""
+    for step in (40, 50):
+        save(store, step, fence=2)
+    assert choose(store, fence=3) is not None
+    for step in (35, 50, 60):
+        late_save(store, step, fence=2)
+    half_shown = store / str(SaveName(70, 2, new_attempt(RUN)))
+    (half_shown / SHARDS).mkdir(parents=True)
+    gone, kept = kept_by_gc(capsys, store)
+    assert (gone, kept) == ([35, 30, 10, 20], {50: LATE, 60: LATE, 70: LATE})
+    assert half_shown.exists()
+    assert capstan_checkpoint("gc", store, "--last", "2") == 0
+    assert f"kept: {half_shown}: {LATE}" in capsys.readouterr().out.splitlines()
+
+
+def test_gc_leaves_all_alone_from_which_an_attempt_is_about_to_resume(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It claims what there is before it reads it, and says afterwards which of it it took."""
+    roots = [each.root for each in list_candidates(FolderStore(store), RUN).candidates if each.root]
+    write_claim(FolderStore(store), Claim(run=RUN, fence=2, attempt=new_attempt(RUN), resumed=None, committed=roots))
+    for step in (40, 50, 60):
+        save(store, step, fence=2)
+    about = "its newest attempt has not said yet which one it resumes from"
+    assert kept_by_gc(capsys, store) == ([30, 40], {10: about, 20: about})
+
+
+def test_gc_stops_when_an_attempt_begins_after_it_has_looked(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for step in (40, 50, 60):
+        save(store, step)
+    begun: list[object] = []
+
+    def children(self: FolderStore, key: str = "") -> list[str]:
+        if not begun and (folder(store, 50) / VERIFIED).exists():  # both have been read: now it is removed
+            begun.append(None)
+            begun.append(choose(store, fence=3))
+        return real(self, key)
+
+    real = FolderStore.children
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FolderStore, "children", children)
+        document = answer(capsys, "gc", store, "--last", "2", "--yes")
+    assert len(begun) == 2
+    meanwhile = "another attempt has begun since it was looked at; run gc again"
+    assert (document["checkpoints"], {each["step"]: each["reason"] for each in document["kept"]}) == (
+        [],
+        {10: meanwhile, 20: meanwhile, 40: meanwhile, 30: "may still be written"},
+    )
+    assert steps_in(store) == [60, 50, 40, 20, 10]
+
+
+def test_where_checkpoints_are_signed_gc_counts_no_unsigned_one_as_one_of_the_newest_two(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With publicKey a run can take back none but those: the others prove nothing."""
+    ours, theirs = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    for step in (40, 50, 60, 70):
+        save(store, step)
+    for step, key in ((10, ours), (20, ours), (40, theirs)):
+        pem = tmp_path / "key.pem"
+        private = serialization.PrivateFormat.PKCS8
+        pem.write_bytes(key.private_bytes(serialization.Encoding.PEM, private, serialization.NoEncryption()))
+        at = folder(store, step)
+        (at / SIGNATURE).write_bytes(sign_manifest((at / MANIFEST).read_bytes(), pem))
+    shutil.copytree(store, tmp_path / "copy" / RUN)
+    assert kept_by_gc(capsys, store)[0] == [10, 50], "without the key, a signature is a signature"
+    public = tmp_path / "public.pem"
+    format_ = serialization.PublicFormat.SubjectPublicKeyInfo
+    public.write_bytes(ours.public_key().public_bytes(serialization.Encoding.PEM, format_))
+    gone, _ = kept_by_gc(capsys, tmp_path / "copy" / RUN, "--public-key", public)
+    assert gone == [40, 50]
 
 
 def test_a_pin_holds_against_the_run_s_own_retention(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

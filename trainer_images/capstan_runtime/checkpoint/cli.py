@@ -31,7 +31,8 @@ _COMMANDS = {
     "diff": "compare two checkpoints tensor by tensor",
     "scrub": "read from the disk itself; quarantine what is bad, mark what is good as verified",
     "convert": "write plain safetensors and a model card, every byte verified",
-    "gc": "show what retention would remove, and remove it with --yes; never the newest two that verify",
+    "gc": "show what retention would remove, and remove it with --yes; never the newest two that verify, nor what a "
+    "job may need: whether one runs now, a store does not tell",
     "pin": "keep a checkpoint whatever the rules say",
     "unpin": "undo pin",
 }
@@ -82,6 +83,12 @@ def _add_rules(gc: argparse.ArgumentParser) -> None:
     gc.add_argument("--best", type=_best, metavar="METRIC:max|min[:N]", help="keep the best N by a metric (default 1)")
     gc.add_argument(
         "--newer-than", type=_seconds, metavar="30m|12h|7d", help="keep what was committed within this time"
+    )
+    gc.add_argument(
+        "--public-key",
+        type=Path,
+        metavar="PEM",
+        help="of the newest two that verify, only what its owner signed counts",
     )
     gc.add_argument("--yes", action="store_true", help="remove them; without it they are only shown")
 
@@ -143,7 +150,8 @@ def _call(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         case "ls":
             return look.ls(find_places(options.store, environ), output)
         case "gc":
-            return keep.gc(find_places(options.store, environ), _rules(options), options.yes, output)
+            places, key = find_places(options.store, environ), _key_text(options.public_key)
+            return keep.gc(places, _rules(options), key, options.yes, output)
         case "verify":
             targets = check.targets(*_wanted(options, environ), _say)
             return check.verify(targets, options.level, _key_text(options.public_key), output)
