@@ -20,7 +20,7 @@ def failed(exit_: dict[str, object], **spec: object) -> Life:
     life.say(ONE, phase="Exited", step=47, exit=exit_)
     life.decide(33.5)
     life.decide(33.6)
-    assert (life.status.phase, len(life.decision.delete)) == ("Failed", 2)
+    assert (life.status.phase, [each.name for each in life.decision.delete]) == ("Failed", ["digits-worker-0"])
     life.seen = replace(life.seen, pods=(), supervisors={})
     return life
 
@@ -45,6 +45,29 @@ def test_a_raised_budget_lets_the_job_go_on_and_is_charged() -> None:
     failed_now = next(condition for condition in life.status.conditions if condition.type == "Failed")
     assert (failed_now.status, failed_now.message) == ("False", "spec.recovery.budgets was raised")
     assert life.status.restarts.by_cause == {"Crash": 1}
+
+
+def test_the_pods_that_were_kept_for_their_logs_are_not_charged_when_the_job_goes_on() -> None:
+    life = Life(recovery={"budgets": {"crash": 0}})
+    life.say(ONE, phase="Exited", step=47, exit=CRASH)
+    life.say("digits-worker-0", phase="Exited", step=47, exit=CRASH | {"code": 134, "signal": "SIGABRT"})
+    life.decide(33.5)
+    life.decide(33.6)
+    assert ([push.pod_name for push in life.decision.pushes], life.decision.delete) == (["digits-worker-0", ONE], ())
+    for name in ("digits-worker-0", ONE):
+        said = next(life.seen.supervisors[pod.uid].state for pod in life.seen.pods if pod.name == name)
+        life.change_pod(name, phase="Failed", exit_code=139, exit_reason="Error", final=said)
+    before = life.status
+    life.decide(1000.0)
+    assert (life.status, life.decision.delete, life.decision.pushes) == (before, (), ())
+    life.change_spec(recovery={"budgets": {"crash": 1}})
+    life.decide(1001.0)
+    life.decide(1001.1)
+    assert [pod["metadata"]["name"] for pod in life.decision.create] == ["digits-worker-0-1"]
+    life.seen = replace(life.seen, pods=(*life.seen.pods, make_pod(0, 1, created_at=1001.2)))
+    life.decide(1001.3)
+    assert [pod["metadata"]["name"] for pod in life.decision.create] == ["digits-worker-1-1"]
+    assert (life.status.phase, life.status.restarts.by_cause) == ("Restarting", {"Crash": 1})
 
 
 def test_the_next_attempt_of_a_revived_job_ends_the_story_of_its_failure() -> None:

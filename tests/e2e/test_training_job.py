@@ -222,6 +222,10 @@ def test_a_missing_file_fails_the_job_with_the_reason_and_without_a_restart(
     assert "/data/absent.npz" in status["failure"]["message"]
     assert status["restarts"]["total"] == 0
     assert condition(status, "Failed")[0] == "True"
+    # The other one's trainer may still have run when the job failed: then its pod goes.
+    cluster.wait_gone(lambda: [p for p in cluster.pods(job_name) if p.status.phase != "Failed"], "the running pods")
+    log = cluster.core.read_namespaced_pod_log(status["failure"]["pod"], NAMESPACE)
+    assert "/data/absent.npz does not exist in the pod" in log
 
 
 def test_deleting_a_job_removes_all_it_made(cluster: Cluster, framework: str, job_name: str) -> None:

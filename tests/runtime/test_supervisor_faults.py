@@ -127,6 +127,33 @@ def test_an_exit_code_of_0_is_no_success_of_a_trainer_that_has_not_said_so(tmp_p
     assert end.message == "the trainer exited with code 0 without having said that it is done"
 
 
+@pytest.mark.parametrize(("exits", "ends"), [(93, 93), (0, 1)])
+def test_when_the_job_is_over_a_pod_whose_trainer_has_ended_ends_as_that_did(
+    tmp_path: Path, start_pod: StartPod, exits: int, ends: int
+) -> None:
+    memory = tmp_path / "memory"
+    (memory / "left").mkdir(parents=True)
+    run = Run(tmp_path, overrides={"warmSpare": True})
+    more = {env.MEMORY: str(memory)}
+    pod = start_pod(run, **scripted(*FIRST_STEP, {"wait for": 10}, {"print": "why"}, {"exit": exits}), **more)
+    member = alone(2, pod)
+    over = member.model_copy(update={"is_over": True, "world": 4})
+    assert pod.put(over)[0] == 409, "before any attempt there is nothing to end as"
+    assert pod.put(member)[0] == 200
+    pod.wait_for(Phase.TRAINING)
+    status, answer = pod.put(over)
+    assert (status, answer["message"]) == (409, "isOver: a trainer runs in this pod; delete the pod to stop it")
+    os.kill(pod.children()[0], 10)
+    before = pod.wait_for(Phase.EXITED)
+    assert pod.put(over.model_copy(update={"fence": 1}))[0] == 409
+    status, answer = pod.put(over)
+    assert (status, answer["phase"]) == (200, "Stopping")
+    code, words = pod.wait_for_end()
+    assert (code, words.exit, words.fence) == (ends, before.exit, 2)
+    assert "why" in pod.log.read_text().splitlines()
+    assert list(memory.iterdir()) == [], "a pod that stays for its log holds no memory"
+
+
 def test_a_lost_node_is_dark_for_ever(tmp_path: Path, start_pod: StartPod) -> None:
     injected = {"name": "storm-1", "fault": "LoseNode", "rank": 0, "step": 7, "at": 5.0}
     lose = ({"wait for": 10}, {"report": {"injected": injected}}, {"sleep": 60})

@@ -266,6 +266,21 @@ def test_a_change_while_no_pod_is_left_is_read_by_the_pods_that_follow() -> None
 
 
 @pytest.mark.parametrize("seed", range(20))
+def test_of_a_job_that_has_failed_the_pods_whose_trainers_ended_stay_for_their_logs(seed: int) -> None:
+    world = World(seed, merged(SPEC, {"workers": {"max": 4}}))
+    Operator(world, Trouble(lost_event=0.1, repeated_event=0.1, lost_answer=0.1), OperatorSettings())
+    world.run(LIMIT_SECONDS, lambda: world.status.get("phase") == "Running")
+    dies = world.random.choice(range(4))
+    world.trainers.kill(world.pods[f"digits-worker-{dies}"], 78, FailureClass.CONFIG)
+    status = finish(world)
+    assert (status.phase, status.reason) == ("Failed", "ConfigError")
+    assert status.failure is not None
+    culprit = world.pods[status.failure.pod or ""]
+    assert (culprit.worker, culprit.phase, culprit.exit_code) == (dies, "Failed", 78)
+    assert [pod.name for pod in world.pods.values() if pod.phase in ("Pending", "Running")] == []
+
+
+@pytest.mark.parametrize("seed", range(20))
 def test_a_job_whose_pods_always_die_at_the_start_stops_after_its_budget(seed: int) -> None:
     world = World(seed, merged(SPEC, {"recovery": {"budgets": {"application": 2}}}))
     Operator(world, Trouble(death_at_write=0.05), OperatorSettings())

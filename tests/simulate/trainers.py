@@ -47,6 +47,9 @@ class Trainers:
 
     def push(self, uid: str, membership: Membership) -> None:
         """Raises Refused when nobody takes it."""
+        if membership.is_over:
+            self._end_with_the_job(uid, membership.fence)
+            return
         self._check_place(uid, membership)
         pod = self._pod(uid)
         if pod is None or self.ask(uid) is None or pod.is_deleting or pod.state.phase is Phase.SUCCEEDED:
@@ -71,6 +74,17 @@ class Trainers:
             resumed_from=None,
             exit=None,
         )
+
+    def _end_with_the_job(self, uid: str, fence: int) -> None:
+        assert self._world.is_finished, "a pod was told to end for good while its job goes on"
+        pod = self._pod(uid)
+        if pod is None or self.ask(uid) is None or pod.is_deleting or pod.state.exit is None:
+            raise Refused("not there")
+        assert (pod.state.fence, pod.state.exit.fence) == (fence, fence), "a pod whose trainer runs was told to end"
+        code = pod.state.exit.code or 1
+        if pod.state.phase is Phase.EXITED:
+            pod.say(phase=Phase.STOPPING)
+            self._world.at(self._world.soon(0.1, 2.0), lambda: self._world.end(pod, code))
 
     def kill(self, pod: Pod, code: int, failure: FailureClass, signal: str | None = None) -> None:
         """The trainer of `pod` ends, if there is one."""

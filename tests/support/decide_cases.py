@@ -156,7 +156,9 @@ def _kept_off(terms: list[dict[str, Any]]) -> list[str]:
 
 
 def _push(membership: dict[str, Any]) -> str:
-    """Without peers and faults: they have tests of their own."""
+    """Without peers and faults: they have tests of their own. Of one that ends a pod nothing counts but the fence."""
+    if membership["isOver"]:
+        return f"fence {membership['fence']}, the job is over"
     skips = " and ".join(f"{skip['first']}+{skip['count']}" for skip in membership["skips"])
     more = {
         f"{membership['microSplits']} micro-steps": membership["microSplits"] > 1,

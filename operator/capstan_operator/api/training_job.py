@@ -196,8 +196,9 @@ class TrainingJobSpec(Record):
         int | None,
         Field(
             ge=0,
-            description="Seconds after the end until the pods are removed; those that still run when a job fails go "
-            "at once. The TrainingJob itself stays, so that GitOps tools do not run it again. Left out: pods stay.",
+            description="Seconds after the end until the pods are removed; those whose trainer still runs when a job "
+            "fails go at once. The TrainingJob itself stays, so that GitOps tools do not run it again. Left out: pods "
+            "stay.",
         ),
     ] = None
 

@@ -1,21 +1,29 @@
 """After a job has succeeded or failed: what is left is cleared away in time. What may start again is `revival.py`'s."""
 
+from collections.abc import Iterator
+
 from capstan_operator.api.meta import TrainingJobCondition
 from capstan_operator.build.children import secret_name
 from capstan_operator.decide.conditions import is_true
+from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS
 from capstan_operator.decide.placement import delete_pods, is_live
+from capstan_operator.decide.situation import word_of
 from capstan_operator.decide.times import rfc3339, seconds_after
-from capstan_operator.decide.types import Decision
-from capstan_operator.observe import Observed
+from capstan_operator.decide.types import Decision, MembershipPush
+from capstan_operator.observe import Observed, ObservedPod
+from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.state import Phase
 
 LEAVE_SECONDS = 60.0
-"""How long the supervisors of a job that succeeded may take to end by themselves."""
+"""How long the supervisors of a job that has ended may take to end too."""
 
 
 def decide_after_end(observed: Observed, now: float) -> Decision:
-    """Live pods go after a grace, all pods and the Secret after the TTL; the job stays as a tombstone.
+    """Live pods go, all pods and the Secret after the TTL; the job stays as a tombstone.
 
-    Needs no valid spec: it may have been edited into anything since.
+    After success the pods end by themselves. After a failure those whose trainer has ended are told to end, and stay
+    for their logs; those whose trainer still runs are deleted. What has not ended after a grace is deleted. Needs no
+    valid spec: it may have been edited into anything since.
     """
     job = observed.job
     status = job.status.model_copy(update={"observed_generation": job.generation})
@@ -29,13 +37,37 @@ def decide_after_end(observed: Observed, now: float) -> Decision:
             delete=delete_pods(list(observed.pods)),
             delete_secrets=(secret_name(job.name),),
         )
-    live = [pod for pod in observed.pods if is_live(pod)]
-    grace = LEAVE_SECONDS if is_true(status, TrainingJobCondition.SUCCEEDED) else 0.0
+    live = [pod for pod in observed.pods if is_live(pod) and not pod.is_deleting]
+    has_succeeded = is_true(status, TrainingJobCondition.SUCCEEDED)
+    ending = [pod for pod in live if has_succeeded or _has_ended_trainer(pod, observed)] if age < LEAVE_SECONDS else []
     waits = [] if ttl is None else [ttl - age]
-    if live and age < grace:
-        waits.append(grace - age)
-        live = []
-    return Decision(status=status, delete=delete_pods(live), requeue_after=min(waits, default=None))
+    waits += [LEAVE_SECONDS - age] if ending else []
+    pushes = () if has_succeeded else tuple(push for pod in ending for push in _that_it_is_over(pod, observed))
+    waits += [PUSH_AGAIN_SECONDS] if pushes else []
+    return Decision(
+        status=status,
+        delete=delete_pods(pod for pod in live if pod not in ending),
+        pushes=pushes,
+        requeue_after=min(waits, default=None),
+    )
+
+
+def _has_ended_trainer(pod: ObservedPod, observed: Observed) -> bool:
+    """Its supervisor has said that its trainer ended in the attempt with which the job failed. If it is silent since,
+    it may have ended as well."""
+    word, failure = word_of(pod, observed), observed.job.status.failure
+    if word is None or word.exit is None or failure is None:
+        return False
+    return word.exit.fence == word.fence == failure.fence == observed.job.status.fence
+
+
+def _that_it_is_over(pod: ObservedPod, observed: Observed) -> Iterator[MembershipPush]:
+    """What ends the pod, unless its supervisor has shown to have heard it."""
+    word = word_of(pod, observed)
+    if word is None or word.phase is not Phase.EXITED or word.rank is None or word.world is None or pod.ip is None:
+        return
+    over = Membership(fence=word.fence, rank=word.rank, world=word.world, coordinator="", is_over=True)
+    yield MembershipPush(pod.name, pod.uid, pod.ip, over)
 
 
 def _ttl_seconds(observed: Observed) -> int | None:

@@ -118,6 +118,9 @@ class Membership(Record):
     leave_at_checkpoint: bool = False
     """Stop after the next save, because the world is about to change. May be set by a second push of the same fence;
     everything else of a fence's membership stays as it was."""
+    is_over: bool = False
+    """The job has failed for good, and nothing of this membership counts but its fence: a pod whose trainer has ended
+    in it ends with the same exit code, so that its log stays and its node is free. Any other refuses."""
 
     @model_validator(mode="after")
     def _rank_in_world(self) -> Self:

@@ -26,6 +26,8 @@ from capstan_runtime.supervisor.warm_spare import WarmSpare
 
 _FLUSH_SECONDS = 2.0
 _LONGEST_REASON = 300
+_NO_SUCCESS = 1
+"""Exit code of a pod whose trainer failed and ended with 0."""
 
 
 class Supervisor:
@@ -40,6 +42,8 @@ class Supervisor:
         """Of the newest membership for which a trainer was started."""
         self._started = 0
         self._is_stopping = False
+        self._is_over = False
+        """The job has failed for good, and so did this pod's trainer."""
         self._is_dark = False
         """It plays a pod on a lost node: it does nothing any more that anybody could see."""
         self._is_stuck = False
@@ -85,12 +89,15 @@ class Supervisor:
 
     def _accept(self, membership: Membership) -> None:
         known = self._membership
+        if membership.is_over:
+            self._end_with_the_job(membership.fence)
+            return
         if known is not None and membership.fence == known.fence:
             self._accept_again(known, membership)
             return
         if known is not None and membership.fence < known.fence:
             raise Refused(f"fence: {membership.fence} is not newer than {known.fence}, which this pod follows")
-        if self._is_stopping or self._is_stuck or self._state.phase is Phase.SUCCEEDED:
+        if self._is_stopping or self._is_over or self._is_stuck or self._state.phase is Phase.SUCCEEDED:
             raise Refused(f"this pod is leaving: it is in phase {self._state.phase}")
         self._membership = membership
         self._ledger = Ledger(time.time(), time.monotonic())
@@ -130,6 +137,18 @@ class Supervisor:
         if self._attempt is not None:
             self._attempt.leave_at_checkpoint()
 
+    def _end_with_the_job(self, fence: int) -> None:
+        if self._is_over:
+            return
+        if self._membership is None or fence != self._membership.fence:
+            raise Refused(f"fence: {fence} is not the one that this pod follows")
+        if self._state.phase is not Phase.EXITED:
+            raise Refused("isOver: a trainer runs in this pod; delete the pod to stop it")
+        self._is_over = True
+        self._spare.discard()
+        self._enter(Phase.STOPPING)
+        self._news.set()
+
     def stop(self) -> None:
         """The pod is being deleted: the trainer may save and leave."""
         if self._is_dark:
@@ -142,8 +161,8 @@ class Supervisor:
         self._news.set()
 
     async def run(self) -> int:
-        """The exit code of the pod: 0 after success, STOPPED after SIGTERM, HANG when no trainer can run here any more,
-        because the last one cannot be killed."""
+        """The exit code of the pod: 0 after success, STOPPED after SIGTERM, the trainer's when the job has failed, HANG
+        when no trainer can run here any more, because the last one cannot be killed."""
         await self._front.open(self._settings.address, self._settings.port)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
@@ -165,6 +184,9 @@ class Supervisor:
             self._news.clear()
             if self._is_stopping:
                 return ExitCode.STOPPED
+            if self._is_over and self._state.exit is not None:
+                await self._forget_memory()
+                return self._state.exit.code or _NO_SUCCESS
             if self._membership is None or self._membership.fence == self._ran_fence:
                 continue
             if await self._run_attempt(self._membership):
@@ -284,7 +306,7 @@ class Supervisor:
             reap_orphans(children)
 
     async def _forget_memory(self) -> None:
-        """All steps are done and committed: nobody will restore from here."""
+        """Nobody will restore from here: all steps are done and committed, or no attempt has this pod any more."""
         if self._memory is None:
             return
         try:
