@@ -3,9 +3,9 @@
 import asyncio
 import itertools
 
-from capstan_local.client import CONFIG_MAPS, EVENTS, PODS, SECRETS, key_of
+from capstan_local.client import CONFIG_MAPS, EVENTS, PODS, SECRETS, SERVICES, key_of
 from capstan_local.node.launcher import all_pids, mark_of
-from tests.support.local_node import RunningNode, shell, state_of
+from tests.support.local_node import RunningNode, eventually, shell, state_of
 
 
 async def test_a_program_that_succeeds_is_told_and_no_write_repeats_another(node: RunningNode, namespace: str) -> None:
@@ -152,6 +152,28 @@ async def test_an_image_brings_its_environment_and_command(node: RunningNode, na
     pod = await node.create(namespace, "tools", container)
     await node.wait_phase(pod, "Succeeded")
     assert await node.log(pod) == "yes x\n"
+
+
+async def test_a_container_is_told_of_services_even_where_links_to_them_are_off(
+    node: RunningNode, namespace: str
+) -> None:
+    """Their names mean nothing here, so nothing else could tell it."""
+    service = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"namespace": namespace, "name": "digits-proven"},
+        "spec": {"selector": {"app": "digits"}, "ports": [{"port": 8480}]},
+    }
+    address = (await node.client.create(SERVICES, service))["spec"]["clusterIP"]
+    numbers = itertools.count()
+
+    async def is_told() -> bool:
+        echo = shell("echo $DIGITS_PROVEN_SERVICE_HOST")
+        pod = await node.create(namespace, f"asks-{next(numbers)}", echo, enableServiceLinks=False)
+        await node.wait_phase(pod, "Succeeded")
+        return await node.log(pod) == f"{address}\n"
+
+    await eventually(is_told)
 
 
 async def test_a_missing_secret_holds_a_container_up_until_it_is_there(node: RunningNode, namespace: str) -> None:
