@@ -91,21 +91,30 @@ class _Bench:
 
     def overload(self) -> Iterator[Figure]:
         """Twice as many requests as it can answer, due whatever it says, of a model that is most of a request's cost:
-        where it is not, turning requests away costs about as much as answering them."""
+        where it is not, turning requests away costs about as much as answering them. What it can answer is taken from a
+        pod without the adaptive limit: clients in a closed loop that are refused would ask again at once, and take the
+        cores that they are to measure."""
         guards = {**GUARDS_ON, "rateLimit": None}
-        config = config_of(self._roots["CNN"], "torch", guards)
+        store, root = self._folder / "store-CNN", self._roots["CNN"]
+        limited, unlimited = (config_of(root, "torch", one) for one in (guards, {**guards, "adaptiveLimit": None}))
         body, headers = self._binary(32)
-        with pod(self._folder / "overload", self._folder / "store-CNN", config) as server:
-            self._turn(server, WARM_SECONDS, body=body, headers=headers)
+        with (
+            pod(self._folder / "unlimited", store, unlimited) as reference,
+            pod(self._folder / "overload", store, limited) as server,
+        ):
+            self._turn(reference, WARM_SECONDS, body=body, headers=headers)
+            self._turn(server, WARM_SECONDS, connections=1, body=body, headers=headers)
             alone = self._turn(server, SECONDS, connections=1, body=body, headers=headers).seen
-            peak = self._turn(server, SECONDS, body=body, headers=headers).seen
+            peak = self._turn(reference, SECONDS, body=body, headers=headers).seen
             over = self._turn(server, 2 * SECONDS, rate=2 * peak.per_second, body=body, headers=headers).seen
+            piled = self._turn(reference, 2 * SECONDS, rate=2 * peak.per_second, body=body, headers=headers).seen
         asked = over.answered + over.refused + over.failed
         yield Figure("torch CNN, 32 samples a request: saturation, 16 clients", peak.per_second, "1/s", COMMAND)
         yield Figure("overload at 2x saturation: goodput", 100 * over.per_second / peak.per_second, "%", COMMAND)
         yield Figure("overload: p99 of the answered", over.p99_ms, "ms", COMMAND)
-        yield Figure("saturation: p99", peak.p99_ms, "ms", COMMAND)
+        yield Figure("the same without the adaptive limit, by the queue alone", piled.p99_ms, "ms", COMMAND)
         yield Figure("unloaded, one client: p99", alone.p99_ms, "ms", COMMAND)
+        yield Figure("overload: p99 / unloaded p99", over.p99_ms / alone.p99_ms, "x", COMMAND)
         yield Figure("overload: answered 429", 100 * over.refused / asked, "%", COMMAND)
         yield Figure("overload: neither 200 nor 429", over.failed, "", COMMAND)
         yield Figure("overload: cores used by the clients", over.generator_cpu, "", COMMAND)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -140,6 +143,71 @@ def test_overload_is_brought_down_to_about_what_the_latency_allows(capacity: int
     taken = replica.serve(demand=300, rounds=400)[-100:]
     mean = sum(taken) / len(taken)
     assert capacity <= mean <= 6 * capacity, mean
+
+
+@dataclass(frozen=True)
+class Line:
+    """A replica that computes one batch after another while requests come at random, whatever becomes of others."""
+
+    batch: int
+    call_seconds: float
+    """Of a call for one request."""
+    more_seconds: float
+    """For each other request in it."""
+
+    @property
+    def full_seconds(self) -> float:
+        return self.call_seconds + (self.batch - 1) * self.more_seconds
+
+    @property
+    def most_per_second(self) -> float:
+        return self.batch / self.full_seconds
+
+    def serve(self, limiter: AdaptiveLimiter, clock: Clock, per_second: float, seconds: float) -> list[float]:
+        """Latencies of those that were answered, sorted."""
+        chance = random.Random(1)
+        end = clock.now + seconds
+        due = clock.now + chance.expovariate(per_second)
+        waiting: deque[Place] = deque()
+        computing: list[Place] = []
+        done = math.inf
+        latencies: list[float] = []
+        while (now := min(due, done)) < math.inf:
+            clock.now = now
+            if now == done:
+                for place in computing:
+                    limiter.learn(place)
+                    limiter.leave()
+                    latencies.append(now - place.since)
+                done = math.inf
+            else:
+                is_refused(lambda: waiting.append(limiter.enter()))
+                due = now + chance.expovariate(per_second)
+                due = due if due < end else math.inf
+            if done == math.inf and waiting:
+                computing = [waiting.popleft() for _ in range(min(self.batch, len(waiting)))]
+                done = now + self.call_seconds + (len(computing) - 1) * self.more_seconds
+        return sorted(latencies)
+
+
+@pytest.mark.parametrize(
+    "line", [Line(1, 0.0025, 0.0), Line(1, 0.05, 0.0), Line(32, 0.0021, 0.0001), Line(8, 0.015, 0.001)]
+)
+@pytest.mark.parametrize("overload", [2.0, 5.0])
+def test_overload_of_a_quiet_replica_is_met_within_moments_and_then_nobody_waits_long(
+    line: Line, overload: float
+) -> None:
+    clock = Clock()
+    limiter = AdaptiveLimiter(AdaptiveLimit(latency_ratio=2.0), 320, clock)
+    line.serve(limiter, clock, 0.05 * line.most_per_second, 400 * line.full_seconds)
+    seconds = 4000 * line.full_seconds
+    first, later = (
+        line.serve(limiter, clock, overload * line.most_per_second, seconds) for _ in ("from its beginning", "then")
+    )
+    goodput = len(later) / seconds / line.most_per_second
+    waited_long = sum(latency > 5 * line.full_seconds for latency in first) / len(first)
+    p99 = later[int(0.99 * len(later))] / line.full_seconds
+    assert (goodput >= 0.75, waited_long <= 0.04, p99 <= 5.0) == (True, True, True), (goodput, waited_long, p99)
 
 
 def test_a_replica_that_keeps_up_is_never_limited() -> None:

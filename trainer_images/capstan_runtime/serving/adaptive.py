@@ -8,13 +8,15 @@ from statistics import median
 from capstan_runtime.contract.serving import AdaptiveLimit
 from capstan_runtime.serving.refusal import Shed, too_many
 
-_WINDOW_SECONDS = 0.1
+_WINDOW_SECONDS = 0.05
 _WINDOW_SAMPLES = 10
 """A window ends when it is so long and holds so many: fewer say little about a median."""
 _SMOOTHING = 0.3
-"""Weight of a new value: of the limit when it falls, and of the idle latency."""
-_LEAST_GRADIENT = 0.5
-"""One window at most halves the limit."""
+"""Weight of a new value of the idle latency."""
+_LEAST_GRADIENT = 0.25
+"""One window at most brings the limit down to a quarter."""
+_HEADROOM = 2
+"""A limit falls from at most so many times what there were: more was never tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +30,8 @@ class Place:
 
 class AdaptiveLimiter:
     """The gradient of latency decides (as in Netflix's concurrency-limits and Envoy's adaptive concurrency): after each
-    window the limit is multiplied by allowed / median latency, at most 1, and grows by its own square root as long as
-    it is used.
+    window the limit is multiplied by allowed / median latency. It falls in a few windows, and grows by its own square
+    root at most, when it was reached.
 
     Allowed is `latency_ratio` times the latency of an idle replica: that of requests that found fewer than
     `min_ongoing` others. It is known anew whenever there are few requests, and also when the machine has become slower
@@ -92,12 +94,13 @@ class AdaptiveLimiter:
             self._window_began = now
 
     def _adapt(self, seconds: float) -> None:
-        allowed = self._ratio * self._idle_seconds
-        gradient = max(_LEAST_GRADIENT, min(1.0, allowed / seconds)) if seconds > 0.0 else 1.0
-        wanted = self._limit * gradient
+        """`seconds` is the median of a window."""
+        gradient = self._ratio * self._idle_seconds / seconds if seconds > 0.0 else math.inf
+        wanted = self._limit
         if gradient < 1.0:
-            wanted = self._limit + _SMOOTHING * (wanted - self._limit)
-        elif self._most_ongoing >= self._limit / 2:
-            wanted += math.sqrt(self._limit)
+            wanted = min(wanted, _HEADROOM * self._most_ongoing) * max(_LEAST_GRADIENT, gradient)
+        elif self._most_ongoing >= self.limit:
+            # Where requests wait for each other, one more place makes all of them slower: only what still fits.
+            wanted = max(wanted, min(wanted + math.sqrt(wanted), self.limit * gradient))
         self._limit = min(float(self._most), max(float(self._least), wanted))
         self._most_ongoing = self._ongoing
