@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -193,8 +195,12 @@ def test_suspend_frees_the_pods_and_resume_goes_on_from_the_checkpoint(
     assert cluster.pods(job_name) == []
     assert condition(suspended, "Suspended")[0] == "True"
 
-    cluster.patch_job(job_name, {"spec": {"suspend": False}})
+    kept = {"last": 7}
+    cluster.patch_job(job_name, {"spec": {"suspend": False, "checkpoint": {"retention": kept}}})
     status = cluster.wait_phase(job_name, "Succeeded")
+    assert condition(status, "Accepted") == ("True", "Valid")
+    secret = cluster.core.read_namespaced_secret(f"{job_name}-run", NAMESPACE)
+    assert json.loads(base64.b64decode(secret.data["run.json"]))["checkpoint"]["retention"] == kept
     assert status["resumedFrom"]["step"] >= suspended["checkpoint"]["step"] > 0
     assert status["restarts"]["total"] == 0
     assert status["metrics"]["loss"] == undisturbed_metrics[framework]["loss"]
