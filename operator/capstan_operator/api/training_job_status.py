@@ -220,6 +220,13 @@ class TrainingJobStatus(Record):
             description="Digest of the run.json that the pods read; it stays until the job is changed while suspended."
         ),
     ] = None
+    pods_digest: Annotated[
+        str | None,
+        Field(
+            description="Digest of what spec.workers said of each pod when the first ones were made; it stays as "
+            "runDigest does."
+        ),
+    ] = None
     cleaned_up_at: Annotated[
         str | None, Field(description="When the pods were removed after ttlSecondsAfterFinished (RFC 3339).")
     ] = None

@@ -2,8 +2,9 @@
 
 import hashlib
 import json
+from typing import Any
 
-from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.api.training_job import TrainingJobSpec, Workers
 from capstan_operator.build.children import Owner
 from capstan_runtime.contract.run_config import CheckpointPlan, Deadlines, RunConfig
 
@@ -45,6 +46,15 @@ def run_json(run: RunConfig) -> str:
 def run_digest(run: RunConfig) -> str:
     """`sha256:` and 16 hex digits over the canonical JSON of what differs from the defaults: a field that a newer
     operator knows, and that nobody has set, makes no other run of this one."""
-    document = run.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True)
+    return _digest(run.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True))
+
+
+def pods_digest(workers: Workers) -> str:
+    """The same over what `workers` says of each pod: all but how many there are."""
+    counts = {"min", "max"}
+    return _digest(workers.model_dump(mode="json", by_alias=True, exclude=counts, exclude_defaults=True))
+
+
+def _digest(document: dict[str, Any]) -> str:
     text = json.dumps(document, sort_keys=True, separators=(",", ":"))
     return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]

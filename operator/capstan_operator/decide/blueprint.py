@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.pod import build_pod_template
 from capstan_operator.build.pod_patch import PodPatchError, replaces_command
-from capstan_operator.build.run_config import build_run_config, run_digest
+from capstan_operator.build.run_config import build_run_config, pods_digest, run_digest
 from capstan_operator.decide.validation import explain, spec_problems
 from capstan_operator.observe import ObservedJob, OperatorSettings
 from capstan_runtime.contract.run_config import RunConfig
@@ -24,6 +24,7 @@ class Blueprint:
     spec: TrainingJobSpec
     run: RunConfig
     run_digest: str
+    pods_digest: str
     pod_template: dict[str, Any]
     """Shared by all pods: never changed."""
     has_own_command: bool
@@ -62,7 +63,8 @@ def _read(
     if problems:
         return Refusal(tuple(sorted(problems)))
     run = build_run_config(job, spec, virtual_ranks)
-    return Blueprint(spec, run, run_digest(run), template, replaces_command(spec.workers.pod_patch))
+    digests = run_digest(run), pods_digest(spec.workers)
+    return Blueprint(spec, run, *digests, template, replaces_command(spec.workers.pod_patch))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from capstan_operator.api.meta import Condition, InferenceServiceCondition, Trai
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.progress import summary
 from capstan_operator.decide.reasons import Reason
-from capstan_operator.decide.situation import Situation, is_changed
+from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
 from capstan_operator.decide.sizing import unreachable_size
 from capstan_operator.decide.times import rfc3339
 
@@ -20,6 +20,10 @@ LATE_CHANGE = (
     "checkpoint.interval, retention and verify and, of recovery, deadlines, numerical, warmSpare and memoryTier stay "
     "as they were when the pods first started; to have them followed, set spec.suspend to true, and to false again "
     "when no pod is left"
+)
+LATE_PODS = (
+    "what changed of workers.image, gpus, resources, nodeSelector, tolerations or podPatch holds for pods that are "
+    "made from now on; to have it for all, set spec.suspend to true, and to false again when no pod is left"
 )
 
 
@@ -76,8 +80,10 @@ def put(
 
 def put_accepted(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:
     """The spec is valid; what of it comes too late is said."""
-    late = LATE_CHANGE if is_changed(situation.status, situation.blueprint) else None
-    unfollowed = [sentence for sentence in (unreachable_size(situation), late) if sentence]
+    known = situation.status, situation.blueprint
+    late = LATE_CHANGE if is_changed(*known) else None
+    late_pods = LATE_PODS if has_changed_pods(*known) else None
+    unfollowed = [sentence for sentence in (unreachable_size(situation), late, late_pods) if sentence]
     if unfollowed:
         message = "; ".join(unfollowed)
         return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.PARTLY_APPLIED, message)

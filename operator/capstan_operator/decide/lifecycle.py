@@ -18,7 +18,7 @@ from capstan_operator.decide.failure import (
 )
 from capstan_operator.decide.membership import has_members
 from capstan_operator.decide.reasons import Reason, is_budget
-from capstan_operator.decide.situation import Situation, is_changed
+from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
 from capstan_operator.decide.times import rfc3339, seconds_since_1970
 
 
@@ -35,11 +35,14 @@ def forget_run(situation: Situation) -> TrainingJobStatus:
     """Status of a job that was changed while it is suspended: with its last pod, nobody is left who has read the run as
     it was, and whoever is started next may read it as it is now. The virtual ranks stay: the order of the data, and so
     every checkpoint, hangs on them."""
-    status = situation.status
-    is_at_rest = status.active_since is None and not situation.observed.pods
-    if not is_at_rest or status.virtual_ranks is None or not is_changed(status, situation.blueprint):
+    status, blueprint = situation.status, situation.blueprint
+    if status.active_since is not None or situation.observed.pods:
         return status
-    return status.model_copy(update={"run_digest": None})
+    if has_changed_pods(status, blueprint):
+        status = status.model_copy(update={"pods_digest": None})
+    if status.virtual_ranks is not None and is_changed(status, blueprint):
+        status = status.model_copy(update={"run_digest": None})
+    return status
 
 
 def end_of(status: TrainingJobStatus) -> Condition | None:

@@ -220,6 +220,7 @@ def _activated(situation: Situation) -> TrainingJobStatus:
         update={
             "active_since": status.active_since or rfc3339(situation.now),
             "run_digest": status.run_digest or blueprint.run_digest,
+            "pods_digest": status.pods_digest or blueprint.pods_digest,
             "virtual_ranks": status.virtual_ranks or _virtual_ranks(situation),
             "world": situation.world,
             "steps": status.steps or blueprint.spec.training.steps,

@@ -223,6 +223,11 @@ def is_changed(status: TrainingJobStatus, blueprint: Blueprint) -> bool:
     return status.run_digest is not None and status.run_digest != blueprint.run_digest
 
 
+def has_changed_pods(status: TrainingJobStatus, blueprint: Blueprint) -> bool:
+    """The spec describes other pods than those that were made first."""
+    return status.pods_digest is not None and status.pods_digest != blueprint.pods_digest
+
+
 def word_of(pod: ObservedPod, observed: Observed) -> State | None:
     """The last that was heard of one pod; None: nothing."""
     return pod.final or _answer_of(pod, observed)
