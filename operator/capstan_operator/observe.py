@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from capstan_operator.api.gateway import Gateway
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_runtime.contract.state import State
@@ -165,6 +166,25 @@ class ObservedRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedGatewayRoute:
+    """The HTTPRoute of a service with spec.gateway, owned by it."""
+
+    uid: str
+    gateway: Gateway | None
+    """Whose it is and under which names, in the spec's terms; None: nothing that a spec can ask for."""
+    timeout: str | None
+    """Of a request; None: none is set, or the API server is too old to know the field."""
+    weights: Mapping[str, int]
+    """By name of a Service: that of a revision, or the stable one. Those with weight zero are left out."""
+    accepted: bool | None = None
+    """Whether at least one Gateway takes it and finds all it leads to; None: none has said anything yet."""
+    is_current: bool = False
+    """Those that take it have seen it as it is now."""
+    problem: str | None = None
+    """What the first Gateway that is not content says, `Reason: message`; None: all are content, or none spoke."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServedTraffic:
     """What the pods of one revision answered within one window of time."""
 
@@ -254,4 +274,8 @@ class ObservedServing:
     """By revision; one that answered nothing of late may be missing."""
     proven: ObservedRoute | None = None
     """The Service `<name>-proven`, owned by the InferenceService; None: there is none."""
+    gateway_route: ObservedGatewayRoute | None = None
+    """None: there is none."""
+    has_gateway_api: bool = False
+    """The API server serves HTTPRoutes."""
     settings: OperatorSettings = field(default_factory=OperatorSettings)

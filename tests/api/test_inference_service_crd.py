@@ -28,6 +28,15 @@ def stored(**changes: Any) -> dict[str, Any]:
     return {"uri": {"store": {"claim": {"name": "c"}}, "run": "default/digits/7f3a", "digest": DIGEST, **changes}}
 
 
+def canary(*weights: int) -> dict[str, Any]:
+    return {"strategy": {"canary": {"steps": [{"weight": weight} for weight in weights]}}}
+
+
+def behind(*parents: dict[str, Any], hostnames: list[str] | None = None) -> dict[str, Any]:
+    """A gateway."""
+    return {"parentRefs": list(parents), **({"hostnames": hostnames} if hostnames else {})}
+
+
 def schema_refusals(spec: dict[str, Any], name: str = "digits") -> list[str]:
     """What the API server says to creating this; unknown fields included."""
     document = {"apiVersion": "capstan.dev/v1alpha1", "kind": "InferenceService", "metadata": {"name": name}}
@@ -100,6 +109,15 @@ ACCEPTED = {
     ),
     "a comparison": a_spec(rollout=agreeing(0.9)),
     "a language model that is not compared": a_spec(protocols=["OpenAI"], rollout={"strategy": {"canary": {}}}),
+    "weights above half with a gateway": a_spec(gateway=behind({"name": "public"}), rollout=canary(1, 51, 99)),
+    "two gateways, one by its listeners": a_spec(
+        gateway=behind(
+            {"name": "a", "sectionName": "http"},
+            {"name": "a", "sectionName": "https"},
+            {"name": "a", "namespace": "edge"},
+            hostnames=["digits.example.com", "*.example.com"],
+        )
+    ),
     "guards": a_spec(
         timeoutSeconds=5,
         auth={"apiKeysSecretRef": {"name": "keys"}},
@@ -148,7 +166,17 @@ REFUSED = {
         a_spec(rollout={"strategy": {"canary": {"steps": [{"weight": 20}, {"weight": 20}]}}}),
         "steps: weights must grow from step to step; sort them",
     ),
-    "a weight that pods cannot have": (a_spec(rollout={"strategy": {"canary": {"steps": [{"weight": 51}]}}}), "weight"),
+    "a weight that pods cannot have": (
+        a_spec(rollout=canary(10, 51)),
+        "rollout.strategy.canary.steps: a weight above 50 needs a Gateway; lower it or set spec.gateway",
+    ),
+    "a weight that nobody can have": (a_spec(gateway=behind({"name": "a"}), rollout=canary(100)), "weight"),
+    "a gateway without a name": (a_spec(gateway=behind()), "parentRefs"),
+    "a gateway twice": (
+        a_spec(gateway=behind({"name": "a"}, {"name": "b"}, {"name": "a", "sectionName": "https"})),
+        "parentRefs: the same Gateway stands there twice; name another listener in sectionName of each",
+    ),
+    "a host name with a port": (a_spec(gateway=behind({"name": "a"}, hostnames=["digits:80"])), "hostnames"),
     "no certainty": (a_spec(rollout={"strategy": {"canary": {"gates": {"confidence": 1.0}}}}), "confidence"),
     "perfect agreement, which nothing can prove": (a_spec(rollout=agreeing(1.0)), "minAgreement"),
     "classes of a language model": (

@@ -8,7 +8,8 @@ given:
           {pods: stable | candidate, of ObservedReplica: values},
           {traffic: {stable | candidate: [requests, errors, compared, different]}}, the last two or none of them,
           {latency: {stable | candidate: [p50, p99] in seconds}},
-          {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s)
+          {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s),
+          {gateway: of GatewayWorld: values}, hear (the Gateway hears of the HTTPRoute)
 expected:
   what the look after the story leads to: apply (kind and name, size or destination), scale, delete, events,
   requeue_after, and of status what changed: conditions as `status reason`, revisions by name
@@ -109,6 +110,11 @@ def _happen(world: World, chapter: Any) -> None:
             _load(world, requests, chapter)
         case {"latency": seconds}:
             world.latencies = {str(named[who]): RevisionLatency(*both, requests=1000) for who, both in seconds.items()}
+        case {"gateway": values}:
+            for name, value in values.items():
+                setattr(world.gateway, name, value)
+        case "hear":
+            world.gateway.hear()
         case {"vanish": who}:
             world.deployments.pop(str(named[who]))
             world.match_pods()
@@ -134,6 +140,9 @@ def _applied(manifest: dict[str, Any]) -> str:
     name, spec = manifest["metadata"]["name"], manifest.get("spec", {})
     if manifest["kind"] == "Deployment":
         return f"Deployment {name} of {spec['replicas']}"
+    if manifest["kind"] == "HTTPRoute":
+        refs = spec["rules"][0]["backendRefs"]
+        return f"HTTPRoute {name} to " + ", ".join(f"{ref['name']} {ref['weight']}" for ref in refs)
     if name in (SERVICE, PROVEN):
         return f"Service {name} to {spec['selector'].get(LABEL_REVISION, 'all revisions')}"
     return f"{manifest['kind']} {name}"

@@ -1,7 +1,8 @@
-"""A cluster as far as an InferenceService sees it: Deployments whose pods come, get ready, fail and go."""
+"""A cluster as far as an InferenceService sees it: Deployments whose pods come, get ready, fail and go; a Gateway."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -10,11 +11,13 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import LABEL_REVISION
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.serving_children import proven_name
+from capstan_operator.cluster.gateway_routes import decode_http_route, observe_gateway_route
 from capstan_operator.decide.inference_service import decide_inference_service
-from capstan_operator.decide.serving.types import ServingDecision
+from capstan_operator.decide.serving.types import ChildDeletion, ServingDecision
 from capstan_operator.observe import (
     LoadSample,
     ObservedDeployment,
+    ObservedGatewayRoute,
     ObservedJob,
     ObservedLoad,
     ObservedReplica,
@@ -33,6 +36,9 @@ SERVING_SPEC: dict[str, Any] = {"modelRef": {"trainingJob": {"name": "digits"}},
 BOUNDS = (0.005, 0.01, 0.02, 0.05, 0.1)
 
 
+GATEWAY = {"parentRefs": [{"name": "public"}]}
+
+
 def trained(step: int = 200, *, is_verified: bool = True, is_done: bool = True, **spec: Any) -> ObservedJob:
     """The TrainingJob `digits` with a checkpoint of `step`; done: it has succeeded."""
     checkpoint = {"step": step, "root": root(step), "summary": f"{step}@{root(step)[7:15]}"}
@@ -40,6 +46,60 @@ def trained(step: int = 200, *, is_verified: bool = True, is_done: bool = True, 
         checkpoint["verifiedAt"] = "1970-01-01T00:00:00Z"
     ended = {"type": "Succeeded", "status": "True", "reason": "Completed", "lastTransitionTime": "1970-01-01T00:00:00Z"}
     return make_job(spec, TrainingJobStatus.parse({"checkpoint": checkpoint, "conditions": [ended] if is_done else []}))
+
+
+@dataclass
+class GatewayWorld:
+    """A Gateway, and what it has heard of the service's HTTPRoute."""
+
+    route: dict[str, Any] | None = None
+    """The HTTPRoute as it is stored; None: there is none."""
+    is_served: bool = True
+    """The API server serves HTTPRoutes."""
+    is_quick: bool = True
+    """It hears of each change at once; otherwise only when it is told to `hear`."""
+    takes: bool | None = True
+    """Whether it accepts the route; None: it does not speak."""
+    weights: dict[str, int] = field(default_factory=dict)
+    """What it does: by name of a Service."""
+
+    def look(self) -> ObservedGatewayRoute | None:
+        return observe_gateway_route(decode_http_route(json.dumps(self.route))) if self.route else None
+
+    def apply(self, manifest: dict[str, Any]) -> None:
+        generation = self.route["metadata"]["generation"] + 1 if self.route else 1
+        metadata = manifest["metadata"] | {"uid": "http-route-uid", "generation": generation}
+        status = self.route["status"] if self.route else {}
+        self.route = manifest | {"metadata": metadata, "status": status}
+        if self.is_quick:
+            self.hear()
+
+    def delete(self) -> None:
+        self.route = None
+        if self.is_quick:
+            self.hear()
+
+    def hear(self) -> None:
+        """It does what the route says now, and says so."""
+        seen = self.look()
+        self.weights = dict(seen.weights) if seen and self.takes else {}
+        if self.route is None:
+            return
+        says = {
+            True: [{"type": "Accepted", "status": "True"}, {"type": "ResolvedRefs", "status": "True"}],
+            False: [
+                {
+                    "type": "Accepted",
+                    "status": "False",
+                    "reason": "NotAllowedByListeners",
+                    "message": "no listener allows routes from default",
+                }
+            ],
+            None: [],
+        }[self.takes]
+        generation = self.route["metadata"]["generation"]
+        conditions = [{**condition, "observedGeneration": generation} for condition in says]
+        self.route["status"] = {"parents": [{"parentRef": {"name": "public"}, "conditions": conditions}]}
 
 
 @dataclass
@@ -61,6 +121,7 @@ class World:
     traffic: dict[str, ServedTraffic] = field(default_factory=dict)
     load: list[LoadSample] = field(default_factory=list)
     latencies: dict[str, RevisionLatency] = field(default_factory=dict)
+    gateway: GatewayWorld = field(default_factory=GatewayWorld)
     now: float = 100.0
     events: list[str] = field(default_factory=list)
     made: int = 0
@@ -95,6 +156,8 @@ class World:
             load=ObservedLoad(tuple(self.load)) if self.load else None,
             latencies=dict(self.latencies),
             proven=self.proven,
+            gateway_route=self.gateway.look(),
+            has_gateway_api=self.gateway.is_served,
         )
 
     def decide(self) -> ServingDecision:
@@ -118,9 +181,7 @@ class World:
         for scale in decision.scale:
             self.deployments[scale.deployment] = scale.replicas
         for deletion in decision.delete:
-            {"Deployment": self._delete_deployment, "Service": self._delete_service, "Secret": self.secrets.discard}[
-                deletion.kind
-            ](deletion.name)
+            self._delete(deletion)
         self.status = InferenceServiceStatus.parse(decision.status.document())
         self.events += [f"{note.type} {note.reason}: {note.message}" for note in decision.events]
         self.match_pods()
@@ -162,6 +223,20 @@ class World:
         chosen = [name for name in ready if self.route.revision in (None, name)]
         return {name: chosen.count(name) for name in sorted(set(chosen))}
 
+    def through_gateway(self) -> dict[str, int]:
+        """Percent of what comes through the Gateway, by revision; of none ("") what goes to Services that are gone."""
+        total = sum(self.gateway.weights.values())
+        shares: dict[str, int] = {}
+        for service, weight in self.gateway.weights.items():
+            percent = 100 * weight // total
+            if service != SERVICE:
+                shares[service if service in self.services else ""] = percent
+                continue
+            behind = self.behind()
+            for name, count in behind.items():
+                shares[name] = percent * count // sum(behind.values())
+        return shares
+
     def revision(self, name: str | None) -> RevisionStatus:
         return next(one for one in self.status.revisions if one.name == name)
 
@@ -178,14 +253,20 @@ class World:
                 self.proven = ObservedRoute("proven-uid", manifest["spec"]["selector"][LABEL_REVISION], "127.1.2.4")
             case "Service":
                 self.services.add(name)
+            case "HTTPRoute":
+                self.gateway.apply(dict(manifest))
 
-    def _delete_service(self, name: str) -> None:
-        self.services.discard(name)
-        if name == PROVEN:
-            self.proven = None
-
-    def _delete_deployment(self, name: str) -> None:
-        self.deployments.pop(name, None)
+    def _delete(self, deletion: ChildDeletion) -> None:
+        match deletion.kind:
+            case "Deployment":
+                self.deployments.pop(deletion.name, None)
+            case "Service":
+                self.services.discard(deletion.name)
+                self.proven = None if deletion.name == PROVEN else self.proven
+            case "Secret":
+                self.secrets.discard(deletion.name)
+            case "HTTPRoute":
+                self.gateway.delete()
 
 
 def live(**spec: Any) -> World:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from capstan_operator.api.autoscaling import Autoscaling
+from capstan_operator.api.gateway import Gateway
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.store import Store
 from capstan_runtime.contract.base import OneOf, Record, cel
@@ -24,6 +25,8 @@ PublicKey = Annotated[
     ),
 ]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
+MOST_BY_PODS = 50
+"""Percent that a canary can have of the pods, while the other revision keeps all of its own."""
 
 
 class JobModel(Record):
@@ -143,9 +146,10 @@ class CanaryStep(Record):
         int,
         Field(
             ge=1,
-            le=50,
-            description="Percent of the traffic. It is the share of pods, so with few replicas it is only approximate, "
-            "and the other revision keeps all its pods, so it ends at 50; after the last step come 100.",
+            le=99,
+            description="Percent of the traffic; after the last step come 100. With spec.gateway it is exact. Without, "
+            "it is the share of pods: approximate with few replicas, and at most 50, because the other revision keeps "
+            "all its pods.",
         ),
     ]
     hold_seconds: Annotated[
@@ -231,6 +235,10 @@ _ONLY_CLASSES = (
     "rollout.strategy.canary.gates.minAgreement: compares predicted classes, and protocols has OpenAI, which is for "
     "language models; remove one of the two"
 )
+_CANARY = "self.rollout.strategy.canary"
+_TOO_MUCH_FOR_PODS = (
+    f"rollout.strategy.canary.steps: a weight above {MOST_BY_PODS} needs a Gateway; lower it or set spec.gateway"
+)
 
 
 class InferenceServiceSpec(Guards, Placement):
@@ -259,6 +267,10 @@ class InferenceServiceSpec(Guards, Placement):
             " || !('OpenAI' in self.protocols)",
             f"'{_ONLY_CLASSES}'",
         ),
+        (
+            f"has(self.gateway) || !has({_CANARY}) || {_CANARY}.steps.all(step, step.weight <= {MOST_BY_PODS})",
+            f"'{_TOO_MUCH_FOR_PODS}'",
+        ),
     )
 
     model_ref: Annotated[ModelRef, Field(description="What is served.")]
@@ -280,6 +292,15 @@ class InferenceServiceSpec(Guards, Placement):
         Autoscaling | None, Field(description="Requests decide how many pods serve. Instead of replicas.")
     ] = None
     rollout: Annotated[Rollout, Field(description="How a new revision takes over.")] = Rollout()
+    gateway: Annotated[
+        Gateway | None,
+        Field(
+            description="Gateways of the Gateway API that lead here. A canary then has its exact weight of what comes "
+            "through them. The Service, which clients in the cluster use, leads to the proven revision until the "
+            "canary has passed: those clients are in no canary. Left out: the Service alone; weights are shares of "
+            "pods."
+        ),
+    ] = None
     image: Annotated[
         str | None, Field(min_length=1, description="Container image. Left out: the operator's image for serving.")
     ] = None
@@ -335,4 +356,11 @@ class InferenceServiceSpec(Guards, Placement):
         canary = self.rollout.strategy.canary
         if canary and canary.gates.min_agreement is not None and "OpenAI" in self.protocols:
             raise ValueError(_ONLY_CLASSES)
+        return self
+
+    @model_validator(mode="after")
+    def _pods_can_have_the_weights(self) -> Self:
+        canary = self.rollout.strategy.canary
+        if canary and not self.gateway and any(step.weight > MOST_BY_PODS for step in canary.steps):
+            raise ValueError(_TOO_MUCH_FOR_PODS)
         return self

@@ -65,7 +65,7 @@ class RevisionStatus(Record):
     phase: Annotated[
         str, Field(description="Starting, Canary, Shifting, Holding, Live, Leaving or Failed; for people.")
     ]
-    weight: Annotated[int, Field(description="Percent of the ready pods behind the stable address.")] = 0
+    weight: Annotated[int, Field(description="Percent of the traffic, as trafficMode says.")] = 0
     ready: Annotated[int, Field(description="Pods that are ready.")] = 0
     total: Annotated[int, Field(description="Pods wanted.")] = 0
     latency: Annotated[
@@ -121,10 +121,11 @@ class InferenceServiceStatus(Record):
     digest: Annotated[str | None, Field(description="Its digest, short.")] = None
     traffic: Annotated[str | None, Field(description="Percent of traffic by revision, most first.")] = None
     traffic_mode: Annotated[
-        Literal["Selector", "ReplicaRatio"] | None,
+        Literal["Selector", "ReplicaRatio", "Gateway"] | None,
         Field(
             description="Selector: one revision has all traffic. ReplicaRatio: each pod has about as much as any "
-            "other, so the weights are approximate."
+            "other, so the weights are approximate. Gateway: weights are exact, of what comes through Gateways; url "
+            "leads to the proven revision."
         ),
     ] = None
     stable: Annotated[str | None, Field(description="The newest revision that has proven itself; absent: none.")] = None

@@ -70,6 +70,8 @@ class InferenceServiceCondition(StrEnum):
     """The spec is valid and the operator acts on it."""
     SERVING = "Serving"
     """The stable address answers: at least one ready pod is behind it."""
+    ROUTED = "Routed"
+    """A Gateway leads requests to the service. Absent without spec.gateway."""
     UP_TO_DATE = "UpToDate"
     """All traffic goes to the revision that the spec asks for."""
     PROGRESSING = "Progressing"

@@ -7,6 +7,7 @@ from capstan_operator.decide.serving.blueprint import read_revision, read_spec
 from capstan_operator.decide.serving.describe import describe
 from capstan_operator.decide.serving.events import tell
 from capstan_operator.decide.serving.fleet import Fleet
+from capstan_operator.decide.serving.gateway import gateway_refusal
 from capstan_operator.decide.serving.health import seconds_until_given_up
 from capstan_operator.decide.serving.model import NoModel, resolve
 from capstan_operator.decide.serving.plan import make_plan
@@ -38,6 +39,9 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
     spec = read_spec(observed.service)
     if isinstance(spec, Refusal):
         return _refuse(observed, spec, now)
+    missing = gateway_refusal(spec, observed)
+    if missing is not None:
+        return _refuse(observed, missing, now, ServingReason.GATEWAY_API_MISSING)
     model = resolve(spec, observed.job, old)
     no_model = model if isinstance(model, NoModel) else None
     wanted = None if isinstance(model, NoModel) else read_revision(observed.service, spec, model, observed.settings)
@@ -70,21 +74,22 @@ def _next_look(fleet: Fleet) -> float | None:
     return min((max(wait, LEAST_WAIT_SECONDS) for wait in waits if wait is not None), default=None)
 
 
-def _refuse(observed: ObservedServing, refusal: Refusal, now: float) -> ServingDecision:
-    """Status of a service whose spec is invalid. Nothing is made or changed; what serves goes on as it is."""
+def _refuse(
+    observed: ObservedServing, refusal: Refusal, now: float, reason: ServingReason = ServingReason.INVALID_SPEC
+) -> ServingDecision:
+    """Status of a service whose spec cannot be acted on. Nothing is made or changed; what serves goes on as it is."""
     old = observed.service.status
     message = "\n".join(refusal.problems)
     if observed.deployments:
-        message += "\nWhat is served stays as it is until the spec is valid."
+        until = "the spec is valid" if reason == ServingReason.INVALID_SPEC else "then"
+        message += f"\nWhat is served stays as it is until {until}."
     generation = observed.service.generation
-    status = put_condition(
-        old, InferenceServiceCondition.ACCEPTED, False, ServingReason.INVALID_SPEC, message, now, generation
-    ).model_copy(
+    status = put_condition(old, InferenceServiceCondition.ACCEPTED, False, reason, message, now, generation).model_copy(
         update={
             "observed_generation": generation,
-            "reason": ServingReason.INVALID_SPEC.value,
+            "reason": reason.value,
             "message": message,
         }
     )
-    events = (EventNote("Warning", ServingReason.INVALID_SPEC.value, message),) if status != old else ()
+    events = (EventNote("Warning", reason.value, message),) if status != old else ()
     return ServingDecision(status=status, events=events)

@@ -67,7 +67,7 @@ def _explain_one(detail: ErrorDetails, spec: type[BaseModel]) -> str:
         # Our own validators name the field themselves where it lies deeper: "workers: min 3 is above max 2; lower min".
         text = str(context["error"])
         field, colon, rest = text.partition(": ")
-        is_field = colon and field.isalpha() and not path
+        is_field = colon and field.replace(".", "").isalpha() and not path
         return f"spec.{field}: {rest}" if is_field else f"spec{path}: {text}"
     if kind == "extra_forbidden":
         return f"spec{path}: is no field of this version; {_suggest(detail['loc'], spec)}"

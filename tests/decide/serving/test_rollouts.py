@@ -11,7 +11,7 @@ import pytest
 
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.observe import ServedTraffic
-from tests.support.serving_world import BOUNDS, World, live, trained
+from tests.support.serving_world import BOUNDS, GATEWAY, SERVICE, World, live, trained
 
 STRATEGIES: dict[str, dict[str, Any]] = {
     "rolling": {"rolling": {"maxSurge": 2}},
@@ -24,6 +24,13 @@ STRATEGIES: dict[str, dict[str, Any]] = {
         "canary": {"steps": [{"weight": 25, "holdSeconds": 30}], "gates": {"minAgreement": 0.9}},
     },
     "blueGreen": {"rolling": None, "blueGreen": {"holdSeconds": 60}},
+}
+STRATEGIES |= {
+    "rolling behind a gateway": STRATEGIES["rolling"],
+    "canary by a gateway": {
+        "rolling": None,
+        "canary": {"steps": [{"weight": 10, "holdSeconds": 30}, {"weight": 90, "holdSeconds": 30}]},
+    },
 }
 REPLICAS = 3
 CORRUPT_STEP, BAD_STEP, WRONG_STEP = 777, 888, 999
@@ -41,10 +48,13 @@ class Rollouts:
             modelRef={"trainingJob": {"track": True}},
             **self.size,
             rollout={"strategy": STRATEGIES[strategy], "progressDeadlineSeconds": 300},
+            **({"gateway": GATEWAY} if "gateway" in strategy else {}),
         )
+        self.world.gateway.is_quick = False
         self.steps = {str(self.world.stable): 200}
         self.refused: set[str] = set()
         """Revisions that failed their gates and whose traffic was taken away."""
+        self.refused_by_gateway: set[str] = set()
         self.promoted = [self.world.stable]
 
     def live_on(self, moments: int) -> None:
@@ -69,6 +79,8 @@ class Rollouts:
                 for pod in list(world.pods.values()):
                     if self.chance.random() < 0.5:
                         self._start(pod.name)
+        if self.chance.random() < 0.5:
+            world.gateway.hear()
 
     def _resize(self) -> None:
         size = self.chance.choice([REPLICAS, REPLICAS + 2])
@@ -88,7 +100,9 @@ class Rollouts:
             world = self.world
             behind = world.behind()
             decision = decide_inference_service(world.look(), world.now)
+            has_acted = decision.status == world.status
             if self.chance.random() < 0.15:
+                has_acted = False
                 decision = replace(
                     decision,
                     status=world.status,
@@ -98,8 +112,11 @@ class Rollouts:
                     delete=(),
                 )
             before = world.status.stable
+            answering = {name for name in world.through_gateway() if self._ready(name)}
             world.carry_out(decision)
             self._check(behind)
+            assert not answering - world.services, "what a Gateway leads to, and what answers, was deleted"
+            self._check_gateway(has_acted=has_acted)
             if world.status.stable != before:
                 self.promoted.append(world.status.stable)
 
@@ -113,6 +130,26 @@ class Rollouts:
         if world.route is not None and world.route.revision is not None:
             self.refused |= self._answering_badly() - {world.route.revision}
         assert world.secrets >= world.deployments.keys()
+
+    def _check_gateway(self, *, has_acted: bool) -> None:
+        """`has_acted`: the route is as the operator wants it now."""
+        world, route = self.world, self.world.gateway.look()
+        if route is None:
+            return
+        if has_acted:
+            assert all(self._ready(name) for name in route.weights if name != SERVICE), route.weights
+        shares = world.through_gateway()
+        assert not {name for name in shares if name and self._step_of(name) == CORRUPT_STEP}
+        assert not self.refused_by_gateway & shares.keys(), world.status
+        self.refused_by_gateway |= self._answering_badly() - shares.keys()
+        rollout, canary = world.status.rollout, world.spec["rollout"]["strategy"].get("canary")
+        if canary and rollout and rollout.phase in ("Starting", "Canary"):
+            allowed = 0 if rollout.phase == "Starting" else canary["steps"][rollout.step or 0]["weight"]
+            assert shares.get(rollout.candidate, 0) <= allowed, shares
+            assert rollout.candidate not in world.behind()
+
+    def _ready(self, revision: str) -> int:
+        return sum(pod.is_ready for pod in self.world.pods.values() if pod.revision == revision)
 
     def _answering_badly(self) -> set[str]:
         failures = {one.name: one.failure for one in self.world.status.revisions}
@@ -131,9 +168,12 @@ class Rollouts:
         if rollout is None or rollout.since is None:
             world.traffic = {}
             return
-        for name, pods in world.behind().items():
+        arriving = {name: 300 * pods for name, pods in world.behind().items()}
+        for name, percent in world.through_gateway().items():
+            arriving[name] = arriving.get(name, 0) + 20 * percent
+        for name, arrived in arriving.items():
             known = world.traffic.get(name, ServedTraffic(latencies=(0,) * len(BOUNDS)))
-            requests = known.requests + 300 * pods
+            requests = known.requests + arrived
             is_bad = self._step_of(name) == BAD_STEP
             within = tuple(requests if bound >= 0.01 else 0 for bound in BOUNDS)
             errors = requests // 3 if is_bad else 0
@@ -190,7 +230,7 @@ def test_whatever_happens_somebody_answers_and_what_failed_does_not(strategy: st
     assert len(rollouts.promoted) > 1, "nothing was ever rolled out"
     assert CORRUPT_STEP not in {rollouts.steps[str(name)] for name in rollouts.promoted}
     promoted = {rollouts.steps[str(name)] for name in rollouts.promoted}
-    if strategy in ("canary", "comparing"):
+    if "canary" in strategy or strategy == "comparing":
         assert BAD_STEP not in promoted
     if strategy == "comparing":
         assert WRONG_STEP not in promoted
@@ -235,6 +275,7 @@ def test_after_all_trouble_the_newest_good_checkpoint_has_all_traffic(strategy: 
     world.job = trained(600)
     for _ in range(150):
         world.get_ready()
+        world.gateway.hear()
         rollouts._operate()
         rollouts._serve()
         world.now += 5.0

@@ -6,6 +6,7 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import InferenceServiceCondition
 from capstan_operator.decide.conditions import find, put_condition
 from capstan_operator.decide.serving.fleet import Fleet, known_revision
+from capstan_operator.decide.serving.gateway import is_cut_off, route_state
 from capstan_operator.decide.serving.health import trouble
 from capstan_operator.decide.serving.latency import with_latencies
 from capstan_operator.decide.serving.model import NoModel
@@ -38,6 +39,7 @@ def describe(fleet: Fleet, no_model: NoModel | None) -> InferenceServiceStatus:
     fleet = fleet.after(status)
     status = _put(fleet, InferenceServiceCondition.ACCEPTED, True, ServingReason.VALID.value, "the spec is valid")
     status = _put_serving(fleet.after(status))
+    status = _put_routed(fleet.after(status))
     status = _put_up_to_date(fleet.after(status), headline)
     is_moving = status.rollout is not None or headline.reason == ServingReason.RETREATING
     kind = InferenceServiceCondition.PROGRESSING
@@ -55,13 +57,24 @@ def _headline(fleet: Fleet, no_model: NoModel | None) -> Headline:
         return Headline(rollout.phase, _progress(fleet))
     if stable and fleet.others() and fleet.seen.route and fleet.seen.route.revision != stable:
         return Headline(ServingReason.RETREATING.value, f"traffic goes back to {stable} as its pods get ready")
+    if stable and fleet.is_divided() and (fleet.others() or _is_another_wanted(fleet)):
+        return Headline(ServingReason.RETREATING.value, f"traffic goes back to {stable} as Gateways hear of it")
     wanted = known_revision(fleet.status, fleet.wanted.name) if fleet.wanted else None
     if wanted is not None and wanted.failure is not None:
         back = f"; {stable} serves" if stable else "; nothing else was ever served"
         return Headline(wanted.failure.reason, f"{wanted.name} was given up: {wanted.failure.message}{back}")
     if not fleet.behind():
         return Headline(ServingReason.NO_READY_PODS.value, _why_dark(fleet))
+    if fleet.wanted and _is_another_wanted(fleet) and is_cut_off(fleet):
+        waits = f"{fleet.wanted.name} waits for its canary to be reached: {route_state(fleet).message}"
+        return Headline(_route_reason(fleet).value, waits)
+    if fleet.spec.gateway and route_state(fleet).is_met is False:
+        return Headline(ServingReason.ROUTE_NOT_ACCEPTED.value, route_state(fleet).message)
     return Headline(ServingReason.LIVE.value, f"{stable} has all traffic")
+
+
+def _is_another_wanted(fleet: Fleet) -> bool:
+    return fleet.wanted is not None and fleet.wanted.name != fleet.status.stable
 
 
 def _progress(fleet: Fleet) -> str:
@@ -76,9 +89,12 @@ def _progress(fleet: Fleet) -> str:
             return f"pods of {name} come up{waits}"
         case "Canary" if fleet.canary:
             step = min(rollout.step or 0, len(fleet.canary.steps) - 1)
+            about, cut_off = "about ", ""
+            if fleet.is_divided_by_gateway():
+                about, cut_off = "", f"; {route_state(fleet).message}" if is_cut_off(fleet) else ""
             return (
-                f"{name} is to have about {fleet.canary.steps[step].weight} % of the traffic, step {step + 1} of "
-                f"{len(fleet.canary.steps)}{_verdicts(fleet, name)}{waits}"
+                f"{name} is to have {about}{fleet.canary.steps[step].weight} % of the traffic, step {step + 1} of "
+                f"{len(fleet.canary.steps)}{_verdicts(fleet, name)}{waits}{cut_off}"
             )
         case "Holding":
             return f"{name} has all traffic, {fleet.status.stable} is kept until it has proven itself{waits}"
@@ -109,28 +125,40 @@ def _url(fleet: Fleet) -> str | None:
 
 
 def _with_traffic(fleet: Fleet) -> InferenceServiceStatus:
-    behind = fleet.behind()
-    total = sum(behind.values())
-    weights = {name: round(100 * count / total) for name, count in behind.items()}
+    weights = _weights(fleet)
     revisions = [
         _revision(fleet, one, weights.get(one.name, 0))
         for one in fleet.status.revisions
         if one.failure or one.name in _alive(fleet)
     ]
-    leading = known_revision(fleet.status, next(iter(behind), None))
-    mode = None
-    if total:
-        mode = "ReplicaRatio" if fleet.seen.route and fleet.seen.route.revision is None else "Selector"
+    leading = known_revision(fleet.status, next(iter(weights), None))
     return fleet.status.model_copy(
         update={
-            "ready": f"{total}/{fleet.size}",
+            "ready": f"{sum(fleet.behind().values())}/{fleet.size}",
             "traffic": ", ".join(f"{name} {weight}%" for name, weight in weights.items()) or None,
-            "traffic_mode": mode,
+            "traffic_mode": _traffic_mode(fleet) if weights else None,
             "served": _served(fleet, leading),
             "digest": leading.digest[:SHORT_DIGEST] if leading else None,
             "revisions": revisions,
         }
     )
+
+
+def _weights(fleet: Fleet) -> dict[str, int]:
+    """Percent of the traffic by revision, most first; none with zero, and none at all while nobody answers."""
+    behind, seen = fleet.behind(), fleet.seen.gateway_route
+    shares = behind
+    if seen is not None and fleet.seen.service.name not in seen.weights:
+        shares = {name: weight for name, weight in seen.weights.items() if fleet.ready(name)}
+    total = sum(shares.values())
+    percents = {name: round(100 * share / total) for name, share in shares.items()}
+    return dict(sorted(percents.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _traffic_mode(fleet: Fleet) -> str:
+    if fleet.seen.route is not None and fleet.seen.route.revision is None:
+        return "ReplicaRatio"
+    return "Selector" if fleet.seen.gateway_route is None else "Gateway"
 
 
 def _alive(fleet: Fleet) -> set[str]:
@@ -182,6 +210,24 @@ def _put_serving(fleet: Fleet) -> InferenceServiceStatus:
         )
     message = "no pod behind the stable address is ready"
     return _put(fleet, InferenceServiceCondition.SERVING, False, ServingReason.NO_READY_PODS.value, message)
+
+
+def _put_routed(fleet: Fleet) -> InferenceServiceStatus:
+    """Said only where Gateways are asked for."""
+    kind = InferenceServiceCondition.ROUTED
+    if fleet.spec.gateway is None:
+        others = [condition for condition in fleet.status.conditions if condition.type != kind]
+        return fleet.status.model_copy(update={"conditions": others})
+    state = route_state(fleet)
+    return _put(fleet, kind, state.is_met, _route_reason(fleet).value, state.message)
+
+
+def _route_reason(fleet: Fleet) -> ServingReason:
+    return {
+        True: ServingReason.ROUTE_ACCEPTED,
+        False: ServingReason.ROUTE_NOT_ACCEPTED,
+        None: ServingReason.ROUTE_PENDING,
+    }[route_state(fleet).is_met]
 
 
 def _put_up_to_date(fleet: Fleet, headline: Headline) -> InferenceServiceStatus:

@@ -8,7 +8,13 @@ from capstan_operator.decide.types import EventNote
 
 def tell(old: InferenceServiceStatus, new: InferenceServiceStatus) -> tuple[EventNote, ...]:
     """Of a status that follows another, what somebody should hear of."""
-    return (*_of_revisions(old, new), *_of_rollout(old, new), *_of_size(old, new), *_of_serving(old, new))
+    return (
+        *_of_revisions(old, new),
+        *_of_rollout(old, new),
+        *_of_size(old, new),
+        *_of_serving(old, new),
+        *_of_routing(old, new),
+    )
 
 
 def _of_revisions(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
@@ -54,3 +60,9 @@ def _of_serving(old: InferenceServiceStatus, new: InferenceServiceStatus) -> lis
     if after.status == "True":
         return [EventNote("Normal", "Serving", f"{new.url} answers")]
     return [EventNote("Warning", after.reason, after.message)] if before is not None else []
+
+
+def _of_routing(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
+    before, after = (find(status, InferenceServiceCondition.ROUTED) for status in (old, new))
+    is_refused = after is not None and after.status == "False" and (before is None or before.status != "False")
+    return [EventNote("Warning", after.reason, after.message)] if after is not None and is_refused else []

@@ -1,6 +1,7 @@
 """The look at an InferenceService, arranged by revision."""
 
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Self
 
 from capstan_operator.api.inference_service import Canary, InferenceServiceSpec
@@ -8,6 +9,7 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import InferenceServiceCondition
 from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.conditions import find
+from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.times import rfc3339_millis, seconds_after
 from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedServing
 
@@ -87,9 +89,21 @@ class Fleet:
         return (
             route is not None
             and route.revision == self.status.stable
+            and not self.is_divided()
             and {one.name for one in self.seen.deployments} <= alone
             and {pod.revision for pod in self.seen.replicas if not pod.is_deleting} <= alone
         )
+
+    def is_divided_by_gateway(self) -> bool:
+        """A canary gets its share from Gateways."""
+        return self.spec.gateway is not None and self.canary is not None
+
+    def is_divided(self) -> bool:
+        """Gateways lead elsewhere than to the stable Service, or may not have heard yet that they should not."""
+        seen = self.seen.gateway_route
+        if seen is None:
+            return False
+        return seen.weights.keys() != {self.seen.service.name} or (seen.accepted is True and not seen.is_current)
 
     def is_dark(self) -> bool:
         """There is a proven revision, but for a minute nobody was served."""
@@ -101,12 +115,20 @@ class Fleet:
             and seconds_after(serving.last_transition_time, self.now) >= DARK_SECONDS
         )
 
-    def canary_size(self) -> int:
-        """Pods of the candidate that make its share of all pods what the step asks for, while the proven revision keeps
-        its own: at least one."""
+    def canary_weight(self) -> int:
+        """Percent of the traffic that the candidate shall have in its step; after the last one until it has all."""
         assert self.canary is not None
-        index = min(self.rollout.step or 0 if self.rollout else 0, len(self.canary.steps) - 1)
-        weight = self.canary.steps[index].weight
+        steps, rollout = self.canary.steps, self.rollout
+        if rollout is not None and rollout.phase in ("Shifting", "Holding"):
+            return steps[-1].weight
+        return steps[min(rollout.step or 0 if rollout else 0, len(steps) - 1)].weight
+
+    def canary_size(self) -> int:
+        """Pods that the candidate needs for that weight while the proven revision keeps all of its own; at least one.
+        Where Gateways divide, as many of `size` as of the traffic; else as many as make that share of all pods."""
+        weight = self.canary_weight()
+        if self.is_divided_by_gateway():
+            return max(1, ceil(self.size * weight / 100))
         return max(1, round(self.size * weight / (100 - weight)))
 
 
@@ -119,6 +141,12 @@ def is_given_up(status: InferenceServiceStatus, name: str | None) -> bool:
     """Whether a revision failed: it is never tried again."""
     known = known_revision(status, name)
     return known is not None and known.failure is not None
+
+
+def answers_badly(status: InferenceServiceStatus, name: str | None) -> bool:
+    """Whether a revision was given up for its answers."""
+    known = known_revision(status, name)
+    return known is not None and known.failure is not None and known.failure.reason == ServingReason.GATE_FAILED
 
 
 def with_revision(status: InferenceServiceStatus, revision: RevisionStatus) -> InferenceServiceStatus:

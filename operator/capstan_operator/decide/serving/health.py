@@ -40,7 +40,7 @@ def failure_of_candidate(fleet: Fleet) -> RevisionFailure | None:
                 fleet, ServingReason.CRASHING, f"pod {pod.name} ended {pod.restarts} times{_words(pod)}", pod
             )
     deadline = fleet.spec.rollout.progress_deadline_seconds
-    if rollout.since is None and seconds_after(rollout.started_at, fleet.now) >= deadline:
+    if _lacks_pods(fleet) and seconds_after(rollout.started_at, fleet.now) >= deadline:
         why = next((f": pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), "")
         message = f"no further pod was ready within {deadline} s (rollout.progressDeadlineSeconds){why}"
         return _failure(fleet, ServingReason.PROGRESS_DEADLINE_EXCEEDED, message)
@@ -50,9 +50,18 @@ def failure_of_candidate(fleet: Fleet) -> RevisionFailure | None:
 def seconds_until_given_up(fleet: Fleet) -> float | None:
     """When the candidate's deadline is due; None: none is running."""
     rollout = fleet.rollout
-    if rollout is None or rollout.since is not None or fleet.status.stable is None:
+    if rollout is None or fleet.status.stable is None or not _lacks_pods(fleet):
         return None
     return max(0.0, fleet.spec.rollout.progress_deadline_seconds - seconds_after(rollout.started_at, fleet.now))
+
+
+def _lacks_pods(fleet: Fleet) -> bool:
+    """The candidate's phase waits for its pods, and not for a Gateway, whose silence is no fault of the candidate."""
+    rollout = fleet.rollout
+    assert rollout is not None
+    needs_all = fleet.canary is None or rollout.phase in ("Shifting", "Holding")
+    needed = fleet.size if needs_all else fleet.canary_size()
+    return rollout.since is None and fleet.ready(rollout.candidate) < needed
 
 
 def trouble(pods: list[ObservedReplica]) -> str | None:

@@ -11,8 +11,8 @@ from capstan_operator.build.serving_revision import (
     build_revision_service,
     build_route,
 )
-from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revision
-from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.fleet import Fleet, answers_badly, is_given_up
+from capstan_operator.decide.serving.gateway import gateway_deletions, lead_gateway
 from capstan_operator.decide.serving.types import ChildDeletion, Scale
 from capstan_operator.decide.types import Manifest
 
@@ -41,7 +41,7 @@ def make_plan(fleet: Fleet) -> Plan:
         if deployment.name in sizes and deployment.replicas != sizes[deployment.name]
     )
     # First, so that a candidate's pods find the address that they are told of.
-    return Plan(_lead_proven(fleet) + made + _lead(fleet), scaled, _deletions(fleet))
+    return Plan(_lead_proven(fleet) + made + _lead(fleet), scaled, gateway_deletions(fleet) + _deletions(fleet))
 
 
 def _make(fleet: Fleet, revision: Revision, size: int) -> tuple[Manifest, ...]:
@@ -96,13 +96,14 @@ def _lead_proven(fleet: Fleet) -> tuple[Manifest, ...]:
 
 
 def _lead(fleet: Fleet) -> tuple[Manifest, ...]:
-    """The stable Service, if it is not there or leads elsewhere than it should."""
+    """The stable Service and the HTTPRoute, each if it is not there or leads elsewhere than it should."""
     route = fleet.seen.route
     if route is None:
         first = fleet.status.stable or (fleet.rollout.candidate if fleet.rollout else None)
-        return (build_route(fleet.seen.service, first),) if first else ()
+        return (build_route(fleet.seen.service, first), *lead_gateway(fleet, first)) if first else ()
     wanted = _destination(fleet, route.revision)
-    return () if wanted == route.revision else (build_route(fleet.seen.service, wanted),)
+    moved = () if wanted == route.revision else (build_route(fleet.seen.service, wanted),)
+    return (*moved, *lead_gateway(fleet, wanted))
 
 
 def _destination(fleet: Fleet, now_at: str | None) -> str | None:
@@ -113,14 +114,16 @@ def _destination(fleet: Fleet, now_at: str | None) -> str | None:
         return rollout.candidate if rollout and is_better else now_at
     if rollout is None:
         return stable if now_at == stable or _may_retreat(fleet) else now_at
+    is_only_one = fleet.ready(stable) == 0 and fleet.ready(rollout.candidate) > 0
     match rollout.phase:
         case "Starting":
             return stable
         case "Canary" | "Shifting":
+            if fleet.is_divided_by_gateway():
+                return rollout.candidate if is_only_one else stable
             return None
         case "Holding":
             is_whole = fleet.ready(rollout.candidate) >= fleet.size
-            is_only_one = fleet.ready(stable) == 0 and fleet.ready(rollout.candidate) > 0
             return rollout.candidate if is_whole or is_only_one else now_at
 
 
@@ -128,14 +131,9 @@ def _may_retreat(fleet: Fleet) -> bool:
     """Whether all traffic can go back to the proven revision: it has as many ready pods as are behind the address now,
     or as it shall ever have. From a canary that answers badly it goes back to whatever there is."""
     ready = fleet.ready(fleet.status.stable)
-    if ready and any(_answers_badly(fleet, one.name) for one in fleet.others()):
+    if ready and any(answers_badly(fleet.status, one.name) for one in fleet.others()):
         return True
     return ready >= min(fleet.size, sum(fleet.behind().values()))
-
-
-def _answers_badly(fleet: Fleet, name: str) -> bool:
-    known = known_revision(fleet.status, name)
-    return known is not None and known.failure is not None and known.failure.reason == ServingReason.GATE_FAILED
 
 
 def _deletions(fleet: Fleet) -> tuple[ChildDeletion, ...]:
@@ -144,7 +142,7 @@ def _deletions(fleet: Fleet) -> tuple[ChildDeletion, ...]:
     route = fleet.seen.route
     deletions: list[ChildDeletion] = []
     for deployment in fleet.others():
-        has_traffic = route is not None and route.revision in (None, deployment.name)
+        has_traffic = fleet.is_divided() or (route is not None and route.revision in (None, deployment.name))
         # Of a revision that was given up no pod may come up any more, wherever the address leads.
         is_hopeless = is_given_up(fleet.status, deployment.name) and fleet.ready(deployment.name) == 0
         if not has_traffic or is_hopeless:

@@ -11,6 +11,9 @@ class ServingReason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     """The spec breaks a rule; the message has one line per field."""
 
+    GATEWAY_API_MISSING = "GatewayApiMissing"
+    """spec.gateway is set, but the API server serves no HTTPRoutes."""
+
     TRAINING_JOB_NOT_FOUND = "TrainingJobNotFound"
     """There is no TrainingJob of the name in modelRef."""
     TRAINING_JOB_INVALID = "TrainingJobInvalid"
@@ -39,6 +42,12 @@ class ServingReason(StrEnum):
     """More pods are asked for than maxReplicas allows; the HorizontalPodAutoscaler's word."""
     DESIRED_WITHIN_RANGE = "DesiredWithinRange"
     """As many pods as are asked for are allowed; the HorizontalPodAutoscaler's word."""
+    ROUTE_ACCEPTED = "RouteAccepted"
+    """A Gateway of spec.gateway takes requests for the service."""
+    ROUTE_PENDING = "RoutePending"
+    """No Gateway of spec.gateway has said yet whether it takes the HTTPRoute."""
+    ROUTE_NOT_ACCEPTED = "RouteNotAccepted"
+    """No Gateway of spec.gateway takes the HTTPRoute; the message says what is in the way."""
 
     GATE_FAILED = "GateFailed"
     """The canary is worse than its gates allow."""

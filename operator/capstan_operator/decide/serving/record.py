@@ -18,6 +18,7 @@ from capstan_operator.api.inference_service_status import (
 )
 from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revision, with_revision
 from capstan_operator.decide.serving.gates import judge
+from capstan_operator.decide.serving.gateway import has_its_share, is_cut_off
 from capstan_operator.decide.serving.health import failure_of_candidate
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.scaling import decide_size
@@ -72,6 +73,8 @@ def _begin(fleet: Fleet) -> InferenceServiceStatus | None:
         return None
     if status.stable is not None and not fleet.is_settled():
         return None
+    if status.stable is not None and is_cut_off(fleet) and not fleet.is_dark():
+        return None  # no request would ever reach its canary
     rollout = RolloutStatus(candidate=wanted.name, phase="Starting", started_at=fleet.moment)
     return with_revision(status, _candidate(fleet, rollout)).model_copy(update={"rollout": rollout})
 
@@ -135,8 +138,7 @@ def _in_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | N
     if fleet.canary is None:
         return _enter(fleet, "Shifting")  # the strategy was changed meanwhile
     if rollout.since is None:
-        is_open = fleet.seen.route is not None and fleet.seen.route.revision is None
-        has_share = is_open and fleet.ready(rollout.candidate) >= fleet.canary_size()
+        has_share = _is_open(fleet) and fleet.ready(rollout.candidate) >= fleet.canary_size()
         return _count_from_now(fleet, rollout) if has_share else None
     gates = _judged(fleet, rollout)
     status = _with_gates(fleet, rollout, _calm(fleet, rollout, gates))
@@ -146,6 +148,8 @@ def _in_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | N
     if "Fail" in verdicts:
         why = "; ".join(gate.message for gate in gates if gate.verdict == "Fail")
         return _refused(fleet, rollout, gates, ServingReason.GATE_FAILED, why)
+    if is_cut_off(fleet):
+        return _enter(fleet, "Canary", step=rollout.step)  # it counts from anew once it can be reached again
     if elapsed < step.hold_seconds:
         return _if_changed(fleet, status)
     if verdicts == {"Pass"}:
@@ -154,6 +158,13 @@ def _in_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | N
         why = "; ".join(gate.message for gate in gates if gate.verdict == "Inconclusive")
         return _refused(fleet, rollout, gates, ServingReason.GATE_INCONCLUSIVE, f"undecided: {why}")
     return _if_changed(fleet, status)
+
+
+def _is_open(fleet: Fleet) -> bool:
+    """Requests reach the candidate as its step asks for."""
+    if fleet.is_divided_by_gateway():
+        return has_its_share(fleet)
+    return fleet.seen.route is not None and fleet.seen.route.revision is None
 
 
 def _after_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus:
@@ -178,7 +189,8 @@ def _in_hold(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | N
     has_all = fleet.seen.route is not None and fleet.seen.route.revision == rollout.candidate
     ready = fleet.ready(rollout.candidate)
     if rollout.since is None:
-        return _count_from_now(fleet, rollout) if has_all and ready >= fleet.size else None
+        is_whole = has_all and not fleet.is_divided() and ready >= fleet.size
+        return _count_from_now(fleet, rollout) if is_whole else None
     # A size that grew since then asks for more pods, but takes nothing from what those there are have proven.
     if not has_all or ready < min(fleet.size, rollout.ready):
         return _enter(fleet, "Holding")  # it counts from anew

@@ -20,7 +20,7 @@ class Scale:
 class ChildDeletion:
     """Delete a child of this name, if it is this service's; one that is gone already is no error."""
 
-    kind: Literal["Deployment", "Service", "Secret"]
+    kind: Literal["Deployment", "Service", "Secret", "HTTPRoute"]
     name: str
 
 
@@ -35,8 +35,8 @@ class ServingDecision:
     """The whole desired status. Written only if it differs from the observed one."""
     apply: tuple[Manifest, ...] = ()
     """Children to be server-side applied, in this order: the Service that answers are compared by, whenever it is to
-    lead elsewhere; of a new revision Secret, Service and Deployment; the stable Service whenever it is to lead
-    elsewhere."""
+    lead elsewhere; of a new revision Secret, Service and Deployment; the stable Service, then the HTTPRoute,
+    whenever it is to lead elsewhere."""
     scale: tuple[Scale, ...] = ()
     delete: tuple[ChildDeletion, ...] = ()
     events: tuple[EventNote, ...] = ()
