@@ -8,7 +8,7 @@ from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.events import EventWriter, ObjectRef
-from capstan_operator.cluster.kinds import DEPLOYMENTS, SECRETS, SERVICES
+from capstan_operator.cluster.kinds import DEPLOYMENTS, HTTP_ROUTES, SECRETS, SERVICES
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.serving_store import ServingStore
@@ -27,7 +27,7 @@ UNSEEN_SECONDS = 1.0
 """How soon a service is looked at again while its children have not been listed: what is not seen is not missing."""
 
 _REFUSALS = {Stranger: ServingReason.NAME_TAKEN, Predecessor: ServingReason.PREDECESSOR_LEAVING}
-_DELETABLE = {"Deployment": DEPLOYMENTS, "Service": SERVICES, "Secret": SECRETS}
+_DELETABLE = {"Deployment": DEPLOYMENTS, "Service": SERVICES, "Secret": SECRETS, "HTTPRoute": HTTP_ROUTES}
 
 
 class ServiceReconciler:

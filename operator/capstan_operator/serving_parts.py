@@ -8,7 +8,8 @@ from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import Credentials
 from capstan_operator.cluster.events import EventWriter
-from capstan_operator.cluster.kinds import DEPLOYMENTS, INFERENCE_SERVICES, SERVICES, Resource
+from capstan_operator.cluster.gateway_routes import decode_http_route
+from capstan_operator.cluster.kinds import DEPLOYMENTS, HTTP_ROUTES, INFERENCE_SERVICES, SERVICES, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.reflector import Reflector
 from capstan_operator.cluster.replicas import Deployment, Service, decode_deployment, decode_service
@@ -17,6 +18,7 @@ from capstan_operator.cluster.serving_store import ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.work_queue import ObjectKey, Priority, WorkQueue
+from capstan_operator.gateway_watch import LOOK_SECONDS, GatewayWatch
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import ObservedJob, OperatorSettings
 from capstan_operator.own_kind import OwnKind, wait_until_served
@@ -63,12 +65,14 @@ class ServingParts:
             client, SERVICES, Service, self.store.routes, metrics, namespace=namespace, selector=_SELECTOR
         )
 
+        self._gateways = GatewayWatch(client, self.store, metrics, namespace=namespace, look_seconds=LOOK_SECONDS)
+
     async def run(self) -> None:
         """Watch, as soon as the API server serves the kind."""
         await wait_until_served(self._client, INFERENCE_SERVICES, lambda problem: None)
         self._is_served = True
         async with asyncio.TaskGroup() as group:
-            for part in (self._deployments, self._routes, self._services):
+            for part in (self._deployments, self._routes, self._gateways, self._services):
                 group.create_task(part.run())
 
     def begin_term(self) -> None:
@@ -98,6 +102,7 @@ class ServingParts:
             ("InferenceServices", self._services),
             ("Deployments", self._deployments),
             ("Services", self._routes),
+            ("HTTPRoutes", self._gateways),
         ):
             if not part.synced.is_set():
                 return f"not all {what} have been seen"
@@ -112,3 +117,5 @@ class ServingParts:
             self.store.deployments.put(decode_deployment(answer))
         elif resource is SERVICES:
             self.store.routes.put(decode_service(answer))
+        elif resource is HTTP_ROUTES:
+            self.store.gateway_routes.put(decode_http_route(answer))

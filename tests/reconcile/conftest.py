@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.control_planes import free_port
+from tests.support.control_planes import ControlPlane, free_port
 from tests.support.fake_api import FakeApi, serve_fake_api
 from tests.support.fake_node import FakeNode
 from tests.support.fake_supervisors import serve_fake_supervisors
+from tests.support.real_cluster import Cluster, real_cluster
 
 
 @pytest.fixture
@@ -23,3 +24,9 @@ async def api(tmp_path: Path) -> AsyncIterator[FakeApi]:
 async def node(api: FakeApi) -> AsyncIterator[FakeNode]:
     async with serve_fake_supervisors(free_port()) as supervisors:
         yield FakeNode(api, supervisors)
+
+
+@pytest.fixture
+async def cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
+    async with real_cluster(control_plane) as cluster:
+        yield cluster

@@ -22,6 +22,7 @@ from aiohttp import web
 from capstan_operator.cluster.kinds import (
     DEPLOYMENTS,
     EVENTS,
+    HTTP_ROUTES,
     INFERENCE_SERVICES,
     LEASES,
     NAMESPACES,
@@ -34,7 +35,18 @@ from capstan_operator.cluster.kinds import (
 )
 
 OPERATOR_NAMESPACE = "capstan"
-KINDS = (TRAINING_JOBS, INFERENCE_SERVICES, PODS, SECRETS, SERVICES, DEPLOYMENTS, EVENTS, LEASES, NAMESPACES)
+KINDS = (
+    TRAINING_JOBS,
+    INFERENCE_SERVICES,
+    PODS,
+    SECRETS,
+    SERVICES,
+    DEPLOYMENTS,
+    HTTP_ROUTES,
+    EVENTS,
+    LEASES,
+    NAMESPACES,
+)
 RESOURCES = {(r.group, r.version, r.plural): r for r in KINDS}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}
 
@@ -107,7 +119,7 @@ class FakeApi:
         self.version = 1000
         self.oldest_version = 0
         """Watches from before this get 410."""
-        self.not_served: set[str] = set()
+        self.not_served: set[str] = {"httproutes"}
         """Plurals whose CRD is not there."""
         self.pods_linger = False
         """Deleted pods keep running with a deletionTimestamp until `remove` is called."""

@@ -54,14 +54,10 @@ class RouteStatus(msgspec.Struct, gc=False):
     parents: list[RouteParent] | None = None
 
 
-class RouteMetadata(Metadata, gc=False, rename="camel"):
-    generation: int = 1
-
-
 class HttpRoute(msgspec.Struct, gc=False):
     """What is decoded of an HTTPRoute."""
 
-    metadata: RouteMetadata
+    metadata: Metadata
     spec: RouteSpec = msgspec.field(default_factory=RouteSpec)
     status: RouteStatus = msgspec.field(default_factory=RouteStatus)
 

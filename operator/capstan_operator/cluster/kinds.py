@@ -38,6 +38,8 @@ PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 SERVICES = Resource("", "v1", "services", "Service")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
+HTTP_ROUTES = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
+"""Of the Gateway API, which not every cluster has."""
 EVENTS = Resource("", "v1", "events", "Event")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 """Cluster-scoped, so always with `namespace` None."""
@@ -47,6 +49,7 @@ APPLICABLE: dict[tuple[str, str], Resource] = {
     ("v1", "Secret"): SECRETS,
     ("v1", "Service"): SERVICES,
     ("apps/v1", "Deployment"): DEPLOYMENTS,
+    ("gateway.networking.k8s.io/v1", "HTTPRoute"): HTTP_ROUTES,
 }
 """The kinds a decision may ask to be server-side applied, by (apiVersion, kind)."""
 
@@ -103,6 +106,13 @@ RULES: tuple[Rule, ...] = (
         ("list", "watch", "create", "patch", "delete"),
         "watched",
         "The stable address of an InferenceService, and one for each revision.",
+    ),
+    Rule(
+        "gateway.networking.k8s.io",
+        "httproutes",
+        ("list", "watch", "create", "patch", "delete"),
+        "watched",
+        "The way from Gateways to an InferenceService with spec.gateway.",
     ),
     Rule("", "events", ("create", "patch"), "watched", "What happened to our objects."),
     Rule("", "namespaces", ("list", "watch"), "watched", "Only with --allow-chaos: which namespaces allow faults."),

@@ -1,4 +1,5 @@
 """What the operator has seen of InferenceServices: themselves, Deployments, Services that lead elsewhere later, pods.
+"""What the operator has seen of InferenceServices: themselves, their Deployments, stable Services, HTTPRoutes, pods.
 
 As in `store.py`, everything that arrives goes through here, older versions are dropped, and a change that matters wakes
 the service it belongs to.
@@ -12,6 +13,7 @@ import orjson
 
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.build.serving_children import proven_name
+from capstan_operator.cluster.gateway_routes import HttpRoute, observe_gateway_route
 from capstan_operator.cluster.kinds import INFERENCE_SERVICES
 from capstan_operator.cluster.objects import ObjectRecord, Objects, Tombstones, is_newer
 from capstan_operator.cluster.pods import Metadata, Pod, seconds_of
@@ -31,6 +33,7 @@ from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import (
     ObservedDeployment,
+    ObservedGatewayRoute,
     ObservedJob,
     ObservedLoad,
     ObservedReplica,
@@ -117,6 +120,11 @@ class Family(Generic[Item, Seen]):
         for item in listed:
             self.put(item)
 
+    def clear(self) -> None:
+        """The kind is not served any more, so there are none."""
+        for uid in list(self._children):
+            self._drop(uid)
+
     def _drop(self, uid: str) -> None:
         child = self._children.pop(uid, None)
         if child is None:
@@ -162,7 +170,9 @@ class ServingStore:
         self.services = Objects(INFERENCE_SERVICES.kind, self._changed)
         self.deployments = Family(_read_deployment, self._wake_normally)
         self.routes = Family(_read_route, self._wake_normally)
+        self.gateway_routes = Family(_read_gateway_route, self._wake_normally)
         self.replicas = Family(_read_replica, self._wake_normally)
+        self._has_gateway_api = False
         metrics.services.set_function(lambda: len(self.services))
         metrics.replicas.set_function(lambda: len(self.replicas))
 
@@ -190,6 +200,8 @@ class ServingStore:
             load=self._counts.load(service.uid),
             latencies=self._counts.latency(service.uid),
             proven=self._route(service, proven_name(key.name)),
+            gateway_route=next((one.seen for one in self.gateway_routes.of(key) if one.owner_uid == service.uid), None),
+            has_gateway_api=self._has_gateway_api,
             settings=self._settings,
         )
 
@@ -217,6 +229,16 @@ class ServingStore:
     def pods_of(self, service: ObjectRecord) -> list[Child[ObservedReplica]]:
         """Its pods, sorted by name. Those that are older than it are left of another service of the same name."""
         return [one for one in self.replicas.of(service.key) if one.created_at >= service.created_at]
+
+    def set_gateway_api(self, *, is_served: bool) -> None:
+        """Whether the API server serves HTTPRoutes. Those of one that does not are gone."""
+        if is_served == self._has_gateway_api:
+            return
+        self._has_gateway_api = is_served
+        if not is_served:
+            self.gateway_routes.clear()
+        for service in self.services.all():
+            self._wake(service.key, Priority.NORMAL)
 
     def wake_users(self, job: ObjectKey) -> None:
         """Something about this TrainingJob changed."""
@@ -271,6 +293,13 @@ def _read_route(item: Service) -> Child[ObservedRoute] | None:
     if owner is None or item.metadata.name not in (owner[0].name, proven_name(owner[0].name)):
         return None
     return _child(*owner, item.metadata, observe_route(item))
+
+
+def _read_gateway_route(item: HttpRoute) -> Child[ObservedGatewayRoute] | None:
+    owner = _owning_service(item.metadata)
+    if owner is None or item.metadata.name != owner[0].name:
+        return None
+    return _child(*owner, item.metadata, observe_gateway_route(item))
 
 
 def _read_replica(item: Pod) -> Child[ObservedReplica] | None:
