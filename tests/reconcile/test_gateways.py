@@ -50,7 +50,6 @@ PARENT = {
 BACKEND = {
     "type": "object",
     "properties": {
-        "group": TEXT | {"default": ""},
         "kind": TEXT | {"default": "Service"},
         "name": TEXT,
         "port": INTEGER,
