@@ -79,7 +79,7 @@ class Rollouts:
                 for pod in list(world.pods.values()):
                     if self.chance.random() < 0.5:
                         self._start(pod.name)
-        if self.chance.random() < 0.5:
+        if world.gateway.route and self.chance.random() < 0.5:
             world.gateway.hear()
 
     def _resize(self) -> None:
@@ -256,6 +256,7 @@ def test_a_rollout_ends_although_the_size_grows_all_the_time(strategy: str) -> N
     world.job = trained(600)
     for moment in range(150):
         world.get_ready()
+        world.gateway.hear()
         rollouts._operate()
         rollouts.ongoing = min(16 * rollouts.most, 16 * REPLICAS + moment)
         rollouts._serve()
