@@ -176,6 +176,11 @@ REFUSED = {
         a_spec(gateway=behind({"name": "a"}, {"name": "b"}, {"name": "a", "sectionName": "https"})),
         "parentRefs: the same Gateway stands there twice; name another listener in sectionName of each",
     ),
+    "TLS behind a gateway": (
+        a_spec(gateway=behind({"name": "a"}), tls={"secretRef": {"name": "certificate"}}),
+        "gateway: Gateways speak plain HTTP to pods, and with tls pods speak TLS alone; remove tls and let the "
+        "Gateway's listener end TLS, or remove gateway",
+    ),
     "a host name with a port": (a_spec(gateway=behind({"name": "a"}, hostnames=["digits:80"])), "hostnames"),
     "no certainty": (a_spec(rollout={"strategy": {"canary": {"gates": {"confidence": 1.0}}}}), "confidence"),
     "perfect agreement, which nothing can prove": (a_spec(rollout=agreeing(1.0)), "minAgreement"),

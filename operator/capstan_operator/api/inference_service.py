@@ -240,6 +240,11 @@ _TOO_MUCH_FOR_PODS = (
     f"rollout.strategy.canary.steps: a weight above {MOST_BY_PODS} needs a Gateway; lower it or set spec.gateway"
 )
 
+_TLS_BEHIND_GATEWAY = (
+    "gateway: Gateways speak plain HTTP to pods, and with tls pods speak TLS alone; remove tls and let the Gateway's "
+    "listener end TLS, or remove gateway"
+)
+
 
 class InferenceServiceSpec(Guards, Placement):
     """What to serve, how it is guarded and how changes are rolled out. The operator never writes here."""
@@ -271,6 +276,7 @@ class InferenceServiceSpec(Guards, Placement):
             f"has(self.gateway) || !has({_CANARY}) || {_CANARY}.steps.all(step, step.weight <= {MOST_BY_PODS})",
             f"'{_TOO_MUCH_FOR_PODS}'",
         ),
+        ("!(has(self.gateway) && has(self.tls))", f'"{_TLS_BEHIND_GATEWAY}"'),
     )
 
     model_ref: Annotated[ModelRef, Field(description="What is served.")]
@@ -363,4 +369,10 @@ class InferenceServiceSpec(Guards, Placement):
         canary = self.rollout.strategy.canary
         if canary and not self.gateway and any(step.weight > MOST_BY_PODS for step in canary.steps):
             raise ValueError(_TOO_MUCH_FOR_PODS)
+        return self
+
+    @model_validator(mode="after")
+    def _gateways_can_talk_to_pods(self) -> Self:
+        if self.gateway and self.tls:
+            raise ValueError(_TLS_BEHIND_GATEWAY)
         return self
