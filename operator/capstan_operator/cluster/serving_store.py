@@ -1,5 +1,5 @@
-"""What the operator has seen of InferenceServices: themselves, Deployments, Services that lead elsewhere later, pods.
-"""What the operator has seen of InferenceServices: themselves, their Deployments, stable Services, HTTPRoutes, pods.
+"""What the operator has seen of InferenceServices: themselves, their Deployments, pods, and ways there: Services that
+lead elsewhere later, HTTPRoutes.
 
 As in `store.py`, everything that arrives goes through here, older versions are dropped, and a change that matters wakes
 the service it belongs to.
