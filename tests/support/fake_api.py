@@ -144,10 +144,12 @@ class FakeApi:
         edit(document)
         return self.put(resource, document)
 
-    def remove(self, resource: Resource, namespace: str, name: str) -> None:
-        """Delete at once, and whatever it owns."""
+    def remove(self, resource: Resource, namespace: str, name: str, *, cascades: bool = True) -> None:
+        """Delete at once, and whatever it owns. A real garbage collector comes later: then not `cascades`."""
         document = self.objects.pop((resource.plural, namespace, name))
         self._publish("DELETED", resource.plural, document)
+        if not cascades:
+            return
         for (plural, child_namespace, child_name), child in list(self.objects.items()):
             owners = child["metadata"].get("ownerReferences") or []
             if any(owner["uid"] == document["metadata"]["uid"] for owner in owners):
