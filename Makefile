@@ -9,10 +9,10 @@ READY := $(VENV)/.ready
 S3_READY := .venv-s3/.ready
 CODE := operator trainer_images tests scripts benchmarks examples
 
-.PHONY: help setup demo demo-down chaos test torture check generate verify format bench clean lock
+.PHONY: help setup demo demo-serving demo-down chaos test torture check generate verify format bench clean lock
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Create .venv with every pinned dependency (the other targets do it for you)
 
@@ -26,6 +26,9 @@ $(S3_READY): requirements-s3.lock scripts/setup_s3.sh
 
 demo: $(READY) ## Start the embedded cluster and train the examples on it, with a live table
 	@$(BIN)/python examples/demo.py
+
+demo-serving: $(READY) ## Serve a model on it and replace it under load: by a better one, and by a bad one
+	@$(BIN)/python examples/serving.py
 
 demo-down: $(READY) ## Stop the embedded cluster
 	@$(BIN)/capstan local down

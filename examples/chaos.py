@@ -25,8 +25,8 @@ from live import (
     HOME,
     ExampleFailed,
     Object,
+    apply,
     capstan,
-    create,
     read_example,
     remove_earlier,
     say,
@@ -56,7 +56,7 @@ class Save:
     """Digest of its tensors."""
 
 
-async def prepare(client: Client, names: Sequence[str]) -> None:
+async def prepare(client: Client, frameworks: Sequence[str]) -> None:
     """The namespace that consents, and nothing in it that an earlier storm left."""
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": CONSENT}}
     try:
@@ -65,7 +65,8 @@ async def prepare(client: Client, names: Sequence[str]) -> None:
         if error.code != 409:
             raise
         await client.patch(NAMESPACES, ("", NAMESPACE), {"metadata": {"labels": CONSENT}})
-    await remove_earlier(client, NAMESPACE, names)
+    documents = [document for framework in frameworks for document in read_example(f"chaos-{framework}")]
+    await remove_earlier(client, NAMESPACE, [*documents, *twin_of(documents)])
 
 
 def twin_of(documents: Sequence[Object]) -> list[Object]:
@@ -86,8 +87,8 @@ async def run_storm(client: Client, framework: str) -> None:
     documents = read_example(name)
     say(f"A storm of {len(documents[-1]['spec']['chaos'])} faults over {name}, and its twin in peace")
     print(f"    kubectl -n {NAMESPACE} apply -f examples/{name}/")
-    await create(client, NAMESPACE, documents)
-    await create(client, NAMESPACE, twin_of(documents))
+    await apply(client, NAMESPACE, documents)
+    await apply(client, NAMESPACE, twin_of(documents))
     started = time.monotonic()
     storm, twin = await watch(client, NAMESPACE, [name, f"{name}-twin"])
     say(f"Both succeeded after {time.monotonic() - started:.0f} s. What happened to {name}, from its status:")
@@ -211,8 +212,7 @@ def last_exact_step(status: Object) -> int:
 
 async def run(home: Path, frameworks: Sequence[str]) -> None:
     async with Client(Access.from_kubeconfig(home / "kubeconfig")) as client:
-        names = [f"chaos-{framework}{suffix}" for framework in frameworks for suffix in ("", "-twin")]
-        await prepare(client, names)
+        await prepare(client, frameworks)
         for framework in frameworks:
             await run_storm(client, framework)
     say("The storms are over; every run ended as its twin did. Look further:")

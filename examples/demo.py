@@ -13,9 +13,10 @@ from live import (
     HOME,
     JOBS,
     ExampleFailed,
+    apply,
     capstan,
     cluster_is_up,
-    create,
+    print_table,
     read_example,
     remove_earlier,
     say,
@@ -30,30 +31,15 @@ DIGITS = ("digits-flax", "digits-deepspeed")
 WANTED_ACCURACY = 0.97
 
 
-async def print_table(client: Client) -> None:
-    """What `kubectl get trainingjobs` prints: the API server's own table."""
-    accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
-    async with client.session.get(JOBS.path(NAMESPACE), headers=accept) as response:
-        answer = await response.json()
-    shown = [index for index, column in enumerate(answer["columnDefinitions"]) if column.get("priority", 0) == 0]
-    rows = [[answer["columnDefinitions"][index]["name"].upper() for index in shown]]
-    rows += [
-        ["" if row["cells"][index] is None else str(row["cells"][index]) for index in shown] for row in answer["rows"]
-    ]
-    widths = [max(len(row[column]) for row in rows) + 3 for column in range(len(shown))]
-    for row in rows:
-        print("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-
 async def train_digits(client: Client) -> None:
     say("Training a CNN on the UCI handwritten digits, with Flax and with DeepSpeed, two workers each")
     for name in DIGITS:
         print(f"    kubectl apply -f examples/{name}/")
-        await create(client, NAMESPACE, read_example(name))
+        await apply(client, NAMESPACE, read_example(name))
     started = time.monotonic()
     jobs = await watch(client, NAMESPACE, DIGITS)
     say(f"Both succeeded after {time.monotonic() - started:.0f} s:  kubectl get trainingjobs")
-    await print_table(client)
+    await print_table(client, JOBS, NAMESPACE)
     for job in jobs:
         accuracy = job["status"]["metrics"]["accuracy"]
         print(f"    {job['metadata']['name']}: {accuracy:.1%} of the held-out digits are read right")
@@ -64,7 +50,7 @@ async def train_digits(client: Client) -> None:
 async def train_text(client: Client) -> None:
     say("Training a small language model on the sources of Python's standard library, byte by byte")
     print("    kubectl apply -f examples/text-flax/")
-    await create(client, NAMESPACE, read_example("text-flax"))
+    await apply(client, NAMESPACE, read_example("text-flax"))
     (job,) = await watch(client, NAMESPACE, ["text-flax"])
     loss = job["status"]["metrics"]["loss"]
     print(f"    Loss fell from {math.log(256):.2f}, which is guessing, to {loss:.2f} (nats per byte)")
@@ -85,7 +71,8 @@ def say_what_next() -> None:
 
 async def run() -> None:
     async with Client(Access.from_kubeconfig(KUBECONFIG)) as client:
-        await remove_earlier(client, NAMESPACE, (*DIGITS, "text-flax"))
+        documents = [document for name in (*DIGITS, "text-flax") for document in read_example(name)]
+        await remove_earlier(client, NAMESPACE, documents)
         await train_digits(client)
         await train_text(client)
     say_what_next()

@@ -1,4 +1,4 @@
-"""What the examples' programs share: the embedded cluster, a live table of jobs, and what they print."""
+"""What the examples' programs share: the embedded cluster, live tables, and what they print."""
 
 import asyncio
 import shutil
@@ -16,7 +16,10 @@ from capstan_local.client import ApiError, Client, Resource
 HOME = Path.home() / ".capstan"
 EXAMPLES = Path(__file__).resolve().parent
 JOBS = Resource("capstan.dev", "v1alpha1", "trainingjobs")
+SERVICES = Resource("capstan.dev", "v1alpha1", "inferenceservices")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims")
+KINDS = {"InferenceService": SERVICES, "TrainingJob": JOBS, "PersistentVolumeClaim": CLAIMS}
+"""In the order in which they are removed: who uses something goes before it."""
 
 REMOVAL_SECONDS = 60.0
 TRAINING_SECONDS = 900.0
@@ -45,20 +48,18 @@ def cluster_is_up(home: Path = HOME) -> bool:
     return subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode == 0
 
 
-async def remove_earlier(client: Client, namespace: str, names: Sequence[str]) -> None:
-    """Deletes what an earlier run left, and waits until it is gone."""
-    for resource in (JOBS, CLAIMS):
-        for name in names:
-            await client.delete(resource, (namespace, name))
+async def remove_earlier(client: Client, namespace: str, documents: Sequence[Object]) -> None:
+    """Deletes what an earlier run left of these objects, and waits until it is gone."""
+    named = {(document["kind"], document["metadata"]["name"]) for document in documents}
+    found = [(resource, name) for kind, resource in KINDS.items() for of, name in sorted(named) if of == kind]
+    for resource, name in found:
+        await client.delete(resource, (namespace, name))
     deadline = time.monotonic() + REMOVAL_SECONDS
-    for resource in (JOBS, CLAIMS):
-        for name in names:
-            while await exists(client, resource, namespace, name):
-                if time.monotonic() > deadline:
-                    raise ExampleFailed(
-                        f"{resource.plural} {name} of an earlier run is still there; see kubectl describe"
-                    )
-                await asyncio.sleep(0.2)
+    for resource, name in found:
+        while await exists(client, resource, namespace, name):
+            if time.monotonic() > deadline:
+                raise ExampleFailed(f"{resource.plural} {name} of an earlier run is still there; see kubectl describe")
+            await asyncio.sleep(0.2)
 
 
 async def exists(client: Client, resource: Resource, namespace: str, name: str) -> bool:
@@ -71,16 +72,38 @@ async def exists(client: Client, resource: Resource, namespace: str, name: str) 
     return True
 
 
-def read_example(name: str) -> list[Object]:
+def read_example(name: str, file: str = "job.yaml") -> list[Object]:
     """The objects of an example's manifest."""
-    documents: list[Object] = list(yaml.safe_load_all((EXAMPLES / name / "job.yaml").read_text()))
+    documents: list[Object] = list(yaml.safe_load_all((EXAMPLES / name / file).read_text()))
     return documents
 
 
-async def create(client: Client, namespace: str, documents: Sequence[Object]) -> None:
+async def apply(client: Client, namespace: str, documents: Sequence[Object]) -> None:
+    """As `kubectl apply --server-side` does: what is not there is made, what is there becomes as it is written here."""
     for document in documents:
         document["metadata"]["namespace"] = namespace
-        await client.create(JOBS if document["kind"] == "TrainingJob" else CLAIMS, document)
+        await client.request(
+            "PATCH",
+            KINDS[document["kind"]].path(namespace, document["metadata"]["name"]),
+            document,
+            params={"fieldManager": "kubectl", "force": "true"},
+            content_type="application/apply-patch+yaml",
+        )
+
+
+async def print_table(client: Client, resource: Resource, namespace: str) -> None:
+    """What `kubectl get` prints: the API server's own table."""
+    accept = {"Accept": "application/json;as=Table;v=v1;g=meta.k8s.io"}
+    async with client.session.get(resource.path(namespace), headers=accept) as response:
+        answer = await response.json()
+    shown = [index for index, column in enumerate(answer["columnDefinitions"]) if column.get("priority", 0) == 0]
+    rows = [[answer["columnDefinitions"][index]["name"].upper() for index in shown]]
+    rows += [
+        ["" if row["cells"][index] is None else str(row["cells"][index]) for index in shown] for row in answer["rows"]
+    ]
+    widths = [max(len(row[column]) for row in rows) + 3 for column in range(len(shown))]
+    for row in rows:
+        print("".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def bar(percent: int | None, width: int = 20) -> str:
@@ -92,7 +115,10 @@ def number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:,.{digits}f}"
 
 
-COLUMNS = (
+Columns = Sequence[tuple[str, int]]
+"""Names and widths; a negative one aligns to the left."""
+
+JOB_COLUMNS: Columns = (
     ("JOB", -18),
     ("PHASE", -11),
     ("PROGRESS", -21),
@@ -103,16 +129,15 @@ COLUMNS = (
 )
 
 
-def table(jobs: Sequence[Object]) -> list[str]:
-    """One line per job, under a heading."""
-    rows = [(*(name for name, _ in COLUMNS), "CHECKPOINT"), *(row(job) for job in jobs)]
-    widths = [width for _, width in COLUMNS]
+def table(columns: Columns, last: str, rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows under a heading; the column `last` has no width."""
     return [
         " ".join(
-            cell.ljust(-width) if width < 0 else cell.rjust(width) for cell, width in zip(cells, widths, strict=False)
+            cell.ljust(-width) if width < 0 else cell.rjust(width)
+            for cell, (_, width) in zip(cells, columns, strict=False)
         )
         + f"  {cells[-1]}"
-        for cells in rows
+        for cells in ((*(name for name, _ in columns), last), *rows)
     ]
 
 
@@ -156,7 +181,7 @@ async def watch(client: Client, namespace: str, names: Sequence[str]) -> list[Ob
     while True:
         jobs = [await client.get(JOBS, name, namespace) for name in names]
         phases = [job.get("status", {}).get("phase") for job in jobs]
-        lines = table(jobs)
+        lines = table(JOB_COLUMNS, "CHECKPOINT", [row(job) for job in jobs])
         if lines != shown:
             paint(lines, shown)
             shown = lines

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import yaml
 
-from tests.e2e.cluster import Cluster
+from tests.e2e.cluster import GROUP, NAMESPACE, VERSION, Cluster
 from tests.e2e.jobs import program_job, small_job
 
 
@@ -32,6 +36,37 @@ def test_the_text_models_loss_falls(cluster: Cluster) -> None:
     # An untrained model over 256 symbols is at ln 256 = 5.5; 3.3 is what knowing only the bytes' frequencies gives.
     assert status["metrics"]["loss"] < 3.0
     remove(cluster, "text-flax")
+
+
+def service_of(cluster: Cluster, name: str) -> dict[str, Any]:
+    found: dict[str, Any] = cluster.custom.get_namespaced_custom_object(
+        GROUP, VERSION, NAMESPACE, "inferenceservices", name
+    )
+    return found
+
+
+def test_the_digits_are_served_and_a_seven_is_called_a_seven(cluster: Cluster, kubectl: str) -> None:
+    if cluster.name != "embedded":
+        pytest.skip("nothing leads to the addresses that a real API server gives to Services here")
+    files = [f"--filename=examples/digits-service/{name}.yaml" for name in ("job", "service")]
+    on_cluster = [kubectl, "--kubeconfig", str(cluster.kubeconfig)]
+    subprocess.run([*on_cluster, "apply", *files], check=True, timeout=60)
+    cluster.wait_phase("digits-v1", "Succeeded", seconds=240)
+    deadline = time.monotonic() + 240
+    while (status := service_of(cluster, "digits").get("status", {})).get("ready") != "2/2":
+        assert time.monotonic() < deadline, status
+        time.sleep(0.2)
+    connection = http.client.HTTPConnection(urlsplit(status["url"]).netloc, timeout=60)
+    connection.request(
+        "POST", "/v2/models/digits/infer", Path("examples/digits-service/requests/seven.json").read_bytes()
+    )
+    response = connection.getresponse()
+    answer = json.loads(response.read())
+    connection.close()
+    assert (response.status, answer["outputs"][0]["data"]) == (200, [7])
+    assert response.getheader("x-model-digest") == status["model"]["digest"]
+    subprocess.run([*on_cluster, "delete", "infs/digits", "--wait=true"], check=True, timeout=60)
+    remove(cluster, "digits-v1")
 
 
 def test_a_spec_that_gets_past_the_schema_is_refused_on_status(cluster: Cluster) -> None:

@@ -1,16 +1,9 @@
-"""The demo's table shows every status a job can have, the emptiest too."""
+"""The table of jobs shows every status a job can have, the emptiest too."""
 
-import importlib.util
-from pathlib import Path
 from typing import Any
 
+import live
 import pytest
-
-_SPEC = importlib.util.spec_from_file_location("live", Path("examples/live.py"))
-assert _SPEC is not None
-assert _SPEC.loader is not None
-live = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(live)
 
 
 @pytest.mark.parametrize(

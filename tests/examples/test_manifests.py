@@ -1,0 +1,73 @@
+"""Every manifest of the examples is what the API server and the operator accept, field by field."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from capstan_local.schema.structural import compile_schema
+from capstan_operator.api.inference_service import InferenceServiceSpec
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.crdgen import inference_service_crd, training_job_crd
+
+Document = dict[str, Any]
+
+FILES = sorted(path for path in Path("examples").rglob("*") if path.suffix in (".yaml", ".yml"))
+SCHEMAS = {
+    crd["spec"]["names"]["kind"]: compile_schema(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
+    for crd in (training_job_crd(), inference_service_crd())
+}
+SPECS = {"TrainingJob": TrainingJobSpec, "InferenceService": InferenceServiceSpec}
+
+
+def documents(path: Path) -> list[Document]:
+    return list(yaml.safe_load_all(path.read_text()))
+
+
+def refusals(document: Document) -> list[str]:
+    """What the API server says to creating this; unknown fields included."""
+    schema = SCHEMAS[document["kind"]]
+    pruned, unknown = schema.prune(schema.default(copy.deepcopy(document)))
+    return unknown + [str(error) for error in schema.validate(pruned, None)]
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_the_api_server_and_the_operator_accept_it(path: Path) -> None:
+    own = [document for document in documents(path) if document["kind"] in SPECS]
+    assert own
+    for document in own:
+        assert refusals(document) == []
+        SPECS[document["kind"]].parse(document["spec"])
+
+
+@pytest.mark.parametrize("path", FILES, ids=str)
+def test_every_job_keeps_its_checkpoints_in_a_claim_of_its_example(path: Path) -> None:
+    of_example = [document for file in path.parent.glob("*.yaml") for document in documents(file)]
+    claims = {one["metadata"]["name"] for one in of_example if one["kind"] == "PersistentVolumeClaim"}
+    jobs = [document for document in documents(path) if document["kind"] == "TrainingJob"]
+    assert {job["spec"]["checkpoint"]["store"]["claim"]["name"] for job in jobs} <= claims
+
+
+def test_the_service_of_the_digits_changes_its_model_and_nothing_else() -> None:
+    folder = Path("examples/digits-service")
+    services = [
+        document
+        for file in ("service.yaml", "good.yaml", "bad.yaml")
+        for document in documents(folder / file)
+        if document["kind"] == "InferenceService"
+    ]
+    models = [service["spec"].pop("modelRef") for service in services]
+    assert models == [{"trainingJob": {"name": name}} for name in ("digits-v1", "digits-v2", "digits-hasty")]
+    assert services == [services[0]] * 3
+
+
+def test_the_models_of_the_digits_are_measured_on_the_same_held_out_samples() -> None:
+    """Which these are follows from the seed."""
+    folder = Path("examples/digits-service")
+    jobs = [one for file in folder.glob("*.yaml") for one in documents(file) if one["kind"] == "TrainingJob"]
+    assert sorted(job["metadata"]["name"] for job in jobs) == ["digits-hasty", "digits-v1", "digits-v2"]
+    assert {job["spec"]["training"]["seed"] for job in jobs} == {1}
