@@ -85,7 +85,7 @@ class StoredModel(Record):
 
 
 class ModelRef(OneOf):
-    """What is served. All bytes of it are hashed and compared while it is loaded, always."""
+    """What is served. All that is loaded of it is hashed and compared, always."""
 
     training_job: Annotated[JobModel | None, Field(description="What a TrainingJob made.")] = None
     uri: Annotated[StoredModel | None, Field(description="A checkpoint by its place in a store.")] = None

@@ -61,6 +61,7 @@ class RevisionStatus(Record):
 
     name: Annotated[str, Field(description="Its name, and that of its Deployment, Service and Secret.")]
     digest: Annotated[str, Field(description="The checkpoint it serves.")]
+    job: Annotated[str | None, Field(description="TrainingJob that made that; absent: nobody said.")] = None
     step: Annotated[int | None, Field(description="Optimizer steps that holds; absent: nobody said.")] = None
     phase: Annotated[
         str, Field(description="Starting, Canary, Shifting, Holding, Live, Leaving or Failed; for people.")

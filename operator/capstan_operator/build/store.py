@@ -15,6 +15,11 @@ def run_folder(job: Owner) -> str:
     return f"{job.namespace}/{job.name}/{job.uid}"
 
 
+def job_of(run: str) -> str:
+    """Name of the TrainingJob whose folder `run` is."""
+    return run.split("/")[1]
+
+
 def store_env(store: Store, run: str) -> dict[str, str]:
     """Where the checkpoints in folder `run` are, and what the client of an object store reads by itself."""
     if not store.object:

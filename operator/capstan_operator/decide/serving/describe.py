@@ -137,7 +137,7 @@ def _with_traffic(fleet: Fleet) -> InferenceServiceStatus:
             "ready": f"{sum(fleet.behind().values())}/{fleet.size}",
             "traffic": ", ".join(f"{name} {weight}%" for name, weight in weights.items()) or None,
             "traffic_mode": _traffic_mode(fleet) if weights else None,
-            "served": _served(fleet, leading),
+            "served": _served(leading),
             "digest": leading.digest[:SHORT_DIGEST] if leading else None,
             "revisions": revisions,
         }
@@ -186,12 +186,11 @@ def _phase(fleet: Fleet, known: RevisionStatus) -> str:
     return "Live" if known.name == fleet.status.stable else "Leaving"
 
 
-def _served(fleet: Fleet, leading: RevisionStatus | None) -> str | None:
-    """`job@step` as the model's name: of the run it is from, whose folder is namespace/job/uid."""
-    if leading is None or fleet.status.model is None:
+def _served(leading: RevisionStatus | None) -> str | None:
+    """`job@step` as the model's name. Not of status.model, which may be of a revision that is not proven yet."""
+    if leading is None or leading.job is None:
         return None
-    job = fleet.status.model.run.split("/")[1]
-    return f"{job}@{leading.step}" if leading.step is not None else job
+    return f"{leading.job}@{leading.step}" if leading.step is not None else leading.job
 
 
 def _put(

@@ -16,6 +16,7 @@ from capstan_operator.api.inference_service_status import (
     RevisionStatus,
     RolloutStatus,
 )
+from capstan_operator.build.store import job_of
 from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revision, with_revision
 from capstan_operator.decide.serving.gates import judge
 from capstan_operator.decide.serving.gateway import has_its_share, is_cut_off
@@ -256,6 +257,7 @@ def _candidate(fleet: Fleet, rollout: RolloutStatus) -> RevisionStatus:
     return known or RevisionStatus(
         name=rollout.candidate,
         digest=model.digest if model else "",
+        job=job_of(model.run) if model else None,
         step=model.step if model else None,
         phase=rollout.phase,
     )
