@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from tests.e2e.cluster import NAMESPACE, Cluster
 from tests.support.control_planes import RealControlPlane, Server
 
 CAPSTAN = [sys.executable, "-m", "capstan_operator"]
-CRD = Path("crds/trainingjobs.yaml")
+CRDS = sorted(Path("crds").glob("*.yaml"))
 
 
 @contextmanager
@@ -49,9 +49,10 @@ def real_cluster(home: Path, assets: Path) -> Iterator[Cluster]:
     with ExitStack() as stack:
         plane = stack.enter_context(RealControlPlane(home / "plane", assets=assets, with_scheduler=True))
         api = config.new_client_from_config(str(plane.kubeconfig))
-        client.CustomObjectsApi(api).create_cluster_custom_object(
-            "apiextensions.k8s.io", "v1", "customresourcedefinitions", yaml.safe_load(CRD.read_text())
-        )
+        for crd in CRDS:
+            client.CustomObjectsApi(api).create_cluster_custom_object(
+                "apiextensions.k8s.io", "v1", "customresourcedefinitions", yaml.safe_load(crd.read_text())
+            )
         common = ["--kubeconfig", str(plane.kubeconfig)]
 
         def start(name: str, *arguments: str) -> Server:
@@ -88,3 +89,15 @@ def kubectl() -> str:
     if found is None:
         pytest.skip("kubectl is not on PATH")
     return found
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Function, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test of a service that fails shows what became of the service."""
+    report = yield
+    served = item.funcargs.get("served")
+    if report.failed and call.when == "call" and served is not None:
+        report.sections.append(("the service", served.story()))
+    return report
