@@ -50,11 +50,11 @@ def trivial_job(index: int) -> dict[str, Any]:
 
 
 @contextmanager
-def cluster() -> Iterator[Path]:
+def cluster(nodes: int = 1) -> Iterator[Path]:
     """The kubeconfig of a fresh embedded cluster."""
     with tempfile.TemporaryDirectory(prefix="capstan-bench-") as home:
         capstan = [sys.executable, "-m", "capstan_operator", "local"]
-        subprocess.run([*capstan, "up", "--home", home], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*capstan, "up", "--home", home, "--nodes", str(nodes)], check=True, stdout=subprocess.DEVNULL)
         try:
             yield Path(home) / "kubeconfig"
         finally:
