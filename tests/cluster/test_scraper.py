@@ -128,7 +128,7 @@ async def test_requests_failures_and_latencies_of_a_step_are_counted_by_revision
         (Outcome.FAILED, None, 1, 1),
         (Outcome.TIMEOUT, None, 1, 1),
         (Outcome.UNAVAILABLE, None, 1, 1),
-        (Outcome.UNAVAILABLE, Shed.BREAKER, 0, 0),
+        (Outcome.UNAVAILABLE, Shed.BREAKER, 1, 1),
         (Outcome.SHED, Shed.QUEUE, 0, 0),
         (Outcome.SHED, Shed.RATE, 0, 0),
         (Outcome.INVALID, None, 0, 0),

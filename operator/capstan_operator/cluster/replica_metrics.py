@@ -31,15 +31,13 @@ ok            answered                                              a request
 failed        500                                                   a request and an error
 timeout       504; 408 too, which clients of all revisions earn     a request and an error
 unavailable   503: the model is not ready, or the replica leaves    a request and an error
-              503: the circuit is open (counted as shed, too)       neither: turned away before the model
+              503: the circuit is open, since the model fails       a request and an error
 shed          429                                                   neither: turned away before the model
 invalid       4xx, as the client deserved                           neither
 unauthorized  401                                                   neither
 gone          the client did not wait for an answer                 neither
 
 An outcome that is not in the table is of a newer replica, and not counted."""
-BREAKER = b"circuit_breaker"
-"""The reason with which an open circuit turns requests away; their outcome is `unavailable`."""
 NO_ROOM = (b"queue", b"adaptive_limit")
 """The reasons that say that a replica is full. `rate_limit` says something about one client."""
 MOST_BUCKETS = 256
@@ -85,7 +83,6 @@ def read_metrics(body: bytes) -> Reading:
     edges = _edges(tuple(bounds))
     if any(lower > higher for lower, higher in pairwise(within)) or within[-1] != timed:
         raise ScrapeError("the buckets of capstan_serving_latency_seconds do not add up")
-    outcomes[b"unavailable"] = max(0, outcomes.get(b"unavailable", 0) - shed.get(BREAKER, 0))
     counts = Counts(
         requests=sum(outcomes.get(name, 0) for name in _ALL),
         errors=sum(outcomes.get(name, 0) for name in _FAILURES),
