@@ -132,6 +132,8 @@ class ObservedDeployment:
     uid: str
     replicas: int
     """Wanted, not seen."""
+    failure: str | None = None
+    """Why pods cannot be made (a quota, an admission rule, a missing ServiceAccount); None: nothing is wrong."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,12 @@
 
 import logging
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import groupby
+from typing import Any
 
+from capstan_operator.api.meta import LABEL_MANAGED_BY, LABEL_REVISION, MANAGED_BY
 from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
@@ -18,7 +22,7 @@ from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.refusal import show_refusal
 from capstan_operator.decide.serving.types import ServingDecision
-from capstan_operator.decide.types import EventNote
+from capstan_operator.decide.types import EventNote, Manifest
 from capstan_operator.observe import ObservedServing
 
 logger = logging.getLogger(__name__)
@@ -60,8 +64,7 @@ class ServiceReconciler:
         if not self._is_synced():
             self._queue.add_after(key, UNSEEN_SECONDS)
             return "waiting"
-        observed = self._store.observe(key)
-        assert observed is not None
+        observed = await self._look(key)
         decision = decide_inference_service(observed, time.time())
         did = await self._carry_out(service, observed, decision)
         if decision.requeue_after is not None:
@@ -73,41 +76,85 @@ class ServiceReconciler:
         if service is not None:
             await self._audit.refresh(key, service.uid)
 
+    async def _look(self, key: ObjectKey) -> ObservedServing:
+        """The snapshot. That the proven revision's Deployment is gone has consequences, and a Deployment that only lost
+        its label looks the same: it is asked for, and labelled again."""
+        observed = self._store.observe(key)
+        assert observed is not None
+        stable = observed.service.status.stable
+        if stable is None or any(one.name == stable for one in observed.deployments):
+            return observed
+        labels = {LABEL_MANAGED_BY: MANAGED_BY}
+        await self._children.reclaim(DEPLOYMENTS, stable, observed.service, labels, lane=Lane.REPAIR)
+        return self._store.observe(key) or observed
+
     async def _carry_out(self, service: ObjectRecord, observed: ObservedServing, decision: ServingDecision) -> bool:
-        """In the order a ServingDecision promises. Returns whether anything was done."""
-        try:
-            await self._write_children(observed, decision)
-        except ApiError as error:
-            if error.is_refusal or isinstance(error, Predecessor):
-                await self._show_refusal(service, observed, error)
-            raise
-        has_written = await self._statuses.write(service, observed.service.status, decision.status, Lane.STATUS)
-        for note in decision.events:
+        """In the order a ServingDecision promises. Returns whether anything was done.
+
+        Raises what the API server refused, after everything else was done and status says so.
+        """
+        refused = await self._write_children(observed, decision)
+        status, events = decision.status, decision.events
+        if refused is not None:
+            reason = _REFUSALS.get(type(refused), ServingReason.CHILDREN_REFUSED)
+            status = show_refusal(decision.status, observed.service, reason, refused.message, time.time())
+            is_news = (status.reason, status.message) != (
+                observed.service.status.reason,
+                observed.service.status.message,
+            )
+            is_passing = reason is ServingReason.PREDECESSOR_LEAVING
+            note = EventNote("Normal" if is_passing else "Warning", reason.value, refused.message)
+            events = (*events, note) if is_news else events
+        has_written = await self._statuses.write(service, observed.service.status, status, Lane.STATUS)
+        for note in events:
             self._events.note(ObjectRef(service.key, service.uid, service.version), note)
+        if refused is not None:
+            raise refused
         did = bool(decision.apply or decision.scale or decision.delete)
         if did or decision.events:
             _log(service.key, decision)
         return did or has_written
 
-    async def _write_children(self, observed: ObservedServing, decision: ServingDecision) -> None:
-        """Who takes traffic from a broken revision, or mends one, does not wait for a burst of new objects."""
-        owner, lane = observed.service, Lane.REPAIR if observed.deployments else Lane.CREATE
-        await self._children.apply(decision.apply, owner, lane=lane)
-        for scale in decision.scale:
-            await self._children.scale(
-                DEPLOYMENTS, owner.namespace, scale.deployment, scale.uid, scale.replicas, lane=lane
-            )
-        for deletion in decision.delete:
-            await self._children.delete(_DELETABLE[deletion.kind], deletion.name, owner, lane=lane)
+    async def _write_children(self, observed: ObservedServing, decision: ServingDecision) -> ApiError | None:
+        """All of it, in order. What the API server refuses, because of a quota or a name that is taken, keeps nothing
+        else from being done; the first such refusal is returned. Raises any other ApiError at once.
 
-    async def _show_refusal(self, service: ObjectRecord, observed: ObservedServing, error: ApiError) -> None:
-        """Say on status, and once as an event, what is in the way."""
-        reason = _REFUSALS.get(type(error), ServingReason.CHILDREN_REFUSED)
-        status = show_refusal(observed, reason, error.message, time.time())
-        if await self._statuses.write(service, observed.service.status, status, Lane.STATUS):
-            is_passing = reason is ServingReason.PREDECESSOR_LEAVING
-            note = EventNote("Normal" if is_passing else "Warning", reason.value, error.message)
-            self._events.note(ObjectRef(service.key, service.uid, service.version), note)
+        Who takes traffic from a broken revision, or mends one, does not wait for a burst of new objects.
+        """
+        owner, lane = observed.service, Lane.REPAIR if observed.deployments else Lane.CREATE
+        parts = [
+            *(self._children.apply(tuple(group), owner, lane=lane) for _, group in groupby(decision.apply, _part_of)),
+            *(
+                self._children.scale(DEPLOYMENTS, owner.namespace, one.deployment, one.uid, one.replicas, lane=lane)
+                for one in decision.scale
+            ),
+            *(self._children.delete(_DELETABLE[one.kind], one.name, owner, lane=lane) for one in decision.delete),
+        ]
+        return await _all_in_order(parts)
+
+
+def _part_of(manifest: Manifest) -> str:
+    """What is of use together only: the children of one revision; or one address."""
+    metadata = manifest["metadata"]
+    return str(metadata["labels"].get(LABEL_REVISION) or f"{manifest['kind']} {metadata['name']}")
+
+
+async def _all_in_order(parts: Sequence[Coroutine[Any, Any, None]]) -> ApiError | None:
+    """Await all of `parts`, one after the other, and return the first refusal. Raises any other error at once."""
+    first: ApiError | None = None
+    left = deque(parts)
+    try:
+        while left:
+            try:
+                await left.popleft()
+            except ApiError as error:
+                if not (error.is_refusal or isinstance(error, Predecessor)):
+                    raise
+                first = first or error
+    finally:
+        for part in left:
+            part.close()
+    return first
 
 
 def _log(key: ObjectKey, decision: ServingDecision) -> None:

@@ -9,8 +9,8 @@ import msgspec
 import pytest
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
-from capstan_operator.cluster.pods import Pod, PodSpec
-from capstan_operator.cluster.replicas import Deployment, Service
+from capstan_operator.cluster.pods import OwnerReference, Pod, PodSpec
+from capstan_operator.cluster.replicas import Deployment, DeploymentStatus, Service
 from capstan_operator.cluster.scraper import Scraper, Target
 from capstan_operator.cluster.serving_store import ServingStore
 from capstan_operator.cluster.work_queue import ObjectKey
@@ -145,8 +145,35 @@ def test_older_versions_and_what_is_gone_change_nothing_and_wake_nobody(known: K
     assert known.wakes() == []
     store.deployments.remove(deployment("served-1", 7, 2))
     assert known.wakes() == [KEY]
-    store.deployments.put(deployment("served-1", 8, 2))
+    store.deployments.put(deployment("served-1", 6, 2))
     assert (known.wakes(), known.look().deployments) == ([], ())
+
+
+def test_what_only_lost_its_label_is_known_again_when_it_is_seen_at_a_newer_version(known: Known) -> None:
+    """A watch with a selector says DELETED of it."""
+    known.store.deployments.put(deployment("served-1", 5, 2))
+    known.store.deployments.remove(deployment("served-1", 7, 2))
+    known.wakes()
+    known.store.deployments.put(deployment("served-1", 8, 2))
+    assert (known.wakes(), [one.name for one in known.look().deployments]) == ([KEY], ["served-1"])
+
+
+def test_a_copy_of_a_replica_that_no_deployment_made_is_none(known: Known) -> None:
+    for owners in ([], [{"kind": "ReplicaSet", "name": "other-x", "uid": "r", "controller": True}]):
+        copied = pod("copy", 1, is_ready=True)
+        copied.metadata.owner_references = msgspec.convert(owners, list[OwnerReference])
+        known.store.replicas.put(copied)
+    assert known.look().replicas == ()
+
+
+def test_why_a_deployment_can_make_no_pods_is_told(known: Known) -> None:
+    refused = deployment("served-1", 2, 2)
+    why = {"type": "ReplicaFailure", "status": "True", "message": "exceeded quota: pods"}
+    refused.status = msgspec.convert({"conditions": [why]}, DeploymentStatus)
+    known.store.deployments.put(refused)
+    assert known.look().deployments == (
+        ObservedDeployment("served-1", "served-1-of-s1", 2, failure="exceeded quota: pods"),
+    )
 
 
 def test_a_complete_list_drops_what_it_lacks_unless_that_is_newer(known: Known) -> None:

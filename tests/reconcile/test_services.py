@@ -9,7 +9,15 @@ from typing import Any
 
 import pytest
 
-from capstan_operator.cluster.kinds import DEPLOYMENTS, EVENTS, INFERENCE_SERVICES, SECRETS, SERVICES, TRAINING_JOBS
+from capstan_operator.cluster.kinds import (
+    DEPLOYMENTS,
+    EVENTS,
+    INFERENCE_SERVICES,
+    PODS,
+    SECRETS,
+    SERVICES,
+    TRAINING_JOBS,
+)
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed
 from tests.support.fake_api import FakeApi, names
@@ -96,7 +104,6 @@ async def test_a_service_waits_for_a_checkpoint_then_serves_it_then_follows_the_
         api.change(TRAINING_JOBS, "default", "digits", lambda job: job.update(status=trained_job(200)["status"]))
         await eventually(lambda: status_of(api).get("rollout", {}).get("phase") == "Holding", seconds=20)
         second = status_of(api)["rollout"]["candidate"]
-        assert api.get(SERVICES, "served")["spec"]["selector"]["capstan.dev/revision"] in (first, second)
         await eventually(is_live(api, 200), seconds=30)
         await eventually(lambda: names(api.of(DEPLOYMENTS)) == [second])
         assert names(api.of(SERVICES)) == ["served", second]
@@ -184,6 +191,66 @@ async def test_somebody_elses_service_at_the_stable_name_is_never_touched(api: F
         assert api.get(SERVICES, "served")["spec"]["selector"] == {"app": "theirs"}
         api.remove(SERVICES, "default", "served")
         await eventually(is_live(api, 100), seconds=30)
+
+
+async def test_a_child_that_lost_its_label_is_neither_taken_for_gone_nor_given_up(api: FakeApi) -> None:
+    async with running(api):
+        api.put(TRAINING_JOBS, trained_job(100))
+        api.put(INFERENCE_SERVICES, service())
+        await eventually(is_live(api, 100))
+        first = status_of(api)["stable"]
+        for resource, name in ((SERVICES, "served"), (DEPLOYMENTS, first)):
+            api.change(
+                resource,
+                "default",
+                name,
+                lambda one: one["metadata"].update(
+                    labels={key: value for key, value in one["metadata"]["labels"].items() if "managed-by" not in key}
+                ),
+            )
+            await eventually(
+                lambda resource=resource, name=name: (
+                    "app.kubernetes.io/managed-by" in api.get(resource, name)["metadata"]["labels"]
+                )
+            )
+        await eventually(is_live(api, 100))
+        api.change(TRAINING_JOBS, "default", "digits", lambda job: job.update(status=trained_job(200)["status"]))
+        await eventually(is_live(api, 200), seconds=30)
+        await eventually(lambda: names(api.of(DEPLOYMENTS)) == [status_of(api)["stable"]])
+        assert status_of(api)["stable"] != first
+
+
+async def test_a_selector_that_somebody_set_by_hand_does_not_stay(api: FakeApi) -> None:
+    async with running(api):
+        api.put(TRAINING_JOBS, trained_job(100))
+        api.put(INFERENCE_SERVICES, service())
+        await eventually(is_live(api, 100))
+        first = status_of(api)["stable"]
+        api.change(SERVICES, "default", "served", lambda one: one["spec"]["selector"].update(tier="none"))
+        api.change(TRAINING_JOBS, "default", "digits", lambda job: job.update(status=trained_job(200)["status"]))
+        await eventually(is_live(api, 200), seconds=30)
+    selector = api.get(SERVICES, "served")["spec"]["selector"]
+    assert selector == {"capstan.dev/service": "served", "capstan.dev/revision": status_of(api)["stable"]}
+    assert status_of(api)["stable"] != first
+
+
+async def test_what_is_refused_is_told_and_keeps_neither_status_nor_traffic_from_being_true(api: FakeApi) -> None:
+    async with running(api) as (_, deployments):
+        api.put(TRAINING_JOBS, trained_job(100))
+        api.put(INFERENCE_SERVICES, service())
+        await eventually(is_live(api, 100))
+        fault = api.fail("patch", "deployments", times=1000, status=403)
+        api.change(TRAINING_JOBS, "default", "digits", lambda job: job.update(status=trained_job(200)["status"]))
+        await eventually(lambda: status_of(api).get("reason") == "ChildrenRefused")
+        assert (condition(api, "Serving"), status_of(api)["ready"]) == ("True", "2/2")
+        deployments.stop()
+        for pod in api.of(PODS):
+            api.remove(PODS, "default", pod["metadata"]["name"])
+        await eventually(lambda: condition(api, "Serving") == "False")
+        assert (status_of(api)["reason"], status_of(api)["ready"]) == ("ChildrenRefused", "0/2")
+        deployments.go_on()
+        fault.times = 0
+        await eventually(is_live(api, 200), seconds=40)
 
 
 async def test_a_deleted_service_takes_its_children_with_it_and_gets_no_new_ones(api: FakeApi) -> None:

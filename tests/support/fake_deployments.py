@@ -12,23 +12,36 @@ from tests.support.fake_api import FakeApi
 Document = dict[str, Any]
 
 
+def _revision_of(pod: Document) -> str:
+    return str(pod["metadata"]["labels"]["capstan.dev/revision"])
+
+
 class FakeDeployments:
     """`match` makes pods equal to what Deployments ask for; new ones are ready unless their revision is in `broken`."""
 
     def __init__(self, api: FakeApi) -> None:
         self._api = api
         self._made = 0
+        self._is_stopped = False
         self.broken: dict[str, Document] = {}
         """By revision: `terminated` of the container's last state."""
 
+    def stop(self) -> None:
+        """As a controller that is down."""
+        self._is_stopped = True
+
+    def go_on(self) -> None:
+        self._is_stopped = False
+
     def match(self) -> None:
+        if self._is_stopped:
+            return
         wanted = {one["metadata"]["name"]: one for one in self._api.of(DEPLOYMENTS)}
         for pod in list(self._pods()):
-            owner = pod["metadata"]["ownerReferences"][0]["name"]
-            if owner not in wanted:
+            if _revision_of(pod) not in wanted:
                 self._api.remove(PODS, pod["metadata"]["namespace"], pod["metadata"]["name"])
         for name, deployment in wanted.items():
-            own = [pod for pod in self._pods() if pod["metadata"]["ownerReferences"][0]["name"] == name]
+            own = [pod for pod in self._pods() if _revision_of(pod) == name]
             for _ in range(deployment["spec"]["replicas"] - len(own)):
                 self._make(deployment)
             for pod in own[deployment["spec"]["replicas"] :]:
@@ -60,7 +73,7 @@ class FakeDeployments:
                         {
                             "apiVersion": "apps/v1",
                             "kind": "ReplicaSet",
-                            "name": name,
+                            "name": f"{name}-0",
                             "uid": deployment["metadata"]["uid"],
                             "controller": True,
                         }

@@ -1,7 +1,7 @@
 """Writes the children of our objects. A name that somebody else's object holds is an error, never an adoption."""
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -9,10 +9,11 @@ import orjson
 
 from capstan_operator.build.children import Owner
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
-from capstan_operator.cluster.kinds import APPLICABLE, PODS, Resource
+from capstan_operator.cluster.kinds import APPLICABLE, PODS, SERVICES, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.pods import Metadata, decode_pod
+from capstan_operator.cluster.replicas import decode_service
 from capstan_operator.decide.types import Manifest, PodDeletion
 
 MAX_AT_ONCE = 64
@@ -60,6 +61,8 @@ class Children:
                     self._client.delete(resource, namespace, name, uid=metadata.uid, grace_seconds=None, lane=lane)
                 )
                 answer = await self._client.apply(resource, namespace, name, manifest, lane=lane, force=False)
+            if resource is SERVICES:
+                answer = await self._without_foreign_selectors(answer, manifest, lane)
             self._take_in(resource, answer)
 
     async def scale(
@@ -75,6 +78,16 @@ class Children:
                 raise ApiError(409, "Conflict", error.message) from error
             raise
         self._take_in(resource, answer)
+
+    async def reclaim(
+        self, resource: Resource, name: str, owner: Owner, labels: Mapping[str, str], *, lane: Lane
+    ) -> None:
+        """Give a child of this owner, if there is one, the labels back by which it is watched."""
+        metadata = await self._look(resource, owner.namespace, name, lane)
+        if metadata is None or not _is_owned(metadata, owner):
+            return
+        patch = {"metadata": {"uid": metadata.uid, "labels": dict(labels)}}
+        self._take_in(resource, await self._client.merge_patch(resource, owner.namespace, name, patch, lane=lane))
 
     async def create_pods(self, manifests: Sequence[Manifest], owner: Owner, *, lane: Lane) -> None:
         """Create all pods, many at once. One that exists is adopted if it is this owner's; else Stranger or Predecessor
@@ -115,6 +128,17 @@ class Children:
         if answer is None or b'"deletionTimestamp"' not in answer:
             return  # the watch will say that it is gone
         self._take_in(PODS, answer)
+
+    async def _without_foreign_selectors(self, answer: bytes, manifest: Manifest, lane: Lane) -> bytes:
+        """The Service with the selector of `manifest` and nothing else in it. A key that somebody else set stays when
+        the rest is server-side applied, and would keep all other pods out."""
+        wanted: dict[str, str] = manifest["spec"]["selector"]
+        foreign = decode_service(answer).spec.selector.keys() - wanted.keys()
+        if not foreign:
+            return answer
+        metadata = manifest["metadata"]
+        patch = {"spec": {"selector": dict.fromkeys(foreign)}}
+        return await self._client.merge_patch(SERVICES, metadata["namespace"], metadata["name"], patch, lane=lane)
 
     async def _look(self, resource: Resource, namespace: str, name: str, lane: Lane) -> Metadata | None:
         """The object's metadata, None when there is none. An empty dry-run patch instead of a GET: the operator needs

@@ -39,18 +39,25 @@ class ObjectRecord:
 
 
 class Tombstones:
-    """Uids of what was deleted, the newest ten thousand: an answer that was under way must not bring one back."""
+    """What was deleted, the newest ten thousand: an answer that was under way must not bring it back.
+
+    A watch with a selector says DELETED, too, of what only lost a label. So an object is gone at a version: what was
+    deleted has none that is newer, and one that is seen at a newer version is there.
+    """
 
     def __init__(self) -> None:
-        self._uids: dict[str, None] = {}
+        self._versions: dict[str, str] = {}
+        """By uid; empty: for good."""
 
-    def __contains__(self, uid: str) -> bool:
-        return uid in self._uids
+    def covers(self, uid: str, version: str) -> bool:
+        """Whether an object at this version is one that is gone."""
+        gone_at = self._versions.get(uid)
+        return gone_at is not None and not (gone_at and is_newer(version, gone_at))
 
-    def add(self, uid: str) -> None:
-        self._uids[uid] = None
-        if len(self._uids) > MAX_TOMBSTONES:
-            del self._uids[next(iter(self._uids))]
+    def add(self, uid: str, version: str = "") -> None:
+        self._versions[uid] = version
+        if len(self._versions) > MAX_TOMBSTONES:
+            del self._versions[next(iter(self._versions))]
 
 
 class Objects:
@@ -72,7 +79,9 @@ class Objects:
         """Take in an object as the API server sent it; an older version than the known one is dropped."""
         record = self._record(document)
         known = self._records.get(record.key)
-        if record.uid in self._gone or (known is not None and not is_newer(record.version, known.version)):
+        if self._gone.covers(record.uid, record.version) or (
+            known is not None and not is_newer(record.version, known.version)
+        ):
             return
         self._records[record.key] = record
         if known is None or record.differs_from(known):
@@ -94,7 +103,7 @@ class Objects:
 
     def is_gone(self, uid: str) -> bool:
         """Whether the object with this uid is known to have been deleted."""
-        return uid in self._gone
+        return self._gone.covers(uid, "")
 
     def _tell(self, key: ObjectKey) -> None:
         for listener in self.listeners:

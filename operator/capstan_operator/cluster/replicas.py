@@ -6,7 +6,7 @@ import msgspec
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
 from capstan_operator.build.serving_pod import SERVER
-from capstan_operator.cluster.pods import Metadata, Pod, exit_reason, waiting
+from capstan_operator.cluster.pods import Metadata, Pod, PodCondition, exit_reason, waiting
 from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedRoute
 
 MAX_MESSAGE = 500
@@ -16,15 +16,20 @@ class DeploymentSpec(msgspec.Struct, gc=False):
     replicas: int | None = None
 
 
+class DeploymentStatus(msgspec.Struct, gc=False):
+    conditions: list[PodCondition] | None = None
+
+
 class Deployment(msgspec.Struct, gc=False):
     """What is decoded of a Deployment."""
 
     metadata: Metadata
     spec: DeploymentSpec = msgspec.field(default_factory=DeploymentSpec)
+    status: DeploymentStatus = msgspec.field(default_factory=DeploymentStatus)
 
 
 class ServiceSpec(msgspec.Struct, gc=False, rename="camel"):
-    selector: dict[str, str] | None = None
+    selector: dict[str, str] = {}
     cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
 
 
@@ -41,20 +46,29 @@ decode_service = msgspec.json.Decoder(Service).decode
 
 def observe_deployment(deployment: Deployment) -> ObservedDeployment:
     replicas = deployment.spec.replicas
-    # The API server fills in what is left out.
-    return ObservedDeployment(deployment.metadata.name, deployment.metadata.uid, 1 if replicas is None else replicas)
+    conditions = deployment.status.conditions or ()
+    return ObservedDeployment(
+        deployment.metadata.name,
+        deployment.metadata.uid,
+        1 if replicas is None else replicas,  # the API server fills in what is left out
+        failure=next((one.message for one in conditions if (one.type, one.status) == ("ReplicaFailure", "True")), None),
+    )
 
 
 def observe_route(service: Service) -> ObservedRoute:
-    selector = service.spec.selector or {}
-    return ObservedRoute(service.metadata.uid, selector.get(LABEL_REVISION), service.spec.cluster_ip or None)
+    return ObservedRoute(
+        service.metadata.uid, service.spec.selector.get(LABEL_REVISION), service.spec.cluster_ip or None
+    )
 
 
 def served_by(metadata: Metadata) -> tuple[str, str] | None:
-    """(InferenceService, revision) by the labels; None: the operator did not ask for this pod."""
-    labels = metadata.labels or {}
+    """(InferenceService, revision) by the labels; None: no revision's Deployment made this pod. A copy of one, as
+    `kubectl debug` makes them, has its labels, and may even get requests, but nothing can be made of it."""
+    labels, owner = metadata.labels or {}, metadata.controller()
     name, revision = labels.get(LABEL_SERVICE), labels.get(LABEL_REVISION)
-    return (name, revision) if name and revision else None
+    if not name or not revision or owner is None or owner.kind != "ReplicaSet":
+        return None
+    return (name, revision) if owner.name.startswith(f"{revision}-") else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,7 +94,8 @@ class Family(Generic[Item, Seen]):
         """Take in what was seen; an older version than the known one is dropped."""
         uid = item.metadata.uid
         known = self._children.get(uid)
-        if uid in self._gone or (known is not None and not is_newer(item.metadata.resource_version, known.version)):
+        version = item.metadata.resource_version
+        if self._gone.covers(uid, version) or (known is not None and not is_newer(version, known.version)):
             return
         child = self._read(item)
         if child is None:
@@ -106,7 +107,7 @@ class Family(Generic[Item, Seen]):
             self._wake(child.service)
 
     def remove(self, item: Item) -> None:
-        self._gone.add(item.metadata.uid)
+        self._gone.add(item.metadata.uid, item.metadata.resource_version)
         self._drop(item.metadata.uid)
 
     def replace(self, listed: Iterable[Item], version: str) -> None:

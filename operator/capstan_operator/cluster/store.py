@@ -98,7 +98,7 @@ class Store:
         owner, place = owning_job(pod.metadata), worker_of(pod.metadata)
         if owner is None or place is None:
             return  # someone else's pod that carries our label
-        if pod.metadata.uid in self._gone:
+        if self._gone.covers(pod.metadata.uid, pod.metadata.resource_version):
             return
         pods = self._pods.setdefault(owner.uid, {})
         known = pods.get(pod.metadata.name)
@@ -119,7 +119,7 @@ class Store:
 
     def remove(self, pod: Pod) -> None:
         """The watch says that this pod is gone."""
-        self._gone.add(pod.metadata.uid)
+        self._gone.add(pod.metadata.uid, pod.metadata.resource_version)
         owner = owning_job(pod.metadata)
         record = self._pods.get(owner.uid, {}).get(pod.metadata.name) if owner is not None else None
         if record is not None and record.pod.uid == pod.metadata.uid:

@@ -51,8 +51,9 @@ def _of_job(ref: JobModel, job: ObservedJob | None, status: InferenceServiceStat
         return known or _nothing(ref, job)
     if isinstance(found, NoModel):
         return known or found
-    # A key that was asked for once stays asked for, whatever becomes of the job.
-    return found.model_copy(update={"public_key": ref.public_key or found.public_key})
+    # A key that was asked for once stays asked for, whatever becomes of the job; a job may only change it for another.
+    key = ref.public_key or found.public_key or (known.public_key if known else None)
+    return found.model_copy(update={"public_key": key})
 
 
 def _newest(

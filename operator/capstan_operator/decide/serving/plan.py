@@ -40,8 +40,8 @@ def make_plan(fleet: Fleet) -> Plan:
         for deployment in fleet.seen.deployments
         if deployment.name in sizes and deployment.replicas != sizes[deployment.name]
     )
-    # First, so that a candidate's pods find the address that they are told of.
-    return Plan(_lead_proven(fleet) + made + _lead(fleet), scaled, gateway_deletions(fleet) + _deletions(fleet))
+    # Where requests go comes before all that might be refused, and the address to compare by before who is told of it.
+    return Plan(_lead(fleet) + _lead_proven(fleet) + made, scaled, gateway_deletions(fleet) + _deletions(fleet))
 
 
 def _make(fleet: Fleet, revision: Revision, size: int) -> tuple[Manifest, ...]:
