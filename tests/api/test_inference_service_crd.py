@@ -110,6 +110,7 @@ ACCEPTED = {
     "a comparison": a_spec(rollout=agreeing(0.9)),
     "a language model that is not compared": a_spec(protocols=["OpenAI"], rollout={"strategy": {"canary": {}}}),
     "weights above half with a gateway": a_spec(gateway=behind({"name": "public"}), rollout=canary(1, 51, 99)),
+    "just enough grace": a_spec(drainSeconds=45, timeoutSeconds=5, terminationGracePeriodSeconds=60),
     "two gateways, one by its listeners": a_spec(
         gateway=behind(
             {"name": "a", "sectionName": "http"},
@@ -194,6 +195,10 @@ REFUSED = {
         "adaptiveLimit.minOngoing 100 is above queue.maxOngoingRequests 8; lower minOngoing",
     ),
     "no replicas": (a_spec(replicas=0), "replicas"),
+    "less grace than requests may take": (
+        a_spec(drainSeconds=45, timeoutSeconds=5.5, terminationGracePeriodSeconds=60),
+        "terminationGracePeriodSeconds: 60 is below drainSeconds 45 + timeoutSeconds 5.5 + 10 to end; raise it",
+    ),
     "two who decide the size": (
         a_spec(replicas=1, autoscaling={"maxReplicas": 3}),
         "decides how many pods there are, and replicas 1 does too; remove one of the two",

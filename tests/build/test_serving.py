@@ -204,6 +204,8 @@ OTHERS: dict[str, dict[str, Any]] = {
     "resources": {"spec": {"resources": {"cpu": "2"}}},
     "a patch": {"spec": {"podPatch": {"metadata": {"annotations": {"again": "1"}}}}},
     "another runtime": {"runtime": "torch"},
+    "a longer drain": {"spec": {"drainSeconds": 45}},
+    "time for streams": {"spec": {"terminationGracePeriodSeconds": 900}},
     "a key": {"model": {"publicKey": "PEM"}},
     "a comparison": {"spec": {"rollout": {"strategy": {"canary": {"gates": {"minAgreement": 0.9}}}}}},
 }
@@ -247,6 +249,34 @@ def test_a_certificate_reaches_the_pod_and_its_probes_speak_tls() -> None:
     probes = ("startupProbe", "livenessProbe", "readinessProbe")
     assert [server(built)[probe]["httpGet"].get("scheme") for probe in probes] == ["HTTPS"] * 3
     assert {key for key, value in server(built).items() if value != server(plain)[key]} == {*probes, "volumeMounts"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "drain", "finish", "grace"),
+    [
+        ({}, 10.0, 30.0, 50),
+        ({"drainSeconds": 45, "timeoutSeconds": 5.5}, 45.0, 5.5, 61),
+        ({"protocols": ["OpenAI"]}, 10.0, 300.0, 320),
+        ({"protocols": ["OpenAI"], "timeoutSeconds": 900}, 10.0, 900.0, 920),
+        ({"protocols": ["OpenAI"], "terminationGracePeriodSeconds": 620}, 10.0, 600.0, 620),
+        ({"protocols": ["OpenAI"], "terminationGracePeriodSeconds": 50}, 10.0, 30.0, 50),
+        ({"terminationGracePeriodSeconds": 120, "drainSeconds": 0}, 0.0, 110.0, 120),
+    ],
+)
+def test_a_pod_is_killed_only_after_all_that_its_replica_may_take_to_drain(
+    spec: dict[str, Any], drain: float, finish: float, grace: int
+) -> None:
+    built = revision(spec)
+    assert (built.config.drain_seconds, built.config.longest_finish_seconds) == (drain, finish)
+    assert built.template["spec"]["terminationGracePeriodSeconds"] == grace
+
+
+def test_the_grace_of_a_pod_is_the_specs_and_not_the_patchs() -> None:
+    with pytest.raises(PodPatchError) as refused:
+        revision({"podPatch": {"spec": {"terminationGracePeriodSeconds": 900}}})
+    assert [problem.partition(":")[0] for problem in refused.value.problems] == [
+        "podPatch.spec.terminationGracePeriodSeconds"
+    ]
 
 
 @pytest.mark.parametrize("name", ["serve", "api-keys", "tls"])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_operator.api.gateway import Gateway
+from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.build.serving_gateway import build_gateway_route, request_timeout
 from capstan_operator.cluster.gateway_routes import decode_http_route, observe_gateway_route
 from capstan_operator.observe import ObservedGatewayRoute
@@ -77,6 +78,14 @@ def milliseconds(duration: str) -> int:
 def test_any_timeout_is_a_duration_of_the_gateway_api(seconds: float) -> None:
     meant = milliseconds(request_timeout(seconds))
     assert meant == max(1, round(seconds * 1000))
+
+
+@pytest.mark.parametrize(("protocols", "request_timeout"), [(["OpenInference"], "2s500ms"), (["OpenAI"], "0s")])
+def test_a_gateway_cuts_no_stream(protocols: list[str], request_timeout: str) -> None:
+    document = {"modelRef": {"trainingJob": {"name": "a"}}, "protocols": protocols, "timeoutSeconds": 2.5}
+    spec = InferenceServiceSpec.parse(document)
+    route = build_gateway_route(OWNER, GATEWAY, spec.request_seconds, WEIGHTS)
+    assert route["spec"]["rules"][0]["timeouts"] == {"request": request_timeout}
 
 
 def served(manifest: dict[str, Any], *, parents: list[dict[str, Any]] | None = None) -> ObservedGatewayRoute:

@@ -1,8 +1,8 @@
 """Stands in for Ray: `python scripted_driver.py SCRIPT FOLDER PARENT` plays one replica after the other.
 
 SCRIPT is JSON, a list of lives: each a list of words. `die` ends that replica's line; `hold`
-answers words of the pod until it is killed; anything else is said. The life `[exit]` is
-the driver's own end.
+answers words of the pod until it is killed, and has drained when nobody can connect any
+more; anything else is said. The life `[exit]` is the driver's own end.
 """
 
 import json
@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 
+from capstan_runtime.contract import env
 from capstan_runtime.serve_replica import line
 
 
@@ -24,13 +25,14 @@ def live(words: list[str]) -> None:
     assert output.descriptor is not None
     os.write(output.descriptor, f"life of {words}\n".encode())
     os.close(output.descriptor)
+    door: int | None = None
     for word in words:
         match word:
             case "die":
                 pod.close()
                 return
             case "hold":
-                threading.Thread(target=serve, args=(pod,)).start()
+                threading.Thread(target=serve, args=(pod, door)).start()
                 return
             case "failed":
                 line.say(pod, line.Kind.FAILED, code=65, message="checkpoint 7 is corrupt")
@@ -39,13 +41,26 @@ def live(words: list[str]) -> None:
                 heard = line.hear(pod)
                 assert heard is not None
                 assert heard.kind is line.Kind.SERVE
+                door = heard.descriptor
 
 
-def serve(pod: socket.socket) -> None:
+def serve(pod: socket.socket, door: int | None) -> None:
     while (word := line.hear(pod)) is not None:
         print(f"heard {word.kind}", flush=True)
+        if door is not None:
+            os.close(door)
         if word.kind is line.Kind.DRAIN:
+            wait_until_nobody_listens()
             line.say(pod, line.Kind.DRAINED)
+
+
+def wait_until_nobody_listens() -> None:
+    """With a door that is left open, clients would wait as long as a replica finishes what it has begun."""
+    while True:
+        try:
+            socket.create_connection((os.environ[env.POD_IP], env.SERVE_PORT)).close()
+        except ConnectionError:
+            return
 
 
 for life in json.loads(sys.argv[1]):

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import orjson
 
+from capstan_runtime.contract.serving import Guards
 from capstan_runtime.serve_replica.front import open_door
 from capstan_runtime.serve_replica.server import Server
 from capstan_runtime.serving.app import make_app
-from tests.serving.models import NumpyClassifier, serve_config
+from tests.serving.models import NumpyClassifier, NumpyDecoder, serve_config
 
 BODY = orjson.dumps({"inputs": [{"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [0, 1, 2, 3]}]})
 SECONDS = 60.0
@@ -19,9 +20,17 @@ LINES: list[socket.socket] = []
 """Both ends: a server whose line ends, ends its process."""
 
 
-def serve(model: NumpyClassifier, drain_seconds: float, tls: ssl.SSLContext | None = None) -> tuple[int, socket.socket]:
+def serve(
+    model: NumpyClassifier | NumpyDecoder,
+    drain_seconds: float,
+    tls: ssl.SSLContext | None = None,
+    guards: Guards | None = None,
+    finish_seconds: float | None = None,
+) -> tuple[int, socket.socket]:
     """A server's port, and the pod's end of its line."""
-    config = serve_config().model_copy(update={"drain_seconds": drain_seconds})
+    protocols = ("OpenAI",) if isinstance(model, NumpyDecoder) else ("OpenInference", "KServeV1")
+    drain = {"drain_seconds": drain_seconds, "finish_seconds": finish_seconds}
+    config = serve_config(guards, protocols).model_copy(update=drain)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     LINES.extend((ours, theirs))
     ours.settimeout(SECONDS)

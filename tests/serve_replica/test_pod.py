@@ -77,7 +77,9 @@ def test_a_new_replica_takes_over_from_one_that_is_still_there(start_pod: StartP
     said(pod, "heard leave")
 
 
-def test_a_pod_that_is_asked_to_end_drains_its_replica_and_leaves_nothing_behind(start_pod: StartPod) -> None:
+def test_a_pod_that_is_asked_to_end_drains_its_replica_closes_its_door_and_leaves_nothing_behind(
+    start_pod: StartPod,
+) -> None:
     pod = start_pod([["warm", "hold"]])
     said(pod, "ready: ")
     said(pod, "the script is over")

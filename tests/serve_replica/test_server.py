@@ -1,16 +1,19 @@
 """The HTTP server of a replica, without Ray: how it takes leave."""
 
 import http.client
+import json
+import socket
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
+from capstan_runtime.contract.serving import Guards
 from capstan_runtime.serve_replica import line, server
 from tests.serve_replica.pods import INFER, READY
 from tests.serve_replica.servers import BODY, SECONDS, ask, is_closed, serve, until
-from tests.serving.models import NumpyClassifier
+from tests.serving.models import NumpyClassifier, NumpyDecoder
 
 
 def test_while_it_drains_it_answers_everybody_once_more() -> None:
@@ -54,6 +57,46 @@ def test_what_was_begun_is_finished_before_it_says_that_it_has_drained() -> None
         assert not answer.done()
         go_on.set()
         assert answer.result(SECONDS)[0] == 200
+    word = line.hear(pod)
+    assert word is not None
+    assert word.kind is line.Kind.DRAINED
+
+
+TOKENS, STEP_SECONDS, TIMEOUT_SECONDS = 60, 0.15, 3.0
+"""A stream of 9 s, whose pieces each come in time."""
+
+
+def begin_stream(finish_seconds: float | None) -> tuple[http.client.HTTPResponse, socket.socket]:
+    """A stream whose server has been told to drain since, and takes nothing new; the pod's end of its line."""
+    model = NumpyDecoder()
+    model.step_seconds = STEP_SECONDS
+    port, pod = serve(
+        model, drain_seconds=0.0, guards=Guards(timeout_seconds=TIMEOUT_SECONDS), finish_seconds=finish_seconds
+    )
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    asked = {"model": "digits", "prompt": "a", "max_tokens": TOKENS, "temperature": 0, "stream": True}
+    connection.request("POST", "/v1/completions", json.dumps(asked))
+    response = connection.getresponse()
+    assert response.read1().startswith(b"data: ")
+    line.say(pod, line.Kind.DRAIN)
+    until(lambda: is_closed(port))
+    return response, pod
+
+
+def test_a_stream_that_was_begun_is_finished_although_no_request_may_take_so_long() -> None:
+    response, pod = begin_stream(finish_seconds=SECONDS)
+    began = time.monotonic()
+    assert response.read().endswith(b"data: [DONE]\n\n")
+    assert time.monotonic() - began > TIMEOUT_SECONDS
+    word = line.hear(pod)
+    assert word is not None
+    assert word.kind is line.Kind.DRAINED
+
+
+def test_a_stream_that_is_not_finished_in_the_time_there_is_holds_up_no_drain() -> None:
+    response, pod = begin_stream(finish_seconds=1.0)
+    with pytest.raises(http.client.IncompleteRead):
+        response.read()
     word = line.hear(pod)
     assert word is not None
     assert word.kind is line.Kind.DRAINED

@@ -25,6 +25,10 @@ PublicKey = Annotated[
     ),
 ]
 Seconds = Annotated[int, Field(ge=1, le=86400)]
+STOP_SECONDS = 10
+"""Left to a replica after its last request to take Ray down and write its last words."""
+STREAM_SECONDS = 300
+"""Left to streams that were begun when a pod goes, where nobody says how long: as Knative leaves to its pods."""
 MOST_BY_PODS = 50
 """Percent that a canary can have of the pods, while the other revision keeps all of its own."""
 
@@ -277,6 +281,13 @@ class InferenceServiceSpec(Guards, Placement):
             f"'{_TOO_MUCH_FOR_PODS}'",
         ),
         ("!(has(self.gateway) && has(self.tls))", f'"{_TLS_BEHIND_GATEWAY}"'),
+        (
+            "!has(self.terminationGracePeriodSeconds) || double(self.terminationGracePeriodSeconds)"
+            f" >= double(self.drainSeconds) + double(self.timeoutSeconds) + {STOP_SECONDS:.1f}",
+            "'terminationGracePeriodSeconds: ' + string(self.terminationGracePeriodSeconds) + ' is below drainSeconds '"
+            " + string(self.drainSeconds) + ' + timeoutSeconds ' + string(double(self.timeoutSeconds))"
+            f" + ' + {STOP_SECONDS} to end; raise it'",
+        ),
     )
 
     model_ref: Annotated[ModelRef, Field(description="What is served.")]
@@ -311,11 +322,31 @@ class InferenceServiceSpec(Guards, Placement):
         str | None, Field(min_length=1, description="Container image. Left out: the operator's image for serving.")
     ] = None
     gpus: Annotated[int, Field(ge=0, le=16, description="NVIDIA GPUs per pod; 0 computes on the CPU.")] = 0
+    drain_seconds: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=3600,
+            description="From SIGTERM until a pod takes no new request: the time that Services, Gateways and load "
+            "balancers have to hear that it leaves. Load balancers of clouds need 30 or more. A change makes a new "
+            "revision.",
+        ),
+    ] = 10
+    termination_grace_period_seconds: Annotated[
+        int | None,
+        Field(
+            ge=1,
+            le=86400,
+            description="From SIGTERM until a pod is killed. What it has begun, streams included, is finished until "
+            "10 s before that; it ends as soon as all is. Left out: drainSeconds + timeoutSeconds + 10; with protocol "
+            "OpenAI, whose streams may last longer, no less than drainSeconds + 310. A change makes a new revision.",
+        ),
+    ] = None
     pod_patch: Annotated[
         dict[str, Any] | None,
         Field(
             description="Merged into every pod (strategic merge: containers by name, volumes by name). The container "
-            "is called server. A change makes a new revision.",
+            "is called server. terminationGracePeriodSeconds is the spec's own. A change makes a new revision.",
             json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
         ),
     ] = None
@@ -329,6 +360,18 @@ class InferenceServiceSpec(Guards, Placement):
     def guards(self) -> Guards:
         """The part that travels to the pods."""
         return Guards(**{name: getattr(self, name) for name in Guards.model_fields})
+
+    @property
+    def request_seconds(self) -> float | None:
+        """How long an answer may take; None: streams take as long as they get on."""
+        return None if "OpenAI" in self.protocols else self.timeout_seconds
+
+    @property
+    def finish_seconds(self) -> float:
+        """How long what was begun may take once a pod takes nothing new."""
+        if self.termination_grace_period_seconds is not None:
+            return float(self.termination_grace_period_seconds - self.drain_seconds - STOP_SECONDS)
+        return self.request_seconds or max(self.timeout_seconds, STREAM_SECONDS)
 
     @model_validator(mode="after")
     def _stored_models_have_a_runtime(self) -> Self:
@@ -369,6 +412,16 @@ class InferenceServiceSpec(Guards, Placement):
         canary = self.rollout.strategy.canary
         if canary and not self.gateway and any(step.weight > MOST_BY_PODS for step in canary.steps):
             raise ValueError(_TOO_MUCH_FOR_PODS)
+        return self
+
+    @model_validator(mode="after")
+    def _grace_is_enough(self) -> Self:
+        grace = self.termination_grace_period_seconds
+        if grace is not None and grace < self.drain_seconds + self.timeout_seconds + STOP_SECONDS:
+            raise ValueError(
+                f"terminationGracePeriodSeconds: {grace} is below drainSeconds {self.drain_seconds} + timeoutSeconds "
+                f"{self.timeout_seconds:g} + {STOP_SECONDS} to end; raise it"
+            )
         return self
 
     @model_validator(mode="after")

@@ -29,6 +29,8 @@ class Patchable:
     volumes: tuple[str, ...]
     folders: tuple[str, ...]
     """Where those volumes are mounted in that container."""
+    pod_fields: tuple[str, ...] = ("restartPolicy",)
+    """Of the pod's spec."""
 
 
 TRAINER_POD = Patchable(
@@ -77,8 +79,7 @@ def _protected_fields(patch: dict[str, Any], kind: Patchable) -> Iterator[str]:
         return
     yield from (f"metadata.{key}" for key in metadata if key not in ("labels", "annotations"))
     yield from (f"metadata.labels[{key}]" for key in kind.labels if key in (metadata.get("labels") or {}))
-    if "restartPolicy" in spec:
-        yield "spec.restartPolicy"
+    yield from (f"spec.{field}" for field in kind.pod_fields if field in spec)
     named = (volume.get("name") for volume in _items(spec, "volumes"))
     yield from (f"spec.volumes[{name}]" for name in named if name in kind.volumes)
     for container in _items(spec, "containers"):

@@ -12,9 +12,10 @@ GATEWAY_API = "gateway.networking.k8s.io/v1"
 
 
 def build_gateway_route(
-    owner: Owner, gateway: Gateway, timeout_seconds: float, weights: Mapping[str, int]
+    owner: Owner, gateway: Gateway, timeout_seconds: float | None, weights: Mapping[str, int]
 ) -> dict[str, Any]:
-    """HTTPRoute `<name>` to the Services that `weights` names, each with its share of the sum of the weights."""
+    """HTTPRoute `<name>` to the Services that `weights` names, each with its share of the sum of the weights.
+    `timeout_seconds` None: answers are streams, which the Gateway must not cut."""
     parents = [parent.document() for parent in gateway.parent_refs]
     return {
         "apiVersion": GATEWAY_API,
@@ -36,8 +37,11 @@ def build_gateway_route(
     }
 
 
-def request_timeout(seconds: float) -> str:
+def request_timeout(seconds: float | None) -> str:
     """`seconds` as a duration of the Gateway API (GEP-2257), to the millisecond: it knows no fractions, and numbers of
-    at most five digits. Never zero, which would switch the timeout off."""
+    at most five digits. Zero, which switches the timeout off, only for None: to leave it out would leave it to each
+    Gateway, and Envoy's own is 15 s."""
+    if seconds is None:
+        return "0s"
     whole, milliseconds = divmod(max(1, round(seconds * 1000)), 1000)
     return (f"{whole}s" if whole else "") + (f"{milliseconds}ms" if milliseconds else "")

@@ -1,8 +1,9 @@
 """The pod of one replica: the same for all replicas of a revision."""
 
+from math import ceil
 from typing import Any
 
-from capstan_operator.api.inference_service import InferenceServiceSpec
+from capstan_operator.api.inference_service import STOP_SECONDS, InferenceServiceSpec
 from capstan_operator.api.inference_service_status import ModelStatus
 from capstan_operator.api.meta import LABEL_MANAGED_BY, LABEL_REVISION, LABEL_SERVICE
 from capstan_operator.build.pod_parts import (
@@ -29,8 +30,6 @@ CONFIG_FILE = "serve.json"
 KEYS_VOLUME = "api-keys"
 TLS_VOLUME = "tls"
 SERVE_REPLICA = ["python", "-m", "capstan_runtime.serve_replica"]
-STOP_SECONDS = 10
-"""Left to a replica after its last request to take Ray down and write its last words."""
 START_SECONDS = 600
 """How long a replica may take until it is live: Ray, the framework and a large checkpoint."""
 LIVE, READY = "/v2/health/live", "/v2/health/ready"
@@ -41,6 +40,7 @@ SERVER_POD = Patchable(
     labels=(LABEL_MANAGED_BY, LABEL_SERVICE, LABEL_REVISION),
     volumes=(CONFIG_VOLUME, KEYS_VOLUME, TLS_VOLUME),
     folders=(CONFIG_FOLDER, API_KEYS_FOLDER, TLS_FOLDER),
+    pod_fields=("restartPolicy", "terminationGracePeriodSeconds"),
 )
 
 
@@ -54,7 +54,7 @@ def build_replica_template(
     template = {
         "metadata": {},
         "spec": {
-            "terminationGracePeriodSeconds": int(config.drain_seconds + spec.timeout_seconds) + STOP_SECONDS,
+            "terminationGracePeriodSeconds": ceil(config.drain_seconds + config.longest_finish_seconds) + STOP_SECONDS,
             **hardened_pod(),
             "containers": [_server(spec, model, config, settings)],
             "volumes": _volumes(spec, model, secret),

@@ -54,12 +54,19 @@ def build_revision(
         runtime=runtime,
         protocols=tuple(dict.fromkeys(spec.protocols)),
         guards=spec.guards,
+        drain_seconds=float(spec.drain_seconds),
+        finish_seconds=_finish_seconds(spec),
         compare=_compare(owner, spec),
     )
     template = build_replica_template(spec, model, config, UNNAMED, settings)
     name = f"{owner.name}-{_digest(config, template)[:HASH_DIGITS]}"
     named = config.model_copy(update={"model": config.model.model_copy(update={"version": name})})
     return Revision(name, model, named, build_replica_template(spec, model, named, name, settings))
+
+
+def _finish_seconds(spec: InferenceServiceSpec) -> float | None:
+    """None where it is what a replica does by itself, so that it is in no revision's name."""
+    return None if spec.finish_seconds == spec.timeout_seconds else spec.finish_seconds
 
 
 def _compare(owner: Owner, spec: InferenceServiceSpec) -> Compare | None:

@@ -141,8 +141,8 @@ class Children:
         return await self._client.merge_patch(SERVICES, metadata["namespace"], metadata["name"], patch, lane=lane)
 
     async def _look(self, resource: Resource, namespace: str, name: str, lane: Lane) -> Metadata | None:
-        """The object's metadata, None when there is none. An empty dry-run patch instead of a GET: the operator needs
-        the right to patch anyway, and so needs none to read other people's Secrets."""
+        """The object's metadata, None when there is none. An empty dry-run patch instead of a GET: the right to patch
+        is needed anyway, and does not grow a second one beside it."""
         try:
             answer = await self._client.merge_patch(resource, namespace, name, {}, lane=lane, dry_run=True)
         except ApiError as error:

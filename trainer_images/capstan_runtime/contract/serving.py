@@ -250,5 +250,11 @@ class ServeConfig(Record):
     guards: Guards = Guards()
     drain_seconds: Annotated[float, Field(ge=0.0)] = 10.0
     """From SIGTERM until no new request can come any more: the routes' time to hear of it."""
+    finish_seconds: Annotated[float | None, Field(ge=0.0)] = None
+    """From then until what was begun is cut off. None: `guards.timeoutSeconds`; only streams outlast it."""
     compare: Compare | None = None
     """None: answers are not compared."""
+
+    @property
+    def longest_finish_seconds(self) -> float:
+        return self.guards.timeout_seconds if self.finish_seconds is None else self.finish_seconds

@@ -137,6 +137,7 @@ class Pod:
             while True:
                 match await self._next_event():
                     case _Stop():
+                        door.close()  # or who comes after the replica's last accept would wait for an answer
                         return await self._drain()
                     case _RayEnded(status):
                         last = _last_line(self._ray_output)
@@ -254,7 +255,7 @@ class Pod:
         self._log.say(f"draining for {config.drain_seconds:g} s")
         self._say(replica, line.Kind.DRAIN)
         try:
-            async with asyncio.timeout(config.drain_seconds + config.guards.timeout_seconds + _MARGIN_SECONDS):
+            async with asyncio.timeout(config.drain_seconds + config.longest_finish_seconds + _MARGIN_SECONDS):
                 while True:
                     match await self._events.get():
                         case _Said(speaker, line.Word(line.Kind.DRAINED)) if speaker is replica:

@@ -76,7 +76,7 @@ class Server:
                 proxy_headers=False,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=math.ceil(config.guards.timeout_seconds),
+                timeout_graceful_shutdown=math.ceil(config.longest_finish_seconds),
                 ssl_context_factory=None if tls is None else lambda _config, _default: tls,
             )
         )

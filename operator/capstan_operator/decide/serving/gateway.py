@@ -40,7 +40,7 @@ def gateway_refusal(spec: InferenceServiceSpec, seen: ObservedServing) -> Refusa
 def lead_gateway(fleet: Fleet, address_at: str | None) -> tuple[Manifest, ...]:
     """The HTTPRoute, if it is asked for and not there as it should be. `address_at` is the revision that the stable
     Service leads to once what stands before it is applied; None: all."""
-    gateway, timeout_seconds = fleet.spec.gateway, fleet.spec.timeout_seconds
+    gateway, timeout_seconds = fleet.spec.gateway, fleet.spec.request_seconds
     if gateway is None:
         return ()
     weights, seen = _weights(fleet, address_at), fleet.seen.gateway_route
