@@ -73,13 +73,13 @@ class _Clients:
         self.refused = self.failed = 0
         self.due: deque[float] = deque()
         self.idle: list[_Connection] = []
+        self.connecting: set[asyncio.Task[None]] = set()
         self.end = 0.0
 
     async def run(self) -> Seen:
-        loop = asyncio.get_running_loop()
         count = self.load.connections if self.load.rate is None else CONNECTIONS_OPEN_LOOP
         for _ in range(count):
-            await loop.create_connection(lambda: _Connection(self), self.load.address, self.load.port)
+            await self.connect()
         began, used = time.perf_counter(), time.process_time()
         self.end = began + self.load.seconds
         if self.load.rate is None:
@@ -95,6 +95,26 @@ class _Clients:
         p50, p99 = (1e3 * latencies[int(part * (len(latencies) - 1))] for part in (0.5, 0.99))
         return Seen(len(self.latencies), self.refused, self.failed, seconds, p50, p99, share)
 
+    async def connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        _, connection = await loop.create_connection(lambda: _Connection(self), self.load.address, self.load.port)
+        return connection
+
+    def replace(self) -> None:
+        """Opens a connection for one that the server has ended."""
+        task = asyncio.get_running_loop().create_task(self._replace())
+        self.connecting.add(task)
+        task.add_done_callback(self.connecting.discard)
+
+    async def _replace(self) -> None:
+        try:
+            connection = await self.connect()
+        except OSError:
+            self.failed += 1
+            return
+        if self.load.rate is None:
+            connection.ask(time.perf_counter())
+
     async def _make_due(self, rate: float, began: float) -> None:
         chance = random.Random(1)
         next_at = began
@@ -108,10 +128,14 @@ class _Clients:
 
 
 class _Connection(asyncio.Protocol):
+    """Is replaced when the server ends it; that is a failure only for a request that is not answered yet."""
+
     def __init__(self, clients: _Clients) -> None:
         self._clients = clients
         self._answer = b""
         self._since = 0.0
+        self._is_asking = False
+        self._is_last = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is none by inheritance
@@ -119,6 +143,7 @@ class _Connection(asyncio.Protocol):
 
     def ask(self, since: float) -> None:
         self._since = since
+        self._is_asking = True
         self._transport.write(self._clients.request)
 
     def data_received(self, data: bytes) -> None:
@@ -126,10 +151,12 @@ class _Connection(asyncio.Protocol):
         head = self._answer.find(b"\r\n\r\n")
         if head < 0:
             return
-        length = self._answer.lower().find(b"content-length:", 0, head)
-        if len(self._answer) < head + 4 + int(self._answer[length + 15 : self._answer.find(b"\r\n", length)]):
+        lines = self._answer[:head].lower()
+        length = lines.find(b"content-length:")
+        if len(self._answer) < head + 4 + int(lines[length + 15 :].split(b"\r", 1)[0]):
             return
         status, self._answer = self._answer[9:12], b""
+        self._is_asking, self._is_last = False, b"connection: close" in lines
         self._note(status)
 
     def _note(self, status: bytes) -> None:
@@ -140,14 +167,21 @@ class _Connection(asyncio.Protocol):
             clients.refused += 1
         else:
             clients.failed += 1
-        if clients.load.rate is not None:
+        if self._is_last:
+            self._transport.close()
+        elif clients.load.rate is not None:
             clients.idle.append(self)
         elif now < clients.end:
             self.ask(now)
 
     def connection_lost(self, error: Exception | None) -> None:
-        if time.perf_counter() < self._clients.end:
-            self._clients.failed += 1
+        clients = self._clients
+        if time.perf_counter() >= clients.end:
+            return
+        clients.failed += self._is_asking
+        if self in clients.idle:
+            clients.idle.remove(self)
+        clients.replace()
 
 
 if __name__ == "__main__":

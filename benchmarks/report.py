@@ -26,5 +26,10 @@ def environment() -> str:
 
 def markdown(figures: Iterable[Figure]) -> str:
     rows = ["| what | figure | command |", "| --- | ---: | --- |"]
-    rows += [f"| {figure.name} | {figure.value:,.3g} {figure.unit} | `{figure.command}` |" for figure in figures]
+    rows += [f"| {one.name} | {readable(one.value)} {one.unit} | `{one.command}` |" for one in figures]
     return "\n".join(rows)
+
+
+def readable(value: float) -> str:
+    """Three digits, and all that are before the point."""
+    return f"{value:,.0f}" if 1000 <= abs(value) < float("inf") else f"{value:.3g}"

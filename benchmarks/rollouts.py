@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.jobs import JOBS, NAMESPACE, PODS, cluster
-from benchmarks.report import Figure
+from benchmarks.report import Figure, readable
 from benchmarks.rollout_load import Answered, Record, load, percentile_ms
 from capstan_local.client import CLAIMS, NODES, Access, Client, Resource
 from capstan_runtime.data.digits import open_digits
@@ -71,7 +71,7 @@ async def _measure(requests: int, command: str) -> list[Figure]:
 
     def add(found: Iterator[tuple[str, float, str]]) -> None:
         for name, value, unit in found:
-            print(f"  {name}: {value:,.3g} {unit}", flush=True)
+            print(f"  {name}: {readable(value)} {unit}", flush=True)
             figures.append(Figure(name, value, unit, command))
 
     with cluster(nodes=2) as kubeconfig:
