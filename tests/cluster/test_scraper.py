@@ -333,7 +333,8 @@ async def test_a_replica_with_a_certificate_that_nobody_knows_is_asked() -> None
 async def test_load_and_latency_are_those_that_the_pods_tell() -> None:
     async with scraping() as world:
         one, starting = await world.add(0), await world.add(1)
-        world.change(1, is_ready=False)
+        world.change(0, load_seconds=60.0)
+        world.change(1, load_seconds=60.0, is_ready=False)
         await world.pass_round()
         one.ongoing, starting.ongoing = 4, 1
         one.serve(3, Outcome.SHED, Shed.QUEUE)
@@ -353,7 +354,7 @@ async def test_the_numbers_of_a_real_replica_are_those_of_its_clients() -> None:
     server = Server(classifier_app(Guards(batching=None)))
     host, port = server.url.removeprefix("http://").split(":")
     woken: list[ObjectKey] = []
-    target = Target(KEY, UID, "digits-00001", "pod", host, False, STEP)
+    target = Target(KEY, UID, "digits-00001", "pod", host, False, STEP, load_seconds=60.0)
     scraper = Scraper(lambda: [target], woken.append, Metrics(), port=int(port), interval_seconds=0.05)
     task = asyncio.create_task(scraper.run())
     try:

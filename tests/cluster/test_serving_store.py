@@ -233,6 +233,28 @@ def test_every_pod_with_an_address_is_asked_as_the_kubelet_asks_it(known: Known)
     assert [target.since for target in known.store.targets()] == [None, None]
 
 
+@pytest.mark.parametrize(
+    ("autoscaling", "seconds"),
+    [
+        (None, None),
+        ({"maxReplicas": 4}, 300.0),
+        ({"maxReplicas": 4, "upscaleDelaySeconds": 20, "downscaleDelaySeconds": 0}, 20.0),
+        ({"maxReplicas": "many"}, None),
+    ],
+)
+def test_the_load_is_kept_for_the_longer_delay_of_autoscaling(
+    known: Known, autoscaling: Any, seconds: float | None
+) -> None:
+    known.store.replicas.put(pod("a", 1))
+    document = service(2)
+    document["spec"]["autoscaling"] = autoscaling
+    document["metadata"]["generation"] = 2
+    known.store.services.put(document)
+    assert [target.load_seconds for target in known.store.targets()] == [seconds]
+    known.store.services.put(service(3) | {"metadata": service(3)["metadata"] | {"generation": 3}})
+    assert [target.load_seconds for target in known.store.targets()] == [None]
+
+
 @pytest.mark.parametrize("job", [None, 7, {"x": 1}, "other"])
 def test_a_job_wakes_the_services_that_serve_it_and_only_those(known: Known, job: Any) -> None:
     known.store.wake_users(JOB)

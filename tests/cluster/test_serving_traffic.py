@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from capstan_operator.cluster.serving_traffic import (
     LEAST_FOR_P50,
     LEAST_FOR_P99,
-    SAMPLES_SECONDS,
     WINDOW_SECONDS,
     Counts,
     Reading,
@@ -19,7 +18,7 @@ from capstan_operator.cluster.serving_traffic import (
     counted_between,
     fitted,
 )
-from capstan_operator.observe import LoadSample, ObservedTraffic, RevisionLatency, ServedTraffic
+from capstan_operator.observe import LoadSample, ObservedLoad, ObservedTraffic, RevisionLatency, ServedTraffic
 
 BOUNDS = (0.01, 0.1)
 PODS = {"a": "one", "b": "one", "c": "two"}
@@ -223,20 +222,36 @@ def test_a_revision_without_pods_is_forgotten_but_in_the_step_it_was_in() -> Non
     assert traffic.traffic() == _observed("now", {"old": counts(7), "new": counts()})
 
 
-def test_each_round_is_a_sample_of_the_load_of_ready_pods_for_an_hour() -> None:
+@given(load_seconds=st.integers(1, 60), rounds=st.integers(1, 40))
+@settings(deadline=None)
+def test_each_round_is_a_sample_of_the_load_of_ready_pods_as_far_back_as_is_asked(
+    load_seconds: int, rounds: int
+) -> None:
     traffic = ServiceTraffic()
-    rounds = int(SAMPLES_SECONDS / 2) + 50
     for number in range(rounds):
         at = 1e9 + 2.0 * number
-        traffic.begin_round(None, {"a": True, "b": True, "c": True, "d": False}, 2.0 * number)
+        traffic.begin_round(None, {"a": True, "b": True, "c": True, "d": False}, 2.0 * number, load_seconds)
         traffic.take("a", reading("one", counts(turned_away=3 * number), ongoing=2), 2.0 * number)
         traffic.take("b", reading("one", counts(), ongoing=5), 2.0 * number)
         traffic.take("d", reading("two", counts(), ongoing=7), 2.0 * number)
         traffic.end_round(2.0 * number, at)
     load = traffic.load()
     assert load is not None
-    assert load.samples[-1] == LoadSample(at, ready=3, answered=2, ongoing=7, turned_away=3)
-    assert [round(one.at - at) for one in load.samples] == list(range(-int(SAMPLES_SECONDS), 1, 2))
+    assert load.samples[-1] == LoadSample(at, ready=3, answered=2, ongoing=7, turned_away=3 if rounds > 1 else 0)
+    ages = [round(at - one.at) for one in load.samples]
+    oldest = min(2 * (rounds - 1), 2 * -(-load_seconds // 2))
+    assert ages == list(range(oldest, -1, -2))
+
+
+def test_nobody_keeps_samples_of_a_load_that_decides_nothing_and_those_that_are_handed_out_stay_as_they_are() -> None:
+    traffic = ServiceTraffic()
+    loads = []
+    for number, load_seconds in enumerate((None, 60.0, 60.0, None)):
+        traffic.begin_round(None, {"a": True}, 2.0 * number, load_seconds)
+        traffic.end_round(2.0 * number, 100.0 + 2 * number)
+        loads.append(traffic.load())
+    first, second = (LoadSample(at, ready=1, answered=0, ongoing=0) for at in (102.0, 104.0))
+    assert loads == [None, ObservedLoad((first,)), ObservedLoad((first, second)), None]
 
 
 def test_numbers_are_news_only_in_a_step_and_only_if_there_are_new_ones() -> None:

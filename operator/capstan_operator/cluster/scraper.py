@@ -51,6 +51,8 @@ class Target:
     """`status.rollout.since` of the service while it is in a canary's step; else None."""
     is_ready: bool = True
     """It gets requests: the service's load is what such pods have."""
+    load_seconds: float | None = None
+    """How far back the service needs samples of its load; None: it needs none."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ class Scraper:
         return service.traffic.traffic() if service else None
 
     def load(self, service_uid: str) -> ObservedLoad | None:
-        """What each round of the last hour found; None: there was none yet."""
+        """What each round found, as far back as `Target.load_seconds` asks; None: there is nothing of it."""
         service = self._services.get(service_uid)
         return service.traffic.load() if service else None
 
@@ -143,7 +145,8 @@ class Scraper:
         for uid, own in pods.items():
             service = self._services.setdefault(uid, _Service(ServiceTraffic(), now))
             service.seen_at = now
-            service.traffic.begin_round(own[0].since, {target.pod_uid: target.is_ready for target in own}, now)
+            is_ready = {target.pod_uid: target.is_ready for target in own}
+            service.traffic.begin_round(own[0].since, is_ready, now, own[0].load_seconds)
         for uid in [uid for uid, service in self._services.items() if now - service.seen_at > FORGET_SECONDS]:
             del self._services[uid]
         return {uid: self._services[uid].traffic for uid in pods}

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import orjson
+from pydantic import ValidationError
 
+from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.build.serving_children import proven_name
 from capstan_operator.cluster.gateway_routes import HttpRoute, observe_gateway_route
@@ -168,6 +170,8 @@ class ServingStore:
         """The services that serve what a TrainingJob makes, by the job."""
         self._jobs_used: dict[ObjectKey, ObjectKey] = {}
         """The other way round."""
+        self._load_seconds: dict[ObjectKey, float] = {}
+        """How far back the services whose size follows their load look at it."""
         self.services = Objects(INFERENCE_SERVICES.kind, self._changed)
         self.deployments = Family(_read_deployment, self._wake_normally)
         self.routes = Family(_read_route, self._wake_normally)
@@ -221,6 +225,7 @@ class ServingStore:
                         is_tls=pod.address.is_tls,
                         since=since,
                         is_ready=pod.seen.is_ready and not pod.seen.is_deleting,
+                        load_seconds=self._load_seconds.get(service.key),
                     )
 
     def _route(self, service: ObjectRecord, name: str) -> ObservedRoute | None:
@@ -264,6 +269,11 @@ class ServingStore:
             job = ObjectKey(key.namespace, name)
             self._jobs_used[key] = job
             self._users.setdefault(job, set()).add(key)
+        load_seconds = _load_seconds(service) if service is not None else None
+        if load_seconds is None:
+            self._load_seconds.pop(key, None)
+        else:
+            self._load_seconds[key] = load_seconds
 
 
 def _step_began(service: ObjectRecord) -> str | None:
@@ -281,6 +291,16 @@ def _job_name(service: ObjectRecord) -> str | None:
     for field in ("modelRef", "trainingJob", "name"):
         found = found.get(field) if isinstance(found, dict) else None
     return found if isinstance(found, str) else None
+
+
+def _load_seconds(service: ObjectRecord) -> float | None:
+    """The longer of the two delays of `spec.autoscaling`; None: the load decides nothing, or the spec is invalid."""
+    scaling = orjson.loads(service.spec).get("autoscaling")
+    try:
+        delays = Autoscaling.parse(scaling) if scaling is not None else None
+    except ValidationError:
+        return None
+    return float(max(delays.upscale_delay_seconds, delays.downscale_delay_seconds)) if delays is not None else None
 
 
 def _read_deployment(item: Deployment) -> Child[ObservedDeployment] | None:

@@ -1,5 +1,6 @@
 """What the answers of a service's replicas add up to. Pure: the scraper brings answers and the time."""
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -14,9 +15,6 @@ SNAPSHOT_SECONDS = 5.0
 LEAST_FOR_P50 = 10
 LEAST_FOR_P99 = 100
 """Of fewer answers, the slowest one would be the percentile."""
-SAMPLES_SECONDS = 3600.0
-MOST_SAMPLES = 2000
-"""Of the load: one every two seconds, and some that came quicker."""
 GONE_SECONDS = 600.0
 """So long the last answer of a pod is kept that nobody asks any more: it may come back."""
 
@@ -164,14 +162,20 @@ class ServiceTraffic:
         self._ongoing: dict[str, int] = {}
         """By pod, those of this round."""
         self._turned_away = 0
-        self._samples: deque[LoadSample] = deque(maxlen=MOST_SAMPLES)
+        self._load_seconds: float | None = None
+        self._samples: tuple[LoadSample, ...] = ()
+        """Of the load, newest last. A round makes a new tuple, so that no pass needs a copy."""
 
-    def begin_round(self, since: str | None, pods: Mapping[str, bool], now: float) -> None:
-        """`pods` are asked from now on: by uid, whether they are ready. `since`: the step that they are in, or None."""
+    def begin_round(
+        self, since: str | None, pods: Mapping[str, bool], now: float, load_seconds: float | None = None
+    ) -> None:
+        """`pods` are asked from now on: by uid, whether they are ready. `since`: the step that they are in, or None.
+        `load_seconds`: how far samples of the load go back; None: nobody needs one."""
         self._has_news = False
         self._ready = {uid for uid, is_ready in pods.items() if is_ready}
         self._ongoing = {}
         self._turned_away = 0
+        self._load_seconds = load_seconds
         if since != self._since:
             self._since, self._in_step, self._step = since, set(), {}
         for uid in pods:
@@ -207,10 +211,14 @@ class ServiceTraffic:
         return self._has_news
 
     def _add_sample(self, at: float) -> None:
+        if self._load_seconds is None:
+            self._samples = ()
+            return
         ongoing = sum(self._ongoing.values())
-        self._samples.append(LoadSample(at, len(self._ready), len(self._ongoing), ongoing, self._turned_away))
-        while len(self._samples) > 1 and at - self._samples[1].at >= SAMPLES_SECONDS:
-            self._samples.popleft()
+        newest = LoadSample(at, len(self._ready), len(self._ongoing), ongoing, self._turned_away)
+        # The newest of those that are old enough tells what was at the beginning of the time asked for.
+        first = bisect_right(self._samples, at - self._load_seconds, key=lambda one: one.at)
+        self._samples = (*self._samples[max(0, first - 1) :], newest)
 
     def _add_snapshots(self, now: float) -> None:
         """How far the sums are, of the revisions that have pods."""
@@ -240,8 +248,8 @@ class ServiceTraffic:
         )
 
     def load(self) -> ObservedLoad | None:
-        """A sample of each round of the last hour, and the one before; None: there was no round yet."""
-        return ObservedLoad(tuple(self._samples)) if self._samples else None
+        """A sample of each round of the time that was asked for, and the one before; None: there is none."""
+        return ObservedLoad(self._samples) if self._samples else None
 
     def latency(self) -> Mapping[str, RevisionLatency]:
         """Of the revisions that have pods, over the last minute, or as long as they are known."""
