@@ -1,6 +1,7 @@
 """What is kept and what goes: the laws of the rules, and that retention keeps to them in a store."""
 
 import time
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -229,6 +230,45 @@ def test_a_pin_that_is_set_while_retention_looks_holds(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(retention_module, "kept", kept_and_pinned)
     on(tmp_path, Retention(last=2)).sweep()
+    assert steps_in(tmp_path) == [30, 20, 10]
+
+
+def in_use_by(in_use: Callable[[], Collection[str]], store: Path, troubles: list[str] | None = None) -> Keeper:
+    rules = Rules(FolderStore(store), RUN, 9, Retention(last=2), "full", in_use=in_use)
+    return Keeper(rules, lambda _: None, lambda _: None, (troubles if troubles is not None else []).append)
+
+
+def test_what_is_served_stays_until_it_is_not_any_more(tmp_path: Path) -> None:
+    roots = {step: save(tmp_path, step).root for step in (10, 20, 30, 40)}
+    served = {roots[10], "blake3:" + "0" * 64}
+    keeper = in_use_by(lambda: served, tmp_path)
+    keeper.sweep()
+    assert steps_in(tmp_path) == [40, 30, 10]
+    served.clear()
+    keeper.sweep()
+    assert steps_in(tmp_path) == [40, 30]
+
+
+def test_what_comes_to_be_served_while_retention_looks_stays(tmp_path: Path) -> None:
+    first = save(tmp_path, 10).root
+    for step in (20, 30):
+        save(tmp_path, step)
+    answers = iter([(), (first,)])
+    in_use_by(lambda: next(answers), tmp_path).sweep()
+    assert steps_in(tmp_path) == [30, 20, 10]
+
+
+def test_nothing_is_removed_while_nobody_can_tell_what_is_served(tmp_path: Path) -> None:
+    def cannot_tell() -> Collection[str]:
+        raise OSError(9, "Bad file descriptor")
+
+    for step in (10, 20, 30):
+        save(tmp_path, step)
+    troubles: list[str] = []
+    keeper = in_use_by(cannot_tell, tmp_path, troubles)
+    keeper.begin()
+    assert keeper.wait(20)
+    assert troubles == ["checkpoints are not read back, old ones are not removed: [Errno 9] Bad file descriptor"]
     assert steps_in(tmp_path) == [30, 20, 10]
 
 

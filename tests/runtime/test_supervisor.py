@@ -33,7 +33,7 @@ from tests.support.training_runs import (
 def test_two_pods_train_to_success_and_leave_last_words(tmp_path: Path, start_pod: StartPod) -> None:
     run = Run(tmp_path)
     pods = [start_pod(run, f"small-{rank}") for rank in range(2)]
-    assert pods[0].state().model_copy(update={"is_warm": None}) == State(pod="small-0", uid="3f1c-uid")
+    assert pods[0].state().model_copy(update={"is_warm": None}) == State(pod="small-0", uid="3f1c-uid", keep_roots=())
     push(pods, fence=1)
     ends = [pod.wait_for_end() for pod in pods]
     assert [code for code, _ in ends] == [0, 0]

@@ -41,6 +41,7 @@ from capstan_runtime.errors import (
     failure_class_of,
 )
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
+from capstan_runtime.keep_list import read_keep_list
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
@@ -358,6 +359,7 @@ class _Attempt:
                 verify.level,
                 verify.public_key,
                 membership.floor_step,
+                lambda: read_keep_list(self.context.environ),
             ),
             on_checkpoint=lambda checkpoint: self.voice.report(checkpoint=checkpoint),
             on_quarantine=tell_quarantine,

@@ -7,7 +7,7 @@ left of dead attempts is swept up. An attempt that has been superseded removes n
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from capstan_runtime.checkpoint.candidates import Candidate, Listing, list_candidates
@@ -38,6 +38,8 @@ class Rules:
     """PEM. Given: only what is signed by this key counts as proven, as only that can be resumed from."""
     floor_step: int = 0
     """Of the newest checkpoint that the operator had seen when this attempt began."""
+    in_use: Callable[[], Collection[str]] = tuple
+    """Roots of the checkpoints that somebody serves, as is known now: they stay, as if pinned. May raise OSError."""
 
 
 class Retention:
@@ -124,12 +126,19 @@ class Retention:
         of_use = [each for each in good if self._is_signed(each)]
         sound = proved(of_use, self._is_proven, self._prove)
         sound += [(each, False) for each in good if each not in of_use]
-        stay = kept([held(each, is_proven) for each, is_proven in sound], self._rules.keep, time.time())
+        in_use = self._rules.in_use()
+        stay = kept(
+            [held(each, is_proven, each.root in in_use) for each, is_proven in sound], self._rules.keep, time.time()
+        )
         for each, _ in sorted(
             sound, key=lambda pair: pair[0].name
         ):  # the oldest first: killed half-way, what is newer is still there
-            if each.name not in stay and not is_pinned(self._rules.store, each.name):  # perhaps just now
+            if each.name not in stay and not self._is_wanted_now(each):
                 self._remove(each.name)
+
+    def _is_wanted_now(self, candidate: Candidate) -> bool:
+        """Somebody may have pinned it, or begun to serve it, while others were read."""
+        return is_pinned(self._rules.store, candidate.name) or candidate.root in self._rules.in_use()
 
     def _remains(self, listing: Listing) -> Iterator[SaveName]:
         """What older attempts left that is of no use to anybody. Not what may be a good commit that the store showed
@@ -222,12 +231,12 @@ def proved(
     return sound
 
 
-def held(candidate: Candidate, is_proven: bool) -> Held:
-    """The candidate, whose manifest verified, as the rules see it."""
+def held(candidate: Candidate, is_proven: bool, is_in_use: bool = False) -> Held:
+    """The candidate, whose manifest verified, as the rules see it. One in use is as good as pinned."""
     manifest = candidate.manifest
     assert manifest is not None
     metrics = {"loss": manifest.trainer.loss, **manifest.metrics}
-    return Held(candidate.name, manifest.created_at, metrics, PINNED in candidate.marks, is_proven)
+    return Held(candidate.name, manifest.created_at, metrics, is_in_use or PINNED in candidate.marks, is_proven)
 
 
 def remove_checkpoint(store: Store, name: SaveName) -> None:

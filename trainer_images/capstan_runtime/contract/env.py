@@ -36,6 +36,8 @@ REPORT_FD = "CAPSTAN_REPORT_FD"
 """Number of the inherited pipe on which the trainer writes Progress lines."""
 PAGE = "CAPSTAN_PAGE"
 """Number of the inherited file in memory where the trainer says what it is doing (`beat.py`)."""
+KEEP_LIST = "CAPSTAN_KEEP_LIST"
+"""Number of the inherited file in memory where the supervisor says which checkpoints must stay (`keep_list.py`)."""
 
 POD_MOUNTS = "POD_MOUNTS"
 """JSON object {mount path: folder}, set by a node that runs containers as plain processes, where nothing can be

@@ -176,6 +176,8 @@ class State(Record):
     """As the membership says."""
     leave_at_checkpoint: bool = False
     """As the newest push of the membership says: what was heard need not be said again."""
+    keep_roots: tuple[str, ...] | None = None
+    """As the newest membership says that named any. None: this supervisor is too old to know of them."""
     refused: str | None = None
     """One line: why the newest membership was not taken. None: it was, or there was none."""
     injected: list[Injected] = []

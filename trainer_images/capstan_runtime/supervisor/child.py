@@ -15,6 +15,7 @@ from capstan_runtime.beat import Page
 from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Progress
+from capstan_runtime.keep_list import KeepList
 from capstan_runtime.supervisor.output import Output
 from capstan_runtime.supervisor.settings import Settings
 
@@ -41,10 +42,18 @@ class Child:
                 on_failure.callback(os.close, descriptor)
             self.page = Page()
             on_failure.callback(self.page.close)
-            facts = {env.REPORT_FD: str(report_write), env.PAGE: str(self.page.descriptor), "PYTHONUNBUFFERED": "1"}
-            inherited = [report_write, self.page.descriptor]
+            self._keep_list = KeepList()
+            on_failure.callback(self._keep_list.close)
+            facts = {
+                env.REPORT_FD: str(report_write),
+                env.PAGE: str(self.page.descriptor),
+                env.KEEP_LIST: str(self._keep_list.descriptor),
+                "PYTHONUNBUFFERED": "1",
+            }
+            inherited = [report_write, self.page.descriptor, self._keep_list.descriptor]
             self._line: socket.socket | None = None
             if membership is not None:
+                self.keep(membership.keep_roots or ())
                 facts[env.MEMBERSHIP] = membership.model_dump_json(by_alias=True)
             else:
                 self._line, theirs = socket.socketpair()
@@ -102,6 +111,7 @@ class Child:
         assert self._line is not None
         self._stop_hearing()
         self.output.forget()
+        self.keep(membership.keep_roots or ())
         with self._line:
             try:
                 self._line.sendall(membership.model_dump_json(by_alias=True).encode() + b"\n")
@@ -109,6 +119,10 @@ class Child:
                 return False
         self._line = None
         return not self.has_exited
+
+    def keep(self, roots: Collection[str]) -> None:
+        """Tells the trainer which checkpoints its retention must not remove from now on. Raises OSError."""
+        self._keep_list.write(roots)
 
     async def progress(self) -> AsyncIterator[Progress | str]:
         """What the trainer reports, until it closes the pipe. A line that is no Progress comes as the complaint."""
@@ -160,6 +174,7 @@ class Child:
     def close(self) -> None:
         """Lets go of what this process held open for it. Nothing can be asked of it afterwards."""
         self.page.close()
+        self._keep_list.close()
         if self._line is not None:
             self._stop_hearing()
             self._line.close()

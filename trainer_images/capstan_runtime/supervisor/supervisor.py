@@ -35,7 +35,7 @@ class Supervisor:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._state = State(pod=settings.pod, uid=settings.run.uid)
+        self._state = State(pod=settings.pod, uid=settings.run.uid, keep_roots=())
         self._membership: Membership | None = None
         """The newest accepted."""
         self._ran_fence = 0
@@ -74,7 +74,8 @@ class Supervisor:
 
     def accept(self, membership: Membership) -> None:
         """Makes `membership` the one to run; a trainer of an older one is killed. Repeating it changes nothing, and the
-        one thing that may be added to it later is the wish that the trainer leave at its next checkpoint."""
+        two things that may come later are the wish that the trainer leave at its next checkpoint, and other checkpoints
+        that must stay."""
         try:
             self._accept(membership)
         except Refused as error:
@@ -99,6 +100,7 @@ class Supervisor:
             raise Refused(f"fence: {membership.fence} is not newer than {known.fence}, which this pod follows")
         if self._is_stopping or self._is_over or self._is_stuck or self._state.phase is Phase.SUCCEEDED:
             raise Refused(f"this pod is leaving: it is in phase {self._state.phase}")
+        membership = membership.model_copy(update={"keep_roots": self._to_keep(membership)})
         self._membership = membership
         self._ledger = Ledger(time.time(), time.monotonic())
         self._update(
@@ -107,6 +109,7 @@ class Supervisor:
             world=membership.world,
             micro_splits=membership.micro_splits,
             leave_at_checkpoint=membership.leave_at_checkpoint,
+            keep_roots=membership.keep_roots,
             step=0,
             steps=None,
             metrics={},
@@ -122,12 +125,13 @@ class Supervisor:
 
     def _accept_again(self, known: Membership, membership: Membership) -> None:
         # Faults are handed out once: a spec that asks for others since waits for the next attempt.
-        changeable = {"leave_at_checkpoint": known.leave_at_checkpoint, "chaos": known.chaos}
+        changeable = {name: getattr(known, name) for name in ("leave_at_checkpoint", "keep_roots", "chaos")}
         if membership.model_copy(update=changeable) != known:
             raise Refused(
                 f"fence: {membership.fence} with another place in the world is not newer than {known.fence}, "
                 "which this pod follows"
             )
+        known = self._keep(known, self._to_keep(membership))
         if membership.leave_at_checkpoint == known.leave_at_checkpoint:
             return
         if known.leave_at_checkpoint:
@@ -136,6 +140,20 @@ class Supervisor:
         self._update(leave_at_checkpoint=True)
         if self._attempt is not None:
             self._attempt.leave_at_checkpoint()
+
+    def _keep(self, known: Membership, roots: tuple[str, ...] | None) -> Membership:
+        """The membership with other checkpoints to keep, which its trainer's next sweep will know of."""
+        if roots == known.keep_roots:
+            return known
+        if self._attempt is not None:
+            self._attempt.child.keep(roots or ())
+        self._membership = known.model_copy(update={"keep_roots": roots})
+        self._update(keep_roots=roots)
+        return self._membership
+
+    def _to_keep(self, membership: Membership) -> tuple[str, ...] | None:
+        """An operator that does not know takes nothing back."""
+        return self._state.keep_roots if membership.keep_roots is None else membership.keep_roots
 
     def _end_with_the_job(self, fence: int) -> None:
         if self._is_over:
@@ -218,7 +236,7 @@ class Supervisor:
         return self._end(membership.fence, end)
 
     def _newest_of(self, membership: Membership) -> Membership:
-        """The same membership with the wish to leave that may have come since."""
+        """The same membership with what may have been added to it since."""
         known = self._membership
         return known if known is not None and known.fence == membership.fence else membership
 
