@@ -90,6 +90,8 @@ class Observed:
     """Uids of those silent pods whose supervisors are there, but do not know the token of their job."""
     is_chaos_allowed: bool = False
     """Both the operator and the job's namespace allow injected faults."""
+    roots_in_use: tuple[str, ...] | None = None
+    """Roots of the job's checkpoints that InferenceServices serve, sorted; None: not all services were seen yet."""
     settings: "OperatorSettings" = field(default_factory=lambda: OperatorSettings())
 
 

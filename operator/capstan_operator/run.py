@@ -147,6 +147,7 @@ class _Operator:
             settings=settings.operator,
             metrics=metrics,
             allows_chaos=self._chaos_namespaces.allows,
+            roots_in_use=lambda job: self._serving.roots_in_use(job),
         )
         self._poller = Poller(
             self._store,

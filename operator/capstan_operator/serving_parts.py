@@ -44,6 +44,7 @@ class ServingParts:
         scrape_seconds: float,
     ) -> None:
         self._client = client
+        self._wake = wake
         self._jobs = jobs
         self._metrics = metrics
         self._is_served = False
@@ -74,6 +75,10 @@ class ServingParts:
         async with asyncio.TaskGroup() as group:
             for part in (self._deployments, self._routes, self._gateways, self._services):
                 group.create_task(part.run())
+            await self._services.synced.wait()
+            for job in self._jobs.jobs.all():
+                if not job.is_finished:
+                    self._wake(job.key, Priority.NORMAL)  # what of it is served is known only now
 
     def begin_term(self) -> None:
         """This replica leads from now on."""
@@ -107,6 +112,10 @@ class ServingParts:
             if not part.synced.is_set():
                 return f"not all {what} have been seen"
         return None
+
+    def roots_in_use(self, job: ObjectKey) -> tuple[str, ...] | None:
+        """Of the job's checkpoints; None: not all InferenceServices have been seen."""
+        return self.store.roots_in_use.of(job) if self._services.synced.is_set() else None
 
     def _find_job(self, key: ObjectKey) -> ObservedJob | None:
         job = self._jobs.jobs.get(key)

@@ -255,6 +255,16 @@ def test_the_load_is_kept_for_the_longer_delay_of_autoscaling(
     assert [target.load_seconds for target in known.store.targets()] == [None]
 
 
+def test_a_job_is_woken_when_other_checkpoints_of_it_are_served(known: Known) -> None:
+    serves = {"revisions": [{"name": "served-1", "digest": "blake3:aa", "job": "digits"}]}
+    known.store.services.put(service(2) | {"status": serves})
+    assert (known.wakes(), known.store.roots_in_use.of(JOB)) == ([JOB, KEY], ("blake3:aa",))
+    known.store.services.put(service(3) | {"status": serves | {"message": "the same"}})
+    assert known.wakes() == [KEY]
+    known.store.services.remove(KEY, "s1")
+    assert (known.wakes(), known.store.roots_in_use.of(JOB)) == ([JOB, KEY], ())
+
+
 @pytest.mark.parametrize("job", [None, 7, {"x": 1}, "other"])
 def test_a_job_wakes_the_services_that_serve_it_and_only_those(known: Known, job: Any) -> None:
     known.store.wake_users(JOB)

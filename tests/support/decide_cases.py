@@ -14,6 +14,7 @@ given:
   silent    by pod name, for how many seconds it has not answered
   unheard   by pod name, how many seconds ago its newest answer came; the others answered just now
   refusing  names of those silent pods that are there but do not know the token
+  in_use    roots of checkpoints that are served, sorted; left out: nobody knows yet
 expected:
   secret (applied), create (pod names, and the nodes they keep away from), delete, delete_secrets, pushes, events,
   requeue_after, is_repair: left out, none
@@ -39,7 +40,10 @@ from capstan_runtime.contract.state import State
 from tests.support.looks import JOB_UID, lived_until, look, make_pod, merged
 
 DEFAULT_NOW = 100.0
-KEYS = {"born", "stage", "now", "spec", "job", "status", "pods", "attempt", "says", "silent", "unheard", "refusing"}
+KEYS = {
+    *("born", "stage", "now", "spec", "job", "status", "pods", "attempt", "says", "silent", "unheard", "refusing"),
+    "in_use",
+}
 TOLD_APART = ("goodput", "recoveries", "firstStepAt")
 """What moves along with everything else, and has tests of its own: test_goodput.py, test_provenance.py."""
 
@@ -85,7 +89,8 @@ def observe(given: dict[str, Any]) -> Observed:
     silent = {pods[name].uid: now - seconds for name, seconds in given.get("silent", {}).items()}
     refusing = frozenset(pods[name].uid for name in given.get("refusing", []))
     heard_at = {name: now - seconds for name, seconds in given.get("unheard", {}).items()}
-    return look(job, list(pods.values()), states, silent, heard_at, refusing=refusing)
+    in_use = tuple(given["in_use"]) if "in_use" in given else None
+    return look(job, list(pods.values()), states, silent, heard_at, refusing=refusing, roots_in_use=in_use)
 
 
 def decided(given: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +165,9 @@ def _push(membership: dict[str, Any]) -> str:
     if membership["isOver"]:
         return f"fence {membership['fence']}, the job is over"
     skips = " and ".join(f"{skip['first']}+{skip['count']}" for skip in membership["skips"])
+    keep = membership.get("keepRoots")
     more = {
+        f"keep {', '.join(keep or ['nothing'])}": keep is not None,
         f"{membership['microSplits']} micro-steps": membership["microSplits"] > 1,
         f"without batches {skips}": bool(skips),
         "leave at the next checkpoint": membership["leaveAtCheckpoint"],

@@ -29,6 +29,7 @@ from capstan_operator.cluster.replicas import (
     observe_route,
     served_by,
 )
+from capstan_operator.cluster.roots_in_use import RootsInUse
 from capstan_operator.cluster.scraper import Target
 from capstan_operator.cluster.statuses import read_known_status
 from capstan_operator.cluster.work_queue import ObjectKey, Priority
@@ -172,6 +173,7 @@ class ServingStore:
         """The other way round."""
         self._load_seconds: dict[ObjectKey, float] = {}
         """How far back the services whose size follows their load look at it."""
+        self.roots_in_use = RootsInUse(self._wake_normally)
         self.services = Objects(INFERENCE_SERVICES.kind, self._changed)
         self.deployments = Family(_read_deployment, self._wake_normally)
         self.routes = Family(_read_route, self._wake_normally)
@@ -252,7 +254,9 @@ class ServingStore:
             self._wake(key, Priority.NORMAL)
 
     def _changed(self, key: ObjectKey) -> None:
-        self._index(key, self.services.get(key))
+        service = self.services.get(key)
+        self._index(key, service)
+        self.roots_in_use.note(key, service)
         self._wake(key, Priority.NORMAL)
 
     def _wake_normally(self, key: ObjectKey) -> None:

@@ -68,8 +68,10 @@ class Store:
         settings: OperatorSettings,
         metrics: Metrics,
         allows_chaos: Callable[[str], bool] = lambda namespace: False,
+        roots_in_use: Callable[[ObjectKey], tuple[str, ...] | None] = lambda job: None,
     ) -> None:
         self._wake = wake
+        self._roots_in_use = roots_in_use
         self._allows_chaos = allows_chaos
         self._token_of = token_of
         self._settings = settings
@@ -216,6 +218,7 @@ class Store:
             silent_since={p.uid: self._silences[p.uid].since for p in pods if self.is_silent(p.uid)},
             refusing=frozenset(p.uid for p in pods if self.is_silent(p.uid) and self._silences[p.uid].refuses_token),
             is_chaos_allowed=self._settings.allow_chaos and self._allows_chaos(key.namespace),
+            roots_in_use=self._roots_in_use(key),
             settings=self._settings,
         )
 

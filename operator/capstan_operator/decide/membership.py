@@ -13,6 +13,7 @@ from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import MembershipPush
 from capstan_runtime.contract.env import SUPERVISOR_PORT, coordinator_port
 from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.state import State
 
 DIGEST_LENGTH = 12
 PUSH_AGAIN_SECONDS = 2.0
@@ -61,7 +62,7 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
     """The memberships that supervisors of the current attempt have not shown to have taken.
 
     All of a fence's memberships are made of what status said when the attempt began: a supervisor takes a second one
-    only if it differs in nothing but the wish to leave.
+    only if it differs in nothing but the wish to leave and the checkpoints to keep.
     """
     status, members = situation.status, situation.members
     if not members or not has_members(situation):
@@ -72,6 +73,7 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
     coordinator = f"{addresses[0]}:{coordinator_port(status.fence)}"
     # An attempt that was begun by an operator that did not note the floor has the floor of now.
     floor_step = _floor_step(status) if status.ranks is None else status.floor_step
+    keep_roots = _keep_roots(situation)
     peers = tuple(f"{address}:{SUPERVISOR_PORT}" for address in addresses)
     return tuple(
         MembershipPush(
@@ -90,21 +92,40 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
                 peers=peers,
                 chaos=injections_for(situation, worker),
                 leave_at_checkpoint=status.next_world is not None,
+                keep_roots=keep_roots,
             ),
         )
         for rank, worker in enumerate(members)
-        if worker.pod and worker.pod.ip and worker.is_up and _is_to_be_told(worker, status)
+        if worker.pod and worker.pod.ip and worker.is_up and _is_to_be_told(worker, rank, situation)
     )
 
 
-def _is_to_be_told(worker: Worker, status: TrainingJobStatus) -> bool:
-    answer = worker.answer
+def _keep_roots(situation: Situation) -> tuple[str, ...] | None:
+    """The checkpoints that are served. As long as an operator that has just begun has not seen who serves what, those
+    that any pod was told of before; None: none was."""
+    observed = situation.observed
+    if observed.roots_in_use is not None:
+        return observed.roots_in_use
+    words = [word for pod in observed.pods if (word := word_of(pod, observed))]
+    told = [word.keep_roots for word in words if word.keep_roots is not None]
+    return tuple(sorted({root for roots in told for root in roots})) if told else None
+
+
+def _is_to_be_told(worker: Worker, rank: int, situation: Situation) -> bool:
+    status, answer = situation.status, worker.answer
     if answer is None or answer.fence > status.fence:
         return False
     if answer.fence < status.fence:
         return True
     is_running = answer.exit is None and answer.phase not in LEAVING
-    return status.next_world is not None and is_running and not answer.leave_at_checkpoint
+    must_leave = status.next_world is not None and not answer.leave_at_checkpoint
+    return is_running and (must_leave or (rank == 0 and _has_other_roots(answer, situation)))
+
+
+def _has_other_roots(answer: State, situation: Situation) -> bool:
+    """Rank 0 alone removes checkpoints. A supervisor that is too old to keep any is not told, as it never shows it."""
+    served = situation.observed.roots_in_use
+    return served is not None and answer.keep_roots is not None and answer.keep_roots != served
 
 
 def _first_step(status: TrainingJobStatus) -> int | None:
