@@ -32,7 +32,7 @@ _COMMANDS = {
     "scrub": "read from the disk itself; quarantine what is bad, mark what is good as verified",
     "convert": "write plain safetensors and a model card, every byte verified",
     "gc": "show what retention would remove, and remove it with --yes; never the newest two that verify, nor what a "
-    "job may need: whether one runs now, a store does not tell",
+    "job may need: whether one runs now, a store does not tell, nor who serves from it; pin what is served",
     "pin": "keep a checkpoint whatever the rules say",
     "unpin": "undo pin",
 }
