@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_runtime.checkpoint.candidates import list_candidates
@@ -20,6 +20,7 @@ roots = st.frozensets(st.text(max_size=8), max_size=4)
 
 
 @given(st.lists(roots, max_size=5), st.binary(max_size=20).filter(lambda some: b"\n" not in some))
+@settings(deadline=None)
 def test_the_last_whole_line_counts(told: list[frozenset[str]], half_a_line: bytes) -> None:
     keep_list = KeepList()
     try:
@@ -55,7 +56,7 @@ def test_what_is_served_outlives_attempts_and_goes_when_it_is_not_served_any_mor
     pod = start_pod(run, STEP_SECONDS="0.005")
     member = alone(1, pod)
     assert pod.put(member)[0] == 200
-    pod.wait_for(Phase.TRAINING, step=20)
+    until(lambda: pod.state().checkpoint is not None, pod.log)
     (trainer,) = pod.children()
     os.kill(trainer, signal.SIGSTOP)  # what is there now stays until it goes on
     newest = list_candidates(FolderStore(run.store), "3f1c-uid").candidates[0]

@@ -135,7 +135,7 @@ def test_a_pod_that_waits_for_its_place_has_its_first_trainer_ready(
     with hints_to_an_operator() as (url, hints):
         run = Run(tmp_path, steps=5, overrides={"warmSpare": wants_spare})
         pod = start_pod(run, CAPSTAN_OPERATOR_URL=url)
-        assert wait_for_warmth(pod, True) == State(pod="small-0", uid="3f1c-uid", is_warm=True)
+        assert wait_for_warmth(pod, True) == State(pod="small-0", uid="3f1c-uid", is_warm=True, keep_roots=())
         assert hints.get(timeout=PATIENCE_SECONDS) == "/hint", "the operator may wait for that"
         (first,) = pod.children()
         assert niceness_of_imports(first) is None, "there is no trainer to give way to"
