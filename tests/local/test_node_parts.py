@@ -437,6 +437,32 @@ async def test_closing_a_relay_ends_every_connection_whatever_it_was_doing(turns
     server.close()
 
 
+async def test_what_was_begun_through_a_relay_that_is_retired_is_finished() -> None:
+    async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(await reader.read())
+        writer.close()
+
+    server = await asyncio.start_server(echo, "127.0.0.1", 0)
+    relay = Relay(("127.0.0.1", 0))
+    relay.listen()
+    relay.point_to([server.sockets[0].getsockname()[:2]])
+    reader, writer = await asyncio.open_connection(*relay.address)
+    writer.write(b"begun, ")
+    await writer.drain()
+    while not relay.is_in_use:
+        await asyncio.sleep(0.01)
+    relay.retire()
+    with pytest.raises(OSError, match="Connect call failed"):
+        await asyncio.open_connection(*relay.address)
+    writer.write(b"and finished")
+    writer.write_eof()
+    assert await asyncio.wait_for(reader.read(), 5) == b"begun, and finished"
+    writer.close()
+    while relay.is_in_use:
+        await asyncio.sleep(0.01)
+    server.close()
+
+
 async def test_a_cancellation_that_comes_with_the_result_is_not_lost() -> None:
     for waits in (unless, None):
         done, never = asyncio.get_running_loop().create_future(), asyncio.Event()

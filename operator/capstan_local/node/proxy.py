@@ -34,6 +34,8 @@ class ServiceProxy:
         self.services = Informer(client, SERVICES, lambda *_: self._wake.set())
         self._endpoints = Informer(client, ENDPOINTS, lambda *_: self._wake.set())
         self._relays: dict[Address, Relay] = {}
+        self._retired: set[Relay] = set()
+        """They accept nobody any more, and let go on what was begun."""
 
     async def run(self) -> None:
         """Until cancelled; then nothing is listened on any more."""
@@ -50,14 +52,17 @@ class ServiceProxy:
                         async with asyncio.timeout(None if is_complete else RETRY_SECONDS):
                             await self._wake.wait()
         finally:
-            for relay in self._relays.values():
+            for relay in (*self._relays.values(), *self._retired):
                 relay.close()
 
     def _adjust(self) -> bool:
         """Listens where it should and nowhere else; False when an address is taken by somebody else for now."""
         wanted = dict(self._wanted())
         for address in self._relays.keys() - wanted.keys():
-            self._relays.pop(address).close()
+            unwanted = self._relays.pop(address)
+            unwanted.retire()
+            self._retired.add(unwanted)
+        self._retired = {retired for retired in self._retired if retired.is_in_use}
         is_complete = True
         for address, backends in wanted.items():
             relay = self._relays.get(address)
@@ -148,12 +153,22 @@ class Relay:
     def point_to(self, backends: list[Address]) -> None:
         self._backends = backends
 
-    def close(self) -> None:
-        """Refuses connections from now on and ends those there are."""
+    @property
+    def is_in_use(self) -> bool:
+        """Whether there is a connection through it."""
+        return bool(self._connections)
+
+    def retire(self) -> None:
+        """Refuses connections from now on. Those there are go on until one side ends them, as through kube-proxy: a pod
+        that is about to leave answers what it has taken on."""
         if self._listener is not None:
             asyncio.get_running_loop().remove_reader(self._listener)
             self._listener.close()
             self._listener = None
+
+    def close(self) -> None:
+        """Refuses connections from now on and ends those there are."""
+        self.retire()
         for connection in self._connections:
             connection.cancel()
 

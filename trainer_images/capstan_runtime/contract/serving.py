@@ -1,7 +1,7 @@
 """The serving half of an InferenceService: how requests are met, guarded and answered, and what a replica is told.
 
-Like `config.py`, these models are embedded in the CRD's `spec` and travel unchanged to the pods. A guard that is left
-out is absent: a request passes no code of it.
+Like `config.py`, these models are embedded in the CRD's `spec` and travel unchanged to the pods. A guard without a
+default that is left out is absent: a request passes no code of it.
 """
 
 from typing import Annotated, Literal, Self
@@ -193,12 +193,14 @@ class Guards(Record):
         PositiveSeconds, Field(description="Until a request that was not answered gets 504. No header can raise it.")
     ] = 30.0
     queue: Annotated[Queue, Field(description="How many requests a replica takes on.")] = Queue()
-    batching: Annotated[Batching | None, Field(description="Left out: each request is computed by itself.")] = (
-        Batching()
-    )
+    batching: Annotated[
+        Batching | None, Field(description="Left out: up to 32 samples of 2 ms. maxBatchSize 1: each by itself.")
+    ] = Batching()
     rate_limit: Annotated[RateLimit | None, Field(description="Left out: none.")] = None
     adaptive_limit: Annotated[AdaptiveLimit | None, Field(description="Left out: `queue` alone bounds it.")] = None
-    circuit_breaker: Annotated[CircuitBreaker | None, Field(description="Left out: none.")] = CircuitBreaker()
+    circuit_breaker: Annotated[
+        CircuitBreaker | None, Field(description="Left out: opens for 10 s after 5 failed batches in a row.")
+    ] = CircuitBreaker()
     cache: Annotated[Cache | None, Field(description="Left out: every answer is computed.")] = None
     validation: Annotated[InputValidation, Field(description="What is refused unseen.")] = InputValidation()
     anomaly: Annotated[Anomaly | None, Field(description="Left out: answers carry confidence and energy only.")] = None
