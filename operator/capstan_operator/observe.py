@@ -282,4 +282,8 @@ class ObservedServing:
     """None: there is none."""
     has_gateway_api: bool = False
     """The API server serves HTTPRoutes."""
+    budget_api: str | None = None
+    """The apiVersion in which the API server serves PodDisruptionBudgets; None: in none that is known here."""
+    has_budget: bool = False
+    """Its PodDisruptionBudget is there."""
     settings: OperatorSettings = field(default_factory=OperatorSettings)

@@ -12,7 +12,7 @@ from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.events import EventWriter, ObjectRef
-from capstan_operator.cluster.kinds import DEPLOYMENTS, HTTP_ROUTES, SECRETS, SERVICES
+from capstan_operator.cluster.kinds import APPLICABLE, DEPLOYMENTS, HTTP_ROUTES, SECRETS, SERVICES, Resource
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.serving_store import ServingStore
@@ -21,7 +21,7 @@ from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.refusal import show_refusal
-from capstan_operator.decide.serving.types import ServingDecision
+from capstan_operator.decide.serving.types import ChildDeletion, ServingDecision
 from capstan_operator.decide.types import EventNote, Manifest
 from capstan_operator.observe import ObservedServing
 
@@ -128,9 +128,16 @@ class ServiceReconciler:
                 self._children.scale(DEPLOYMENTS, owner.namespace, one.deployment, one.uid, one.replicas, lane=lane)
                 for one in decision.scale
             ),
-            *(self._children.delete(_DELETABLE[one.kind], one.name, owner, lane=lane) for one in decision.delete),
+            *(self._children.delete(_deletable(one, observed), one.name, owner, lane=lane) for one in decision.delete),
         ]
         return await _all_in_order(parts)
+
+
+def _deletable(deletion: ChildDeletion, observed: ObservedServing) -> Resource:
+    """What to delete. A budget was seen in the version that is served."""
+    if deletion.kind == "PodDisruptionBudget":
+        return APPLICABLE[observed.budget_api or "policy/v1", deletion.kind]
+    return _DELETABLE[deletion.kind]
 
 
 def _part_of(manifest: Manifest) -> str:

@@ -8,19 +8,33 @@ from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import Credentials
 from capstan_operator.cluster.events import EventWriter
-from capstan_operator.cluster.gateway_routes import decode_http_route
-from capstan_operator.cluster.kinds import DEPLOYMENTS, HTTP_ROUTES, INFERENCE_SERVICES, SERVICES, Resource
+from capstan_operator.cluster.gateway_routes import HttpRoute, decode_http_route
+from capstan_operator.cluster.kinds import (
+    DEPLOYMENTS,
+    DISRUPTION_BUDGETS,
+    HTTP_ROUTES,
+    INFERENCE_SERVICES,
+    SERVICES,
+    Resource,
+)
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.reflector import Reflector
-from capstan_operator.cluster.replicas import Deployment, Service, decode_deployment, decode_service
+from capstan_operator.cluster.replicas import (
+    Deployment,
+    DisruptionBudget,
+    Service,
+    decode_deployment,
+    decode_disruption_budget,
+    decode_service,
+)
 from capstan_operator.cluster.scraper import Scraper
 from capstan_operator.cluster.serving_store import ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.work_queue import ObjectKey, Priority, WorkQueue
-from capstan_operator.gateway_watch import LOOK_SECONDS, GatewayWatch
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import ObservedJob, OperatorSettings
+from capstan_operator.optional_watch import LOOK_SECONDS, OptionalWatch
 from capstan_operator.own_kind import OwnKind, wait_until_served
 from capstan_operator.reconcile_service import ServiceReconciler
 
@@ -65,15 +79,33 @@ class ServingParts:
         self._routes = Reflector(
             client, SERVICES, Service, self.store.routes, metrics, namespace=namespace, selector=_SELECTOR
         )
-
-        self._gateways = GatewayWatch(client, self.store, metrics, namespace=namespace, look_seconds=LOOK_SECONDS)
+        self._gateways = OptionalWatch(
+            client,
+            (HTTP_ROUTES,),
+            HttpRoute,
+            self.store.gateway_routes,
+            lambda served: self.store.set_gateway_api(is_served=served is not None),
+            metrics,
+            namespace=namespace,
+            look_seconds=LOOK_SECONDS,
+        )
+        self._budgets = OptionalWatch(
+            client,
+            DISRUPTION_BUDGETS,
+            DisruptionBudget,
+            self.store.budgets,
+            lambda served: self.store.set_budget_api(served.group_version if served else None),
+            metrics,
+            namespace=namespace,
+            look_seconds=LOOK_SECONDS,
+        )
 
     async def run(self) -> None:
         """Watch, as soon as the API server serves the kind."""
         await wait_until_served(self._client, INFERENCE_SERVICES, lambda problem: None)
         self._is_served = True
         async with asyncio.TaskGroup() as group:
-            for part in (self._deployments, self._routes, self._gateways, self._services):
+            for part in (self._deployments, self._routes, self._gateways, self._budgets, self._services):
                 group.create_task(part.run())
             await self._services.synced.wait()
             for job in self._jobs.jobs.all():
@@ -100,7 +132,8 @@ class ServingParts:
         )
 
     def why_not_ready(self) -> str | None:
-        """What was not seen yet; None: all that there is. A kind that is not served has no objects."""
+        """What was not seen yet; None: all that there is. A kind that is not served has no objects. Nothing waits for
+        PodDisruptionBudgets: until they were seen none is made."""
         if not self._is_served:
             return None
         for what, part in (
@@ -128,3 +161,5 @@ class ServingParts:
             self.store.routes.put(decode_service(answer))
         elif resource is HTTP_ROUTES:
             self.store.gateway_routes.put(decode_http_route(answer))
+        elif resource in DISRUPTION_BUDGETS:
+            self.store.budgets.put(decode_disruption_budget(answer))

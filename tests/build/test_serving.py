@@ -16,6 +16,7 @@ from capstan_operator.build.serving_revision import (
     Revision,
     build_config_secret,
     build_deployment,
+    build_disruption_budget,
     build_proven,
     build_revision,
     build_revision_service,
@@ -174,6 +175,15 @@ def test_services_lead_to_one_revision_or_to_all() -> None:
     assert build_route(OWNER, None)["spec"]["selector"] == {"capstan.dev/service": "mnist"}
     assert build_proven(OWNER, built.name) == build_route(OWNER, built.name) | {
         "metadata": build_route(OWNER, built.name)["metadata"] | {"name": "mnist-proven"}
+    }
+
+
+def test_a_disruption_budget_is_this_and_nothing_else() -> None:
+    assert build_disruption_budget(OWNER, "policy/v1beta1") == {
+        "apiVersion": "policy/v1beta1",
+        "kind": "PodDisruptionBudget",
+        "metadata": build_route(OWNER, None)["metadata"],
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": {"capstan.dev/service": "mnist"}}},
     }
 
 

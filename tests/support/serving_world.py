@@ -122,6 +122,10 @@ class World:
     load: list[LoadSample] = field(default_factory=list)
     latencies: dict[str, RevisionLatency] = field(default_factory=dict)
     gateway: GatewayWorld = field(default_factory=GatewayWorld)
+    budget_api: str | None = None
+    """The apiVersion in which PodDisruptionBudgets are served; None: they are not."""
+    budget: dict[str, Any] | None = None
+    """The PodDisruptionBudget; None: there is none."""
     now: float = 100.0
     events: list[str] = field(default_factory=list)
     made: int = 0
@@ -158,6 +162,8 @@ class World:
             proven=self.proven,
             gateway_route=self.gateway.look(),
             has_gateway_api=self.gateway.is_served,
+            budget_api=self.budget_api,
+            has_budget=self.budget is not None,
         )
 
     def decide(self) -> ServingDecision:
@@ -255,6 +261,8 @@ class World:
                 self.services.add(name)
             case "HTTPRoute":
                 self.gateway.apply(dict(manifest))
+            case "PodDisruptionBudget":
+                self.budget = dict(manifest)
 
     def _delete(self, deletion: ChildDeletion) -> None:
         match deletion.kind:
@@ -267,6 +275,8 @@ class World:
                 self.secrets.discard(deletion.name)
             case "HTTPRoute":
                 self.gateway.delete()
+            case "PodDisruptionBudget":
+                self.budget = None
 
 
 def live(**spec: Any) -> World:

@@ -134,6 +134,17 @@ def build_proven(owner: Owner, revision: str) -> dict[str, Any]:
     return _service(metadata(owner, proven_name(owner.name)), selector(owner, revision))
 
 
+def build_disruption_budget(owner: Owner, api: str) -> dict[str, Any]:
+    """PodDisruptionBudget `<name>`, in `api` (an apiVersion): of all pods, whichever their revision, one at a time is
+    evicted."""
+    return {
+        "apiVersion": api,
+        "kind": "PodDisruptionBudget",
+        "metadata": metadata(owner, owner.name),
+        "spec": {"maxUnavailable": 1, "selector": {"matchLabels": selector(owner, None)}},
+    }
+
+
 def _service(of: dict[str, Any], chosen: dict[str, str]) -> dict[str, Any]:
     ports = [{"name": PORT_NAME, "port": env.SERVE_PORT, "protocol": "TCP", "targetPort": PORT_NAME}]
     return {

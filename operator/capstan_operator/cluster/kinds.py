@@ -17,6 +17,11 @@ class Resource:
     kind: str
 
     @property
+    def group_version(self) -> str:
+        """The apiVersion of its objects."""
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    @property
     def group_path(self) -> str:
         """`/api/v1` or `/apis/<group>/<version>`."""
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
@@ -40,6 +45,11 @@ SERVICES = Resource("", "v1", "services", "Service")
 DEPLOYMENTS = Resource("apps", "v1", "deployments", "Deployment")
 HTTP_ROUTES = Resource("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 """Of the Gateway API, which not every cluster has."""
+DISRUPTION_BUDGETS = (
+    Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget"),
+    Resource("policy", "v1beta1", "poddisruptionbudgets", "PodDisruptionBudget"),
+)
+"""Kubernetes serves the first from 1.21 on, the second up to 1.24."""
 EVENTS = Resource("", "v1", "events", "Event")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 """Cluster-scoped, so always with `namespace` None."""
@@ -50,6 +60,7 @@ APPLICABLE: dict[tuple[str, str], Resource] = {
     ("v1", "Service"): SERVICES,
     ("apps/v1", "Deployment"): DEPLOYMENTS,
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): HTTP_ROUTES,
+    **{(one.group_version, one.kind): one for one in DISRUPTION_BUDGETS},
 }
 """The kinds a decision may ask to be server-side applied, by (apiVersion, kind)."""
 
@@ -114,6 +125,13 @@ RULES: tuple[Rule, ...] = (
         ("list", "watch", "create", "patch", "delete"),
         "watched",
         "The way from Gateways to an InferenceService with spec.gateway.",
+    ),
+    Rule(
+        "policy",
+        "poddisruptionbudgets",
+        ("list", "watch", "create", "patch", "delete"),
+        "watched",
+        "A drain takes the replicas of an InferenceService one by one.",
     ),
     Rule("", "events", ("create", "patch"), "watched", "What happened to our objects."),
     Rule("", "namespaces", ("list", "watch"), "watched", "Only with --allow-chaos: which namespaces allow faults."),

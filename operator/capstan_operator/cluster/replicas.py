@@ -40,6 +40,13 @@ class Service(msgspec.Struct, gc=False):
     spec: ServiceSpec = msgspec.field(default_factory=ServiceSpec)
 
 
+class DisruptionBudget(msgspec.Struct, gc=False):
+    """What is decoded of a PodDisruptionBudget."""
+
+    metadata: Metadata
+
+
+decode_disruption_budget = msgspec.json.Decoder(DisruptionBudget).decode
 decode_deployment = msgspec.json.Decoder(Deployment).decode
 decode_service = msgspec.json.Decoder(Service).decode
 

@@ -22,6 +22,7 @@ from capstan_operator.cluster.pods import Metadata, Pod, seconds_of
 from capstan_operator.cluster.replicas import (
     Address,
     Deployment,
+    DisruptionBudget,
     Service,
     address_of,
     observe_deployment,
@@ -180,6 +181,8 @@ class ServingStore:
         self.gateway_routes = Family(_read_gateway_route, self._wake_normally)
         self.replicas = Family(_read_replica, self._wake_normally)
         self._has_gateway_api = False
+        self.budgets = Family(_read_budget, self._wake_normally)
+        self._budget_api: str | None = None
         metrics.services.set_function(lambda: len(self.services))
         metrics.replicas.set_function(lambda: len(self.replicas))
 
@@ -209,6 +212,8 @@ class ServingStore:
             proven=self._route(service, proven_name(key.name)),
             gateway_route=next((one.seen for one in self.gateway_routes.of(key) if one.owner_uid == service.uid), None),
             has_gateway_api=self._has_gateway_api,
+            budget_api=self._budget_api,
+            has_budget=any(one.owner_uid == service.uid for one in self.budgets.of(key)),
             settings=self._settings,
         )
 
@@ -245,6 +250,16 @@ class ServingStore:
         self._has_gateway_api = is_served
         if not is_served:
             self.gateway_routes.clear()
+        for service in self.services.all():
+            self._wake(service.key, Priority.NORMAL)
+
+    def set_budget_api(self, api: str | None) -> None:
+        """The apiVersion in which the API server serves PodDisruptionBudgets; None: in none that is known here."""
+        if api == self._budget_api:
+            return
+        self._budget_api = api
+        if api is None:
+            self.budgets.clear()
         for service in self.services.all():
             self._wake(service.key, Priority.NORMAL)
 
@@ -325,6 +340,13 @@ def _read_gateway_route(item: HttpRoute) -> Child[ObservedGatewayRoute] | None:
     if owner is None or item.metadata.name != owner[0].name:
         return None
     return _child(*owner, item.metadata, observe_gateway_route(item))
+
+
+def _read_budget(item: DisruptionBudget) -> Child[None] | None:
+    owner = _owning_service(item.metadata)
+    if owner is None or item.metadata.name != owner[0].name:
+        return None
+    return _child(*owner, item.metadata, None)
 
 
 def _read_replica(item: Pod) -> Child[ObservedReplica] | None:

@@ -7,6 +7,7 @@ from capstan_operator.build.serving_revision import (
     Revision,
     build_config_secret,
     build_deployment,
+    build_disruption_budget,
     build_proven,
     build_revision_service,
     build_route,
@@ -41,7 +42,8 @@ def make_plan(fleet: Fleet) -> Plan:
         if deployment.name in sizes and deployment.replicas != sizes[deployment.name]
     )
     # Where requests go comes before all that might be refused, and the address to compare by before who is told of it.
-    return Plan(_lead(fleet) + _lead_proven(fleet) + made, scaled, gateway_deletions(fleet) + _deletions(fleet))
+    apply = _lead(fleet) + _lead_proven(fleet) + made + _guard_drains(fleet)
+    return Plan(apply, scaled, gateway_deletions(fleet) + _deletions(fleet))
 
 
 def _make(fleet: Fleet, revision: Revision, size: int) -> tuple[Manifest, ...]:
@@ -106,6 +108,15 @@ def _lead(fleet: Fleet) -> tuple[Manifest, ...]:
     return (*moved, *lead_gateway(fleet, wanted))
 
 
+def _guard_drains(fleet: Fleet) -> tuple[Manifest, ...]:
+    """The PodDisruptionBudget, if it is not there, of a service with more than one pod: one that has a single one is
+    down for any eviction, and while that pod is not ready a budget would keep its node from being drained."""
+    api, is_served = fleet.seen.budget_api, fleet.status.stable or fleet.rollout
+    if api is None or fleet.seen.has_budget or fleet.size == 1 or not is_served:
+        return ()
+    return (build_disruption_budget(fleet.seen.service, api),)
+
+
 def _destination(fleet: Fleet, now_at: str | None) -> str | None:
     """The revision that the stable address shall lead to; None: to all that have pods."""
     stable, rollout = fleet.status.stable, fleet.rollout
@@ -138,7 +149,8 @@ def _may_retreat(fleet: Fleet) -> bool:
 
 def _deletions(fleet: Fleet) -> tuple[ChildDeletion, ...]:
     """Of revisions that have no business here and no traffic. The Deployment goes last, because the rest is known by
-    it; its pods finish what they have taken on. And of the address that nobody compares by any more."""
+    it; its pods finish what they have taken on. And of the address that nobody compares by any more, and of the
+    budget of what has one pod."""
     route = fleet.seen.route
     deletions: list[ChildDeletion] = []
     for deployment in fleet.others():
@@ -153,4 +165,6 @@ def _deletions(fleet: Fleet) -> tuple[ChildDeletion, ...]:
             ]
     if fleet.seen.proven and not fleet.compares:
         deletions.append(ChildDeletion("Service", proven_name(fleet.seen.service.name)))
+    if fleet.seen.has_budget and fleet.size == 1:
+        deletions.append(ChildDeletion("PodDisruptionBudget", fleet.seen.service.name))
     return tuple(deletions)

@@ -20,7 +20,7 @@ class Scale:
 class ChildDeletion:
     """Delete a child of this name, if it is this service's; one that is gone already is no error."""
 
-    kind: Literal["Deployment", "Service", "Secret", "HTTPRoute"]
+    kind: Literal["Deployment", "Service", "Secret", "HTTPRoute", "PodDisruptionBudget"]
     name: str
 
 
@@ -36,7 +36,7 @@ class ServingDecision:
     apply: tuple[Manifest, ...] = ()
     """Children to be server-side applied, in this order: the Service that answers are compared by, whenever it is to
     lead elsewhere; of a new revision Secret, Service and Deployment; the stable Service, then the HTTPRoute,
-    whenever it is to lead elsewhere."""
+    whenever it is to lead elsewhere; the PodDisruptionBudget, whenever it is missing."""
     scale: tuple[Scale, ...] = ()
     delete: tuple[ChildDeletion, ...] = ()
     events: tuple[EventNote, ...] = ()
