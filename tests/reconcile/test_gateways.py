@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 
+from capstan_operator.api.meta import LABEL_REVISION
 from capstan_operator.cluster.errors import ApiError
-from capstan_operator.cluster.kinds import DEPLOYMENTS, HTTP_ROUTES, INFERENCE_SERVICES, PODS, SERVICES
+from capstan_operator.cluster.kinds import DEPLOYMENTS, HTTP_ROUTES, INFERENCE_SERVICES, PODS, SERVICES, Resource
 from capstan_operator.cluster.limiter import Lane
 from tests.support.operators import run_one
 from tests.support.real_cluster import CRDS, Cluster
 from tests.support.small_decide import decide_small
 
+REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
 NAME = "digits"
 SPEC: dict[str, Any] = {
     "modelRef": {
@@ -132,10 +134,22 @@ class Surroundings:
             await self._cluster.delete(PODS, name)
         for name in set(wanted) - set(there):
             spec = {"containers": [{"name": "server", "image": "none"}]}
-            await self._cluster.create(PODS, name, metadata={"name": name, "labels": wanted[name]}, spec=spec)
+            owner = await self._replica_set(wanted[name][LABEL_REVISION], wanted[name])
+            metadata = {"name": name, "labels": wanted[name], "ownerReferences": [owner]}
+            await self._cluster.create(PODS, name, metadata=metadata, spec=spec)
             await self._cluster.set_pod_status(
                 name, phase="Running", conditions=[{"type": "Ready", "status": "True", "lastProbeTime": None}]
             )
+
+    async def _replica_set(self, revision: str, labels: dict[str, str]) -> dict[str, Any]:
+        """Reference to the ReplicaSet of this revision, which is made if it is not there."""
+        name = f"{revision}-1"
+        if name not in await self._cluster.names(REPLICA_SETS):
+            template = {"metadata": {"labels": labels}, "spec": {"containers": [{"name": "server", "image": "none"}]}}
+            spec = {"replicas": 0, "selector": {"matchLabels": labels}, "template": template}
+            await self._cluster.create(REPLICA_SETS, name, spec=spec)
+        uid = (await self._cluster.get(REPLICA_SETS, name))["metadata"]["uid"]
+        return {"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": name, "uid": uid, "controller": True}
 
     async def _take_route(self) -> None:
         route = await self._cluster.get(HTTP_ROUTES, NAME)
