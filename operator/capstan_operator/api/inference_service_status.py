@@ -89,8 +89,12 @@ class RolloutStatus(Record):
     ]
     step: Annotated[int | None, Field(description="Index of the canary's step; absent: it is in none.")] = None
     started_at: Annotated[
-        str, Field(description="When this phase or step began or got one more pod ready; the deadline counts from it.")
-    ]
+        str | None,
+        Field(
+            description="When this phase or step began, got one more pod ready or was first seen to lack one of those "
+            "its Deployment is to have; the deadline counts from it. Absent: that lacks none, so no deadline runs."
+        ),
+    ] = None
     ready: Annotated[int, Field(description="Most pods of the candidate that were ready at a time in this phase.")] = 0
     since: Annotated[
         str | None,

@@ -39,29 +39,38 @@ def failure_of_candidate(fleet: Fleet) -> RevisionFailure | None:
             return _failure(
                 fleet, ServingReason.CRASHING, f"pod {pod.name} ended {pod.restarts} times{_words(pod)}", pod
             )
-    deadline = fleet.spec.rollout.progress_deadline_seconds
-    if _lacks_pods(fleet) and seconds_after(rollout.started_at, fleet.now) >= deadline:
-        why = next((f": pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), "")
-        message = f"no further pod was ready within {deadline} s (rollout.progressDeadlineSeconds){why}"
-        return _failure(fleet, ServingReason.PROGRESS_DEADLINE_EXCEEDED, message)
     return None
+
+
+def missed_deadline(fleet: Fleet) -> RevisionFailure | None:
+    """Why the candidate must be given up for the pods it lacks; None: it need not, or not yet. Only for a look that
+    shows no progress: pods may have got ready while no operator was there to see it."""
+    if seconds_until_given_up(fleet) != 0.0:
+        return None
+    assert fleet.rollout is not None
+    deadline, pods = fleet.spec.rollout.progress_deadline_seconds, fleet.pods(fleet.rollout.candidate)
+    why = next((f": pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), "")
+    message = f"no further pod was ready within {deadline} s (rollout.progressDeadlineSeconds){why}"
+    return _failure(fleet, ServingReason.PROGRESS_DEADLINE_EXCEEDED, message)
 
 
 def seconds_until_given_up(fleet: Fleet) -> float | None:
     """When the candidate's deadline is due; None: none is running."""
     rollout = fleet.rollout
-    if rollout is None or fleet.status.stable is None or not _lacks_pods(fleet):
+    if rollout is None or rollout.started_at is None or fleet.status.stable is None or not lacks_pods(fleet):
         return None
     return max(0.0, fleet.spec.rollout.progress_deadline_seconds - seconds_after(rollout.started_at, fleet.now))
 
 
-def _lacks_pods(fleet: Fleet) -> bool:
-    """The candidate's phase waits for its pods, and not for a Gateway, whose silence is no fault of the candidate."""
+def lacks_pods(fleet: Fleet) -> bool:
+    """The candidate's phase waits for pods that its Deployment was told to have. It is no fault of the candidate when
+    it waits for a Gateway, or for an operator that was not there to make the Deployment or to make it larger."""
     rollout = fleet.rollout
     assert rollout is not None
     needs_all = fleet.canary is None or rollout.phase in ("Shifting", "Holding")
     needed = fleet.size if needs_all else fleet.canary_size()
-    return rollout.since is None and fleet.ready(rollout.candidate) < needed
+    asked_for = min(needed, fleet.replicas_wanted(rollout.candidate))
+    return rollout.since is None and fleet.ready(rollout.candidate) < asked_for
 
 
 def trouble(pods: list[ObservedReplica]) -> str | None:

@@ -7,6 +7,7 @@ need again.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from capstan_operator.api.inference_service import CanaryStep
 from capstan_operator.api.inference_service_status import (
@@ -20,7 +21,7 @@ from capstan_operator.build.store import job_of
 from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revision, with_revision
 from capstan_operator.decide.serving.gates import judge
 from capstan_operator.decide.serving.gateway import has_its_share, is_cut_off
-from capstan_operator.decide.serving.health import failure_of_candidate
+from capstan_operator.decide.serving.health import failure_of_candidate, lacks_pods, missed_deadline
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.scaling import decide_size
 from capstan_operator.decide.times import rfc3339, seconds_after
@@ -31,13 +32,15 @@ PROVEN_SECONDS = 10.0
 EXTENSIONS = 4
 """A step that is not decided lasts up to so many times its hold."""
 FAILURES_KEPT = 5
+LATE_SECONDS = 10.0
+"""The Deployment is told how many pods to have at once. If it still lacks none so much later, nobody told it."""
 
 Rule = Callable[[Fleet], InferenceServiceStatus | None]
 
 
 def record(fleet: Fleet) -> InferenceServiceStatus:
     """The status with what this look adds; at most one of the rules applies to a look."""
-    for rule in (_forget_lost, _abandon, _give_up, _begin, _take_first, _advance, _note_progress, _resize):
+    for rule in _RULES:
         status = rule(fleet)
         if status is not None:
             return status
@@ -60,7 +63,7 @@ def _abandon(fleet: Fleet) -> InferenceServiceStatus | None:
 
 
 def _give_up(fleet: Fleet) -> InferenceServiceStatus | None:
-    """The candidate is no good."""
+    """The candidate is no good: its pods say so."""
     if fleet.rollout is None:
         return None
     failure = failure_of_candidate(fleet)
@@ -108,8 +111,25 @@ def _note_progress(fleet: Fleet) -> InferenceServiceStatus | None:
     rollout = fleet.rollout
     if rollout is None or rollout.since is not None or fleet.ready(rollout.candidate) <= rollout.ready:
         return None
-    changes = {"ready": fleet.ready(rollout.candidate), "started_at": fleet.moment}
-    return fleet.status.model_copy(update={"rollout": rollout.model_copy(update=changes)})
+    return _with_rollout(fleet, ready=fleet.ready(rollout.candidate), started_at=fleet.moment)
+
+
+def _run_clock(fleet: Fleet) -> InferenceServiceStatus | None:
+    """The deadline's time begins when pods are seen to be lacking that were asked for, and ends when none are: an
+    operator that was away has neither asked for any nor seen any."""
+    rollout = fleet.rollout
+    if rollout is None or rollout.since is not None:
+        return None
+    if lacks_pods(fleet):
+        return _with_rollout(fleet, started_at=fleet.moment) if rollout.started_at is None else None
+    is_left = rollout.started_at is not None and seconds_after(rollout.started_at, fleet.now) >= LATE_SECONDS
+    return _with_rollout(fleet, started_at=None) if is_left else None
+
+
+def _miss_deadline(fleet: Fleet) -> InferenceServiceStatus | None:
+    """After all that could be progress: nothing was, for too long."""
+    failure = missed_deadline(fleet)
+    return _failed(fleet, failure) if failure else None
 
 
 def _resize(fleet: Fleet) -> InferenceServiceStatus | None:
@@ -121,6 +141,20 @@ def _resize(fleet: Fleet) -> InferenceServiceStatus | None:
     if resize is None:
         return None
     return fleet.status.model_copy(update={"replicas": resize.replicas, "scaled": resize.message})
+
+
+_RULES: tuple[Rule, ...] = (
+    _forget_lost,
+    _abandon,
+    _give_up,
+    _begin,
+    _take_first,
+    _advance,
+    _note_progress,
+    _run_clock,
+    _miss_deadline,
+    _resize,
+)
 
 
 def _after_start(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | None:
@@ -271,18 +305,19 @@ def _enter(fleet: Fleet, phase: str, step: int | None = None) -> InferenceServic
     """The candidate enters a phase, or a step with new gates."""
     assert fleet.rollout is not None
     ready = fleet.ready(fleet.rollout.candidate)
-    rollout = fleet.rollout.model_copy(
-        update={"phase": phase, "step": step, "started_at": fleet.moment, "since": None, "ready": ready}
-    )
-    status = fleet.status.model_copy(update={"rollout": rollout})
-    if step is None:
+    status = _with_rollout(fleet, phase=phase, step=step, started_at=fleet.moment, since=None, ready=ready)
+    if step is None or status.rollout is None:
         return status
-    return with_revision(status, _candidate(fleet, rollout).model_copy(update={"gates": []}))
+    return with_revision(status, _candidate(fleet, status.rollout).model_copy(update={"gates": []}))
 
 
 def _count_from_now(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus:
-    changes = {"since": fleet.moment, "ready": fleet.ready(rollout.candidate)}
-    return fleet.status.model_copy(update={"rollout": rollout.model_copy(update=changes)})
+    return _with_rollout(fleet, since=fleet.moment, ready=fleet.ready(rollout.candidate))
+
+
+def _with_rollout(fleet: Fleet, **changes: Any) -> InferenceServiceStatus:
+    assert fleet.rollout is not None
+    return fleet.status.model_copy(update={"rollout": fleet.rollout.model_copy(update=changes)})
 
 
 def _promoted(fleet: Fleet) -> InferenceServiceStatus:
