@@ -216,6 +216,10 @@ class ObservedTraffic:
     bounds: tuple[float, ...]
     """Upper bounds of the latency buckets, in seconds, ascending."""
     by_revision: Mapping[str, ServedTraffic]
+    """Of those that answered."""
+    began: float
+    """When counting really began (seconds since 1970): later than `since` if another operator counted before this one,
+    or none did."""
 
 
 @dataclass(frozen=True, slots=True)

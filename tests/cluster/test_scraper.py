@@ -350,6 +350,11 @@ async def test_load_and_latency_are_those_that_the_pods_tell() -> None:
         assert world.scraper.latency(UID) == {"stable": RevisionLatency(p50=0.00315, p99=0.008, requests=100)}
 
 
+def _has_answered(scraper: Scraper) -> bool:
+    traffic = scraper.traffic(UID)
+    return traffic is not None and bool(traffic.by_revision)
+
+
 async def test_the_numbers_of_a_real_replica_are_those_of_its_clients() -> None:
     server = Server(classifier_app(Guards(batching=None)))
     host, port = server.url.removeprefix("http://").split(":")
@@ -358,7 +363,7 @@ async def test_the_numbers_of_a_real_replica_are_those_of_its_clients() -> None:
     scraper = Scraper(lambda: [target], woken.append, Metrics(), port=int(port), interval_seconds=0.05)
     task = asyncio.create_task(scraper.run())
     try:
-        await eventually(lambda: scraper.traffic(UID) is not None)
+        await eventually(lambda: _has_answered(scraper))
         tensor = {"name": "input", "shape": [1, 4], "datatype": "FP32", "data": [1.0, 2.0, 3.0, 4.0]}
         async with aiohttp.ClientSession(server.url) as clients:
             for _ in range(12):
@@ -400,7 +405,7 @@ async def test_a_real_canary_that_is_quick_and_wrong_is_found_out_by_what_it_tel
         return {gate.name: gate.verdict for gate in judged}
 
     try:
-        await eventually(lambda: scraper.traffic(UID) is not None)
+        await eventually(lambda: _has_answered(scraper))
         async with aiohttp.ClientSession(canary.url) as clients:
             for _ in range(10):
                 async with clients.post("/v1/models/digits:predict", json={"instances": [[1, 2, 3, 4]]}) as response:

@@ -89,14 +89,15 @@ def test_of_each_step_all_that_pods_told_after_their_first_answer_is_counted_onc
     expected: dict[str, Counts] = {}
     told: set[str] = set()
     step = 0
-    for what, uid, detail in story:
+    began: float | None = None
+    for at, (what, uid, detail) in enumerate(story):
         match what:
             case "serve":
                 pods[uid].serve(detail)
             case "restart":
                 pods[uid].restart()
             case "step":
-                step, expected, told = step + 1, {}, set()
+                step, expected, told, began = step + 1, {}, set(), None
             case "round":
                 traffic.begin_round(f"step {step}", dict.fromkeys(PODS, True), 0.0)
                 for answering in sorted(detail):
@@ -106,18 +107,17 @@ def test_of_each_step_all_that_pods_told_after_their_first_answer_is_counted_onc
                     if answering in told:
                         expected[answer.revision] = so_far + new
                     told.add(answering)
-                traffic.end_round(0.0, 0.0)
-                assert traffic.traffic() == _observed(f"step {step}", expected)
+                traffic.end_round(0.0, float(at))
+                began = float(at) if began is None else began
+                assert traffic.traffic() == _observed(f"step {step}", expected, began)
 
 
-def _observed(since: str, by_revision: dict[str, Counts]) -> ObservedTraffic | None:
-    if not by_revision:
-        return None
+def _observed(since: str, by_revision: dict[str, Counts], began: float = 0.0) -> ObservedTraffic:
     served = {
         name: ServedTraffic(one.requests, one.errors, one.within, one.timed, one.compared, one.different)
         for name, one in by_revision.items()
     }
-    return ObservedTraffic(since, BOUNDS, served)
+    return ObservedTraffic(since, BOUNDS if served else (), served, began)
 
 
 @settings(deadline=None)
@@ -161,8 +161,10 @@ def test_revisions_whose_replicas_have_different_buckets_are_compared_in_those_t
     for uid, sums in (("a", old), ("b", new)):
         traffic.take(uid, reading(uid, sums - sums), 0.0)
         traffic.take(uid, reading(uid, sums), 0.0)
+    assert traffic.traffic() is None, "nobody knows yet from when on was counted"
+    traffic.end_round(0.0, 7.0)
     assert traffic.traffic() == ObservedTraffic(
-        "now", (0.01, 1.0), {"a": ServedTraffic(2, 0, (1, 2), 2), "b": ServedTraffic(2, 0, (0, 1), 2)}
+        "now", (0.01, 1.0), {"a": ServedTraffic(2, 0, (1, 2), 2), "b": ServedTraffic(2, 0, (0, 1), 2)}, 7.0
     )
 
 

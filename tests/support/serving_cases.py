@@ -9,7 +9,8 @@ given:
           {traffic: {stable | candidate: [requests, errors, compared, different]}}, the last two or none of them,
           {latency: {stable | candidate: [p50, p99] in seconds}},
           {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s),
-          {gateway: of GatewayWorld: values}, hear (the Gateway hears of the HTTPRoute)
+          {gateway: of GatewayWorld: values}, hear (the Gateway hears of the HTTPRoute),
+          `another operator` (leads from now on, and begins to count)
 expected:
   what the look after the story leads to: apply (kind and name, size or destination), scale, delete, events,
   requeue_after, and of status what changed: conditions as `status reason`, revisions by name
@@ -90,6 +91,8 @@ def _happen(world: World, chapter: Any) -> None:
             world.settle()
         case "look":
             world.decide()
+        case "another operator":
+            world.replace_operator()
         case {"ready": str(who)}:
             world.get_ready(named[who], chapter.get("count"))
         case {"wait": seconds}:

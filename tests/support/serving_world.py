@@ -14,6 +14,7 @@ from capstan_operator.build.serving_children import proven_name
 from capstan_operator.cluster.gateway_routes import decode_http_route, observe_gateway_route
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ChildDeletion, ServingDecision
+from capstan_operator.decide.times import seconds_since_1970
 from capstan_operator.observe import (
     LoadSample,
     ObservedDeployment,
@@ -119,6 +120,8 @@ class World:
     """The Service that answers are compared by."""
     pods: dict[str, ObservedReplica] = field(default_factory=dict)
     traffic: dict[str, ServedTraffic] = field(default_factory=dict)
+    counted_from: float = 0.0
+    """When the operator that is there began to count."""
     load: list[LoadSample] = field(default_factory=list)
     latencies: dict[str, RevisionLatency] = field(default_factory=dict)
     gateway: GatewayWorld = field(default_factory=GatewayWorld)
@@ -146,8 +149,9 @@ class World:
         """All that the operator can see now."""
         rollout = self.status.rollout
         counted = None
-        if rollout and rollout.since and self.traffic:
-            counted = ObservedTraffic(rollout.since, BOUNDS, dict(self.traffic))
+        if rollout and rollout.since:
+            began = max(seconds_since_1970(rollout.since), self.counted_from)
+            counted = ObservedTraffic(rollout.since, BOUNDS, dict(self.traffic), began)
         return ObservedServing(
             service=ObservedService(NAMESPACE, SERVICE, SERVICE_UID, 1, False, self.spec, self.status),
             job=self.job,
@@ -165,6 +169,10 @@ class World:
             budget_api=self.budget_api,
             has_budget=self.budget is not None,
         )
+
+    def replace_operator(self) -> None:
+        """Another one leads from now on: it has the record and what can be seen, but no numbers."""
+        self.traffic, self.counted_from = {}, self.now
 
     def decide(self) -> ServingDecision:
         """One look, and what was decided on it carried out."""

@@ -92,7 +92,7 @@ class Scraper:
         self._silent = {}
 
     def traffic(self, service_uid: str) -> ObservedTraffic | None:
-        """What was counted in the service's step since this replica first saw it; None: nothing yet, or no step."""
+        """What was counted in the service's step since this replica first saw it; None: no round yet, or no step."""
         service = self._services.get(service_uid)
         return service.traffic.traffic() if service else None
 

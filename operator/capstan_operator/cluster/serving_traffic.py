@@ -148,6 +148,8 @@ class ServiceTraffic:
     def __init__(self) -> None:
         self._pods: dict[str, _Pod] = {}
         self._since: str | None = None
+        self._began: float | None = None
+        """End of the first round in this step; None: none has ended yet."""
         self._in_step: set[str] = set()
         """Pods that answered in this step."""
         self._step: dict[str, Counts] = {}
@@ -177,7 +179,7 @@ class ServiceTraffic:
         self._turned_away = 0
         self._load_seconds = load_seconds
         if since != self._since:
-            self._since, self._in_step, self._step = since, set(), {}
+            self._since, self._began, self._in_step, self._step = since, None, set(), {}
         for uid in pods:
             if uid in self._pods:
                 self._pods[uid].wanted_at = now
@@ -206,6 +208,8 @@ class ServiceTraffic:
 
     def end_round(self, now: float, wall_time: float) -> bool:
         """Whether it brought numbers for the step. `wall_time`: the same moment as seconds since 1970."""
+        if self._began is None:
+            self._began = wall_time
         self._add_sample(wall_time)
         self._add_snapshots(now)
         return self._has_news
@@ -234,17 +238,18 @@ class ServiceTraffic:
                 past.popleft()
 
     def traffic(self) -> ObservedTraffic | None:
-        """Of this step, in the buckets that all revisions have; None: there is no step, or nobody answered in it."""
-        if self._since is None or not self._step:
+        """Of this step, in the buckets that all revisions have; None: there is no step, or no round of it has ended."""
+        if self._since is None or self._began is None:
             return None
         by_revision = dict(zip(self._step, fitted(self._step.values()), strict=True))
         return ObservedTraffic(
             since=self._since,
-            bounds=next(iter(by_revision.values())).bounds or (),
+            bounds=next((one.bounds or () for one in by_revision.values()), ()),
             by_revision={
                 name: ServedTraffic(one.requests, one.errors, one.within, one.timed, one.compared, one.different)
                 for name, one in by_revision.items()
             },
+            began=self._began,
         )
 
     def load(self) -> ObservedLoad | None:

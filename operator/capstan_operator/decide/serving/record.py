@@ -179,7 +179,7 @@ def _in_step(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | N
     status = _with_gates(fleet, rollout, _calm(fleet, rollout, gates))
     verdicts = {gate.verdict for gate in gates}
     step = current_step(fleet, rollout)
-    elapsed = seconds_after(rollout.since, fleet.now)
+    elapsed = _seconds_counted(fleet, rollout)
     if "Fail" in verdicts:
         why = "; ".join(gate.message for gate in gates if gate.verdict == "Fail")
         return _refused(fleet, rollout, gates, ServingReason.GATE_FAILED, why)
@@ -249,22 +249,33 @@ def seconds_until_next(fleet: Fleet) -> float | None:
     rollout = fleet.rollout
     if rollout is None or rollout.since is None:
         return None
-    elapsed = seconds_after(rollout.since, fleet.now)
     if rollout.phase == "Holding":
-        return max(0.0, hold_seconds(fleet) - elapsed)
+        return max(0.0, hold_seconds(fleet) - seconds_after(rollout.since, fleet.now))
     if rollout.phase == "Canary" and fleet.canary:
-        hold = current_step(fleet, rollout).hold_seconds
+        hold, elapsed = current_step(fleet, rollout).hold_seconds, _seconds_counted(fleet, rollout)
         due = [seconds for seconds in (hold - elapsed, EXTENSIONS * hold - elapsed) if seconds > 0]
         return due[0] if due else None
     return None
 
 
+def _counted(fleet: Fleet, rollout: RolloutStatus) -> ObservedTraffic | None:
+    """The numbers of this step; None: nobody has begun to count."""
+    traffic = fleet.seen.traffic
+    return traffic if traffic is not None and traffic.since == rollout.since else None
+
+
+def _seconds_counted(fleet: Fleet, rollout: RolloutStatus) -> float:
+    """How far the step is: numbers of an operator that is gone are lost, so the time in which they came is, too."""
+    traffic = _counted(fleet, rollout)
+    if traffic is None:
+        return 0.0
+    return max(0.0, min(seconds_after(rollout.since, fleet.now), fleet.now - traffic.began))
+
+
 def _judged(fleet: Fleet, rollout: RolloutStatus) -> tuple[GateStatus, ...]:
     """The verdicts of this step so far."""
     assert fleet.canary is not None
-    traffic = fleet.seen.traffic
-    if traffic is None or traffic.since != rollout.since:
-        traffic = ObservedTraffic(since="", bounds=(), by_revision={})
+    traffic = _counted(fleet, rollout) or ObservedTraffic(since="", bounds=(), by_revision={}, began=fleet.now)
     nothing = ServedTraffic(latencies=(0,) * len(traffic.bounds))
     return judge(
         fleet.canary.gates,
