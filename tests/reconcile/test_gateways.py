@@ -294,7 +294,7 @@ async def test_the_gateway_api_comes_and_goes(cluster: Cluster, surroundings: Su
     missing = await status_once(cluster, "second refusal", lambda seen: seen.get("reason") == "GatewayApiMissing")
     accepted = next(one for one in missing["conditions"] if one["type"] == "Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "GatewayApiMissing")
-    assert accepted["message"].endswith("What is served stays as it is until then.")
+    assert accepted["message"].endswith("No new revision is made until then.")
     assert (missing["stable"], missing["ready"]) == (status["stable"], "4/4")
     async with gateway_api(cluster):
         await status_once(cluster, "life again", is_live)

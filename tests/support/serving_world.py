@@ -164,7 +164,7 @@ class World:
             load=ObservedLoad(tuple(self.load)) if self.load else None,
             latencies=dict(self.latencies),
             proven=self.proven,
-            gateway_route=self.gateway.look(),
+            gateway_route=self.gateway.look() if self.gateway.is_served else None,
             has_gateway_api=self.gateway.is_served,
             budget_api=self.budget_api,
             has_budget=self.budget is not None,

@@ -1,8 +1,11 @@
 """The decision for an InferenceService, as a table of contents. Each step is a file of `serving/`."""
 
-from capstan_operator.api.meta import InferenceServiceCondition
+from dataclasses import dataclass
+
+from capstan_operator.api.inference_service import InferenceServiceSpec
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.blueprint import Refusal
-from capstan_operator.decide.conditions import put_condition
 from capstan_operator.decide.serving.blueprint import read_revision, read_spec
 from capstan_operator.decide.serving.describe import describe
 from capstan_operator.decide.serving.events import tell
@@ -13,9 +16,9 @@ from capstan_operator.decide.serving.model import NoModel, resolve
 from capstan_operator.decide.serving.plan import make_plan
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.record import record, seconds_until_next
+from capstan_operator.decide.serving.salvage import Refused, salvage, without_rollout
 from capstan_operator.decide.serving.scaling import fit_size
 from capstan_operator.decide.serving.types import ServingDecision
-from capstan_operator.decide.types import EventNote
 from capstan_operator.observe import ObservedServing
 
 LEAST_WAIT_SECONDS = 0.05
@@ -36,21 +39,11 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
     if observed.service.is_deleting:
         # The garbage collector removes the children by their owner; all that we could make now would be in its way.
         return ServingDecision(status=old)
-    spec = read_spec(observed.service)
-    if isinstance(spec, Refusal):
-        return _refuse(observed, spec, now)
-    missing = gateway_refusal(spec, observed)
-    if missing is not None:
-        return _refuse(observed, missing, now, ServingReason.GATEWAY_API_MISSING)
-    model = resolve(spec, observed.job, old)
-    no_model = model if isinstance(model, NoModel) else None
-    wanted = None if isinstance(model, NoModel) else read_revision(observed.service, spec, model, observed.settings)
-    if isinstance(wanted, Refusal):
-        return _refuse(observed, wanted, now)
-    known = old if isinstance(model, NoModel) else old.model_copy(update={"model": model})
-    fleet = Fleet(observed, spec, wanted, fit_size(spec.autoscaling, known, observed.deployments), now)
+    asked = _read(observed)
+    known = fit_size(asked.spec.autoscaling, asked.status, observed.deployments)
+    fleet = Fleet(observed, asked.spec, asked.wanted, known, now)
     recorded = fleet.after(record(fleet))
-    status = describe(recorded, no_model)
+    status = describe(recorded, asked.obstacle)
     events = tell(old, status)
     if recorded.status != old:
         return ServingDecision(status=status, events=events, requeue_after=0.0)
@@ -65,6 +58,39 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What the spec asks for."""
+
+    spec: InferenceServiceSpec
+    wanted: Revision | None
+    """None: `obstacle` is in the way."""
+    status: InferenceServiceStatus
+    """As it is known before the look adds anything."""
+    obstacle: NoModel | Refused | None = None
+
+
+def _read(observed: ObservedServing) -> _Asked:
+    spec, old = read_spec(observed.service), observed.service.status
+    if isinstance(spec, Refusal):
+        return _refused(observed, spec, ServingReason.INVALID_SPEC)
+    missing = gateway_refusal(spec, observed)
+    if missing is not None:
+        return _refused(observed, missing, ServingReason.GATEWAY_API_MISSING)
+    model = resolve(spec, observed.job, old)
+    if isinstance(model, NoModel):
+        return _Asked(spec, None, old, model)
+    wanted = read_revision(observed.service, spec, model, observed.settings)
+    if isinstance(wanted, Refusal):
+        return _refused(observed, wanted, ServingReason.INVALID_SPEC)
+    return _Asked(spec, wanted, old.model_copy(update={"model": model}))
+
+
+def _refused(observed: ObservedServing, refusal: Refusal, reason: ServingReason) -> _Asked:
+    status = without_rollout(observed.service.status)
+    return _Asked(salvage(observed), None, status, Refused(reason, refusal.problems))
+
+
 def _next_look(fleet: Fleet) -> float | None:
     waits = [seconds_until_next(fleet), seconds_until_given_up(fleet)]
     if fleet.rollout and fleet.status.stable and not fleet.behind():
@@ -72,24 +98,3 @@ def _next_look(fleet: Fleet) -> float | None:
     if fleet.spec.autoscaling and fleet.behind():
         waits.append(LOAD_LOOK_SECONDS)
     return min((max(wait, LEAST_WAIT_SECONDS) for wait in waits if wait is not None), default=None)
-
-
-def _refuse(
-    observed: ObservedServing, refusal: Refusal, now: float, reason: ServingReason = ServingReason.INVALID_SPEC
-) -> ServingDecision:
-    """Status of a service whose spec cannot be acted on. Nothing is made or changed; what serves goes on as it is."""
-    old = observed.service.status
-    message = "\n".join(refusal.problems)
-    if observed.deployments:
-        until = "the spec is valid" if reason == ServingReason.INVALID_SPEC else "then"
-        message += f"\nWhat is served stays as it is until {until}."
-    generation = observed.service.generation
-    status = put_condition(old, InferenceServiceCondition.ACCEPTED, False, reason, message, now, generation).model_copy(
-        update={
-            "observed_generation": generation,
-            "reason": reason.value,
-            "message": message,
-        }
-    )
-    events = (EventNote("Warning", reason.value, message),) if status != old else ()
-    return ServingDecision(status=status, events=events)

@@ -11,6 +11,7 @@ from capstan_operator.decide.serving.health import trouble
 from capstan_operator.decide.serving.latency import with_latencies
 from capstan_operator.decide.serving.model import NoModel
 from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.salvage import Refused
 from capstan_operator.decide.serving.scaling import is_limited
 from capstan_runtime.contract.env import SERVE_PORT
 
@@ -25,23 +26,23 @@ class Headline:
     message: str
 
 
-def describe(fleet: Fleet, no_model: NoModel | None) -> InferenceServiceStatus:
-    """The whole status of a service with a valid spec."""
-    headline = _headline(fleet, no_model)
+def describe(fleet: Fleet, obstacle: NoModel | Refused | None) -> InferenceServiceStatus:
+    """The whole status of a service. `obstacle`: why the spec asks for no revision now."""
+    headline = _headline(fleet, obstacle)
     status = _with_traffic(fleet).model_copy(
         update={
             "observed_generation": fleet.seen.service.generation,
             "reason": headline.reason,
             "message": headline.message,
-            "url": _url(fleet),
+            "url": (isinstance(obstacle, Refused) and fleet.status.url) or _url(fleet),
         }
     )
     fleet = fleet.after(status)
-    status = _put(fleet, InferenceServiceCondition.ACCEPTED, True, ServingReason.VALID.value, "the spec is valid")
+    status = _put_accepted(fleet, obstacle)
     status = _put_serving(fleet.after(status))
     status = _put_routed(fleet.after(status))
     status = _put_up_to_date(fleet.after(status), headline)
-    is_moving = status.rollout is not None or headline.reason == ServingReason.RETREATING
+    is_moving = status.rollout is not None or _retreat(fleet) is not None
     kind = InferenceServiceCondition.PROGRESSING
     status = _put(fleet.after(status), kind, is_moving, headline.reason, headline.message)
     status = _put_rolled_back(fleet.after(status))
@@ -49,20 +50,21 @@ def describe(fleet: Fleet, no_model: NoModel | None) -> InferenceServiceStatus:
     return with_latencies(fleet.after(status))
 
 
-def _headline(fleet: Fleet, no_model: NoModel | None) -> Headline:
-    if no_model is not None:
-        return Headline(no_model.reason.value, no_model.message)
+def _headline(fleet: Fleet, obstacle: NoModel | Refused | None) -> Headline:
+    retreat = _retreat(fleet)
+    if isinstance(obstacle, Refused):
+        return Headline(obstacle.reason.value, obstacle.told(retreat or _service(fleet)))
+    if obstacle is not None:
+        return Headline(obstacle.reason.value, obstacle.message)
     rollout, stable = fleet.rollout, fleet.status.stable
     if rollout is not None:
         return Headline(rollout.phase, _progress(fleet))
-    if stable and fleet.others() and fleet.seen.route and fleet.seen.route.revision != stable:
-        return Headline(ServingReason.RETREATING.value, f"traffic goes back to {stable} as its pods get ready")
-    if stable and fleet.is_divided() and (fleet.others() or _is_another_wanted(fleet)):
-        return Headline(ServingReason.RETREATING.value, f"traffic goes back to {stable} as Gateways hear of it")
+    if retreat is not None:
+        return Headline(ServingReason.RETREATING.value, retreat)
     wanted = known_revision(fleet.status, fleet.wanted.name) if fleet.wanted else None
     if wanted is not None and wanted.failure is not None:
-        back = f"; {stable} serves" if stable else "; nothing else was ever served"
-        return Headline(wanted.failure.reason, f"{wanted.name} was given up: {wanted.failure.message}{back}")
+        message = f"{wanted.name} was given up: {wanted.failure.message}; {_service(fleet)}"
+        return Headline(wanted.failure.reason, message)
     if not fleet.behind():
         return Headline(ServingReason.NO_READY_PODS.value, _why_dark(fleet))
     if fleet.wanted and _is_another_wanted(fleet) and is_cut_off(fleet):
@@ -71,6 +73,26 @@ def _headline(fleet: Fleet, no_model: NoModel | None) -> Headline:
     if fleet.spec.gateway and route_state(fleet).is_met is False:
         return Headline(ServingReason.ROUTE_NOT_ACCEPTED.value, route_state(fleet).message)
     return Headline(ServingReason.LIVE.value, f"{stable} has all traffic")
+
+
+def _retreat(fleet: Fleet) -> str | None:
+    """How traffic goes back to the proven revision; None: it need not."""
+    stable, route = fleet.status.stable, fleet.seen.route
+    if stable is None or fleet.rollout is not None:
+        return None
+    if fleet.others() and route and route.revision != stable:
+        return f"traffic goes back to {stable} as its pods get ready"
+    if fleet.is_divided() and (fleet.others() or _is_another_wanted(fleet)):
+        return f"traffic goes back to {stable} as Gateways hear of it"
+    return None
+
+
+def _service(fleet: Fleet) -> str:
+    """Who serves now, if anybody does."""
+    behind = fleet.behind()
+    if behind:
+        return f"{' and '.join(behind)} serve{'' if len(behind) > 1 else 's'}"
+    return _why_dark(fleet) if fleet.status.stable else "there is nothing else to serve"
 
 
 def _is_another_wanted(fleet: Fleet) -> bool:
@@ -89,17 +111,27 @@ def _progress(fleet: Fleet) -> str:
             return f"pods of {name} come up{waits}"
         case "Canary" if fleet.canary:
             step = min(rollout.step or 0, len(fleet.canary.steps) - 1)
-            about, cut_off = "about ", ""
-            if fleet.is_divided_by_gateway():
-                about, cut_off = "", f"; {route_state(fleet).message}" if is_cut_off(fleet) else ""
+            cut_off = f"; {route_state(fleet).message}" if is_cut_off(fleet) else ""
             return (
-                f"{name} is to have {about}{fleet.canary.steps[step].weight} % of the traffic, step {step + 1} of "
+                f"{name} is to have {_share(fleet)}, step {step + 1} of "
                 f"{len(fleet.canary.steps)}{_verdicts(fleet, name)}{waits}{cut_off}"
             )
         case "Holding":
             return f"{name} has all traffic, {fleet.status.stable} is kept until it has proven itself{waits}"
         case _:
             return f"traffic moves from {fleet.status.stable} to {name}{waits}"
+
+
+def _share(fleet: Fleet) -> str:
+    """What the canary's step gives it. Without Gateways that is a share of whole pods, so it may be far from the one
+    asked for."""
+    weight = fleet.canary_weight()
+    if fleet.is_divided_by_gateway():
+        return f"{weight} % of the traffic"
+    pods = fleet.canary_size()
+    share = round(100 * pods / (fleet.size + pods))
+    asked = "" if share == weight else f" (with {pods} of {fleet.size + pods} pods; asked for are {weight} %)"
+    return f"about {share} % of the traffic{asked}"
 
 
 def _verdicts(fleet: Fleet, name: str) -> str:
@@ -200,6 +232,13 @@ def _put(
     return put_condition(fleet.status, kind, is_met, ServingReason(reason), message, fleet.now, generation)
 
 
+def _put_accepted(fleet: Fleet, obstacle: NoModel | Refused | None) -> InferenceServiceStatus:
+    kind = InferenceServiceCondition.ACCEPTED
+    if isinstance(obstacle, Refused):
+        return _put(fleet, kind, False, obstacle.reason.value, obstacle.told())
+    return _put(fleet, kind, True, ServingReason.VALID.value, "the spec is valid")
+
+
 def _put_serving(fleet: Fleet) -> InferenceServiceStatus:
     behind = fleet.behind()
     if behind:
@@ -250,7 +289,7 @@ def _put_rolled_back(fleet: Fleet) -> InferenceServiceStatus:
     wanted = known_revision(fleet.status, fleet.wanted.name) if fleet.wanted else None
     if wanted is not None and wanted.failure is not None:
         return _put(fleet, kind, True, wanted.failure.reason, f"{wanted.name}: {wanted.failure.message}")
-    if find(fleet.status, kind) is None:
+    if fleet.wanted is None or find(fleet.status, kind) is None:
         return fleet.status
     return _put(fleet, kind, False, ServingReason.VALID.value, "the spec asks for a revision that was not given up")
 

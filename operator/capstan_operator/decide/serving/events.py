@@ -9,12 +9,21 @@ from capstan_operator.decide.types import EventNote
 def tell(old: InferenceServiceStatus, new: InferenceServiceStatus) -> tuple[EventNote, ...]:
     """Of a status that follows another, what somebody should hear of."""
     return (
+        *_of_acceptance(old, new),
         *_of_revisions(old, new),
         *_of_rollout(old, new),
         *_of_size(old, new),
         *_of_serving(old, new),
         *_of_routing(old, new),
     )
+
+
+def _of_acceptance(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
+    before, after = (find(status, InferenceServiceCondition.ACCEPTED) for status in (old, new))
+    if after is None or after.status == "True":
+        return []
+    is_known = before is not None and (before.status, before.message) == (after.status, after.message)
+    return [] if is_known else [EventNote("Warning", after.reason, after.message)]
 
 
 def _of_revisions(old: InferenceServiceStatus, new: InferenceServiceStatus) -> list[EventNote]:
