@@ -6,6 +6,8 @@ given:
           `look` (once), {ready: stable | candidate | all, count: n}, {wait: seconds}, {untrained: true},
           {train: step, verified: bool, done: bool}, {spec: merged into the spec},
           {pods: stable | candidate, of ObservedReplica: values},
+          {lose: stable | candidate, count: n} (so many pods are ready no more),
+          {vanish: stable | candidate} (its Deployment was deleted by hand),
           {traffic: {stable | candidate: [requests, errors, compared, different]}}, the last two or none of them,
           {latency: {stable | candidate: [p50, p99] in seconds}},
           {ongoing: requests, seconds: n, turned_away: n, silent: pods} (a sample of the load now and every 5 s),
@@ -118,6 +120,8 @@ def _happen(world: World, chapter: Any) -> None:
                 setattr(world.gateway, name, value)
         case "hear":
             world.gateway.hear()
+        case {"lose": who, "count": count}:
+            world.lose_pods(named[who], count)
         case {"vanish": who}:
             world.deployments.pop(str(named[who]))
             world.match_pods()

@@ -131,11 +131,12 @@ class World:
     """The PodDisruptionBudget; None: there is none."""
     now: float = 100.0
     events: list[str] = field(default_factory=list)
+    generation: int = 1
     made: int = 0
     """Pods there ever were."""
 
     def __post_init__(self) -> None:
-        self.spec = merged(SERVING_SPEC, self.spec)
+        self.spec = self._seen_spec = merged(SERVING_SPEC, self.spec)
 
     @property
     def stable(self) -> str | None:
@@ -147,13 +148,15 @@ class World:
 
     def look(self) -> ObservedServing:
         """All that the operator can see now."""
+        if self.spec != self._seen_spec:
+            self._seen_spec, self.generation = self.spec, self.generation + 1
         rollout = self.status.rollout
         counted = None
         if rollout and rollout.since:
             began = max(seconds_since_1970(rollout.since), self.counted_from)
             counted = ObservedTraffic(rollout.since, BOUNDS, dict(self.traffic), began)
         return ObservedServing(
-            service=ObservedService(NAMESPACE, SERVICE, SERVICE_UID, 1, False, self.spec, self.status),
+            service=ObservedService(NAMESPACE, SERVICE, SERVICE_UID, self.generation, False, self.spec, self.status),
             job=self.job,
             deployments=tuple(
                 ObservedDeployment(name, f"{name}-uid", size) for name, size in sorted(self.deployments.items())
@@ -228,6 +231,11 @@ class World:
     def change_pods(self, revision: str | None, **changes: Any) -> None:
         for pod in [pod for pod in self.pods.values() if pod.revision == revision]:
             self.pods[pod.name] = replace(pod, **changes)
+
+    def lose_pods(self, revision: str | None, count: int) -> None:
+        """So many ready pods are ready no more."""
+        for pod in [pod for pod in self.pods.values() if pod.revision == revision and pod.is_ready][:count]:
+            self.pods[pod.name] = replace(pod, is_ready=False)
 
     def behind(self) -> dict[str, int]:
         """Ready pods that get requests now, by revision."""

@@ -34,12 +34,20 @@ class GateStatus(Record):
 
 
 class RevisionFailure(Record):
-    """Why a revision was given up. It is not tried again: only another revision is."""
+    """Why a revision was given up. With CorruptCheckpoint or GateFailed it is not tried again while another can serve;
+    otherwise once the spec is changed, and where nothing else can serve, after a pause."""
 
     reason: Annotated[str, Field(description="In one CamelCase word.")]
     message: Annotated[str, Field(description="In one sentence.")]
     pod: Annotated[str | None, Field(description="The pod that showed it; absent: it was no single pod.")] = None
     exit_code: Annotated[int | None, Field(description="How its container ended; 128 + N for signal N.")] = None
+    generation: Annotated[
+        int | None,
+        Field(
+            description="Generation of the spec that asked for it; absent: it has asked for another revision since, so "
+            "this does not keep it from being tried again."
+        ),
+    ] = None
     at: Annotated[str, Field(description="When it was seen (RFC 3339).")]
 
 
@@ -74,6 +82,7 @@ class RevisionStatus(Record):
     ] = None
     gates: Annotated[list[GateStatus], Field(description="What the gates of a canary say.")] = []
     failure: Annotated[RevisionFailure | None, Field(description="Why it was given up; absent: it was not.")] = None
+    failures: Annotated[int, Field(description="How often it was given up.")] = 0
 
 
 class RolloutStatus(Record):

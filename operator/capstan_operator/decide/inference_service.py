@@ -16,6 +16,7 @@ from capstan_operator.decide.serving.model import NoModel, resolve
 from capstan_operator.decide.serving.plan import make_plan
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.record import record, seconds_until_next
+from capstan_operator.decide.serving.retry import seconds_until_retry
 from capstan_operator.decide.serving.salvage import Refused, salvage, without_rollout
 from capstan_operator.decide.serving.scaling import fit_size
 from capstan_operator.decide.serving.types import ServingDecision
@@ -92,7 +93,7 @@ def _refused(observed: ObservedServing, refusal: Refusal, reason: ServingReason)
 
 
 def _next_look(fleet: Fleet) -> float | None:
-    waits = [seconds_until_next(fleet), seconds_until_given_up(fleet)]
+    waits = [seconds_until_next(fleet), seconds_until_given_up(fleet), seconds_until_retry(fleet)]
     if fleet.rollout and fleet.status.stable and not fleet.behind():
         waits.append(DARK_LOOK_SECONDS)
     if fleet.spec.autoscaling and fleet.behind():

@@ -33,6 +33,7 @@ STRATEGIES |= {
     },
 }
 REPLICAS = 3
+REFUSED_PATCH = {"metadata": {"labels": {"capstan.dev/service": "another"}}}
 CORRUPT_STEP, BAD_STEP, WRONG_STEP = 777, 888, 999
 
 
@@ -75,12 +76,21 @@ class Rollouts:
                 world.pods[victim] = replace(world.pods[victim], is_ready=False, restarts=1, exit_code=137)
             case 2:
                 self._resize()
+            case 3:
+                self.change_validity(is_valid="podPatch" in world.spec or self.chance.random() < 0.9)
+            case 4:
+                self.change_validity(is_valid=True)
             case _:
                 for pod in list(world.pods.values()):
                     if self.chance.random() < 0.5:
                         self._start(pod.name)
         if world.gateway.route and self.chance.random() < 0.5:
             world.gateway.hear()
+
+    def change_validity(self, *, is_valid: bool) -> None:
+        """A spec that the API server admits, but that cannot be acted on, or none of these any more."""
+        rest = {name: value for name, value in self.world.spec.items() if name != "podPatch"}
+        self.world.spec = rest if is_valid else {**rest, "podPatch": REFUSED_PATCH}
 
     def _resize(self) -> None:
         size = self.chance.choice([REPLICAS, REPLICAS + 2])
@@ -272,6 +282,7 @@ def test_a_rollout_ends_although_the_size_grows_all_the_time(strategy: str) -> N
 def test_after_all_trouble_the_newest_good_checkpoint_has_all_traffic(strategy: str) -> None:
     rollouts = Rollouts(strategy, seed=99)
     rollouts.live_on(100)
+    rollouts.change_validity(is_valid=True)
     world = rollouts.world
     world.job = trained(600)
     for _ in range(150):
@@ -285,6 +296,66 @@ def test_after_all_trouble_the_newest_good_checkpoint_has_all_traffic(strategy: 
     assert set(world.behind()) == set(world.deployments) == {world.stable}
     assert world.services == world.secrets == {world.stable}
     assert (world.proven and world.proven.revision) == (world.stable if strategy == "comparing" else None)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_however_long_operators_are_away_no_good_revision_is_given_up(strategy: str, seed: int) -> None:
+    """They leave between any two writes, and for longer than any deadline."""
+    rollouts = Rollouts(strategy, seed)
+    world, chance = rollouts.world, rollouts.chance
+    for _ in range(200):
+        if chance.random() < 0.1:
+            world.job = trained(chance.choice([200, 300, 400]))
+        world.now += 2.0
+        if chance.random() < 0.1:
+            world.now += chance.choice([60.0, 400.0, 5000.0])
+            world.get_ready()
+            world.gateway.hear()
+            world.replace_operator()
+        world.get_ready(count=1)
+        world.gateway.hear()
+        rollouts._operate()
+        rollouts._serve()
+        assert not [one for one in world.status.revisions if one.failure]
+    assert len(rollouts.promoted) > 1, "nothing was ever rolled out"
+
+
+@pytest.mark.parametrize("holds", [60, 3600])
+def test_a_hold_ends_although_pods_are_lost_now_and_then(holds: int) -> None:
+    world = live(replicas=3, rollout={"strategy": {"blueGreen": {"holdSeconds": holds}}})
+    world.job, world.spec = trained(300), {**world.spec, "timeoutSeconds": 31.0}
+    world.settle()
+    world.get_ready()
+    world.settle()
+    candidate, began = world.candidate, world.now
+    chance = random.Random(holds)
+    while world.candidate:
+        world.lose_pods(candidate, min(chance.randrange(3), world.behind()[candidate] - 1))
+        world.settle()
+        world.get_ready(count=chance.randrange(2))
+        world.now += 10.0
+        world.settle()
+        assert world.now - began <= holds + 600 + 10
+    assert world.stable == candidate
+
+
+def test_a_first_revision_is_tried_for_ever_with_pauses_that_grow_to_ten_minutes() -> None:
+    world, tries = World(spec={}), []
+    for _ in range(12):
+        world.settle()
+        world.change_pods(world.candidate, exit_code=78, exit_message="tls.secretRef: tls.key does not belong")
+        world.settle()
+        assert world.deployments == {}
+        pause = world.decide().requeue_after
+        assert pause is not None
+        tries.append(pause)
+        world.now += pause
+    assert tries == [30, 60, 120, 240, 480] + 7 * [600]
+    world.settle()
+    world.get_ready()
+    world.settle()
+    assert (world.status.reason, world.behind()) == ("Live", {world.stable: 2})
 
 
 def test_status_stays_small_however_many_revisions_fail() -> None:

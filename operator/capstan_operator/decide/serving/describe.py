@@ -11,8 +11,10 @@ from capstan_operator.decide.serving.health import trouble
 from capstan_operator.decide.serving.latency import with_latencies
 from capstan_operator.decide.serving.model import NoModel
 from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.retry import tried_again_at
 from capstan_operator.decide.serving.salvage import Refused
 from capstan_operator.decide.serving.scaling import is_limited
+from capstan_operator.decide.times import rfc3339
 from capstan_runtime.contract.env import SERVE_PORT
 
 SHORT_DIGEST = len("blake3:") + 12
@@ -63,7 +65,7 @@ def _headline(fleet: Fleet, obstacle: NoModel | Refused | None) -> Headline:
         return Headline(ServingReason.RETREATING.value, retreat)
     wanted = known_revision(fleet.status, fleet.wanted.name) if fleet.wanted else None
     if wanted is not None and wanted.failure is not None:
-        message = f"{wanted.name} was given up: {wanted.failure.message}; {_service(fleet)}"
+        message = f"{wanted.name} was given up: {wanted.failure.message}; {_service(fleet)}{_retry(fleet, wanted)}"
         return Headline(wanted.failure.reason, message)
     if not fleet.behind():
         return Headline(ServingReason.NO_READY_PODS.value, _why_dark(fleet))
@@ -93,6 +95,11 @@ def _service(fleet: Fleet) -> str:
     if behind:
         return f"{' and '.join(behind)} serve{'' if len(behind) > 1 else 's'}"
     return _why_dark(fleet) if fleet.status.stable else "there is nothing else to serve"
+
+
+def _retry(fleet: Fleet, wanted: RevisionStatus) -> str:
+    at = tried_again_at(fleet, wanted)
+    return f"; it is tried again at {rfc3339(at)}" if at is not None else ""
 
 
 def _is_another_wanted(fleet: Fleet) -> bool:
@@ -291,7 +298,7 @@ def _put_rolled_back(fleet: Fleet) -> InferenceServiceStatus:
         return _put(fleet, kind, True, wanted.failure.reason, f"{wanted.name}: {wanted.failure.message}")
     if fleet.wanted is None or find(fleet.status, kind) is None:
         return fleet.status
-    return _put(fleet, kind, False, ServingReason.VALID.value, "the spec asks for a revision that was not given up")
+    return _put(fleet, kind, False, ServingReason.VALID.value, "what the spec asks for is not given up")
 
 
 def _put_scaling_limited(fleet: Fleet) -> InferenceServiceStatus:

@@ -107,11 +107,14 @@ class Fleet:
 
     def is_dark(self) -> bool:
         """There is a proven revision, but for a minute nobody was served."""
+        return self.ready(self.status.stable) == 0 and self.is_long_dark()
+
+    def is_long_dark(self) -> bool:
+        """For a minute nobody was served, as far as was seen."""
         serving = find(self.status, InferenceServiceCondition.SERVING)
         return (
             serving is not None
             and serving.status == "False"
-            and self.ready(self.status.stable) == 0
             and seconds_after(serving.last_transition_time, self.now) >= DARK_SECONDS
         )
 
@@ -138,7 +141,7 @@ def known_revision(status: InferenceServiceStatus, name: str | None) -> Revision
 
 
 def is_given_up(status: InferenceServiceStatus, name: str | None) -> bool:
-    """Whether a revision failed: it is never tried again."""
+    """Whether a revision failed, and was not tried again since."""
     known = known_revision(status, name)
     return known is not None and known.failure is not None
 

@@ -1,7 +1,7 @@
 """Whether a revision is good for anything: what its pods end with, and whether they get ready."""
 
 from capstan_operator.api.inference_service_status import RevisionFailure
-from capstan_operator.decide.serving.fleet import Fleet
+from capstan_operator.decide.serving.fleet import DARK_SECONDS, Fleet
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_operator.observe import ObservedReplica
@@ -26,7 +26,8 @@ def failure_of_candidate(fleet: Fleet) -> RevisionFailure | None:
     """Why the revision that is on its way must be given up; None: it need not."""
     rollout = fleet.rollout
     assert rollout is not None
-    pods = fleet.pods(rollout.candidate)
+    # A pod that leaves may be of an earlier try.
+    pods = [pod for pod in fleet.pods(rollout.candidate) if not pod.is_deleting]
     for pod in pods:
         hopeless = _hopeless(pod)
         if hopeless is not None:
@@ -39,7 +40,24 @@ def failure_of_candidate(fleet: Fleet) -> RevisionFailure | None:
             return _failure(
                 fleet, ServingReason.CRASHING, f"pod {pod.name} ended {pod.restarts} times{_words(pod)}", pod
             )
+    if _is_dark_in_vain(fleet):
+        message = f"all traffic led to it, and none of its pods was ready for {DARK_SECONDS:.0f} s"
+        return _failure(fleet, ServingReason.NO_READY_PODS, message)
     return None
+
+
+def _is_dark_in_vain(fleet: Fleet) -> bool:
+    """Nobody is served although the proven revision could: the address leads to a candidate that has lost its pods."""
+    rollout, route = fleet.rollout, fleet.seen.route
+    return (
+        rollout is not None
+        and rollout.phase == "Holding"
+        and route is not None
+        and route.revision == rollout.candidate
+        and fleet.ready(rollout.candidate) == 0
+        and fleet.ready(fleet.status.stable) > 0
+        and fleet.is_long_dark()
+    )
 
 
 def missed_deadline(fleet: Fleet) -> RevisionFailure | None:
@@ -100,5 +118,6 @@ def _failure(fleet: Fleet, reason: ServingReason, message: str, pod: ObservedRep
         message=message[:MESSAGE_LENGTH],
         pod=pod.name if pod else None,
         exit_code=pod.exit_code if pod else None,
+        generation=fleet.seen.service.generation,
         at=rfc3339(fleet.now),
     )

@@ -18,11 +18,12 @@ from capstan_operator.api.inference_service_status import (
     RolloutStatus,
 )
 from capstan_operator.build.store import job_of
-from capstan_operator.decide.serving.fleet import Fleet, is_given_up, known_revision, with_revision
+from capstan_operator.decide.serving.fleet import Fleet, known_revision, with_revision
 from capstan_operator.decide.serving.gates import judge
 from capstan_operator.decide.serving.gateway import has_its_share, is_cut_off
 from capstan_operator.decide.serving.health import failure_of_candidate, lacks_pods, missed_deadline
 from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.retry import forgive, seconds_until_tried
 from capstan_operator.decide.serving.scaling import decide_size
 from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_operator.observe import ObservedTraffic, ServedTraffic
@@ -62,6 +63,11 @@ def _abandon(fleet: Fleet) -> InferenceServiceStatus | None:
     return fleet.status.model_copy(update={"rollout": None})
 
 
+def _forgive(fleet: Fleet) -> InferenceServiceStatus | None:
+    """The spec asks for something else by now: when it asks again for what was given up, that is tried again."""
+    return _if_changed(fleet, forgive(fleet.status, fleet.wanted.name)) if fleet.wanted else None
+
+
 def _give_up(fleet: Fleet) -> InferenceServiceStatus | None:
     """The candidate is no good: its pods say so."""
     if fleet.rollout is None:
@@ -73,14 +79,17 @@ def _give_up(fleet: Fleet) -> InferenceServiceStatus | None:
 def _begin(fleet: Fleet) -> InferenceServiceStatus | None:
     """The spec asks for another revision than the proven one, and that one is alone."""
     wanted, status = fleet.wanted, fleet.status
-    if fleet.rollout or wanted is None or wanted.name == status.stable or is_given_up(status, wanted.name):
+    if fleet.rollout or wanted is None or wanted.name == status.stable:
+        return None
+    if seconds_until_tried(fleet, wanted.name) != 0.0:
         return None
     if status.stable is not None and not fleet.is_settled():
         return None
     if status.stable is not None and is_cut_off(fleet) and not fleet.is_dark():
         return None  # no request would ever reach its canary
     rollout = RolloutStatus(candidate=wanted.name, phase="Starting", started_at=fleet.moment)
-    return with_revision(status, _candidate(fleet, rollout)).model_copy(update={"rollout": rollout})
+    candidate = _candidate(fleet, rollout).model_copy(update={"failure": None, "gates": []})
+    return with_revision(status, candidate).model_copy(update={"rollout": rollout})
 
 
 def _take_first(fleet: Fleet) -> InferenceServiceStatus | None:
@@ -146,6 +155,7 @@ def _resize(fleet: Fleet) -> InferenceServiceStatus | None:
 _RULES: tuple[Rule, ...] = (
     _forget_lost,
     _abandon,
+    _forgive,
     _give_up,
     _begin,
     _take_first,
@@ -217,7 +227,9 @@ def _refused(
     if not fleet.spec.rollout.auto_rollback:
         return _if_changed(fleet, _with_gates(fleet, rollout, _calm(fleet, rollout, gates)))
     status = _with_gates(fleet, rollout, gates)
-    return _failed(fleet.after(status), RevisionFailure(reason=reason.value, message=why, at=rfc3339(fleet.now)))
+    generation, at = fleet.seen.service.generation, rfc3339(fleet.now)
+    failure = RevisionFailure(reason=reason.value, message=why, generation=generation, at=at)
+    return _failed(fleet.after(status), failure)
 
 
 def _in_hold(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | None:
@@ -226,10 +238,19 @@ def _in_hold(fleet: Fleet, rollout: RolloutStatus) -> InferenceServiceStatus | N
     if rollout.since is None:
         is_whole = has_all and not fleet.is_divided() and ready >= fleet.size
         return _count_from_now(fleet, rollout) if is_whole else None
-    # A size that grew since then asks for more pods, but takes nothing from what those there are have proven.
-    if not has_all or ready < min(fleet.size, rollout.ready):
+    if not has_all:
         return _enter(fleet, "Holding")  # it counts from anew
-    return _promoted(fleet) if seconds_after(rollout.since, fleet.now) >= hold_seconds(fleet) else None
+    is_proven = ready > 0 and _seconds_until_proven(fleet, rollout) <= 0
+    return _promoted(fleet) if is_proven else None
+
+
+def _seconds_until_proven(fleet: Fleet, rollout: RolloutStatus) -> float:
+    """A pod that is lost in a hold is waited for at its end, but not for ever: the old revision's pods may stand where
+    it is to come up. Any revision loses a pod now and then; one whose pods crash, or that has none left, is no good."""
+    # A size that grew since then asks for more pods, but takes nothing from what those there are have proven.
+    is_whole = fleet.ready(rollout.candidate) >= min(fleet.size, rollout.ready)
+    patience = 0.0 if is_whole else fleet.spec.rollout.progress_deadline_seconds
+    return hold_seconds(fleet) + patience - seconds_after(rollout.since, fleet.now)
 
 
 def hold_seconds(fleet: Fleet) -> float:
@@ -250,7 +271,9 @@ def seconds_until_next(fleet: Fleet) -> float | None:
     if rollout is None or rollout.since is None:
         return None
     if rollout.phase == "Holding":
-        return max(0.0, hold_seconds(fleet) - seconds_after(rollout.since, fleet.now))
+        if not fleet.ready(rollout.candidate):
+            return None
+        return max(0.0, _seconds_until_proven(fleet, rollout))
     if rollout.phase == "Canary" and fleet.canary:
         hold, elapsed = current_step(fleet, rollout).hold_seconds, _seconds_counted(fleet, rollout)
         due = [seconds for seconds in (hold - elapsed, EXTENSIONS * hold - elapsed) if seconds > 0]
@@ -337,9 +360,10 @@ def _promoted(fleet: Fleet) -> InferenceServiceStatus:
 
 
 def _failed(fleet: Fleet, failure: RevisionFailure) -> InferenceServiceStatus:
-    """The candidate is given up for good; the record of the newest few that were is kept."""
+    """The candidate is given up; the record of the newest few that were is kept."""
     assert fleet.rollout is not None
-    given_up = _candidate(fleet, fleet.rollout).model_copy(update={"phase": "Failed", "failure": failure})
+    known = _candidate(fleet, fleet.rollout)
+    given_up = known.model_copy(update={"phase": "Failed", "failure": failure, "failures": known.failures + 1})
     others = [one for one in fleet.status.revisions if one.name != given_up.name]
     outdated = [one.name for one in others if one.failure][: 1 - FAILURES_KEPT]
     kept = [one for one in others if one.name not in outdated]
