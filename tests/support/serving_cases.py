@@ -7,6 +7,7 @@ given:
           {train: step, verified: bool, done: bool}, {spec: merged into the spec},
           {pods: stable | candidate, of ObservedReplica: values},
           {lose: stable | candidate, count: n} (so many pods are ready no more),
+          {quota: message} (no further pod is made, for that reason),
           {vanish: stable | candidate} (its Deployment was deleted by hand),
           {traffic: {stable | candidate: [requests, errors, compared, different]}}, the last two or none of them,
           {latency: {stable | candidate: [p50, p99] in seconds}},
@@ -120,6 +121,8 @@ def _happen(world: World, chapter: Any) -> None:
                 setattr(world.gateway, name, value)
         case "hear":
             world.gateway.hear()
+        case {"quota": message}:
+            world.quota = message
         case {"lose": who, "count": count}:
             world.lose_pods(named[who], count)
         case {"vanish": who}:

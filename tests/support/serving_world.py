@@ -132,6 +132,8 @@ class World:
     now: float = 100.0
     events: list[str] = field(default_factory=list)
     generation: int = 1
+    quota: str | None = None
+    """Why no further pod is made; None: they are."""
     made: int = 0
     """Pods there ever were."""
 
@@ -159,7 +161,8 @@ class World:
             service=ObservedService(NAMESPACE, SERVICE, SERVICE_UID, self.generation, False, self.spec, self.status),
             job=self.job,
             deployments=tuple(
-                ObservedDeployment(name, f"{name}-uid", size) for name, size in sorted(self.deployments.items())
+                ObservedDeployment(name, f"{name}-uid", size, failure=self.quota)
+                for name, size in sorted(self.deployments.items())
             ),
             route=self.route,
             replicas=tuple(sorted(self.pods.values(), key=lambda pod: pod.name)),
@@ -207,7 +210,7 @@ class World:
         """What the Deployment controller does: pods for those that lack some, fewer for those that have too many."""
         for name, size in self.deployments.items():
             own = [pod for pod in self.pods.values() if pod.revision == name and not pod.is_deleting]
-            for _ in range(size - len(own)):
+            for _ in range(0 if self.quota else size - len(own)):
                 self.made += 1
                 pod = f"{name}-{self.made}"
                 self.pods[pod] = ObservedReplica(pod, f"{pod}-uid", name, is_ready=False, is_deleting=False)

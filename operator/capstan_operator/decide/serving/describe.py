@@ -111,7 +111,7 @@ def _progress(fleet: Fleet) -> str:
     rollout = fleet.rollout
     assert rollout is not None
     name = rollout.candidate
-    problem = trouble(fleet.pods(name))
+    problem = trouble(fleet, name)
     waits = f"; {problem}" if problem else ""
     match rollout.phase:
         case "Starting":
@@ -147,7 +147,7 @@ def _verdicts(fleet: Fleet, name: str) -> str:
 
 
 def _why_dark(fleet: Fleet) -> str:
-    problem = trouble(fleet.pods(fleet.status.stable))
+    problem = trouble(fleet, fleet.status.stable)
     return f"no pod of {fleet.status.stable} is ready{': ' + problem if problem else ''}"
 
 

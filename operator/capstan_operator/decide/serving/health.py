@@ -66,9 +66,12 @@ def missed_deadline(fleet: Fleet) -> RevisionFailure | None:
     if seconds_until_given_up(fleet) != 0.0:
         return None
     assert fleet.rollout is not None
-    deadline, pods = fleet.spec.rollout.progress_deadline_seconds, fleet.pods(fleet.rollout.candidate)
-    why = next((f": pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), "")
-    message = f"no further pod was ready within {deadline} s (rollout.progressDeadlineSeconds){why}"
+    name, deadline = fleet.rollout.candidate, fleet.spec.rollout.progress_deadline_seconds
+    pods = fleet.pods(name)
+    why = next((f"pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), refused_pods(fleet, name))
+    message = (
+        f"no further pod was ready within {deadline} s (rollout.progressDeadlineSeconds){f': {why}' if why else ''}"
+    )
     return _failure(fleet, ServingReason.PROGRESS_DEADLINE_EXCEEDED, message)
 
 
@@ -91,16 +94,22 @@ def lacks_pods(fleet: Fleet) -> bool:
     return rollout.since is None and fleet.ready(rollout.candidate) < asked_for
 
 
-def trouble(pods: list[ObservedReplica]) -> str | None:
-    """The first thing that is wrong with any of `pods`, in one sentence; None: nothing is."""
-    for pod in pods:
+def refused_pods(fleet: Fleet, revision: str | None) -> str | None:
+    """Why a revision's Deployment cannot make pods; None: it can."""
+    deployment = fleet.deployment(revision)
+    return deployment.failure if deployment else None
+
+
+def trouble(fleet: Fleet, revision: str | None) -> str | None:
+    """The first thing that is wrong with the pods of a revision, in one sentence; None: nothing is."""
+    for pod in fleet.pods(revision):
         if pod.is_ready or pod.is_deleting:
             continue
         if pod.exit_code:
             return f"pod {pod.name} ended{_words(pod)}"
         if pod.waiting:
             return f"pod {pod.name}: {pod.waiting}"
-    return None
+    return refused_pods(fleet, revision)
 
 
 def _hopeless(pod: ObservedReplica) -> ServingReason | None:
