@@ -1,6 +1,7 @@
 """What the pod's first process answers while no replica does: it lives, and it is not ready."""
 
 import asyncio
+import ipaddress
 import json
 import socket
 import ssl
@@ -13,6 +14,15 @@ _REQUEST_SECONDS = 5.0
 _HEAD_BYTES = 65536
 _BACKLOG = 2048
 """Connections that wait to be accepted: while a replica is busy, and for the moment between two of them."""
+
+
+def listening_address(pod_ip: str) -> str:
+    """Every address of a pod that has a network of its own, since `kubectl port-forward` connects to localhost in
+    there. Pods whose address is a loopback one share a machine, and each keeps to its own. Raises ValueError."""
+    ip = ipaddress.ip_address(pod_ip)
+    if ip.is_loopback:
+        return pod_ip
+    return "::" if ip.version == 6 else "0.0.0.0"  # noqa: S104
 
 
 def open_door(address: str, port: int) -> socket.socket:

@@ -18,7 +18,7 @@ from capstan_runtime.errors import ConfigError
 from capstan_runtime.serve_replica import line
 from capstan_runtime.serve_replica.environment import ray_environment
 from capstan_runtime.serve_replica.family import adopt_orphans, kill_descendants, reap
-from capstan_runtime.serve_replica.front import Front, open_door
+from capstan_runtime.serve_replica.front import Front, listening_address, open_door
 from capstan_runtime.serve_replica.settings import Settings
 from capstan_runtime.serve_replica.tls import open_tls
 from capstan_runtime.supervisor.log import Log
@@ -123,10 +123,10 @@ class Pod:
         config = self._settings.config
         try:
             tls = open_tls(self._settings, self._log.say)
-            door = open_door(self._settings.address, env.SERVE_PORT)
+            door = open_door(listening_address(self._settings.address), env.SERVE_PORT)
         except ConfigError as error:
             return Ending(ExitCode.CONFIG, str(error))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             return Ending(ExitCode.RETRYABLE, f"cannot listen on {self._settings.address}:{env.SERVE_PORT}: {error}")
         with door, line.listen(str(folder / "line")) as listener:
             front = Front(door, is_live=lambda: self._is_starting or bool(self._replicas), tls=tls)
