@@ -105,6 +105,10 @@ CRD = {
 }
 
 
+NOBODY = "127.255.0.9"
+"""An address on loopback at which nothing listens."""
+
+
 class Surroundings:
     """What the Deployment controller, a node and a Gateway do: pods come and are ready, routes are taken."""
 
@@ -137,9 +141,9 @@ class Surroundings:
             owner = await self._replica_set(wanted[name][LABEL_REVISION], wanted[name])
             metadata = {"name": name, "labels": wanted[name], "ownerReferences": [owner]}
             await self._cluster.create(PODS, name, metadata=metadata, spec=spec)
-            await self._cluster.set_pod_status(
-                name, phase="Running", conditions=[{"type": "Ready", "status": "True", "lastProbeTime": None}]
-            )
+            ready = {"type": "Ready", "status": "True", "lastProbeTime": None}
+            # They are asked for their numbers, and nobody answers.
+            await self._cluster.set_pod_status(name, phase="Running", podIP=NOBODY, conditions=[ready])
 
     async def _replica_set(self, revision: str, labels: dict[str, str]) -> dict[str, Any]:
         """Reference to the ReplicaSet of this revision, which is made if it is not there."""
