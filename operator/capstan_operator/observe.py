@@ -189,6 +189,25 @@ class ObservedGatewayRoute:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedRayService:
+    """The RayService of a service with that backend, owned by it, and what KubeRay says of it."""
+
+    uid: str
+    revision: str | None
+    """The one it asks for; None: somebody took the label away."""
+    deletion_delay_seconds: int | None
+    """How long a cluster stays that has no traffic any more; None: as KubeRay likes."""
+    is_settled: bool = False
+    """KubeRay has seen it as it is now, and the cluster that has the traffic is the one it asks for."""
+    endpoints: int = 0
+    """Ready pods behind its Service."""
+    application: str | None = None
+    """What Serve says of the application in the cluster that has the traffic; None: KubeRay did not ask lately."""
+    problem: str | None = None
+    """Why it cannot go on, `Reason: message`; None when nothing is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
 class ServedTraffic:
     """What the pods of one revision answered within one window of time."""
 
@@ -290,4 +309,10 @@ class ObservedServing:
     """The apiVersion in which the API server serves PodDisruptionBudgets; None: in none that is known here."""
     has_budget: bool = False
     """Its PodDisruptionBudget is there."""
+    ray_service: ObservedRayService | None = None
+    """None: there is none."""
+    has_kuberay: bool = False
+    """The API server serves RayServices."""
+    ray_token: str = ""
+    """What the processes of this service's Ray clusters know each other by; the same at every look."""
     settings: OperatorSettings = field(default_factory=OperatorSettings)

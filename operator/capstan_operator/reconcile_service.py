@@ -82,7 +82,8 @@ class ServiceReconciler:
         observed = self._store.observe(key)
         assert observed is not None
         stable = observed.service.status.stable
-        if stable is None or any(one.name == stable for one in observed.deployments):
+        is_there = observed.ray_service is not None or any(one.name == stable for one in observed.deployments)
+        if stable is None or is_there:
             return observed
         labels = {LABEL_MANAGED_BY: MANAGED_BY}
         await self._children.reclaim(DEPLOYMENTS, stable, observed.service, labels, lane=Lane.REPAIR)

@@ -163,6 +163,7 @@ class _Operator:
             self._wake,
             self._store,
             metrics,
+            token_of=self._token_of,
             namespace=settings.namespace,
             settings=settings.operator,
             scrape_seconds=settings.poll_seconds,

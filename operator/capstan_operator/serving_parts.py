@@ -14,10 +14,12 @@ from capstan_operator.cluster.kinds import (
     DISRUPTION_BUDGETS,
     HTTP_ROUTES,
     INFERENCE_SERVICES,
+    RAY_SERVICES,
     SERVICES,
     Resource,
 )
 from capstan_operator.cluster.kube import KubeClient
+from capstan_operator.cluster.ray_services import RayService, decode_ray_service
 from capstan_operator.cluster.reflector import Reflector
 from capstan_operator.cluster.replicas import (
     Deployment,
@@ -53,6 +55,7 @@ class ServingParts:
         jobs: Store,
         metrics: Metrics,
         *,
+        token_of: Callable[[str], str],
         namespace: str | None,
         settings: OperatorSettings,
         scrape_seconds: float,
@@ -69,7 +72,12 @@ class ServingParts:
             interval_seconds=scrape_seconds,
         )
         self.store = ServingStore(
-            wake, find_job=self._find_job, counts=self._scraper, settings=settings, metrics=metrics
+            wake,
+            find_job=self._find_job,
+            counts=self._scraper,
+            token_of=token_of,
+            settings=settings,
+            metrics=metrics,
         )
         jobs.jobs.listeners.append(self.store.wake_users)
         self._services = OwnKind(client, credentials, INFERENCE_SERVICES, self.store.services, wake, namespace)
@@ -85,6 +93,16 @@ class ServingParts:
             HttpRoute,
             self.store.gateway_routes,
             lambda served: self.store.set_gateway_api(is_served=served is not None),
+            metrics,
+            namespace=namespace,
+            look_seconds=LOOK_SECONDS,
+        )
+        self._kuberay = OptionalWatch(
+            client,
+            (RAY_SERVICES,),
+            RayService,
+            self.store.ray_services,
+            lambda served: self.store.set_kuberay(is_served=served is not None),
             metrics,
             namespace=namespace,
             look_seconds=LOOK_SECONDS,
@@ -105,7 +123,14 @@ class ServingParts:
         await wait_until_served(self._client, INFERENCE_SERVICES, lambda problem: None)
         self._is_served = True
         async with asyncio.TaskGroup() as group:
-            for part in (self._deployments, self._routes, self._gateways, self._budgets, self._services):
+            for part in (
+                self._deployments,
+                self._routes,
+                self._gateways,
+                self._kuberay,
+                self._budgets,
+                self._services,
+            ):
                 group.create_task(part.run())
             await self._services.synced.wait()
             for job in self._jobs.jobs.all():
@@ -141,6 +166,7 @@ class ServingParts:
             ("Deployments", self._deployments),
             ("Services", self._routes),
             ("HTTPRoutes", self._gateways),
+            ("RayServices", self._kuberay),
         ):
             if not part.synced.is_set():
                 return f"not all {what} have been seen"
@@ -163,3 +189,5 @@ class ServingParts:
             self.store.gateway_routes.put(decode_http_route(answer))
         elif resource in DISRUPTION_BUDGETS:
             self.store.budgets.put(decode_disruption_budget(answer))
+        elif resource is RAY_SERVICES:
+            self.store.ray_services.put(decode_ray_service(answer))

@@ -58,6 +58,10 @@ def agreeing(least: float) -> dict[str, Any]:
     return {"strategy": {"canary": {"gates": {"minAgreement": least}}}}
 
 
+def by_kuberay(**changes: Any) -> dict[str, Any]:
+    return a_spec(backend="RayService", **{"rollout": {"strategy": {"blueGreen": {}}}, **changes})
+
+
 def undescribed(schema: dict[str, Any], path: str = "") -> list[str]:
     found = []
     for name, child in schema.get("properties", {}).items():
@@ -119,6 +123,8 @@ ACCEPTED = {
             hostnames=["digits.example.com", "*.example.com"],
         )
     ),
+    "KubeRay": by_kuberay(replicas=3, auth={"apiKeysSecretRef": {"name": "keys"}}, gpus=1),
+    "pods of its own": a_spec(backend="Standalone", autoscaling={"maxReplicas": 3}),
     "guards": a_spec(
         timeoutSeconds=5,
         auth={"apiKeysSecretRef": {"name": "keys"}},
@@ -215,6 +221,36 @@ REFUSED = {
         ),
         "targetOngoingRequests 11 is above the 10 that queue lets into a pod (maxOngoingRequests + maxQueuedRequests); "
         "lower it",
+    ),
+    "another backend": (a_spec(backend="Knative"), "backend"),
+    "KubeRay behind a gateway": (
+        by_kuberay(gateway=behind({"name": "a"})),
+        "gateway: backend RayService has no HTTPRoute; remove gateway, or set backend Standalone",
+    ),
+    "KubeRay with TLS": (
+        by_kuberay(tls={"secretRef": {"name": "certificate"}}),
+        "tls: backend RayService speaks plain HTTP; remove tls, or set backend Standalone",
+    ),
+    "KubeRay that scales": (
+        by_kuberay(autoscaling={"maxReplicas": 3}),
+        "autoscaling: backend RayService has as many replicas as it is told; set replicas instead, or set backend "
+        "Standalone",
+    ),
+    "KubeRay that rolls pod by pod": (
+        a_spec(backend="RayService"),
+        "rollout.strategy: backend RayService moves all traffic at once, to a whole new cluster; set blueGreen, or set "
+        "backend Standalone",
+    ),
+    "KubeRay with a canary": (by_kuberay(rollout=canary(10)), "rollout.strategy: backend RayService moves all traffic"),
+    "KubeRay with a deadline": (
+        by_kuberay(rollout={"strategy": {"blueGreen": {}}, "progressDeadlineSeconds": 60}),
+        "rollout.progressDeadlineSeconds: backend RayService waits for a new cluster without end, while the old one "
+        "serves; leave it out, or set backend Standalone",
+    ),
+    "KubeRay with a drain": (
+        by_kuberay(drainSeconds=30),
+        "drainSeconds: backend RayService leaves to Ray when a pod that goes takes no new request; leave it out, or "
+        "set backend Standalone",
     ),
     "an unknown protocol": (a_spec(protocols=["gRPC"]), "protocols"),
 }

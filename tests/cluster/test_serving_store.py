@@ -41,6 +41,7 @@ class Known:
             lambda key, priority: self.woken.append(key),
             find_job=lambda key: job if key == JOB else None,
             counts=Scraper(list, lambda key: None, Metrics()),
+            token_of=lambda uid: f"token of {uid}",
             settings=OperatorSettings(),
             metrics=Metrics(),
         )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, Field, model_validator
 
 from capstan_operator.api.autoscaling import Autoscaling
+from capstan_operator.api.backend import RAY_SERVICE_RULES, Backend, ray_service_problem
 from capstan_operator.api.gateway import Gateway
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.store import Store
@@ -288,6 +289,7 @@ class InferenceServiceSpec(Guards, Placement):
             " + string(self.drainSeconds) + ' + timeoutSeconds ' + string(double(self.timeoutSeconds))"
             f" + ' + {STOP_SECONDS} to end; raise it'",
         ),
+        *RAY_SERVICE_RULES,
     )
 
     model_ref: Annotated[ModelRef, Field(description="What is served.")]
@@ -298,6 +300,7 @@ class InferenceServiceSpec(Guards, Placement):
             "that trained it."
         ),
     ] = None
+    backend: Backend = "Auto"
     protocols: Annotated[
         list[Literal["OpenInference", "KServeV1", "OpenAI"]],
         Field(min_length=1, max_length=3, description="What is spoken. OpenAI is for language models."),
@@ -428,4 +431,10 @@ class InferenceServiceSpec(Guards, Placement):
     def _gateways_can_talk_to_pods(self) -> Self:
         if self.gateway and self.tls:
             raise ValueError(_TLS_BEHIND_GATEWAY)
+        return self
+
+    @model_validator(mode="after")
+    def _the_backend_can_do_it(self) -> Self:
+        if self.backend == "RayService" and (problem := ray_service_problem(self)):
+            raise ValueError(problem)
         return self

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,8 @@ from capstan_runtime.contract.serving import Compare, ServeConfig, ServedModel
 
 UNNAMED = "-"
 """Stands in for the revision's name in what the name is a digest of."""
+BuildTemplate = Callable[[InferenceServiceSpec, ModelStatus, ServeConfig, str, OperatorSettings], dict[str, Any]]
+"""Of a backend: all that it is told of replicas. The text is the name of the Secret with the configuration."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Revision:
     model: ModelStatus
     config: ServeConfig
     template: dict[str, Any]
-    """Shared: never changed."""
+    """What the backend makes replicas from. Shared: never changed."""
 
 
 def build_revision(
@@ -37,6 +40,7 @@ def build_revision(
     model: ModelStatus,
     runtime: Literal["flax", "torch"],
     settings: OperatorSettings,
+    build_template: BuildTemplate = build_replica_template,
 ) -> Revision:
     """The revision that serves `model` as `spec` says. Its name is a digest of all that its pods depend on.
 
@@ -58,10 +62,10 @@ def build_revision(
         finish_seconds=_finish_seconds(spec),
         compare=_compare(owner, spec),
     )
-    template = build_replica_template(spec, model, config, UNNAMED, settings)
+    template = build_template(spec, model, config, UNNAMED, settings)
     name = f"{owner.name}-{_digest(config, template)[:HASH_DIGITS]}"
     named = config.model_copy(update={"model": config.model.model_copy(update={"version": name})})
-    return Revision(name, model, named, build_replica_template(spec, model, named, name, settings))
+    return Revision(name, model, named, build_template(spec, model, named, name, settings))
 
 
 def _finish_seconds(spec: InferenceServiceSpec) -> float | None:

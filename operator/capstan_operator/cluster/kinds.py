@@ -50,6 +50,8 @@ DISRUPTION_BUDGETS = (
     Resource("policy", "v1beta1", "poddisruptionbudgets", "PodDisruptionBudget"),
 )
 """Kubernetes serves the first from 1.21 on, the second up to 1.24."""
+RAY_SERVICES = Resource("ray.io", "v1", "rayservices", "RayService")
+"""Of KubeRay, which not every cluster has."""
 EVENTS = Resource("", "v1", "events", "Event")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 """Cluster-scoped, so always with `namespace` None."""
@@ -61,6 +63,7 @@ APPLICABLE: dict[tuple[str, str], Resource] = {
     ("apps/v1", "Deployment"): DEPLOYMENTS,
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): HTTP_ROUTES,
     **{(one.group_version, one.kind): one for one in DISRUPTION_BUDGETS},
+    ("ray.io/v1", "RayService"): RAY_SERVICES,
 }
 """The kinds a decision may ask to be server-side applied, by (apiVersion, kind)."""
 
@@ -132,6 +135,13 @@ RULES: tuple[Rule, ...] = (
         ("list", "watch", "create", "patch", "delete"),
         "watched",
         "A drain takes the replicas of an InferenceService one by one.",
+    ),
+    Rule(
+        "ray.io",
+        "rayservices",
+        ("list", "watch", "create", "patch"),
+        "watched",
+        "What KubeRay keeps of an InferenceService with backend RayService; it goes with its owner.",
     ),
     Rule("", "events", ("create", "patch"), "watched", "What happened to our objects."),
     Rule("", "namespaces", ("list", "watch"), "watched", "Only with --allow-chaos: which namespaces allow faults."),

@@ -1,5 +1,5 @@
 """What the operator has seen of InferenceServices: themselves, their Deployments, pods, and ways there: Services that
-lead elsewhere later, HTTPRoutes.
+lead elsewhere later, HTTPRoutes; and RayServices.
 
 As in `store.py`, everything that arrives goes through here, older versions are dropped, and a change that matters wakes
 the service it belongs to.
@@ -19,6 +19,7 @@ from capstan_operator.cluster.gateway_routes import HttpRoute, observe_gateway_r
 from capstan_operator.cluster.kinds import INFERENCE_SERVICES
 from capstan_operator.cluster.objects import ObjectRecord, Objects, Tombstones, is_newer
 from capstan_operator.cluster.pods import Metadata, Pod, seconds_of
+from capstan_operator.cluster.ray_services import RayService, observe_ray_service
 from capstan_operator.cluster.replicas import (
     Address,
     Deployment,
@@ -40,6 +41,7 @@ from capstan_operator.observe import (
     ObservedGatewayRoute,
     ObservedJob,
     ObservedLoad,
+    ObservedRayService,
     ObservedReplica,
     ObservedRoute,
     ObservedService,
@@ -152,7 +154,7 @@ class Counts(Protocol):
 
 class ServingStore:
     """`wake(key, priority)` is called after each change that matters. `find_job` looks a TrainingJob up; `counts` is
-    what the replicas were asked for."""
+    what the replicas were asked for; `token_of` a service's uid is what its Ray clusters ask for."""
 
     def __init__(
         self,
@@ -160,12 +162,14 @@ class ServingStore:
         *,
         find_job: Callable[[ObjectKey], ObservedJob | None],
         counts: Counts,
+        token_of: Callable[[str], str],
         settings: OperatorSettings,
         metrics: Metrics,
     ) -> None:
         self._wake = wake
         self._find_job = find_job
         self._counts = counts
+        self._token_of = token_of
         self._settings = settings
         self._metrics = metrics
         self._users: dict[ObjectKey, set[ObjectKey]] = {}
@@ -179,8 +183,10 @@ class ServingStore:
         self.deployments = Family(_read_deployment, self._wake_normally)
         self.routes = Family(_read_route, self._wake_normally)
         self.gateway_routes = Family(_read_gateway_route, self._wake_normally)
+        self.ray_services = Family(_read_ray_service, self._wake_normally)
         self.replicas = Family(_read_replica, self._wake_normally)
         self._has_gateway_api = False
+        self._has_kuberay = False
         self.budgets = Family(_read_budget, self._wake_normally)
         self._budget_api: str | None = None
         metrics.services.set_function(lambda: len(self.services))
@@ -214,6 +220,9 @@ class ServingStore:
             has_gateway_api=self._has_gateway_api,
             budget_api=self._budget_api,
             has_budget=any(one.owner_uid == service.uid for one in self.budgets.of(key)),
+            ray_service=next((one.seen for one in self.ray_services.of(key) if one.owner_uid == service.uid), None),
+            has_kuberay=self._has_kuberay,
+            ray_token=self._token_of(service.uid),
             settings=self._settings,
         )
 
@@ -250,6 +259,18 @@ class ServingStore:
         self._has_gateway_api = is_served
         if not is_served:
             self.gateway_routes.clear()
+        self._wake_all()
+
+    def set_kuberay(self, *, is_served: bool) -> None:
+        """Whether the API server serves RayServices. Those of one that does not are gone."""
+        if is_served == self._has_kuberay:
+            return
+        self._has_kuberay = is_served
+        if not is_served:
+            self.ray_services.clear()
+        self._wake_all()
+
+    def _wake_all(self) -> None:
         for service in self.services.all():
             self._wake(service.key, Priority.NORMAL)
 
@@ -260,8 +281,7 @@ class ServingStore:
         self._budget_api = api
         if api is None:
             self.budgets.clear()
-        for service in self.services.all():
-            self._wake(service.key, Priority.NORMAL)
+        self._wake_all()
 
     def wake_users(self, job: ObjectKey) -> None:
         """Something about this TrainingJob changed."""
@@ -347,6 +367,13 @@ def _read_budget(item: DisruptionBudget) -> Child[None] | None:
     if owner is None or item.metadata.name != owner[0].name:
         return None
     return _child(*owner, item.metadata, None)
+
+
+def _read_ray_service(item: RayService) -> Child[ObservedRayService] | None:
+    owner = _owning_service(item.metadata)
+    if owner is None or item.metadata.name != owner[0].name:
+        return None
+    return _child(*owner, item.metadata, observe_ray_service(item))
 
 
 def _read_replica(item: Pod) -> Child[ObservedReplica] | None:

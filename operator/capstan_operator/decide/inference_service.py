@@ -14,6 +14,7 @@ from capstan_operator.decide.serving.gateway import gateway_refusal
 from capstan_operator.decide.serving.health import seconds_until_given_up
 from capstan_operator.decide.serving.model import NoModel, resolve
 from capstan_operator.decide.serving.plan import make_plan
+from capstan_operator.decide.serving.ray_service import backend_refusal, decide_ray_service, is_kept_by_kuberay
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.record import record, seconds_until_next
 from capstan_operator.decide.serving.retry import seconds_until_retry
@@ -41,6 +42,8 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
         # The garbage collector removes the children by their owner; all that we could make now would be in its way.
         return ServingDecision(status=old)
     asked = _read(observed)
+    if is_kept_by_kuberay(observed, asked.spec):
+        return decide_ray_service(observed, asked.spec, asked.status, asked.wanted, asked.obstacle, now)
     known = fit_size(asked.spec.autoscaling, asked.status, observed.deployments)
     fleet = Fleet(observed, asked.spec, asked.wanted, known, now)
     recorded = fleet.after(record(fleet))
@@ -78,6 +81,9 @@ def _read(observed: ObservedServing) -> _Asked:
     missing = gateway_refusal(spec, observed)
     if missing is not None:
         return _refused(observed, missing, ServingReason.GATEWAY_API_MISSING)
+    unfit = backend_refusal(spec, observed)
+    if unfit is not None:
+        return _refused(observed, *unfit)
     model = resolve(spec, observed.job, old)
     if isinstance(model, NoModel):
         return _Asked(spec, None, old, model)

@@ -14,6 +14,8 @@ from capstan_operator.api.inference_service_status import ModelStatus
 from capstan_operator.build.pod_parts import GPU
 from capstan_operator.build.pod_patch import PodPatchError
 from capstan_operator.build.serving_children import LONGEST_SERVICE_NAME, SERVICE_NAME
+from capstan_operator.build.serving_pod import build_replica_template
+from capstan_operator.build.serving_ray import build_ray_cluster
 from capstan_operator.build.serving_revision import Revision, build_revision
 from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.validation import explain
@@ -63,8 +65,9 @@ def _build(owner: "_Identity", spec_json: str, model_json: str, settings: Operat
     model = ModelStatus.model_validate_json(model_json, by_alias=True)
     runtime = spec.runtime or model.framework
     assert runtime is not None  # a model by uri must come with a runtime, and one of a job has a framework
+    build_template = build_ray_cluster if spec.backend == "RayService" else build_replica_template
     try:
-        return build_revision(owner, spec, model, runtime, settings)
+        return build_revision(owner, spec, model, runtime, settings, build_template)
     except PodPatchError as error:
         return Refusal(tuple(sorted(f"spec.{problem}" for problem in error.problems)))
 

@@ -176,7 +176,7 @@ def _with_traffic(fleet: Fleet) -> InferenceServiceStatus:
             "ready": f"{sum(fleet.behind().values())}/{fleet.size}",
             "traffic": ", ".join(f"{name} {weight}%" for name, weight in weights.items()) or None,
             "traffic_mode": _traffic_mode(fleet) if weights else None,
-            "served": _served(leading),
+            "served": served_name(leading),
             "digest": leading.digest[:SHORT_DIGEST] if leading else None,
             "revisions": revisions,
         }
@@ -225,7 +225,7 @@ def _phase(fleet: Fleet, known: RevisionStatus) -> str:
     return "Live" if known.name == fleet.status.stable else "Leaving"
 
 
-def _served(leading: RevisionStatus | None) -> str | None:
+def served_name(leading: RevisionStatus | None) -> str | None:
     """`job@step` as the model's name. Not of status.model, which may be of a revision that is not proven yet."""
     if leading is None or leading.job is None:
         return None

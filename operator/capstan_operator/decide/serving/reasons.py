@@ -14,6 +14,13 @@ class ServingReason(StrEnum):
     GATEWAY_API_MISSING = "GatewayApiMissing"
     """spec.gateway is set, but the API server serves no HTTPRoutes."""
 
+    KUBERAY_MISSING = "KubeRayMissing"
+    """spec.backend is RayService, but the API server serves no RayServices."""
+    BACKEND_FIXED = "BackendFixed"
+    """spec.backend asks for another backend than the one that serves, whose address would be lost."""
+    RAY_SERVICE_FAILING = "RayServiceFailing"
+    """KubeRay or Ray Serve says that the RayService cannot go on; the message says why."""
+
     TRAINING_JOB_NOT_FOUND = "TrainingJobNotFound"
     """There is no TrainingJob of the name in modelRef."""
     TRAINING_JOB_INVALID = "TrainingJobInvalid"

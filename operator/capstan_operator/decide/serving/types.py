@@ -36,7 +36,8 @@ class ServingDecision:
     apply: tuple[Manifest, ...] = ()
     """Children to be server-side applied, in this order: the Service that answers are compared by, whenever it is to
     lead elsewhere; of a new revision Secret, Service and Deployment; the stable Service, then the HTTPRoute,
-    whenever it is to lead elsewhere; the PodDisruptionBudget, whenever it is missing."""
+    whenever it is to lead elsewhere; the PodDisruptionBudget, whenever it is missing. With KubeRay: of a new revision
+    its Secret, then the RayService, whenever it is to be another."""
     scale: tuple[Scale, ...] = ()
     delete: tuple[ChildDeletion, ...] = ()
     events: tuple[EventNote, ...] = ()
