@@ -157,6 +157,10 @@ class ObservedReplica:
     """Its last words in one line; None: none."""
     waiting: str | None = None
     """Why it does not run, `Reason: message`; None when nothing is wrong."""
+    is_prepared: bool = True
+    """False: it has a node, and its container was not created yet."""
+    is_stuck: bool = False
+    """That lasts for more than a minute: something that it mounts may be missing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from capstan_operator.cluster.events import EventWriter, ObjectRef
 from capstan_operator.cluster.kinds import APPLICABLE, DEPLOYMENTS, HTTP_ROUTES, SECRETS, SERVICES, Resource
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
-from capstan_operator.cluster.serving_store import ServingStore
+from capstan_operator.cluster.serving_store import STUCK_SECONDS, ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.inference_service import decide_inference_service
@@ -69,6 +69,8 @@ class ServiceReconciler:
         did = await self._carry_out(service, observed, decision)
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
+        if not all(pod.is_prepared for pod in observed.replicas):
+            self._queue.add_after(key, STUCK_SECONDS)
         return "written" if did else "unchanged"
 
     async def refresh(self, key: ObjectKey) -> None:

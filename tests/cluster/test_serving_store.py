@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from typing import Any
 
 import msgspec
 import pytest
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
+from capstan_operator.cluster import serving_store
 from capstan_operator.cluster.pods import OwnerReference, Pod, PodSpec
 from capstan_operator.cluster.replicas import Deployment, DeploymentStatus, Service
 from capstan_operator.cluster.scraper import Scraper, Target
@@ -210,6 +212,22 @@ def test_how_a_container_ended_is_told_until_the_pod_is_ready_again(known: Known
     assert known.look().replicas == (
         ObservedReplica("a", "a", "served-1", is_ready=True, is_deleting=False, restarts=3),
     )
+
+
+def test_a_pod_whose_container_is_not_created_for_a_minute_says_so(
+    known: Known, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_at = datetime.fromisoformat(T1).timestamp()
+    pending = pod("a", 1, phase="Pending", containerStatuses=[{"name": "server", "state": {"waiting": {}}}])
+    pending.spec = PodSpec(node_name="n")
+    known.store.replicas.put(pending)
+    monkeypatch.setattr(serving_store.time, "time", lambda: made_at + 59)
+    assert [(one.is_prepared, one.is_stuck, one.waiting) for one in known.look().replicas] == [(False, False, None)]
+    monkeypatch.setattr(serving_store.time, "time", lambda: made_at + 61)
+    (stuck,) = known.look().replicas
+    assert (stuck.is_stuck, str(stuck.waiting).partition(":")[0]) == (True, "ContainerCreating")
+    known.store.replicas.put(pod("a", 2, containerStatuses=[{"name": "server", "state": {"running": {}}}]))
+    assert [(one.is_prepared, one.is_stuck) for one in known.look().replicas] == [(True, False)]
 
 
 def test_a_pod_that_ended_for_good_is_none_any_more(known: Known) -> None:

@@ -94,8 +94,8 @@ async def test_paths_under_mounts_are_rewritten_and_listed(node: RunningNode, na
     await node.wait_phase(pod, "Succeeded")
     root = f"{node.home.resolve()}/pods/{pod['metadata']['uid']}/volumes"
     assert (await node.log(pod)).splitlines() == [
-        "12hush1hushmounts" + f"{root}/job/here",
-        f"--dir={root}/job/out s3://job/x /jobs",
+        "12hush1hushmounts" + f"{root}/work/here",
+        f"--dir={root}/work/out s3://job/x /jobs",
         "['/dev/termination-log', '/etc/all', '/etc/files', '/etc/pass', '/job', '/part']",
     ]
     assert (node.home / "pods" / pod["metadata"]["uid"] / "volumes/work/part-7").is_dir()

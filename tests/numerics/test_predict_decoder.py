@@ -128,9 +128,10 @@ def test_sequences_come_and_go_in_any_order(case: Case, seed: int) -> None:
 
 
 def test_a_sequence_has_the_same_bits_alone_and_in_company(case: Case) -> None:
+    """In its slot: some processors compute different rows of a product with different kernels."""
     decoder, prompt, added = case.decoder, tokens(1, 30), tokens(2, 40)
-    alone = [decoder.prefill(0, prompt), *(decoder.step([0], added[at : at + 1])[0] for at in range(40))]
-    decoder.release(0)
+    alone = [decoder.prefill(1, prompt), *(decoder.step([1], added[at : at + 1])[0] for at in range(40))]
+    decoder.release(1)
     for slot, length in ((0, 12), (2, 40)):
         decoder.prefill(slot, tokens(slot, length))
     together = [decoder.prefill(1, prompt)]

@@ -81,6 +81,8 @@ def await_save() -> None:
     """Steps of a millisecond would be over before the first save of the run is; real ones are not."""
     for thread in threading.enumerate():
         if thread.name.startswith("save "):
+            while thread.ident is None:  # it is listed before it has begun, and cannot be joined yet
+                time.sleep(0.001)
             thread.join(60.0)
 
 

@@ -270,6 +270,7 @@ class World:
         match manifest["kind"]:
             case "Secret":
                 self.secrets.add(name)
+                self.change_pods(name, is_stuck=False)
             case "Deployment":
                 self.deployments[name] = manifest["spec"]["replicas"]
             case "Service" if name == SERVICE:

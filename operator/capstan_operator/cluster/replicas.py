@@ -6,7 +6,7 @@ import msgspec
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
 from capstan_operator.build.serving_pod import SERVER
-from capstan_operator.cluster.pods import Metadata, Pod, PodCondition, exit_reason, waiting
+from capstan_operator.cluster.pods import ContainerStatus, Metadata, Pod, PodCondition, exit_reason, waiting
 from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedRoute
 
 MAX_MESSAGE = 500
@@ -115,7 +115,15 @@ def observe_replica(pod: Pod, revision: str) -> ObservedReplica:
         exit_reason=exit_reason(status, ended) if ended is not None or status.reason else None,
         exit_message=_one_line(ended.message) if ended is not None else None,
         waiting=waiting(status),
+        is_prepared=not (pod.spec.node_name and status.phase == "Pending" and not _has_started(server)),
     )
+
+
+def _has_started(container: ContainerStatus | None) -> bool:
+    """Whether it was created at least once."""
+    if container is None or container.state is None:
+        return False
+    return container.state.running is not None or container.state.terminated is not None or container.restart_count > 0
 
 
 def _one_line(message: str) -> str | None:

@@ -5,8 +5,9 @@ As in `store.py`, everything that arrives goes through here, older versions are 
 the service it belongs to.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, Protocol, TypeVar
 
 import orjson
@@ -49,6 +50,12 @@ from capstan_operator.observe import (
     ObservedTraffic,
     OperatorSettings,
     RevisionLatency,
+)
+
+STUCK_SECONDS = 60.0
+"""Long for creating a container, unless its image is large: until then nothing is said."""
+_STUCK = (
+    "ContainerCreating: a Secret or a volume may be missing, or the image is large; kubectl describe pod says which"
 )
 
 
@@ -211,7 +218,7 @@ class ServingStore:
             job=self._find_job(job) if job is not None else None,
             deployments=tuple(one.seen for one in self.deployments.of(key) if one.owner_uid == service.uid),
             route=self._route(service, key.name),
-            replicas=tuple(one.seen for one in self.pods_of(service)),
+            replicas=tuple(_judged(one) for one in self.pods_of(service)),
             traffic=self._counts.traffic(service.uid),
             load=self._counts.load(service.uid),
             latencies=self._counts.latency(service.uid),
@@ -313,6 +320,13 @@ class ServingStore:
             self._load_seconds.pop(key, None)
         else:
             self._load_seconds[key] = load_seconds
+
+
+def _judged(pod: Child[ObservedReplica]) -> ObservedReplica:
+    """The pod as it is now: one whose container is not created for long says so."""
+    if pod.seen.is_prepared or pod.seen.waiting or time.time() - pod.created_at < STUCK_SECONDS:
+        return pod.seen
+    return replace(pod.seen, is_stuck=True, waiting=_STUCK)
 
 
 def _step_began(service: ObjectRecord) -> str | None:

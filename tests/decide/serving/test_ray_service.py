@@ -150,7 +150,7 @@ def test_it_serves_once_its_service_has_endpoints_whatever_else_kuberay_says() -
     ]
     assert service.events == [
         f"Starting: {name}: Starting",
-        f"Promoted: {name} has proven itself",
+        f"Promoted: {name} is the first that is ready",
         "Serving: http://digits-serve-svc.default.svc:8480 answers",
     ]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from capstan_operator.api.inference_service_status import InferenceServiceStatus, RevisionStatus
 from capstan_operator.api.meta import InferenceServiceCondition
+from capstan_operator.build.store import run_folder
 from capstan_operator.decide.conditions import find, put_condition
 from capstan_operator.decide.serving.fleet import Fleet, known_revision
 from capstan_operator.decide.serving.gateway import is_cut_off, route_state
@@ -285,9 +286,20 @@ def _put_up_to_date(fleet: Fleet, headline: Headline) -> InferenceServiceStatus:
         and route.revision == wanted.name
     )
     if is_met and wanted:
-        message = f"{wanted.name} is what the spec asks for, and has all traffic"
+        message = f"{wanted.name} is what the spec asks for, and has all traffic{_made_anew(fleet)}"
         return _put(fleet, InferenceServiceCondition.UP_TO_DATE, True, ServingReason.LIVE.value, message)
     return _put(fleet, InferenceServiceCondition.UP_TO_DATE, False, headline.reason, headline.message)
+
+
+def _made_anew(fleet: Fleet) -> str:
+    """That the job that is served is not the one there is now; nothing, if it is."""
+    job, model, ref = fleet.seen.job, fleet.status.model, fleet.spec.model_ref.training_job
+    if job is None or model is None or ref is None or ref.digest or model.run == run_folder(job):
+        return ""
+    return (
+        f"; TrainingJob {ref.name} was made anew since: to serve what that one trains, set modelRef.trainingJob.track "
+        "or digest"
+    )
 
 
 def _put_rolled_back(fleet: Fleet) -> InferenceServiceStatus:

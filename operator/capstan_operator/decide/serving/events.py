@@ -34,7 +34,8 @@ def _of_revisions(old: InferenceServiceStatus, new: InferenceServiceStatus) -> l
         if one.failure and one.name not in before
     ]
     if new.stable and new.stable != old.stable:
-        notes.append(EventNote("Normal", "Promoted", f"{new.stable} has proven itself"))
+        what = "has proven itself" if old.stable else "is the first that is ready"
+        notes.append(EventNote("Normal", "Promoted", f"{new.stable} {what}"))
     return notes
 
 

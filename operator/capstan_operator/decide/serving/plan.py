@@ -42,8 +42,19 @@ def make_plan(fleet: Fleet) -> Plan:
         if deployment.name in sizes and deployment.replicas != sizes[deployment.name]
     )
     # Where requests go comes before all that might be refused, and the address to compare by before who is told of it.
-    apply = _lead(fleet) + _lead_proven(fleet) + made + _guard_drains(fleet)
+    apply = _lead(fleet) + _lead_proven(fleet) + made + _restored(fleet) + _guard_drains(fleet)
     return Plan(apply, scaled, gateway_deletions(fleet) + _deletions(fleet))
+
+
+def _restored(fleet: Fleet) -> tuple[Manifest, ...]:
+    """What else belongs to the wanted revision, if its pods wait for something: somebody may have deleted it."""
+    wanted = fleet.wanted
+    if wanted is None or fleet.deployment(wanted.name) is None:
+        return ()
+    if not any(pod.is_stuck for pod in fleet.pods(wanted.name)):
+        return ()
+    owner = fleet.seen.service
+    return build_config_secret(owner, wanted), build_revision_service(owner, wanted.name)
 
 
 def _make(fleet: Fleet, revision: Revision, size: int) -> tuple[Manifest, ...]:
