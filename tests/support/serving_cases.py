@@ -4,8 +4,7 @@ given:
   born    merged into the spec that the service began with
   story   what happened, in order: `live` (the first revision has all traffic), `settle` (look until nothing changes),
           `look` (once), {ready: stable | candidate | all, count: n}, {wait: seconds}, {untrained: true},
-          {remade: true} (the job was deleted and made anew), {train: step, verified: bool, done: bool},
-          {spec: merged into the spec},
+          {train: step, verified: bool, done: bool}, {spec: merged into the spec},
           {pods: stable | candidate, of ObservedReplica: values},
           {lose: stable | candidate, count: n} (so many pods are ready no more),
           {quota: message} (no further pod is made, for that reason),
@@ -24,7 +23,6 @@ Revisions are called first, second, … in the order in which they came up: thei
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +104,6 @@ def _happen(world: World, chapter: Any) -> None:
             world.job = trained(step, is_verified=chapter.get("verified", True), is_done=chapter.get("done", True))
         case {"untrained": True}:
             world.job = make_job()
-        case {"remade": True}:
-            assert world.job is not None
-            world.job = replace(world.job, uid="another")
         case {"job": None}:
             world.job = None
         case {"spec": change}:

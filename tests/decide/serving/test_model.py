@@ -7,10 +7,12 @@ from typing import Any
 
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import InferenceServiceStatus, ModelStatus, RolloutStatus
+from capstan_operator.api.meta import InferenceServiceCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_operator.decide.conditions import find
 from capstan_operator.decide.serving.model import NoModel, resolve
 from tests.support.looks import make_job, root
-from tests.support.serving_world import trained
+from tests.support.serving_world import live, trained
 
 KEY = "-----BEGIN PUBLIC KEY-----"
 
@@ -109,3 +111,19 @@ def test_of_an_invalid_job_nothing_new_is_served() -> None:
     assert refused.reason == "TrainingJobInvalid"
     known = found(spec(track=True), trained(200), NOTHING)
     assert found(spec(track=True), broken, knowing(known)).digest == root(200)
+
+
+def test_of_a_job_that_was_made_anew_it_is_said_that_the_one_before_it_is_served() -> None:
+    world = live()
+    assert world.job is not None
+
+    def up_to_date() -> tuple[str, str]:
+        world.settle()
+        condition = find(world.status, InferenceServiceCondition.UP_TO_DATE)
+        assert condition is not None
+        return condition.status, condition.message.partition("; ")[2]
+
+    assert up_to_date() == ("True", "")
+    world.job = replace(world.job, uid="another")
+    status, message = up_to_date()
+    assert (status, message.partition(":")[0]) == ("True", "TrainingJob digits was made anew since")
