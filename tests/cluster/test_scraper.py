@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from capstan_local.node.certificate import serving_context
-from capstan_operator.api.inference_service import Gates
+from capstan_operator.api.rollout import Gates
 from capstan_operator.cluster.scraper import MAX_ANSWER_BYTES, Scraper, Target
 from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.decide.serving.gates import judge

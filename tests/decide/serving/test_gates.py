@@ -9,7 +9,7 @@ from math import inf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_operator.api.inference_service import Gates
+from capstan_operator.api.rollout import Gates
 from capstan_operator.decide.serving.gates import judge, rate_bounds
 from capstan_operator.observe import ServedTraffic
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Self
 
-from capstan_operator.api.inference_service import Canary, InferenceServiceSpec
+from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import InferenceServiceStatus, RevisionStatus, RolloutStatus
 from capstan_operator.api.meta import InferenceServiceCondition
+from capstan_operator.api.rollout import Canary
 from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.conditions import find
 from capstan_operator.decide.serving.reasons import ServingReason

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from math import inf, lgamma, log, log1p, pi
 from typing import Literal
 
-from capstan_operator.api.inference_service import Gates
 from capstan_operator.api.inference_service_status import GateStatus
+from capstan_operator.api.rollout import Gates
 from capstan_operator.observe import ServedTraffic
 
 QUANTILE = 0.99

@@ -9,7 +9,6 @@ need again.
 from collections.abc import Callable
 from typing import Any
 
-from capstan_operator.api.inference_service import CanaryStep
 from capstan_operator.api.inference_service_status import (
     GateStatus,
     InferenceServiceStatus,
@@ -17,6 +16,7 @@ from capstan_operator.api.inference_service_status import (
     RevisionStatus,
     RolloutStatus,
 )
+from capstan_operator.api.rollout import CanaryStep
 from capstan_operator.build.store import job_of
 from capstan_operator.decide.serving.fleet import Fleet, known_revision, with_revision
 from capstan_operator.decide.serving.gates import judge
