@@ -69,7 +69,9 @@ class OptionalWatch(Generic[T]):
         parts = [asyncio.create_task(reflector.run()), asyncio.create_task(self._report_seen(reflector, resource))]
         try:
             while await self._served() == resource:
-                await asyncio.sleep(self._look_seconds)
+                await asyncio.wait(parts[:1], timeout=self._look_seconds)
+                for ended in filter(asyncio.Task.done, parts):
+                    ended.result()  # a fault of ours ends the operator, as in any other part of it
             logger.warning("%ss of %s/%s are not served any more", resource.kind, resource.group, resource.version)
         finally:
             for part in parts:

@@ -7,12 +7,21 @@ from collections.abc import Callable, Coroutine, Sequence
 from itertools import groupby
 from typing import Any
 
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import LABEL_MANAGED_BY, LABEL_REVISION, MANAGED_BY
 from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.events import EventWriter, ObjectRef
-from capstan_operator.cluster.kinds import APPLICABLE, DEPLOYMENTS, HTTP_ROUTES, SECRETS, SERVICES, Resource
+from capstan_operator.cluster.kinds import (
+    APPLICABLE,
+    DEPLOYMENTS,
+    HTTP_ROUTES,
+    INFERENCE_SERVICES,
+    SECRETS,
+    SERVICES,
+    Resource,
+)
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.serving_store import STUCK_SECONDS, ServingStore
@@ -30,6 +39,9 @@ logger = logging.getLogger(__name__)
 UNSEEN_SECONDS = 1.0
 """How soon a service is looked at again while its children have not been listed: what is not seen is not missing."""
 
+_BUDGET = "PodDisruptionBudget"
+MAX_MESSAGE = 1000
+"""Of what the API server says; it quotes whole objects now and then."""
 _REFUSALS = {Stranger: ServingReason.NAME_TAKEN, Predecessor: ServingReason.PREDECESSOR_LEAVING}
 _DELETABLE = {"Deployment": DEPLOYMENTS, "Service": SERVICES, "Secret": SECRETS, "HTTPRoute": HTTP_ROUTES}
 
@@ -42,7 +54,7 @@ class ServiceReconciler:
         *,
         queue: WorkQueue,
         store: ServingStore,
-        is_synced: Callable[[], bool],
+        is_seen: Callable[[ObjectRecord], bool],
         children: Children,
         statuses: StatusWriter,
         audit: Audit,
@@ -50,7 +62,7 @@ class ServiceReconciler:
     ) -> None:
         self._queue = queue
         self._store = store
-        self._is_synced = is_synced
+        self._is_seen = is_seen
         self._children = children
         self._statuses = statuses
         self._audit = audit
@@ -61,10 +73,10 @@ class ServiceReconciler:
         if service is None:
             self._queue.forget(key)
             return "gone"
-        if not self._is_synced():
+        if not self._is_seen(service):
             self._queue.add_after(key, UNSEEN_SECONDS)
             return "waiting"
-        observed = await self._look(key)
+        observed = await self._look(service)
         decision = decide_inference_service(observed, time.time())
         did = await self._carry_out(service, observed, decision)
         if decision.requeue_after is not None:
@@ -78,18 +90,23 @@ class ServiceReconciler:
         if service is not None:
             await self._audit.refresh(key, service.uid)
 
-    async def _look(self, key: ObjectKey) -> ObservedServing:
+    async def _look(self, service: ObjectRecord) -> ObservedServing:
         """The snapshot. That the proven revision's Deployment is gone has consequences, and a Deployment that only lost
         its label looks the same: it is asked for, and labelled again."""
-        observed = self._store.observe(key)
+        observed = self._store.observe(service.key)
         assert observed is not None
         stable = observed.service.status.stable
         is_there = observed.ray_service is not None or any(one.name == stable for one in observed.deployments)
         if stable is None or is_there:
             return observed
         labels = {LABEL_MANAGED_BY: MANAGED_BY}
-        await self._children.reclaim(DEPLOYMENTS, stable, observed.service, labels, lane=Lane.REPAIR)
-        return self._store.observe(key) or observed
+        try:
+            await self._children.reclaim(DEPLOYMENTS, stable, observed.service, labels, lane=Lane.REPAIR)
+        except ApiError as error:
+            if error.is_refusal:
+                await self._tell(service, observed, observed.service.status, (), error)
+            raise
+        return self._store.observe(service.key) or observed
 
     async def _carry_out(self, service: ObjectRecord, observed: ObservedServing, decision: ServingDecision) -> bool:
         """In the order a ServingDecision promises. Returns whether anything was done.
@@ -97,26 +114,37 @@ class ServiceReconciler:
         Raises what the API server refused, after everything else was done and status says so.
         """
         refused = await self._write_children(observed, decision)
-        status, events = decision.status, decision.events
-        if refused is not None:
-            reason = _REFUSALS.get(type(refused), ServingReason.CHILDREN_REFUSED)
-            status = show_refusal(decision.status, observed.service, reason, refused.message, time.time())
-            is_news = (status.reason, status.message) != (
-                observed.service.status.reason,
-                observed.service.status.message,
-            )
-            is_passing = reason is ServingReason.PREDECESSOR_LEAVING
-            note = EventNote("Normal" if is_passing else "Warning", reason.value, refused.message)
-            events = (*events, note) if is_news else events
-        has_written = await self._statuses.write(service, observed.service.status, status, Lane.STATUS)
-        for note in events:
-            self._events.note(ObjectRef(service.key, service.uid, service.version), note)
+        has_written = await self._tell(service, observed, decision.status, decision.events, refused)
         if refused is not None:
             raise refused
         did = bool(decision.apply or decision.scale or decision.delete)
         if did or decision.events:
             _log(service.key, decision)
         return did or has_written
+
+    async def _tell(
+        self,
+        service: ObjectRecord,
+        observed: ObservedServing,
+        status: InferenceServiceStatus,
+        events: tuple[EventNote, ...],
+        refused: ApiError | None,
+    ) -> bool:
+        """Write status, with what was refused in it, and the events. Returns whether there was anything to write."""
+        old = observed.service.status
+        if refused is not None:
+            reason, message = (
+                _REFUSALS.get(type(refused), ServingReason.CHILDREN_REFUSED),
+                refused.message[:MAX_MESSAGE],
+            )
+            status = show_refusal(status, observed.service, reason, message, time.time())
+            if (status.reason, status.message) != (old.reason, old.message):
+                is_passing = reason is ServingReason.PREDECESSOR_LEAVING
+                events = (*events, EventNote("Normal" if is_passing else "Warning", reason.value, message))
+        has_written = await self._statuses.write(service, old, status, Lane.STATUS)
+        for note in events:
+            self._events.note(ObjectRef(service.key, service.uid, service.version), note)
+        return has_written
 
     async def _write_children(self, observed: ObservedServing, decision: ServingDecision) -> ApiError | None:
         """All of it, in order. What the API server refuses, because of a quota or a name that is taken, keeps nothing
@@ -125,15 +153,23 @@ class ServiceReconciler:
         Who takes traffic from a broken revision, or mends one, does not wait for a burst of new objects.
         """
         owner, lane = observed.service, Lane.REPAIR if observed.deployments else Lane.CREATE
+        manifests = [manifest for manifest in decision.apply if manifest["kind"] != _BUDGET]
         parts = [
-            *(self._children.apply(tuple(group), owner, lane=lane) for _, group in groupby(decision.apply, _part_of)),
+            *(self._children.apply(tuple(group), owner, lane=lane) for _, group in groupby(manifests, _part_of)),
             *(
                 self._children.scale(DEPLOYMENTS, owner.namespace, one.deployment, one.uid, one.replicas, lane=lane)
                 for one in decision.scale
             ),
             *(self._children.delete(_deletable(one, observed), one.name, owner, lane=lane) for one in decision.delete),
         ]
-        return await _all_in_order(parts)
+        refused = await _all_in_order(parts)
+        budgets = tuple(manifest for manifest in decision.apply if manifest["kind"] == _BUDGET)
+        unguarded = await _all_in_order([self._children.apply(budgets, owner, lane=lane)])
+        if unguarded is not None:
+            # A user's own budget may have the name. The service is served as well without ours.
+            key = ObjectKey(owner.namespace, owner.name, INFERENCE_SERVICES.kind)
+            logger.warning("no disruption budget: %s", unguarded, extra=key.log_fields())
+        return refused
 
 
 def _deletable(deletion: ChildDeletion, observed: ObservedServing) -> Resource:

@@ -19,6 +19,7 @@ from capstan_operator.cluster.kinds import (
     Resource,
 )
 from capstan_operator.cluster.kube import KubeClient
+from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.ray_services import RayService, decode_ray_service
 from capstan_operator.cluster.reflector import Reflector
 from capstan_operator.cluster.replicas import (
@@ -149,7 +150,7 @@ class ServingParts:
         return ServiceReconciler(
             queue=queue,
             store=self.store,
-            is_synced=lambda: self.why_not_ready() is None,
+            is_seen=self._is_seen,
             children=Children(self._client, INFERENCE_SERVICES.kind, self._take_in),
             statuses=StatusWriter(self._client, INFERENCE_SERVICES, self.store.services, self._metrics),
             audit=self._services.audit,
@@ -157,20 +158,29 @@ class ServingParts:
         )
 
     def why_not_ready(self) -> str | None:
-        """What was not seen yet; None: all that there is. A kind that is not served has no objects. Nothing waits for
-        PodDisruptionBudgets: until they were seen none is made."""
+        """What was not seen yet; None: all that every service needs. A kind that is not served has no objects."""
         if not self._is_served:
             return None
         for what, part in (
             ("InferenceServices", self._services),
             ("Deployments", self._deployments),
             ("Services", self._routes),
-            ("HTTPRoutes", self._gateways),
-            ("RayServices", self._kuberay),
         ):
             if not part.synced.is_set():
                 return f"not all {what} have been seen"
         return None
+
+    def _is_seen(self, service: ObjectRecord) -> bool:
+        """Whether all is known that this service is made of. Extensions that it has nothing to do with may be as broken
+        as they like; and until PodDisruptionBudgets were seen none is made."""
+        if self.why_not_ready() is not None:
+            return False
+        # More than is meant may match: such a service waits for what it does not need.
+        needs_gateways = b'"gateway"' in service.spec or b'"Gateway"' in service.status
+        needs_kuberay = b'"RayService"' in service.spec + service.status
+        return (self._gateways.synced.is_set() or not needs_gateways) and (
+            self._kuberay.synced.is_set() or not needs_kuberay
+        )
 
     def roots_in_use(self, job: ObjectKey) -> tuple[str, ...] | None:
         """Of the job's checkpoints; None: not all InferenceServices have been seen."""

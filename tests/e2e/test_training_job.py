@@ -19,6 +19,7 @@ pytestmark = pytest.mark.parametrize("framework", FRAMEWORKS)
 
 # Long enough to be interrupted on a fast machine, short enough not to bore on a slow one.
 LONG = {"flax": 1200, "deepspeed": 500}
+SLOW_START = {"name": "slow-start", "image": "local/host", "command": ["sleep", "6"]}
 
 
 def long_job(name: str, framework: str, steps: int | None = None) -> dict[str, Any]:
@@ -142,7 +143,8 @@ def test_a_storm_is_survived_and_told_and_changes_no_number(
     half = steps // 2
     job = long_job(job_name, framework)
     job["spec"] |= {
-        "workers": {"min": 1, "max": 2},
+        # A pod takes its time to come back, or the world would not have to shrink on a quick machine.
+        "workers": {"min": 1, "max": 2, "podPatch": {"spec": {"initContainers": [SLOW_START]}}},
         "recovery": {"deadlines": {"hang": 8}},
         "chaos": [
             {"name": "killed", "fault": "Kill", "step": steps // 8, "rank": 1},

@@ -7,11 +7,14 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import aiohttp
 import pytest
 
+from capstan_operator.cluster import gateway_routes, serving_store
 from capstan_operator.cluster.kinds import (
     DEPLOYMENTS,
     EVENTS,
+    HTTP_ROUTES,
     INFERENCE_SERVICES,
     PODS,
     SECRETS,
@@ -20,6 +23,7 @@ from capstan_operator.cluster.kinds import (
 )
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed
+from capstan_operator.run import OperatorCrash
 from tests.support.fake_api import FakeApi, names
 from tests.support.fake_deployments import FakeDeployments
 from tests.support.looks import make_job, root
@@ -251,6 +255,39 @@ async def test_what_is_refused_is_told_and_keeps_neither_status_nor_traffic_from
         deployments.go_on()
         fault.times = 0
         await eventually(is_live(api, 200), seconds=40)
+
+
+async def test_an_extension_that_cannot_be_listed_keeps_only_who_needs_it_waiting(api: FakeApi) -> None:
+    api.not_served.discard("httproutes")
+    api.fail("list", "httproutes", times=1_000_000, status=403)
+    api.put(TRAINING_JOBS, trained_job(100))
+    async with running(api) as (operator, _), aiohttp.ClientSession() as session:
+        api.put(INFERENCE_SERVICES, service())
+        gateway = {"parentRefs": [{"name": "public"}]}
+        api.put(INFERENCE_SERVICES, service("gated", gateway=gateway))
+        await eventually(is_live(api, 100), seconds=20)
+        assert status_of(api, "gated") == {}
+        async with session.get(f"{operator.url}/readyz") as response:
+            assert response.status == 200
+
+
+async def test_a_fault_in_the_watch_of_an_extension_ends_the_operator(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    api.not_served.discard("httproutes")
+    async with running(api) as (operator, _):
+        await eventually(lambda: api.watches(HTTP_ROUTES))
+        monkeypatch.setattr(gateway_routes, "observe_gateway_route", fail)
+        monkeypatch.setattr(serving_store, "observe_gateway_route", fail)
+        owner = {"kind": "InferenceService", "name": "served", "uid": "s", "controller": True}
+        metadata = {"name": "served", "namespace": "default", "ownerReferences": [owner]}
+        labels = {"app.kubernetes.io/managed-by": "capstan"}
+        api.put(HTTP_ROUTES, {"metadata": metadata | {"labels": labels}, "spec": {}})
+        await eventually(operator.task.done, seconds=20)
+        assert isinstance(operator.task.exception(), OperatorCrash)
 
 
 async def test_a_deleted_service_takes_its_children_with_it_and_gets_no_new_ones(api: FakeApi) -> None:

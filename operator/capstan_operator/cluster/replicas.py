@@ -58,8 +58,15 @@ def observe_deployment(deployment: Deployment) -> ObservedDeployment:
         deployment.metadata.name,
         deployment.metadata.uid,
         1 if replicas is None else replicas,  # the API server fills in what is left out
-        failure=next((one.message for one in conditions if (one.type, one.status) == ("ReplicaFailure", "True")), None),
+        failure=next((why for one in conditions if (why := _why_no_pods(one))), None),
     )
+
+
+def _why_no_pods(condition: PodCondition) -> str | None:
+    """What a Deployment says of pods that it cannot make; None: of something else."""
+    if (condition.type, condition.status) != ("ReplicaFailure", "True"):
+        return None
+    return (condition.message or condition.reason or "ReplicaFailure")[:MAX_MESSAGE]
 
 
 def observe_route(service: Service) -> ObservedRoute:
