@@ -59,7 +59,7 @@ class RootsInUse:
 
 
 def _uses_of(service: ObjectRecord) -> dict[ObjectKey, _Use]:
-    """By job. A revision that was given up is never tried again, so it needs its checkpoint no more."""
+    """By job. A revision that was given up needs its checkpoint no more; once it is tried again, it is not given up."""
     status = orjson.loads(service.status)
     stable = status.get("stable")
     found: dict[ObjectKey, tuple[set[str], set[str]]] = {}

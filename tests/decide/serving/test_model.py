@@ -10,7 +10,9 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import InferenceServiceCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find
+from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.model import NoModel, resolve
+from capstan_operator.observe import ObservedReplica
 from tests.support.looks import make_job, root
 from tests.support.serving_world import live, trained
 
@@ -127,3 +129,14 @@ def test_of_a_job_that_was_made_anew_it_is_said_that_the_one_before_it_is_served
     world.job = replace(world.job, uid="another")
     status, message = up_to_date()
     assert (status, message.partition(":")[0]) == ("True", "TrainingJob digits was made anew since")
+
+
+def test_that_a_rollout_waits_for_pods_to_leave_is_told() -> None:
+    world = live()
+    world.pods["left"] = ObservedReplica("left", "left", "digits-0", is_ready=True, is_deleting=False)
+    world.spec = {**world.spec, "timeoutSeconds": 7}
+    status = decide_inference_service(world.look(), world.now).status
+    assert (status.reason, str(status.message).partition(" waits ")[2]) == (
+        "Starting",
+        "until no pod of digits-0 is left",
+    )

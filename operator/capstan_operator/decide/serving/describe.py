@@ -75,6 +75,10 @@ def _headline(fleet: Fleet, obstacle: NoModel | Refused | None) -> Headline:
         return Headline(_route_reason(fleet).value, waits)
     if fleet.spec.gateway and route_state(fleet).is_met is False:
         return Headline(ServingReason.ROUTE_NOT_ACCEPTED.value, route_state(fleet).message)
+    left = sorted({pod.revision for pod in fleet.seen.replicas if not pod.is_deleting and pod.revision != stable})
+    if fleet.wanted and _is_another_wanted(fleet) and left:
+        waits = f"{fleet.wanted.name} waits until no pod of {' and '.join(left)} is left"
+        return Headline(ServingReason.STARTING.value, waits)
     return Headline(ServingReason.LIVE.value, f"{stable} has all traffic")
 
 
