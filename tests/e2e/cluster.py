@@ -89,7 +89,13 @@ class Cluster:
         events = self.core.list_namespaced_event(
             NAMESPACE, field_selector=f"involvedObject.kind=TrainingJob,involvedObject.name={job}"
         ).items
-        events.sort(key=lambda event: event.first_timestamp or event.event_time or event.metadata.creation_timestamp)
+        # Times are whole seconds; names of the operator's events end with theirs in microseconds.
+        events.sort(
+            key=lambda event: (
+                event.first_timestamp or event.event_time or event.metadata.creation_timestamp,
+                event.metadata.name,
+            )
+        )
         return list(dict.fromkeys(event.reason for event in events))
 
     def wait(self, job: str, what: str, holds: Callable[[Status], bool], seconds: float = 120) -> Status:
