@@ -19,7 +19,9 @@ pytestmark = pytest.mark.parametrize("framework", FRAMEWORKS)
 
 # Long enough to be interrupted on a fast machine, short enough not to bore on a slow one.
 LONG = {"flax": 1200, "deepspeed": 500}
-SLOW_START = {"name": "slow-start", "image": "local/host", "command": ["sleep", "6"]}
+SLOW_START = {"flax": 4, "deepspeed": 0}
+"""Seconds that a pod waits before it starts: with its imports, so late that the others go on without it, and so soon
+that it is back before the run is over."""
 
 
 def long_job(name: str, framework: str, steps: int | None = None) -> dict[str, Any]:
@@ -142,9 +144,9 @@ def test_a_storm_is_survived_and_told_and_changes_no_number(
     steps = LONG[framework]
     half = steps // 2
     job = long_job(job_name, framework)
+    wait = {"name": "wait", "image": "local/host", "command": ["sleep", str(SLOW_START[framework])]}
     job["spec"] |= {
-        # A pod takes its time to come back, or the world would not have to shrink on a quick machine.
-        "workers": {"min": 1, "max": 2, "podPatch": {"spec": {"initContainers": [SLOW_START]}}},
+        "workers": {"min": 1, "max": 2, "podPatch": {"spec": {"initContainers": [wait]}}},
         "recovery": {"deadlines": {"hang": 8}},
         "chaos": [
             {"name": "killed", "fault": "Kill", "step": steps // 8, "rank": 1},
