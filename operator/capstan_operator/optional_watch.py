@@ -31,8 +31,8 @@ class OptionalWatch(Generic[T]):
         kind: type[T],
         sink: Sink[T],
         report: Callable[[Resource | None], None],
-        metrics: Metrics,
         *,
+        metrics: Metrics,
         namespace: str | None,
         look_seconds: float,
     ) -> None:

@@ -3,6 +3,7 @@ CRDs are older than the operator, jobs go on."""
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 
 from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
 from capstan_operator.cluster.children import Children
@@ -88,35 +89,24 @@ class ServingParts:
         self._routes = Reflector(
             client, SERVICES, Service, self.store.routes, metrics, namespace=namespace, selector=_SELECTOR
         )
-        self._gateways = OptionalWatch(
-            client,
+        optional = partial(OptionalWatch, client, metrics=metrics, namespace=namespace, look_seconds=LOOK_SECONDS)
+        self._gateways = optional(
             (HTTP_ROUTES,),
             HttpRoute,
             self.store.gateway_routes,
             lambda served: self.store.set_gateway_api(is_served=served is not None),
-            metrics,
-            namespace=namespace,
-            look_seconds=LOOK_SECONDS,
         )
-        self._kuberay = OptionalWatch(
-            client,
+        self._kuberay = optional(
             (RAY_SERVICES,),
             RayService,
             self.store.ray_services,
             lambda served: self.store.set_kuberay(is_served=served is not None),
-            metrics,
-            namespace=namespace,
-            look_seconds=LOOK_SECONDS,
         )
-        self._budgets = OptionalWatch(
-            client,
+        self._budgets = optional(
             DISRUPTION_BUDGETS,
             DisruptionBudget,
             self.store.budgets,
             lambda served: self.store.set_budget_api(served.group_version if served else None),
-            metrics,
-            namespace=namespace,
-            look_seconds=LOOK_SECONDS,
         )
 
     async def run(self) -> None:

@@ -18,20 +18,13 @@ from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import DEPLOYMENTS, HTTP_ROUTES, INFERENCE_SERVICES, PODS, SERVICES, Resource
 from capstan_operator.cluster.limiter import Lane
 from tests.support.operators import run_one
-from tests.support.real_cluster import CRDS, Cluster
+from tests.support.real_cluster import CRDS, STORED_MODEL, Cluster
 from tests.support.small_decide import decide_small
 
 REPLICA_SETS = Resource("apps", "v1", "replicasets", "ReplicaSet")
 NAME = "digits"
 SPEC: dict[str, Any] = {
-    "modelRef": {
-        "uri": {
-            "store": {"hostPath": {"path": "/nowhere"}},
-            "run": "default/train/uid",
-            "digest": "blake3:" + 64 * "0",
-        }
-    },
-    "runtime": "torch",
+    **STORED_MODEL,
     "replicas": 4,
     "timeoutSeconds": 2.5,
     "gateway": {"parentRefs": [{"name": "public", "namespace": "edge"}], "hostnames": ["digits.example.com"]},

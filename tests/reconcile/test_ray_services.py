@@ -17,19 +17,12 @@ from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import DEPLOYMENTS, INFERENCE_SERVICES, RAY_SERVICES, SECRETS
 from capstan_operator.cluster.limiter import Lane
 from tests.support.operators import run_one
-from tests.support.real_cluster import CRDS, Cluster
+from tests.support.real_cluster import CRDS, STORED_MODEL, Cluster
 from tests.support.small_decide import decide_small
 
 NAME = "digits"
 SPEC: dict[str, Any] = {
-    "modelRef": {
-        "uri": {
-            "store": {"hostPath": {"path": "/nowhere"}},
-            "run": "default/train/uid",
-            "digest": "blake3:" + 64 * "0",
-        }
-    },
-    "runtime": "torch",
+    **STORED_MODEL,
     "replicas": 2,
     "backend": "RayService",
     "rollout": {"strategy": {"blueGreen": {"holdSeconds": 7}}},

@@ -49,7 +49,7 @@ from capstan_operator.metrics import Metrics
 from capstan_operator.observe import Observed, ObservedService, OperatorSettings
 from tests.support.looks import make_job
 from tests.support.operators import RunningOperator, eventually, run_one
-from tests.support.real_cluster import Cluster
+from tests.support.real_cluster import STORED_MODEL, Cluster
 from tests.support.small_decide import decide_small
 
 SPEC: dict[str, Any] = {
@@ -65,14 +65,7 @@ SPEC: dict[str, Any] = {
 
 
 SERVING_SPEC: dict[str, Any] = {
-    "modelRef": {
-        "uri": {
-            "store": {"hostPath": {"path": "/nowhere"}},
-            "run": "default/train/uid",
-            "digest": "blake3:" + 64 * "0",
-        }
-    },
-    "runtime": "torch",
+    **STORED_MODEL,
     "replicas": 1,
 }
 

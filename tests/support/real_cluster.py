@@ -22,6 +22,17 @@ from tests.support.control_planes import ControlPlane
 
 CRDS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition")
 CRD_FILES = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
+STORED_MODEL: dict[str, Any] = {
+    "modelRef": {
+        "uri": {
+            "store": {"hostPath": {"path": "/nowhere"}},
+            "run": "default/train/uid",
+            "digest": "blake3:" + 64 * "0",
+        }
+    },
+    "runtime": "torch",
+}
+"""Of an InferenceService whose pods never run."""
 
 
 class Cluster:

@@ -84,7 +84,8 @@ def _read(observed: ObservedServing) -> _Asked:
     unfit = backend_refusal(spec, observed)
     if unfit is not None:
         return _refused(observed, *unfit)
-    model = resolve(spec, observed.job, old)
+    ray = observed.ray_service
+    model = resolve(spec, observed.job, old, is_stuck=ray is not None and ray.problem is not None)
     if isinstance(model, NoModel):
         return _Asked(spec, None, old, model)
     wanted = read_revision(observed.service, spec, model, observed.settings)

@@ -219,6 +219,25 @@ def test_a_newer_checkpoint_waits_until_the_change_is_over() -> None:
     assert service.status.stable == second
 
 
+def test_a_newer_checkpoint_takes_the_place_of_one_that_kuberay_cannot_bring_up() -> None:
+    service = live(modelRef={"trainingJob": {"name": "digits", "track": True}})
+    first = service.status.stable
+    service.world.job = trained(300)
+    service.settle()
+    second = service.asked_for
+    failing = {"capstan": {"status": "DEPLOY_FAILED", "message": "CorruptCheckpoint: leaf 3"}}
+    service.say(pendingServiceStatus={"rayClusterName": "digits-new", "applicationStatuses": failing})
+    service.settle()
+    assert (service.asked_for, service.status.stable) == (second, first)
+    service.world.job = trained(400)
+    service.settle()
+    third = service.asked_for
+    assert third not in (first, second)
+    service.switch()
+    service.settle()
+    assert (service.status.stable, service.conditions()) == (third, LIVE)
+
+
 def test_another_number_of_replicas_is_another_cluster() -> None:
     service = live()
     old = service.asked_for

@@ -27,25 +27,31 @@ class NoModel:
 
 
 def resolve(
-    spec: InferenceServiceSpec, job: ObservedJob | None, status: InferenceServiceStatus
+    spec: InferenceServiceSpec, job: ObservedJob | None, status: InferenceServiceStatus, *, is_stuck: bool = False
 ) -> ModelStatus | NoModel:
-    """The checkpoint to serve. What was found once stays on status, so that it is served when its job is gone, too."""
+    """The checkpoint to serve. What was found once stays on status, so that it is served when its job is gone, too.
+
+    `is_stuck`: the rollout that is on its way cannot go on, and nobody gives it up.
+    """
     if spec.model_ref.uri:
         return _stored(spec.model_ref.uri)
     assert spec.model_ref.training_job is not None
-    return _of_job(spec.model_ref.training_job, job, status)
+    is_busy = status.rollout is not None and not is_stuck
+    return _of_job(spec.model_ref.training_job, job, status, is_busy=is_busy)
 
 
 def _stored(ref: StoredModel) -> ModelStatus:
     return ModelStatus(source="uri", run=ref.run, digest=ref.digest, store=ref.store, public_key=ref.public_key)
 
 
-def _of_job(ref: JobModel, job: ObservedJob | None, status: InferenceServiceStatus) -> ModelStatus | NoModel:
+def _of_job(
+    ref: JobModel, job: ObservedJob | None, status: InferenceServiceStatus, *, is_busy: bool
+) -> ModelStatus | NoModel:
     source = f"trainingJob {ref.name}" + (f" {ref.digest}" if ref.digest else "")
     known = status.model if status.model and status.model.source == source else None
     # A checkpoint that comes while another is rolled out waits for its turn: a job that saves more often than a rollout
     # takes would otherwise never get one through.
-    is_settled = known is not None and (not ref.track or status.rollout is not None)
+    is_settled = known is not None and (not ref.track or is_busy)
     found = known if is_settled else _newest(ref, job, source, known)
     if found is None:
         return known or _nothing(ref, job)
