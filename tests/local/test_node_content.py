@@ -73,7 +73,7 @@ async def test_paths_under_mounts_are_rewritten_and_listed(node: RunningNode, na
             {"downwardAPI": {"items": [{"path": "name", "fieldRef": {"fieldPath": "metadata.name"}}]}},
         ]
     }
-    mounts = {"files": "/etc/files", "pass": "/etc/pass", "all": "/etc/all", "work": "/job"}
+    mounts = {"files": "/etc/files", "pass": "/etc/pass", "all": "/etc/all", "job": "/job"}
     script = "cat /etc/files/a /etc/files/b /etc/pass/word /etc/all/deep/a /etc/all/word /etc/all/name; pwd; echo $OUT"
     container = shell(
         script + "; python3 -c \"import os, json; print(sorted(json.loads(os.environ['POD_MOUNTS'])))\"",
@@ -81,24 +81,24 @@ async def test_paths_under_mounts_are_rewritten_and_listed(node: RunningNode, na
         env=[{"name": "OUT", "value": "--dir=/job/out s3://job/x /jobs"}, {"name": "N", "value": "7"}],
         volumeMounts=[
             *({"name": name, "mountPath": path} for name, path in mounts.items()),
-            {"name": "work", "mountPath": "/part", "subPathExpr": "part-$(N)"},
+            {"name": "job", "mountPath": "/part", "subPathExpr": "part-$(N)"},
         ],
     )
     volumes = [
         {"name": "files", "configMap": {"name": "files"}},
         {"name": "pass", "secret": {"secretName": "pass"}},
         {"name": "all", "projected": projected},
-        {"name": "work", "emptyDir": {}},
+        {"name": "job", "emptyDir": {}},
     ]
     pod = await node.create(namespace, "mounts", container, volumes=volumes)
     await node.wait_phase(pod, "Succeeded")
     root = f"{node.home.resolve()}/pods/{pod['metadata']['uid']}/volumes"
     assert (await node.log(pod)).splitlines() == [
-        "12hush1hushmounts" + f"{root}/work/here",
-        f"--dir={root}/work/out s3://job/x /jobs",
+        "12hush1hushmounts" + f"{root}/job/here",
+        f"--dir={root}/job/out s3://job/x /jobs",
         "['/dev/termination-log', '/etc/all', '/etc/files', '/etc/pass', '/job', '/part']",
     ]
-    assert (node.home / "pods" / pod["metadata"]["uid"] / "volumes/work/part-7").is_dir()
+    assert (node.home / "pods" / pod["metadata"]["uid"] / "volumes/job/part-7").is_dir()
 
 
 async def test_a_claim_is_bound_to_a_folder_that_outlives_pods_but_not_the_claim(
