@@ -1,9 +1,8 @@
 """InferenceService: its spec, and the rules that bind several fields."""
 
-from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 
 from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.api.backend import RAY_SERVICE_RULES, Backend, ray_service_problem
@@ -11,7 +10,7 @@ from capstan_operator.api.gateway import Gateway
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.rollout import Rollout
 from capstan_operator.api.store import Store
-from capstan_runtime.contract.base import OneOf, Record, cel
+from capstan_runtime.contract.base import OneOf, Record, cel, rules_of
 from capstan_runtime.contract.serving import Guards
 
 Digest = Annotated[
@@ -95,12 +94,6 @@ class ModelRef(OneOf):
     uri: Annotated[StoredModel | None, Field(description="A checkpoint by its place in a store.")] = None
 
 
-def _rules_of(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
-    """The CEL rules of `model`, which a model that extends it would otherwise lose."""
-    for rule in model.model_json_schema(by_alias=True).get("x-kubernetes-validations", []):
-        yield rule["rule"], rule["messageExpression"]
-
-
 _ONLY_CLASSES = (
     "rollout.strategy.canary.gates.minAgreement: compares predicted classes, and protocols has OpenAI, which is for "
     "language models; remove one of the two"
@@ -120,7 +113,7 @@ class InferenceServiceSpec(Guards, Placement):
     """What to serve, how it is guarded and how changes are rolled out. The operator never writes here."""
 
     model_config = cel(
-        *_rules_of(Guards),
+        *rules_of(Guards),
         (
             "!has(self.modelRef.uri) || has(self.runtime)",
             "'runtime: is needed with modelRef.uri, which does not say what trained the model; choose flax or torch'",

@@ -25,6 +25,10 @@ LABEL_SERVICE = f"{GROUP}/service"
 """Name of the InferenceService a child belongs to."""
 LABEL_REVISION = f"{GROUP}/revision"
 """Name of the revision a child belongs to."""
+LABEL_BENCHMARK = f"{GROUP}/benchmark"
+"""Name of the Benchmark a child belongs to."""
+LABEL_TRIAL = f"{GROUP}/trial"
+"""Which of its trials it is, or `report`."""
 LABEL_CHAOS = f"{GROUP}/chaos"
 """On a namespace: with the value CHAOS_ALLOWED its jobs may ask for faults (`spec.chaos`)."""
 CHAOS_ALLOWED = "allowed"
@@ -80,6 +84,20 @@ class InferenceServiceCondition(StrEnum):
     """The revision that the spec asks for was given up; the one before it serves."""
     SCALING_LIMITED = "ScalingLimited"
     """Requests ask for more pods than spec.autoscaling allows."""
+
+
+class BenchmarkCondition(StrEnum):
+    """Condition types of a Benchmark."""
+
+    ACCEPTED = "Accepted"
+    """The spec is valid and the operator acts on it."""
+    PROGRESSING = "Progressing"
+    """Runs are made, or the next thing needed for that is under way."""
+    SUCCEEDED = "Succeeded"
+    """All was measured and reported. What the figures say is the verdict's business."""
+    FAILED = "Failed"
+    NOT_REGRESSED = "NotRegressed"
+    """True: Passed or Improved; False: Regressed; Unknown: Inconclusive. Absent without a baseline."""
 
 
 class Phase(StrEnum):

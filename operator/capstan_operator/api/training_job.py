@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.recovery_spec import Chaos, Recovery
 from capstan_operator.api.store import Store
-from capstan_runtime.contract.base import Record, cel
+from capstan_runtime.contract.base import Record, cel, rules_of
 from capstan_runtime.contract.config import (
     Data,
     Framework,
@@ -107,8 +107,8 @@ _CEL_NOTHING_TO_DIVIDE = f"{_CEL_RANKS} < 1 || {_CEL_MIN} < 1 || self.workers.ma
 _FROZEN = ("framework", "model", "data", "optimizer", "schedule", "training")
 
 
-class TrainingJobSpec(Record):
-    """What to train and with what. The operator never writes here."""
+class Run(Record):
+    """What to train, on what, how, and with how many workers: what a Benchmark measures, too."""
 
     model_config = cel(
         (
@@ -139,6 +139,42 @@ class TrainingJobSpec(Record):
             " && self.training.precision == 'bf16')",
             "'framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3'",
         ),
+    )
+
+    framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
+    model: Annotated[Model, Field(description="The model's architecture.")]
+    data: Annotated[Data, Field(description="What the model is trained on.")]
+    optimizer: Annotated[Optimizer, Field(description="The optimizer.")]
+    schedule: Annotated[Schedule, Field(description="How the learning rate moves.")]
+    training: Annotated[Training, Field(description="Length, batch, precision and randomness of the run.")]
+    workers: Annotated[Workers, Field(description="How many pods train together.")]
+
+    @property
+    def virtual_ranks(self) -> int:
+        """`training.virtualRanks`, or its default `workers.max`."""
+        return self.training.virtual_ranks or self.workers.max
+
+    @property
+    def min_workers(self) -> int:
+        """`workers.min`, or its default `workers.max`."""
+        return self.workers.min or self.workers.max
+
+    def valid_worlds(self) -> list[int]:
+        """The world sizes between min and max that divide virtualRanks, smallest first; never empty."""
+        return [w for w in range(self.min_workers, self.workers.max + 1) if self.virtual_ranks % w == 0]
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        for rule in (_min_within_max, _ranks_divide_batch, _some_world_fits, _model_suits_data, _bf16_needs_zero):
+            rule(self)
+        return self
+
+
+class TrainingJobSpec(Run):
+    """What to train and with what. The operator never writes here."""
+
+    model_config = cel(
+        *rules_of(Run),
         (
             "self.chaos.all(one, !has(one.rank) || one.rank < self.workers.max)",
             "'chaos: ' + self.chaos.filter(one, has(one.rank) && one.rank >= self.workers.max)[0].name"
@@ -167,13 +203,6 @@ class TrainingJobSpec(Record):
         ),
     )
 
-    framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
-    model: Annotated[Model, Field(description="The model's architecture.")]
-    data: Annotated[Data, Field(description="What the model is trained on.")]
-    optimizer: Annotated[Optimizer, Field(description="The optimizer.")]
-    schedule: Annotated[Schedule, Field(description="How the learning rate moves.")]
-    training: Annotated[Training, Field(description="Length, batch, precision and randomness of the run.")]
-    workers: Annotated[Workers, Field(description="How many pods train together.")]
     checkpoint: Annotated[CheckpointSpec, Field(description="Where, how often and how carefully the run is saved.")]
     recovery: Annotated[Recovery, Field(description="What happens when something breaks.")] = Recovery()
     chaos: Annotated[
@@ -186,6 +215,13 @@ class TrainingJobSpec(Record):
             json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
         ),
     ] = []
+    record_steps: Annotated[
+        bool,
+        Field(
+            description="Keep how long steps took, and on what machine, beside the checkpoints, as Benchmarks do. A "
+            "change counts from the next attempt on."
+        ),
+    ] = False
     suspend: Annotated[
         bool, Field(description="Stop after saving a checkpoint, and free the pods; false again continues from it.")
     ] = False
@@ -207,40 +243,18 @@ class TrainingJobSpec(Record):
         """The spec a JSON document describes. Types are strict, as the API server's are: "3" is not 3."""
         return cls.model_validate(document, strict=True, by_alias=True, by_name=False)
 
-    @property
-    def virtual_ranks(self) -> int:
-        """`training.virtualRanks`, or its default `workers.max`."""
-        return self.training.virtual_ranks or self.workers.max
-
-    @property
-    def min_workers(self) -> int:
-        """`workers.min`, or its default `workers.max`."""
-        return self.workers.min or self.workers.max
-
-    def valid_worlds(self) -> list[int]:
-        """The world sizes between min and max that divide virtualRanks, smallest first; never empty."""
-        return [w for w in range(self.min_workers, self.workers.max + 1) if self.virtual_ranks % w == 0]
-
     @model_validator(mode="after")
-    def _fields_agree(self) -> Self:
-        for rule in (
-            _min_within_max,
-            _ranks_divide_batch,
-            _some_world_fits,
-            _model_suits_data,
-            _bf16_needs_zero,
-            _chaos_is_named_and_placed,
-        ):
-            rule(self)
+    def _chaos_fits(self) -> Self:
+        _chaos_is_named_and_placed(self)
         return self
 
 
-def _min_within_max(spec: TrainingJobSpec) -> None:
+def _min_within_max(spec: Run) -> None:
     if spec.min_workers > spec.workers.max:
         raise ValueError(f"workers: min {spec.workers.min} is above max {spec.workers.max}; lower min")
 
 
-def _ranks_divide_batch(spec: TrainingJobSpec) -> None:
+def _ranks_divide_batch(spec: Run) -> None:
     batch, ranks = spec.training.global_batch_size, spec.virtual_ranks
     if batch % ranks:
         raise ValueError(
@@ -249,11 +263,11 @@ def _ranks_divide_batch(spec: TrainingJobSpec) -> None:
         )
 
 
-def _ranks_shown(spec: TrainingJobSpec) -> str:
+def _ranks_shown(spec: Run) -> str:
     return str(spec.virtual_ranks) + ("" if spec.training.virtual_ranks else " (default: workers.max)")
 
 
-def _some_world_fits(spec: TrainingJobSpec) -> None:
+def _some_world_fits(spec: Run) -> None:
     """Both ends must be usable sizes, so that nobody reserves workers that can never take part."""
     for name, size in (("min", spec.min_workers), ("max", spec.workers.max)):
         if spec.virtual_ranks % size:
@@ -265,14 +279,14 @@ def _some_world_fits(spec: TrainingJobSpec) -> None:
             )
 
 
-def _model_suits_data(spec: TrainingJobSpec) -> None:
+def _model_suits_data(spec: Run) -> None:
     is_sequence_data = spec.data.kind in ("text", "tokens")
     if is_sequence_data != (spec.model.kind == "transformer"):
         fix = "choose model transformer" if is_sequence_data else "choose model mlp or cnn"
         raise ValueError(f"model: {spec.model.kind} cannot train on data {spec.data.kind}; {fix}")
 
 
-def _bf16_needs_zero(spec: TrainingJobSpec) -> None:
+def _bf16_needs_zero(spec: Run) -> None:
     deepspeed = spec.framework.deepspeed
     if deepspeed and deepspeed.zero_stage == 0 and spec.training.precision == "bf16":
         raise ValueError("framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3")

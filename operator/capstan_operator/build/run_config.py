@@ -28,6 +28,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
         numerical=spec.recovery.numerical,
         warm_spare=spec.recovery.warm_spare,
         memory_tier=spec.recovery.memory_tier,
+        record=spec.record_steps,
         deadlines=Deadlines(
             form=deadlines.form,
             first_step=deadlines.first_step,

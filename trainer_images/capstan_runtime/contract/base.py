@@ -1,5 +1,6 @@
 """The two model shapes of everything that crosses a process or is stored: a record, and a choice of one."""
 
+from collections.abc import Iterator
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -34,6 +35,12 @@ def cel(*rules: tuple[str, str]) -> ConfigDict:
     """
     validations: list[Any] = [{"rule": rule, "messageExpression": message} for rule, message in rules]
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": validations})
+
+
+def rules_of(model: type[BaseModel]) -> Iterator[tuple[str, str]]:
+    """The CEL rules of `model`, which a model that extends it would otherwise lose."""
+    for rule in model.model_json_schema(by_alias=True).get("x-kubernetes-validations", []):
+        yield rule["rule"], rule["messageExpression"]
 
 
 def _exactly_one_rule(schema: dict[str, Any]) -> None:

@@ -65,6 +65,9 @@ class RunConfig(Record):
     memory_tier: bool = True
     """Each pod keeps its part of the newest saves in memory (`env.MEMORY`): a restart need not read the store then."""
 
+    record: bool = False
+    """Every rank keeps a TrainingRecord of each attempt in the store."""
+
     @model_validator(mode="after")
     def _resolved(self) -> Self:
         virtual_ranks = self.training.virtual_ranks
