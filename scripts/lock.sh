@@ -8,7 +8,7 @@ trap 'rm -rf "$folder"' EXIT
 pip="$folder/bin/python -m pip --disable-pip-version-check"
 $pip install --quiet 'pip>=24' wheel 'setuptools<82' 'hatchling>=1.27' editables
 $pip install --quiet torch==2.13.0 ninja
-DS_BUILD_OPS=0 $pip install --quiet --no-build-isolation --editable '.[operator,local,flax,deepspeed,serve,sign,dev]'
+DS_BUILD_OPS=0 $pip install --quiet --no-build-isolation --editable '.[operator,local,flax,deepspeed,serve,sign,bench,dev]'
 $pip install --quiet --ignore-requires-python --no-deps helm-sdkpy tritonclient  # scripts/setup.sh says why like this
 {
   echo "# Written by \`make lock\`. scripts/setup.sh installs exactly these."

@@ -1,0 +1,75 @@
+"""What a workload hands back, and the ways in which repeated calls are timed."""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from capstan_runtime.contract.benchmark import Better, Point
+
+MOST_SAMPLES = 10_000
+"""Kept of one point; of more, every k-th."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """The figures of one trial."""
+
+    points: Sequence[Point]
+    notes: Sequence[str] = field(default=())
+    """What a reader of the figures must know."""
+
+
+def time_calls(call: Callable[[], object], seconds: float, warmup_seconds: float = 0.0, fewest: int = 3) -> list[float]:
+    """Seconds of each of the calls that fit into `seconds`, at least `fewest`; those of the first `warmup_seconds`, at
+    least one, are left out. `call` must wait until its work is done, that of a device included.
+
+    Two reads of the clock are all that a call pays for being measured: 0.1 us.
+    """
+    clock = time.perf_counter
+    until = clock() + warmup_seconds
+    while True:
+        call()
+        if clock() >= until:
+            break
+    taken: list[float] = []
+    until = clock() + seconds
+    while len(taken) < fewest or clock() < until:
+        started = clock()
+        call()
+        taken.append(clock() - started)
+    return taken
+
+
+def point(
+    metric: str,
+    unit: str,
+    better: Better,
+    value: float,
+    *,
+    labels: dict[str, str] | None = None,
+    samples: Sequence[float] = (),
+    samples_unit: str | None = None,
+    is_headline: bool = False,
+) -> Point:
+    """A Point; `samples` are thinned out to at most MOST_SAMPLES."""
+    every = -(-len(samples) // MOST_SAMPLES) if samples else 1
+    return Point(
+        metric=metric,
+        labels=labels or {},
+        unit=unit,
+        better=better,
+        value=value,
+        samples=tuple(samples[::every]),
+        samples_unit=samples_unit,
+        is_headline=is_headline,
+    )
+
+
+def median_point(
+    metric: str, samples: Sequence[float], *, labels: dict[str, str] | None = None, is_headline: bool = False
+) -> Point:
+    """The Point of durations in seconds, where less is better: their median stands for the trial."""
+    return point(
+        metric, "s", "lower", statistics.median(samples), labels=labels, samples=samples, is_headline=is_headline
+    )

@@ -1,0 +1,1 @@
+"""What trial pods measure, one file for each workload."""
