@@ -14,7 +14,7 @@ SAMPLES = 5
 def measure_control(samples: int = SAMPLES) -> tuple[float, ...]:
     """Seconds of each of `samples` runs, of about 10 ms each on a core of 2025. Only numpy, one allocation, no I/O; the
     result depends on every round, so nothing can be left out."""
-    matrix: npt.NDArray[np.float32] = np.random.default_rng(0).random((_SIDE, _SIDE), np.float32) / _SIDE
+    matrix = np.random.default_rng(0).random((_SIDE, _SIDE), np.float32) / np.float32(_SIDE)
     seconds = []
     for _ in range(samples + 1):
         product: npt.NDArray[np.float32] = np.eye(_SIDE, dtype=np.float32)
