@@ -49,6 +49,8 @@ SERVE_PORT = 8480
 """Where a replica answers requests, probes and `/metrics`; its Services listen on the same port."""
 COORDINATOR_PORT = 8471
 COORDINATOR_PORTS = 64
+BENCH_COORDINATOR_PORT = 8535
+"""Where the ranks of a Benchmark's trial meet, on rank 0's pod: the first port that attempts do not rotate through."""
 
 
 def coordinator_port(fence: int) -> int:
