@@ -233,6 +233,8 @@ def test_what_nobody_has_set_is_no_part_of_the_runs_digest() -> None:
     said = parsed(recovery={"warmSpare": True, "deadlines": {"hang": 60}}, checkpoint={"retention": {"last": 3}})
     assert run_digest(build_run_config(make_job(), said)) == digest
     assert run_digest(build_run_config(make_job(), parsed(recovery={"warmSpare": False}))) != digest
+    assert run_digest(build_run_config(make_job(), parsed(recordSteps=False))) == digest
+    assert run_digest(build_run_config(make_job(), parsed(recordSteps=True))) != digest
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from capstan_runtime.data.spec import Ids, Samples
 from capstan_runtime.engine import Batch
 from capstan_runtime.errors import Failure
 from capstan_runtime.report import Reporter
+from capstan_runtime.stop_signal import StopSignal
 from tests.support.engines import make_engine
 from tests.support.faulty_engine import await_save
 from tests.support.ranks import run_ranks
@@ -79,9 +80,7 @@ def _attempt(rank: int, world: int, coordinator: str, run: Run, documents: list[
     failure = None
     with tempfile.TemporaryFile() as reports:
         try:
-            loop.run_attempt(
-                _make_engine, environ, Reporter(reports.fileno()), loop.StopSignal(), loop.prepare(environ)
-            )
+            loop.run_attempt(_make_engine, environ, Reporter(reports.fileno()), StopSignal(), loop.prepare(environ))
         except Failure as error:
             failure = f"{type(error).__name__}: {error}"
         reports.seek(0)

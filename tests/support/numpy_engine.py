@@ -37,6 +37,7 @@ class NumpyEngine:
             "optimizer/momentum/bias": np.zeros(context.data.outputs, np.float32),
             "optimizer/count": np.zeros((), np.int64),
         }
+        self.parameters = sum(each.size for name, each in self.state.items() if name.startswith("params/"))
         self._drops_non_finite = context.run.numerical.non_finite == "ignore"
         self._loss_factor = 1.0
         self._busy_seconds = 0.0

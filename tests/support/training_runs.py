@@ -79,7 +79,7 @@ class Run:
     def environ(self, **more: str) -> dict[str, str]:
         return {
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             env.RUN_CONFIG: str(self.folder / "run.json"),
             env.TOKEN_FILE: str(self.folder / "token"),
             env.STORE: str(self.store),

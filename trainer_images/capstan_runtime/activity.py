@@ -54,7 +54,7 @@ class ObservedEngine:
     """An engine of which the supervisor sees whether it computes or waits for messages."""
 
     def __init__(self, engine: Engine, activity: Activity) -> None:
-        self.rank, self.world = engine.rank, engine.world
+        self.rank, self.world, self.parameters = engine.rank, engine.world, engine.parameters
         self._engine = engine
         self._activity = activity
 

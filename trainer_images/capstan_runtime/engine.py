@@ -85,6 +85,8 @@ class Engine(Protocol):
 
     rank: int
     world: int
+    parameters: int
+    """Weights of the model, all of them, however they are divided over the ranks."""
 
     def train_step(self, batch: Batch, learning_rate: float) -> StepResult:
         """One optimizer step over M micro-steps; returns as soon as the work is queued."""

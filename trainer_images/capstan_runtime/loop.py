@@ -1,14 +1,12 @@
 """The training loop, the same for every framework: fetch, step, hooks. And the one way in and out of a trainer."""
 
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from pydantic import ValidationError
 
@@ -46,37 +44,16 @@ from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
 from capstan_runtime.prefetch import Prefetch
+from capstan_runtime.recording import Recording
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
 from capstan_runtime.saving import SaveClock, SaveState
 from capstan_runtime.schedules import learning_rate_at
+from capstan_runtime.stop_signal import StopSignal
 from capstan_runtime.voice import Voice
 
 MakeEngine = Callable[[TrainContext], Engine]
 _LONGEST_MESSAGE = 1000
-
-
-class StopSignal:
-    """SIGTERM, remembered until the ranks agree to stop; before there is anything to save it ends the process. And
-    SIGUSR2, which asks to leave after the next save."""
-
-    def __init__(self) -> None:
-        self.wanted = False
-        self.leave_wanted = False
-        self._has_state = False
-        signal.signal(signal.SIGTERM, self._note)
-        signal.signal(signal.SIGUSR2, self._note_leave)
-
-    def from_now_on_save_first(self) -> None:
-        self._has_state = True
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.wanted = True
-        if not self._has_state:
-            raise SystemExit(ExitCode.STOPPED)
-
-    def _note_leave(self, number: int, frame: FrameType | None) -> None:
-        self.leave_wanted = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +136,11 @@ def run_attempt(
     start = restore(context, engine, store, voice)
     stop.from_now_on_save_first()
     activity.step = start.step
-    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos).train()
+    recording = Recording(context, start.step) if run.record else None
+    meter = recording.meter if recording is not None else Meter(time.monotonic, start.step)
+    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter).train()
+    if recording is not None:
+        recording.keep(store, engine.parameters, voice, finished)
     if finished:
         voice.report(phase=Phase.SUCCEEDED, step=steps)
     try:
@@ -196,6 +177,7 @@ class _Attempt:
     store: Store
     activity: Activity
     chaos: Chaos | None
+    meter: Meter
 
     def train(self) -> bool:
         """True when all steps are done and committed, False when stopped early."""
@@ -205,12 +187,11 @@ class _Attempt:
             raise self._located(error) from error
 
     def _train(self) -> bool:
-        meter = Meter(time.monotonic, self.start.step)
         retention = self._retention()
         guard = self._guard()
-        save_state = self._save_state(meter, retention, guard)
-        log = Log(self.voice, meter, self.context, self.engine.busy_seconds)
-        evaluate = Evaluate(self.voice, meter, self.context, self.engine, self.dataset.validation)
+        save_state = self._save_state(retention, guard)
+        log = Log(self.voice, self.meter, self.context, self.engine.busy_seconds)
+        evaluate = Evaluate(self.voice, self.meter, self.context, self.engine, self.dataset.validation)
         hooks: list[Hook] = [evaluate, save_state] if self.chaos is None else [evaluate, save_state, self.chaos]
         self._introduce()
         finished = self.start.step >= self.context.steps
@@ -220,7 +201,7 @@ class _Attempt:
                 before = self.activity.enter(save_state.section)
                 save_state.save_again(self.start.step)
                 self.activity.enter(before)
-        for step in self._queued_steps(meter, save_state, guard):
+        for step in self._queued_steps(save_state, guard):
             due = [hook for hook in hooks if hook.is_due(step)]
             if due:
                 guard.settle(step.done)
@@ -257,7 +238,7 @@ class _Attempt:
                 raise
             self.voice.warn(f"{error}; it was to stop anyway")
 
-    def _queued_steps(self, meter: Meter, save_state: SaveState, guard: Guard) -> Iterator[Step]:
+    def _queued_steps(self, save_state: SaveState, guard: Guard) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""
         first, steps = self.start.step, self.context.steps
         peak: float = self.context.run.optimizer.value.learning_rate
@@ -275,7 +256,7 @@ class _Attempt:
                 guard.note(done, outcome)
                 if done == first + 1:
                     guard.settle(done)  # the first step compiles; only its end says that training has begun
-                    meter.read(done)
+                    self.meter.read(done)
                     self.voice.report(phase=Phase.TRAINING, step=done)
                 elif agreement.is_due(done):
                     guard.settle(done - 1)  # the host never runs ahead by more than one agreement: times stay true
@@ -311,7 +292,7 @@ class _Attempt:
             )
         return GpuOutOfMemory(f"{where}, {self.context.micro_steps} micro-steps of {samples} samples: {error}")
 
-    def _save_state(self, meter: Meter, retention: Retention | None, guard: Guard) -> SaveState:
+    def _save_state(self, retention: Retention | None, guard: Guard) -> SaveState:
         run, membership = self.context.run, self.context.membership
         environ = self.context.environ
         identity = Identity(
@@ -337,7 +318,7 @@ class _Attempt:
             on_trouble=self.voice.warn,
         )
         save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic, is_owed=not self.start.is_in_store)
-        return SaveState(self.voice, meter, self.context, self.engine, saver, save_clock, retention, guard)
+        return SaveState(self.voice, self.meter, self.context, self.engine, saver, save_clock, retention, guard)
 
     def _retention(self) -> Retention | None:
         """Rank 0 alone removes old checkpoints."""

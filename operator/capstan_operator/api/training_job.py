@@ -219,7 +219,7 @@ class TrainingJobSpec(Run):
         bool,
         Field(
             description="Keep how long steps took, and on what machine, beside the checkpoints, as Benchmarks do. A "
-            "change counts from the next attempt on."
+            "change is followed once the job was suspended, no pod was left, and it was resumed."
         ),
     ] = False
     suspend: Annotated[

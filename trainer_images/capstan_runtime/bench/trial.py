@@ -12,8 +12,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from capstan_runtime.bench.control import measure_control
-from capstan_runtime.bench.environment import observe_environment
 from capstan_runtime.bench.measured import Measured
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.store import Store
@@ -21,6 +19,8 @@ from capstan_runtime.contract import env
 from capstan_runtime.contract.benchmark import BenchTask, TrialEnd, TrialResult, TrialTask
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.errors import ConfigError, exit_code_of
+from capstan_runtime.metrics.control import measure_control
+from capstan_runtime.metrics.environment import observe_environment
 
 Run = Callable[[TrialTask, Store, Mapping[str, str]], Measured | None]
 """Measures. `Store` is that of the namespace in results.store. None: this rank has nothing to tell, another one has."""

@@ -11,6 +11,7 @@
     VERIFIED                       written by who read every byte back after the commit and found it whole
     PINNED                         written by a person: retention never removes it
   claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
+  record.3.r0.json                 how long the steps of that attempt took on rank 0, where the run records them
 """
 
 import re
@@ -32,6 +33,7 @@ PART = ".part"
 """Ending of a file that is still being written."""
 
 _FOLDER = re.compile(r"(\d{12})\.([1-9]\d*)\.([0-9a-f]{12})")
+_RECORD = re.compile(r"record\.[1-9]\d*\.r\d+\.json")
 _CLAIM = re.compile(r"(\d{12})\.([0-9a-f]{12})\.json")
 
 
@@ -82,3 +84,11 @@ def claim_of_run(name: str, uid: str) -> bool:
     """Whether a file of this name is a claim by an attempt of run `uid`. Names of claims sort by fence."""
     match = _CLAIM.fullmatch(name)
     return match is not None and match[2].startswith(_run_prefix(uid))
+
+
+def record_name(fence: int, rank: int) -> str:
+    return f"record.{fence}.r{rank}.json"
+
+
+def is_record(name: str) -> bool:
+    return _RECORD.fullmatch(name) is not None

@@ -132,7 +132,8 @@ class TrainingRecord(Record):
     first_step: int
     """Steps done when the attempt began: above 0 it went on from a checkpoint."""
     steps: tuple[int, ...]
-    """Steps done at the end of each window; windows are `logEverySteps` long."""
+    """Steps done at the end of each window. Windows follow each other without a gap: the first is one step, which
+    compiles; those after it end with every `logEverySteps`-th step, and with the last."""
     step_seconds: tuple[float, ...]
     """Mean seconds per step in each window, saving and evaluating left out."""
     samples_per_step: int

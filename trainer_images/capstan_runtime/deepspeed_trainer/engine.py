@@ -64,6 +64,7 @@ class DeepSpeedEngine:
         self._world = World(context.membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
         parameters = dict(model.named_parameters())
+        self.parameters = sum(parameter.numel() for parameter in parameters.values())
         optimizer = build_optimizer(
             run.optimizer,
             [parameters[spec.name] for spec in self._table if spec.decays],

@@ -88,6 +88,7 @@ class FlaxEngine:
         self._loss_factor = 1.0
         self._step = 0
         self._parameters = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.leaves]
+        self.parameters = sum(parameter.size for parameter in self._parameters)
         self._moments = [
             [self._place(np.zeros(leaf.shape, np.float32)) for leaf in self._structure.leaves]
             for _ in self._moment_kinds

@@ -1,1 +1,1 @@
-"""How fast a run is and how it is told to people."""
+"""How fast a run is, what it runs on, and how it is told to people."""
