@@ -19,6 +19,9 @@ from capstan_runtime.contract.benchmark import (
 )
 from capstan_runtime.contract.reference import ReferenceRow
 
+QUANTILE_PERCENTS = (*(half / 2 for half in range(200)), 99.9, 100.0)
+"""Of a Distribution: 0, 0.5, 1, …, 99, 99.5, 99.9, 100."""
+
 
 class Series(Record):
     """One metric in every trial of an arm: what all figures are computed from."""
@@ -44,7 +47,7 @@ class Distribution(Record):
     unit: str
     count: int
     quantiles: tuple[float, ...]
-    """At 0, 0.5, 1, …, 99, 99.5, 99.9 and 100 percent: 203 numbers."""
+    """At QUANTILE_PERCENTS."""
 
 
 class ScalingRow(Record):

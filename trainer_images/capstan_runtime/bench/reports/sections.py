@@ -1,0 +1,386 @@
+"""What a report says, in order: sections of sentences and tables. How they look is up to who shows them."""
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from capstan_runtime.bench import words
+from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, LawFit, LawParameter
+from capstan_runtime.contract.benchmark import Comparison, Environment, Figure
+
+DEFAULT_CONFIDENCE = 0.95
+VERDICT_MEANS = {
+    "Passed": "any difference is smaller than what counts",
+    "Improved": "it is better by more than what counts, for certain",
+    "Regressed": "it is worse by more than what counts, for certain",
+    "Inconclusive": "the runs scatter too much, or are too few, to tell",
+}
+_BETTER = {"higher": "↑ higher", "lower": "↓ lower", "neither": "–"}
+_SHOWN_PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Text in rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: frozenset[int] = frozenset()
+    """Columns that are set to the right."""
+    title: str = ""
+    """Where a section has several; empty: its section's will do."""
+    is_aside: bool = False
+    """For who wants every number: folded where that can be, left out of Markdown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of a report."""
+
+    key: str
+    """By which plots find their place."""
+    title: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    items: Sequence[str] = field(default=())
+    """A list after the tables."""
+
+
+def sections(result: BenchmarkResult) -> list[Section]:
+    """All of them that have something to say."""
+    made = (
+        _comparison(result),
+        _scaling(result),
+        _roofline(result),
+        _law(result),
+        _collectives(result),
+        _figures(result),
+        _latency(result),
+        _reference(result),
+        _environment(result),
+        _repeats(result),
+        _notes(result),
+    )
+    return [section for section in made if section.paragraphs or section.tables or section.items]
+
+
+def about(result: BenchmarkResult) -> str:
+    """Workload, runs, time and machine in one sentence."""
+    runs = max((figure.n for figure in result.figures), default=0)
+    parts = [
+        f"workload {words.words(result.workload)}",
+        f"{runs} {'run' if runs == 1 else 'runs'} of each case",
+        f"seed {result.seed}",
+        f"measured {_moment(result.started_at)} to {_moment(result.finished_at)}",
+    ]
+    if result.environments:
+        parts.append(f"on {machine(result.environments[0])}")
+    return "; ".join(parts)
+
+
+def machine(environment: Environment) -> str:
+    """CPU and GPUs in a few words."""
+    cores = f"{environment.cores} {'core' if environment.cores == 1 else 'cores'}"
+    return ", ".join([f"{environment.cpu} ({cores})", *_gpus(environment)])
+
+
+def _gpus(environment: Environment) -> list[str]:
+    return [f"{environment.gpus.count(name)} × {name}" for name in dict.fromkeys(environment.gpus)]
+
+
+def confidence(result: BenchmarkResult) -> str:
+    """Of its intervals: `95 %`."""
+    return f"{100 * (result.gate.confidence if result.gate else DEFAULT_CONFIDENCE):.4g} %"
+
+
+def baseline_words(baseline: Baseline) -> str:
+    """What was compared with."""
+    kinds = {
+        "benchmark": "what Benchmark {} found",
+        "rerun": "Benchmark {}, run again in turns with this one",
+        "file": "the result in {}",
+        "reference": "the published row {}",
+    }
+    return kinds.get(baseline.kind, baseline.kind + " {}").format(baseline.name)
+
+
+def _comparison(result: BenchmarkResult) -> Section:
+    baseline = result.baseline
+    if baseline is None:
+        return Section("comparison", "Comparison")
+    said = [f"Baseline: {baseline_words(baseline)}."]
+    if not baseline.is_comparable:
+        said.append(f"Not compared: {baseline.problem or 'the two are not alike'}.")
+    if result.gate is not None:
+        said.append(
+            f"A difference counts from {words.number(result.gate.minimum_effect_percent)} % on, at "
+            f"{confidence(result)} confidence."
+        )
+    rows = [
+        (
+            words.words(one.metric),
+            words.case(one.labels),
+            words.quantity(one.baseline, one.unit),
+            words.quantity(one.candidate, one.unit),
+            words.percent(one.effect_percent),
+            f"{words.percent(one.low_percent)} to {words.percent(one.high_percent)}",
+            _chance(one),
+            one.verdict,
+        )
+        for one in result.comparisons
+    ]
+    columns = ("metric", "at", "baseline", "now", "effect", f"{confidence(result)} interval", "p", "verdict")
+    tables = [Table(columns, rows, frozenset({2, 3, 4, 5, 6}))] if rows else []
+    tables += [
+        Table(
+            ("metric", "at", "verdict", "why"),
+            [(words.words(one.metric), words.case(one.labels), one.verdict, one.reason) for one in result.comparisons],
+            title="Why",
+            is_aside=True,
+        )
+    ] * bool(rows)
+    return Section("comparison", "Comparison", said, tables, [f"Differs: {one}" for one in baseline.differences])
+
+
+def _chance(comparison: Comparison) -> str:
+    return "< 0.001" if comparison.p_value < 0.001 else f"{comparison.p_value:.3f}"
+
+
+def _figures(result: BenchmarkResult) -> Section:
+    headline = [figure for figure in result.figures if figure.is_headline]
+    further = [figure for figure in result.figures if not figure.is_headline]
+    tables = [
+        _figure_table(result, figures, title)
+        for figures, title in ((headline, "Headline" if further else ""), (further, "Further" if headline else ""))
+        if figures
+    ]
+    runs = [
+        (
+            words.words(one.metric),
+            words.case(one.labels),
+            one.arm,
+            ", ".join(words.quantity(value, one.unit) for value in one.values),
+        )
+        for one in result.series
+        if one.is_headline
+    ]
+    if runs:
+        tables.append(Table(("metric", "at", "arm", "each run, in order"), runs, title="Every run", is_aside=True))
+    return Section("figures", "Figures", _steadiness(result), tables)
+
+
+def _figure_table(result: BenchmarkResult, figures: Iterable[Figure], title: str) -> Table:
+    rows = [
+        (
+            words.words(figure.metric),
+            words.case(figure.labels),
+            words.quantity(figure.median, figure.unit),
+            words.interval(figure.low, figure.high, figure.unit, figure.median),
+            str(figure.n),
+            str(figure.outliers) if figure.outliers else "",
+            _BETTER[figure.better],
+        )
+        for figure in figures
+    ]
+    columns = ("metric", "at", "median", f"{confidence(result)} interval", "n", "outliers", "better")
+    return Table(columns, rows, frozenset({2, 3, 4, 5}), title)
+
+
+def _steadiness(result: BenchmarkResult) -> list[str]:
+    """The machine's own pace, beside what was measured on it."""
+    if not result.control_seconds:
+        return []
+    least, most = min(result.control_seconds), max(result.control_seconds)
+    return [
+        "A fixed piece of arithmetic, timed beside each run, took "
+        f"{words.interval(least, most, 's', most)}: how steady the machine was."
+    ]
+
+
+def _scaling(result: BenchmarkResult) -> Section:
+    rows = [
+        (
+            row.mode,
+            str(row.workers),
+            words.quantity(row.speedup, "x"),
+            words.interval(row.speedup_low, row.speedup_high, "x", row.speedup),
+            words.percent(100 * row.efficiency, is_signed=False),
+            f"{words.number(100 * row.efficiency_low, 3)} – {words.number(100 * row.efficiency_high, 3)} %",
+            "" if row.serial_fraction is None else words.number(row.serial_fraction, 3),
+        )
+        for row in result.scaling
+    ]
+    interval = f"{confidence(result)} interval"
+    columns = ("scaling", "workers", "speed-up", interval, "efficiency", interval, "serial fraction")
+    return Section("scaling", "Scaling", (), [Table(columns, rows, frozenset(range(1, 7)))] if rows else [])
+
+
+def _roofline(result: BenchmarkResult) -> Section:
+    interval = f"{confidence(result)} interval"
+    tables = []
+    if result.roofs:
+        rows = [
+            (
+                roof.name,
+                roof.kind,
+                words.quantity(roof.median, roof.unit),
+                words.interval(roof.low, roof.high, roof.unit, roof.median),
+            )
+            for roof in result.roofs
+        ]
+        tables.append(Table(("ceiling", "of", "median", interval), rows, frozenset({2, 3}), "Ceilings"))
+    if result.dots:
+        dots = [
+            (
+                dot.name,
+                words.number(dot.intensity),
+                words.quantity(dot.performance, "FLOP/s"),
+                words.interval(dot.low, dot.high, "FLOP/s", dot.performance),
+                dot.bound,
+                dot.ceiling,
+                words.percent(100 * dot.share, is_signed=False),
+            )
+            for dot in result.dots
+        ]
+        columns = ("name", "FLOP/B", "performance", interval, "bound by", "ceiling", "of the roof")
+        tables.append(Table(columns, dots, frozenset({1, 2, 3, 6}), "Kernels and models"))
+    return Section("roofline", "Roofline", (), tables)
+
+
+def _law(result: BenchmarkResult) -> Section:
+    law = result.law
+    if law is None:
+        return Section("law", "Scaling law")
+    said: list[str] = []
+    tables = []
+    for fit in law.fits:
+        said.append(f"{_trust(fit)} {fit.form}: {fit.formula}.")
+        said += fit.warnings
+        rows = [_parameter(one) for one in (*fit.parameters, *fit.derived)]
+        rows.append(("sum of Huber losses", words.number(fit.objective), ""))
+        columns = (fit.form, "value", f"{confidence(result)} interval")
+        tables.append(Table(columns, rows, frozenset({1, 2}), f"Fit: {fit.form}"))
+    if law.held_out:
+        rows_out = [tuple(words.number(value) for value in row) for row in law.held_out]
+        columns_out = ("parameters", "tokens", "loss", "predicted by the others")
+        tables.append(Table(columns_out, rows_out, frozenset(range(4)), "Held out"))
+    runs = [
+        (*(words.number(value) for value in point), *(f"{fit.residuals[at]:+.4f}" for fit in law.fits))
+        for at, point in enumerate(law.points)
+    ]
+    columns_runs = ("parameters", "tokens", "loss", *(f"residual, {fit.form}" for fit in law.fits))
+    tables.append(Table(columns_runs, runs, frozenset(range(len(columns_runs))), "Every run", is_aside=True))
+    return Section("law", "Scaling law", said, tables)
+
+
+def _trust(fit: LawFit) -> str:
+    return "Fitted," if fit.is_trusted else "Not to be relied on,"
+
+
+def _parameter(one: LawParameter) -> tuple[str, str, str]:
+    return one.name, words.number(one.value), f"{words.number(one.low)} – {words.number(one.high)}"
+
+
+def _collectives(result: BenchmarkResult) -> Section:
+    rows = [
+        (
+            words.words(fit.operation),
+            words.quantity(fit.latency_seconds, "s"),
+            words.interval(fit.latency_low, fit.latency_high, "s", fit.latency_seconds),
+            words.quantity(fit.bandwidth_bytes_per_second, "B/s"),
+            words.interval(fit.bandwidth_low, fit.bandwidth_high, "B/s", fit.bandwidth_bytes_per_second),
+        )
+        for fit in result.collectives
+    ]
+    interval = f"{confidence(result)} interval"
+    table = Table(("operation", "latency", interval, "bandwidth", interval), rows, frozenset(range(1, 5)))
+    said = ["Fitted: time = latency + size / bandwidth."] if rows else []
+    return Section("collectives", "Collectives", said, [table] if rows else [])
+
+
+def _latency(result: BenchmarkResult) -> Section:
+    rows = [
+        (
+            words.words(one.metric),
+            words.case(one.labels),
+            f"{one.count:,}",
+            *(
+                words.quantity(one.quantiles[QUANTILE_PERCENTS.index(percent)], one.unit)
+                for percent in _SHOWN_PERCENTS.values()
+            ),
+        )
+        for one in result.distributions
+    ]
+    if not rows:
+        return Section("latency", "Distributions")
+    columns = ("metric", "at", "samples", *_SHOWN_PERCENTS)
+    said = [
+        "All samples of all runs together; nothing is judged by them, because those of one run depend on each other."
+    ]
+    return Section("latency", "Distributions", said, [Table(columns, rows, frozenset(range(2, len(columns))))])
+
+
+def _reference(result: BenchmarkResult) -> Section:
+    row = result.reference
+    if row is None:
+        return Section("reference", "Published figures")
+    ours = {(figure.metric, tuple(sorted(figure.labels.items()))): figure for figure in result.figures}
+    rows = []
+    for figure in row.figures:
+        here = ours.get((figure.metric, tuple(sorted(figure.labels.items()))))
+        rows.append(
+            (
+                words.words(figure.metric),
+                words.case(figure.labels),
+                words.quantity(figure.value, figure.unit),
+                "not measured" if here is None else words.quantity(here.median, here.unit),
+            )
+        )
+    hardware = f"on {row.hardware}"
+    said = [
+        f"{row.title} ({row.source}).",
+        f"Not comparable: that was measured {hardware}, this was not. The two stand side by side, and are not judged.",
+    ]
+    if result.baseline is not None and result.baseline.kind == "reference" and result.baseline.is_comparable:
+        said = said[:1]
+    table = Table(("metric", "at", f"published, {hardware}", "measured here"), rows, frozenset({2, 3}))
+    return Section("reference", "Published figures", said, [table])
+
+
+def _environment(result: BenchmarkResult) -> Section:
+    found = result.environments
+    rows = [
+        (name, *(value(one) for one in found))
+        for name, value in (
+            ("fingerprint", lambda one: one.fingerprint),
+            ("node", lambda one: one.node or "–"),
+            ("CPU", lambda one: f"{one.cpu}, {one.cores} usable"),
+            ("memory", lambda one: words.quantity(one.memory_bytes, "B")),
+            ("GPUs", lambda one: ", ".join(_gpus(one)) or "none"),
+            ("driver", lambda one: one.driver or "–"),
+            ("governor", lambda one: one.governor or "not told"),
+            ("threads", lambda one: "not set" if one.threads is None else str(one.threads)),
+            ("kernel", lambda one: one.kernel),
+            ("Python", lambda one: one.python),
+            ("packages", lambda one: ", ".join(f"{name} {version}" for name, version in one.packages.items()) or "–"),
+            ("image", lambda one: one.image or "not told"),
+        )
+    ]
+    columns = ("", *(["value"] if len(found) == 1 else [f"machine {at + 1}" for at in range(len(found))]))
+    said = [f"The runs were on {len(found)} kinds of machine."] if len(found) > 1 else []
+    return Section("environment", "Environment", said, [Table(columns, rows)] if found else [])
+
+
+def _repeats(result: BenchmarkResult) -> Section:
+    rows = [(one.trial, str(one.attempt), one.reason) for one in result.repeats]
+    said = ["Nothing of these is in the figures."] if rows else []
+    table = Table(("run", "attempt", "why it failed"), rows, frozenset({1}))
+    return Section("repeats", "Runs that were repeated", said, [table] if rows else [])
+
+
+def _notes(result: BenchmarkResult) -> Section:
+    return Section("notes", "Notes", items=result.notes)
+
+
+def _moment(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
