@@ -5,7 +5,6 @@ Its schema is versioned: a reader refuses a newer one, and a change that old rea
 
 from typing import Any
 
-from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.benchmark import (
     SCHEMA_VERSION,
     Arm,
@@ -13,6 +12,7 @@ from capstan_runtime.contract.benchmark import (
     Comparison,
     Environment,
     Figure,
+    Finding,
     GateTask,
     Repeat,
     Verdict,
@@ -23,7 +23,7 @@ QUANTILE_PERCENTS = (*(half / 2 for half in range(200)), 99.9, 100.0)
 """Of a Distribution: 0, 0.5, 1, …, 99, 99.5, 99.9, 100."""
 
 
-class Series(Record):
+class Series(Finding):
     """One metric in every trial of an arm: what all figures are computed from."""
 
     metric: str
@@ -38,7 +38,7 @@ class Series(Record):
     is_headline: bool = False
 
 
-class Distribution(Record):
+class Distribution(Finding):
     """All raw samples of one metric, trials of the candidate taken together, for plots only: samples of one run depend
     on each other, so nothing is inferred from them."""
 
@@ -50,7 +50,7 @@ class Distribution(Record):
     """At QUANTILE_PERCENTS."""
 
 
-class ScalingRow(Record):
+class ScalingRow(Finding):
     """One number of workers, against one."""
 
     mode: str
@@ -67,7 +67,7 @@ class ScalingRow(Record):
     """Karp and Flatt's: what the speed-up says of the part that is not divided. None: for one worker, and weak."""
 
 
-class Ceiling(Record):
+class Ceiling(Finding):
     """One roof: a peak of arithmetic or a bandwidth, with its interval over trials."""
 
     name: str
@@ -80,7 +80,7 @@ class Ceiling(Record):
     high: float
 
 
-class Dot(Record):
+class Dot(Finding):
     """A kernel or model under the roof."""
 
     name: str
@@ -98,14 +98,14 @@ class Dot(Record):
     """Of what the roof allows at that intensity."""
 
 
-class LawParameter(Record):
+class LawParameter(Finding):
     name: str
     value: float
     low: float
     high: float
 
 
-class LawFit(Record):
+class LawFit(Finding):
     """A scaling law that was fitted."""
 
     form: str
@@ -125,7 +125,7 @@ class LawFit(Record):
     """log(observed) - log(predicted), in the order of `Law.points`."""
 
 
-class Law(Record):
+class Law(Finding):
     """Scaling laws, and the runs they were fitted to."""
 
     points: tuple[tuple[float, float, float], ...]
@@ -135,7 +135,7 @@ class Law(Record):
     """Runs left out of a second fit: (parameters, tokens, loss, predicted loss)."""
 
 
-class CollectiveFit(Record):
+class CollectiveFit(Finding):
     """t = latency + size / bandwidth, of one operation."""
 
     operation: str
@@ -147,7 +147,7 @@ class CollectiveFit(Record):
     bandwidth_high: float
 
 
-class Baseline(Record):
+class Baseline(Finding):
     """What was compared with."""
 
     kind: str
@@ -161,7 +161,7 @@ class Baseline(Record):
     """Software that differs: `jax 0.10.1 -> 0.10.2`."""
 
 
-class BenchmarkResult(Record):
+class BenchmarkResult(Finding):
     """One finished Benchmark."""
 
     schema_version: int = SCHEMA_VERSION

@@ -11,7 +11,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from capstan_runtime.contract.base import OneOf, Record
 from capstan_runtime.contract.workloads import (
@@ -37,6 +37,13 @@ SCHEMA_VERSION = 1
 Arm = Literal["candidate", "baseline"]
 Better = Literal["higher", "lower", "neither"]
 Verdict = Literal["Passed", "Regressed", "Improved", "Inconclusive"]
+
+
+class Finding(Record):
+    """A record of measured numbers. In JSON those that are not finite are the strings Infinity, -Infinity and NaN: a
+    request that was never answered took infinitely long, and null would lose that."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
 
 class Environment(Record):
@@ -82,7 +89,7 @@ class Environment(Record):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-class Point(Record):
+class Point(Finding):
     """One figure of one trial."""
 
     metric: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
@@ -102,7 +109,7 @@ class Point(Record):
     """Shown first, and judged when the gate names no metrics."""
 
 
-class TrialResult(Record):
+class TrialResult(Finding):
     """`<benchmark>/<uid>/trials/<trial>.<attempt>.json`; written whole or not at all."""
 
     schema_version: int = SCHEMA_VERSION
@@ -120,7 +127,7 @@ class TrialResult(Record):
     finished_at: float
 
 
-class TrainingRecord(Record):
+class TrainingRecord(Finding):
     """How long the steps of one attempt of a TrainingJob took, as one rank saw it:
     `<job>/<uid>/record.<fence>.r<rank>.json`, written when the attempt ends if `RunConfig.record` is set."""
 
@@ -148,6 +155,9 @@ class TrainingRecord(Record):
     """As in TrialResult: before the first step and after the last."""
     is_complete: bool
     """All steps were done."""
+    started_at: float | None = None
+    """Seconds since 1970, of the attempt; None: not known."""
+    finished_at: float | None = None
 
 
 class TrialWork(OneOf):
@@ -266,7 +276,7 @@ class BenchTask(Record):
     report: ReportTask | None = None
 
 
-class Figure(Record):
+class Figure(Finding):
     """One metric over all trials of an arm."""
 
     metric: str
@@ -284,7 +294,7 @@ class Figure(Record):
     is_headline: bool = False
 
 
-class Comparison(Record):
+class Comparison(Finding):
     """One metric against the baseline."""
 
     metric: str
