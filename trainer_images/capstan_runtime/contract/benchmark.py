@@ -28,7 +28,8 @@ TASK = "CAPSTAN_BENCH"
 """Environment variable that holds the JSON of a BenchTask. `env.STORE` is then the folder of the namespace in
 results.store: keys begin with the name of a Benchmark or of a TrainingJob, and its uid."""
 COORDINATOR = "CAPSTAN_BENCH_COORDINATOR"
-"""`address:port` where the ranks of a trial meet; rank 0 listens there. Unset: there is one rank."""
+"""`address:port` where the ranks of a trial meet. Unset: this is rank 0, which listens at `env.POD_IP`, port
+`env.BENCH_COORDINATOR_PORT`."""
 MOUNTED_BASELINE = "/etc/capstan/baseline"
 """Folder where `baseline.configMap` is mounted."""
 SCHEMA_VERSION = 1
