@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from capstan_runtime.contract.benchmark import Better, Point
@@ -18,6 +18,8 @@ class Measured:
     points: Sequence[Point]
     notes: Sequence[str] = field(default=())
     """What a reader of the figures must know."""
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    """Kept beside the result as `trials/<trial>.<attempt>.<name>`, for other tools: nothing here reads them."""
 
 
 def time_calls(call: Callable[[], object], seconds: float, warmup_seconds: float = 0.0, fewest: int = 3) -> list[float]:

@@ -39,9 +39,9 @@ not in the image of another."""
 _LONGEST_MESSAGE = 1000
 
 
-def result_key(benchmark: str, uid: str, trial: str, attempt: int) -> str:
-    """Where in the store a TrialResult is kept."""
-    return f"{benchmark}/{uid}/trials/{trial}.{attempt}.json"
+def result_key(benchmark: str, uid: str, trial: str, attempt: int, name: str = "json") -> str:
+    """Where in the store a TrialResult is kept, or a file that is beside it."""
+    return f"{benchmark}/{uid}/trials/{trial}.{attempt}.{name}"
 
 
 def run_trial(task: BenchTask, environ: Mapping[str, str]) -> int:
@@ -90,6 +90,8 @@ def _measure(task: BenchTask, trial: TrialTask, environ: Mapping[str, str]) -> s
         started_at=started,
         finished_at=time.time(),
     )
+    for name, content in measured.files.items():
+        store.put(result_key(task.benchmark, task.uid, trial.trial, trial.attempt, name), [content])
     key = result_key(task.benchmark, task.uid, trial.trial, trial.attempt)
     store.put(key, [result.model_dump_json(by_alias=True, exclude_none=True).encode()])
     store.settle(f"{task.benchmark}/{task.uid}/trials")

@@ -1,0 +1,172 @@
+"""What rungs say: figures, headlines, notes, and locust's file, from rungs that are made up."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from capstan_runtime.bench.load.figures import highest_kept_rate, load_notes, load_points, percentile
+from capstan_runtime.bench.load.ladder import Rung
+from capstan_runtime.bench.load.locust import locust_stats
+from capstan_runtime.contract.workloads import Load, ServiceLevel
+
+INF = math.inf
+ASK = {"name": "ask", "path": "/ask", "method": "POST"}
+LOOK = {"name": "look", "path": "/look", "method": "GET", "weight": 3}
+
+
+def rung_of(rate: float, latency: Sequence[float], **fields: Any) -> Rung:
+    """Requests of one second, evenly due."""
+    failed = sum(math.isinf(each) for each in latency)
+    return Rung(
+        **{
+            "rate": rate,
+            "duration": 1.0,
+            "due": np.arange(len(latency)) / max(1, len(latency)),
+            "latency": np.array(latency, np.float64),
+            "kinds": np.zeros(len(latency), np.uint8),
+            "failures": {(0, "status 503"): failed} if failed else {},
+            "body_bytes": {0: 8 * len(latency)},
+            "lag_p99": 0.0001,
+            "cpu_share": 0.1,
+        }
+        | fields
+    )
+
+
+def load_of(*rates: float, scenario: Sequence[dict[str, Any]] = (ASK,), **fields: Any) -> Load:
+    return Load.model_validate({"rates": rates, "scenario": list(scenario), **fields})
+
+
+def test_a_rung_becomes_points_of_its_rate() -> None:
+    load = load_of(4.0, timeout_seconds=2.0)
+    points = load_points(load, [rung_of(4.0, [0.1, 0.3, INF, 0.5])])
+    found = {point.metric: (point.value, point.unit, point.better, point.is_headline) for point in points}
+    assert found == {
+        # Due at 0, 0.25, 0.5 and 0.75 s: the last one is answered at 1.25 s, when the second was over.
+        "requests_per_second": (2.0, "requests/s", "higher", True),
+        "latency_p50_seconds": (0.3, "s", "lower", True),
+        "latency_p90_seconds": (INF, "s", "lower", False),
+        "latency_p99_seconds": (INF, "s", "lower", False),
+        "latency_p999_seconds": (INF, "s", "lower", False),
+        "error_ratio": (0.25, "failed/request", "lower", False),
+        "generator_lag_p99_seconds": (0.0001, "s", "neither", False),
+        "generator_cpu_ratio": (0.1, "cores", "neither", False),
+    }
+    assert {tuple(point.labels.items()) for point in points} == {(("rate", "4"),)}
+    assert [point.samples for point in points if point.samples] == [(0.1, 0.3, INF, 0.5)]
+
+
+def test_kinds_of_requests_have_figures_of_their_own() -> None:
+    load = load_of(4.0, scenario=(ASK, LOOK), timeout_seconds=2.0)
+    rung = rung_of(4.0, [0.1, 0.2, INF, 0.4], kinds=np.array([0, 1, 1, 1], np.uint8), failures={(1, "status 503"): 1})
+    found = {
+        (point.metric, point.labels["request"]): point.value
+        for point in load_points(load, [rung])
+        if "request" in point.labels
+    }
+    assert found == {
+        ("requests", "ask"): 1.0,
+        ("latency_p50_seconds", "ask"): 0.1,
+        ("latency_p99_seconds", "ask"): 0.1,
+        ("error_ratio", "ask"): 0.0,
+        ("requests", "look"): 3.0,
+        ("latency_p50_seconds", "look"): 0.4,
+        ("latency_p99_seconds", "look"): INF,
+        ("error_ratio", "look"): pytest.approx(1 / 3),
+    }
+
+
+@pytest.mark.parametrize(
+    ("rungs", "kept"),
+    [
+        ([rung_of(10, [0.01] * 100), rung_of(20, [0.01] * 100)], 20.0),
+        ([rung_of(20, [0.01] * 98 + [0.9] * 2), rung_of(10, [0.01] * 99 + [0.9])], 10.0),
+        ([rung_of(10, [0.01] * 100), rung_of(20, [0.9] * 100), rung_of(30, [0.01] * 100)], 10.0),
+        ([rung_of(10, [0.01] * 199 + [INF])], 0.0),
+        ([rung_of(10, [0.01] * 999 + [INF])], 10.0),
+        ([rung_of(10, [])], 0.0),
+    ],
+    ids=["all", "p99 in any order", "none above one that fails", "errors", "few errors", "nothing was asked"],
+)
+def test_the_highest_rate_that_keeps_the_objective_is_found(rungs: list[Rung], kept: float) -> None:
+    assert highest_kept_rate(rungs, ServiceLevel(p99_milliseconds=100, error_percent=0.1)) == kept
+
+
+def test_with_an_objective_the_rate_that_keeps_it_is_the_headline_and_goodput_is_told() -> None:
+    load = load_of(2.0, 4.0, objective={"p99_milliseconds": 200})
+    points = load_points(load, [rung_of(2.0, [0.1, 0.2]), rung_of(4.0, [0.1, 0.3, 0.1, 0.1])])
+    assert [(point.metric, point.labels, point.value) for point in points if point.is_headline] == [
+        ("sustained_requests_per_second", {}, 2.0),
+        ("latency_p50_seconds", {"rate": "2"}, 0.1),
+    ]
+    goodput = [point.value for point in points if point.metric == "goodput_requests_per_second"]
+    assert goodput == [2.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("limit", "headlines"), [({"lag_p99": 0.0042}, ["requests_per_second"]), ({"cpu_share": 0.93}, [])]
+)
+def test_figures_that_the_generator_limited_are_no_headlines_and_are_told(
+    limit: dict[str, float], headlines: list[str]
+) -> None:
+    load = load_of(2.0)
+    rung = rung_of(2.0, [0.1, 0.2], **limit)
+    assert [point.metric for point in load_points(load, [rung]) if point.is_headline] == headlines
+    (note,) = load_notes(load, [rung])
+    assert note.startswith("at 2 requests/s the generator was the bottleneck")
+
+
+def test_failures_are_told_with_what_happened() -> None:
+    load = load_of(4.0, timeout_seconds=2.0, scenario=(ASK, LOOK))
+    rung = rung_of(4.0, [0.1, INF, INF, INF], failures={(0, "status 503"): 1, (1, "status 503"): 1, (1, "refused"): 1})
+    assert load_notes(load, [rung]) == [
+        "at 4 requests/s 3 of 4 requests failed (2 status 503, 1 refused); each counts as a latency without end"
+    ]
+
+
+@given(
+    values=st.lists(st.floats(0, 100) | st.just(INF), min_size=1, max_size=300),
+    share=st.sampled_from([0.0, 0.5, 0.9, 0.99, 0.999, 1.0]),
+)
+def test_a_percentile_was_seen_and_enough_are_not_above_it(values: list[float], share: float) -> None:
+    found = percentile(np.sort(values), share)
+    assert found in values
+    assert sum(value <= found for value in values) >= share * len(values)
+    below = [value for value in values if value < found]
+    assert len(below) < max(1, share * len(values)), "and no smaller one would do"
+
+
+def test_locusts_file_holds_its_columns_and_a_row_for_each_kind() -> None:
+    load = load_of(4.0, scenario=(ASK, LOOK))
+    rung = rung_of(
+        4.0,
+        [0.1, 0.2, INF, 0.4],
+        kinds=np.array([0, 1, 1, 1], np.uint8),
+        failures={(1, "status 503"): 1},
+        body_bytes={0: 10, 1: 30},
+    )
+    rows = list(csv.reader(io.StringIO(locust_stats(rung, load.scenario, 2.0))))
+    # As `locust --csv` of 2.x writes it.
+    columns = (
+        "Type,Name,Request Count,Failure Count,Median Response Time,Average Response Time,Min Response Time,"
+        "Max Response Time,Average Content Size,Requests/s,Failures/s,50%,66%,75%,80%,90%,95%,98%,99%,99.9%,99.99%,100%"
+    )
+    assert ",".join(rows[0]) == columns
+    assert rows[1:] == [
+        ["POST", "ask", "1", "0", "100", "100.0", "100.0", "100.0", "10.0", "1.0", "0.0", *["100"] * 11],
+        [
+            *("GET", "look", "3", "1", "400", "866.6666666666666", "200.0", "2000.0", "10.0", "3.0", "1.0"),
+            *("400", "400", *["2000"] * 9),
+        ],
+        [
+            *("", "Aggregated", "4", "1", "200", "675.0", "100.0", "2000.0", "10.0", "4.0", "1.0"),
+            *("200", "400", "400", *["2000"] * 8),
+        ],
+    ]

@@ -1,0 +1,140 @@
+"""What rungs say: points and notes.
+
+A request that failed or was not answered in time took infinitely long: no percentile may get better by failing, and
+where a percentile is infinite, so many failed. `error_ratio` says how many.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from capstan_runtime.bench.load.ladder import MOST_CPU_SHARE, MOST_LAG_SECONDS, Rung
+from capstan_runtime.bench.measured import point
+from capstan_runtime.contract.benchmark import Point
+from capstan_runtime.contract.workloads import Load, ServiceLevel
+
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+
+
+def load_points(load: Load, rungs: Sequence[Rung]) -> list[Point]:
+    """Headline: the highest rate that keeps the objective, or without one the answers per second at the highest rate;
+    and the median latency at the lowest rate, whose interval is narrow where that of a p99 of a few hundred requests is
+    not. None that the generator limited: latencies by its delays, rates by its processor time."""
+    lowest, highest = min(load.rates), max(load.rates)
+    points = []
+    if load.objective is not None:
+        kept = highest_kept_rate(rungs, load.objective)
+        points.append(point("sustained_requests_per_second", "requests/s", "higher", kept, is_headline=True))
+    for rung in rungs:
+        is_rate_headline = load.objective is None and rung.rate == highest and rung.cpu_share < MOST_CPU_SHARE
+        is_latency_headline = rung.rate == lowest and not rung.is_limited_by_generator
+        points += _of_rung(load, rung, is_rate_headline=is_rate_headline, is_latency_headline=is_latency_headline)
+        if len(load.scenario) > 1:
+            points += _of_kinds(load, rung)
+    return points
+
+
+def load_notes(load: Load, rungs: Sequence[Rung]) -> list[str]:
+    """Rungs that the generator limited, requests that failed, and an objective that the highest rate still keeps."""
+    notes = []
+    for rung in rungs:
+        if rung.is_limited_by_generator:
+            notes.append(
+                f"at {rung.rate:g} requests/s the generator was the bottleneck: it used {rung.cpu_share:.2f} of a core "
+                f"(limit {MOST_CPU_SHARE:g}) and was {1e3 * rung.lag_p99:.2g} ms behind its schedule at p99 (limit "
+                f"{1e3 * MOST_LAG_SECONDS:g} ms); latencies there hold its own delay and are no headline"
+            )
+        if rung.failures:
+            reasons: Counter[str] = Counter()
+            for (_, reason), count in rung.failures.items():
+                reasons[reason] += count
+            most = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
+            notes.append(
+                f"at {rung.rate:g} requests/s {sum(reasons.values())} of {len(rung.latency)} requests failed ({most}); "
+                "each counts as a latency without end"
+            )
+    if load.objective is not None and highest_kept_rate(rungs, load.objective) == max(load.rates):
+        notes.append(f"the highest rate, {max(load.rates):g} requests/s, keeps the objective: the limit is above it")
+    return notes
+
+
+def highest_kept_rate(rungs: Sequence[Rung], objective: ServiceLevel) -> float:
+    """Requests per second; 0 when even the lowest rate fails. A rate above one that fails does not count: it was luck,
+    or a cache."""
+    kept = 0.0
+    for rung in sorted(rungs, key=lambda rung: rung.rate):
+        if not keeps(rung, objective):
+            break
+        kept = rung.rate
+    return kept
+
+
+def keeps(rung: Rung, objective: ServiceLevel) -> bool:
+    """Whether a rung was served as asked; one without a request was not."""
+    if not len(rung.latency):
+        return False
+    p99 = percentile(np.sort(rung.latency), 0.99)
+    return 1e3 * p99 <= objective.p99_milliseconds and 100 * error_ratio(rung.latency) <= objective.error_percent
+
+
+def percentile(rising: npt.NDArray[np.float64], share: float) -> float:
+    """Of `rising` [n >= 1]: the smallest that at least `share` of all are not above (nearest rank). So it was seen, and
+    infinities need no arithmetic."""
+    return float(rising[max(0, math.ceil(share * len(rising) - 1e-9) - 1)])
+
+
+def error_ratio(latency: npt.NDArray[np.float64]) -> float:
+    return float(np.isinf(latency).mean())
+
+
+def answered_per_second(rung: Rung, within_seconds: float = math.inf) -> float:
+    """Requests answered in the time in which requests were due, and each within `within_seconds`."""
+    is_counted = (rung.due + rung.latency <= rung.duration) & (rung.latency <= within_seconds)
+    return float(np.count_nonzero(is_counted) / rung.duration)
+
+
+def _of_rung(load: Load, rung: Rung, *, is_rate_headline: bool, is_latency_headline: bool) -> Iterator[Point]:
+    labels = {"rate": f"{rung.rate:g}"}
+    yield point(
+        "requests_per_second",
+        "requests/s",
+        "higher",
+        answered_per_second(rung),
+        labels=labels,
+        is_headline=is_rate_headline,
+    )
+    if load.objective is not None:
+        goodput = answered_per_second(rung, load.objective.p99_milliseconds / 1e3)
+        yield point("goodput_requests_per_second", "requests/s", "higher", goodput, labels=labels)
+    rising = np.sort(rung.latency)
+    for name, share in PERCENTILES.items() if len(rising) else ():
+        yield point(
+            f"latency_{name}_seconds",
+            "s",
+            "lower",
+            percentile(rising, share),
+            labels=labels,
+            samples=rung.latency.tolist() if name == "p50" else (),
+            is_headline=is_latency_headline and name == "p50",
+        )
+    if len(rising):
+        yield point("error_ratio", "failed/request", "lower", error_ratio(rung.latency), labels=labels)
+    yield point("generator_lag_p99_seconds", "s", "neither", rung.lag_p99, labels=labels)
+    yield point("generator_cpu_ratio", "cores", "neither", rung.cpu_share, labels=labels)
+
+
+def _of_kinds(load: Load, rung: Rung) -> Iterator[Point]:
+    for kind, request in enumerate(load.scenario):
+        latency = rung.latency[rung.kinds == kind]
+        if not len(latency):
+            continue
+        labels = {"rate": f"{rung.rate:g}", "request": request.name}
+        rising = np.sort(latency)
+        yield point("requests", "requests", "neither", float(len(latency)), labels=labels)
+        for name in ("p50", "p99"):
+            value = percentile(rising, PERCENTILES[name])
+            yield point(f"latency_{name}_seconds", "s", "lower", value, labels=labels)
+        yield point("error_ratio", "failed/request", "lower", error_ratio(latency), labels=labels)
