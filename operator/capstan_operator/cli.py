@@ -62,6 +62,7 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     run.add_argument("--flax-image", help="image of Flax workers that name none")
     run.add_argument("--deepspeed-image", help="image of DeepSpeed workers that name none")
     run.add_argument("--serve-image", help="image of InferenceServices that name none")
+    run.add_argument("--bench-image", help="image of Benchmarks' reports, and of their load and other work on any CPU")
     run.add_argument(
         "--allow-chaos",
         action="store_true",
@@ -101,6 +102,7 @@ def _run(options: argparse.Namespace) -> int:
         "flax_image": options.flax_image,
         "deepspeed_image": options.deepspeed_image,
         "serve_image": options.serve_image,
+        "bench_image": options.bench_image,
         "operator_url": options.url,
         "allow_chaos": options.allow_chaos,
     }

@@ -72,6 +72,7 @@ class Metrics:
         self.pods = Gauge(f"{prefix}pods", "Worker pods known.", registry=registry)
         self.services = Gauge(f"{prefix}services", "InferenceServices known.", registry=registry)
         self.replicas = Gauge(f"{prefix}replicas", "Pods of InferenceServices known.", registry=registry)
+        self.benchmarks = Gauge("capstan_benchmarks", "Benchmarks known, by phase.", ["phase"], registry=registry)
 
     def render(self) -> bytes:
         """All series in Prometheus' text format."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.api.gateway import Gateway
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
@@ -102,6 +103,7 @@ class OperatorSettings:
     flax_image: str = "capstan/flax-trainer:latest"
     deepspeed_image: str = "capstan/deepspeed-trainer:latest"
     serve_image: str = "capstan/serve-replica:latest"
+    bench_image: str = "capstan/bench:latest"
     operator_url: str | None = None
     """Base URL under which pods reach the operator's hint endpoint; None: pods are polled only."""
     progress_seconds: float = 5.0
@@ -319,4 +321,67 @@ class ObservedServing:
     """The API server serves RayServices."""
     ray_token: str = ""
     """What the processes of this service's Ray clusters know each other by; the same at every look."""
+    settings: OperatorSettings = field(default_factory=OperatorSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedBenchmark:
+    """The Benchmark as the API server last showed it."""
+
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    is_deleting: bool
+    spec: Mapping[str, Any]
+    """As the user wrote it: not validated yet."""
+    status: BenchmarkStatus
+    """The newer of what was last written and what was last seen."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedBenchPod:
+    """A pod that the Benchmark made, owned by it."""
+
+    name: str
+    uid: str
+    phase: str
+    """Pending, Running, Succeeded, Failed or Unknown."""
+    is_deleting: bool
+    ip: str | None = None
+    """None until the node has given one."""
+    waiting: str | None = None
+    """Why it does not run yet, `Reason: message`; None when nothing is wrong."""
+    exit_code: int | None = None
+    """None while it runs, or nobody said."""
+    exit_reason: str | None = None
+    """OOMKilled, Error, or the pod's own reason such as Evicted."""
+    message: str = ""
+    """Its last words, or the end of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedTrialJob:
+    """A TrainingJob that the Benchmark made, owned by it."""
+
+    job: ObservedJob
+    live_pods: int
+    """Pods of it that have not ended."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedBenching:
+    """All that is known of one Benchmark."""
+
+    benchmark: ObservedBenchmark
+    baseline: ObservedBenchmark | None = None
+    """The Benchmark that spec.baseline names; None: it names none, or there is none."""
+    pods: tuple[ObservedBenchPod, ...] = ()
+    """Those owned by it (by uid), sorted by name."""
+    jobs: tuple[ObservedTrialJob, ...] = ()
+    """The same."""
+    services: tuple[ObservedService, ...] = ()
+    """The same."""
+    lingering: tuple[str, ...] = ()
+    """Names of InferenceServices of it, gone or there, that have pods, sorted."""
     settings: OperatorSettings = field(default_factory=OperatorSettings)

@@ -105,7 +105,7 @@ class JobReconciler:
     async def _write_children(self, observed: Observed, decision: Decision) -> None:
         job, lane = observed.job, Lane.REPAIR if decision.is_repair else Lane.CREATE
         await self._children.apply(decision.apply, job, lane=lane)
-        await self._children.create_pods(decision.create, job, lane=lane)
+        await self._children.create(decision.create, job, lane=lane)
         await self._children.delete_pods(job.namespace, decision.delete, lane=lane)
         for name in decision.delete_secrets:
             await self._children.delete(SECRETS, name, job, lane=lane)

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
+from capstan_operator.benchmark_parts import BenchmarkParts
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import Credentials, CredentialsError, load_credentials
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.events import EventWriter
 from capstan_operator.cluster.front import Front
-from capstan_operator.cluster.kinds import INFERENCE_SERVICES, NAMESPACES, PODS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kinds import BENCHMARKS, INFERENCE_SERVICES, NAMESPACES, PODS, TRAINING_JOBS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.lease import Elector, LeaseTimes
 from capstan_operator.cluster.limiter import Limiter
@@ -168,11 +169,21 @@ class _Operator:
             settings=settings.operator,
             scrape_seconds=settings.poll_seconds,
         )
+        self._benchmarks = BenchmarkParts(
+            self._client,
+            credentials,
+            self._wake,
+            self._store,
+            self._serving,
+            metrics,
+            namespace=settings.namespace,
+            settings=settings.operator,
+        )
         self._pods = Reflector(
             self._client,
             PODS,
             Pod,
-            Fan(self._store, self._serving.store.replicas),
+            Fan(self._store, self._serving.store.replicas, self._benchmarks.store.pods),
             metrics,
             namespace=settings.namespace,
             selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}",
@@ -199,7 +210,11 @@ class _Operator:
             metrics=metrics,
         )
         services = self._serving.reconciler(self._queue, self._events)
-        kinds: dict[str, KindReconciler] = {TRAINING_JOBS.kind: jobs, INFERENCE_SERVICES.kind: services}
+        kinds: dict[str, KindReconciler] = {
+            TRAINING_JOBS.kind: jobs,
+            INFERENCE_SERVICES.kind: services,
+            BENCHMARKS.kind: self._benchmarks.reconciler(self._queue, self._events),
+        }
         self._reconciler = Reconciler(kinds, self._queue, metrics)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -235,6 +250,7 @@ class _Operator:
             "pod reflector": self._pods.run(),
             "watch of TrainingJobs": self._jobs.run(),
             "watch of InferenceServices": self._serving.run(),
+            "watch of Benchmarks": self._benchmarks.run(),
             "elector": self._elector.run(),
             "events": self._events.run(),
             "term": self._serve_terms(),
@@ -277,7 +293,8 @@ class _Operator:
             await self._elector.leading.wait()
             self._poller.begin_term()
             self._serving.begin_term()
-            for record in (*self._store.jobs.all(), *self._serving.store.services.all()):
+            own = (self._store.jobs, self._serving.store.services, self._benchmarks.store.benchmarks)
+            for record in (record for objects in own for record in objects.all()):
                 self._queue.add(record.key)
             term = asyncio.create_task(self._work())
             lost = asyncio.create_task(self._elector.standing_by.wait())
@@ -326,7 +343,7 @@ class _Operator:
             return f"the watch of pods has been silent for {self._pods.silent_seconds():.0f} s"
         if self._namespaces is not None and not self._namespaces.synced.is_set():
             return "namespaces have not been listed, which --allow-chaos needs"
-        return self._serving.why_not_ready()
+        return self._serving.why_not_ready() or self._benchmarks.why_not_ready()
 
 
 async def _wait_unless(stop: asyncio.Event, task: asyncio.Task[None]) -> bool:

@@ -77,7 +77,7 @@ async def test_a_name_that_is_taken_says_whether_waiting_helps(
         before["metadata"] |= {"uid": name, "resourceVersion": "1"}
         api.objects[resource.plural, "default", name] = before
     with pytest.raises(error, match=f"Pod default/train-worker-0 .*{says}"):
-        await children.create_pods((child(PODS, "train-worker-0", Job()),), Job(), lane=Lane.CREATE)
+        await children.create((child(PODS, "train-worker-0", Job()),), Job(), lane=Lane.CREATE)
     with pytest.raises(error, match=f"Secret default/train-run .*{says}"):
         await children.apply((child(SECRETS, "train-run", Job()),), Job(), lane=Lane.CREATE)
     assert {call.verb for call in api.calls if call.is_write and call.status < 300} == set()

@@ -105,7 +105,7 @@ async def test_a_decision_that_raises_is_tried_again_and_hurts_nobody_else(api: 
 
 
 async def test_jobs_are_waited_for_until_the_custom_resource_exists(api: FakeApi) -> None:
-    api.not_served = {"trainingjobs", "inferenceservices"}
+    api.not_served = {"trainingjobs", "inferenceservices", "benchmarks"}
     async with run_one(api.kubeconfig, decide_small) as operator, aiohttp.ClientSession() as session:
         await eventually(lambda: operator.task.done() or len(api.calls) >= 0)
         await asyncio.sleep(0.5)
@@ -116,7 +116,10 @@ async def test_jobs_are_waited_for_until_the_custom_resource_exists(api: FakeApi
             )
         async with session.get(f"{operator.url}/healthz") as response:
             assert response.status == 200
-        api.not_served = {"inferenceservices"}  # CRDs that are older than the operator keep no job waiting
+        api.not_served = {
+            "inferenceservices",
+            "benchmarks",
+        }  # CRDs that are older than the operator keep no job waiting
         api.put(TRAINING_JOBS, job_document("train"))
         await eventually(lambda: len(api.of(PODS)) == 2)
         async with session.get(f"{operator.url}/readyz") as response:

@@ -20,6 +20,7 @@ import yaml
 from aiohttp import web
 
 from capstan_operator.cluster.kinds import (
+    BENCHMARKS,
     DEPLOYMENTS,
     EVENTS,
     HTTP_ROUTES,
@@ -38,6 +39,7 @@ OPERATOR_NAMESPACE = "capstan"
 KINDS = (
     TRAINING_JOBS,
     INFERENCE_SERVICES,
+    BENCHMARKS,
     PODS,
     SECRETS,
     SERVICES,

@@ -19,12 +19,16 @@ class TrialStatus(Record):
 
 
 class RunningTrialStatus(Record):
-    """The run under way."""
+    """The run, or the report, under way."""
 
     trial: Annotated[str, Field(description="Its place in the order.")]
     case: Annotated[str, Field(description="What is varied.")] = ""
     attempt: Annotated[int, Field(description="1, and one more for each time it failed.")] = 1
     started_at: Annotated[str, Field(description="When this attempt was begun (RFC 3339).")]
+    uid: Annotated[
+        str | None,
+        Field(description="Of what was made for it: a TrainingJob, an InferenceService or a pod; absent: not yet."),
+    ] = None
 
 
 class RepeatStatus(Record):
@@ -116,10 +120,16 @@ class BenchmarkStatus(Record):
     comparisons: Annotated[list[ComparisonStatus], Field(description="The most important comparisons.")] = []
     environment: Annotated[EnvironmentStatus | None, Field(description="What it was measured on.")] = None
     report: Annotated[ReportStatus | None, Field(description="Where the report is.")] = None
-    running: Annotated[RunningTrialStatus | None, Field(description="The run under way.")] = None
+    running: Annotated[RunningTrialStatus | None, Field(description="The run, or the report, under way.")] = None
     trials: Annotated[list[TrialStatus], Field(description="Finished runs, in order.")] = []
     repeats: Annotated[list[RepeatStatus], Field(description="Runs that were repeated, newest last, at most 20.")] = []
     repeated: Annotated[int, Field(description="How many runs were repeated in all.")] = 0
+    given_up: Annotated[
+        str | None, Field(description="The run, or the report, that failed for good; the newest of repeats says why.")
+    ] = None
+    plan: Annotated[
+        str | None, Field(description="Digest of the runs that were planned when the first was begun; they stay so.")
+    ] = None
     started_at: Annotated[str | None, Field(description="When the first run was begun (RFC 3339).")] = None
     finished_at: Annotated[str | None, Field(description="When it ended (RFC 3339).")] = None
     conditions: Annotated[

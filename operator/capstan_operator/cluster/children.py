@@ -9,10 +9,10 @@ import orjson
 
 from capstan_operator.build.children import Owner
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
-from capstan_operator.cluster.kinds import APPLICABLE, PODS, SERVICES, Resource
+from capstan_operator.cluster.kinds import APPLICABLE, CREATABLE, PODS, SERVICES, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
-from capstan_operator.cluster.pods import Metadata, decode_pod
+from capstan_operator.cluster.pods import Metadata
 from capstan_operator.cluster.replicas import decode_service
 from capstan_operator.decide.types import Manifest, PodDeletion
 
@@ -89,14 +89,17 @@ class Children:
         patch = {"metadata": {"uid": metadata.uid, "labels": dict(labels)}}
         self._take_in(resource, await self._client.merge_patch(resource, owner.namespace, name, patch, lane=lane))
 
-    async def create_pods(self, manifests: Sequence[Manifest], owner: Owner, *, lane: Lane) -> None:
-        """Create all pods, many at once. One that exists is adopted if it is this owner's; else Stranger or Predecessor
-        is raised, after the others were tried."""
-        await _for_all(manifests, lambda manifest: self._create_pod(manifest, owner, lane))
+    async def create(self, manifests: Sequence[Manifest], owner: Owner, *, lane: Lane) -> None:
+        """Create all of them, many at once. One that exists is adopted if it is this owner's; else Stranger or
+        Predecessor is raised, after the others were tried."""
+        await _for_all(manifests, lambda manifest: self._create(manifest, owner, lane))
 
     async def delete_pods(self, namespace: str, deletions: Sequence[PodDeletion], *, lane: Lane) -> None:
         """Delete exactly these pods. Gone already, or replaced by another of the same name, is fine."""
-        await _for_all(deletions, lambda deletion: self._delete_pod(namespace, deletion, lane))
+        await _for_all(
+            deletions,
+            lambda one: self.delete_exactly(PODS, namespace, one.name, one.uid, one.grace_seconds, lane=lane),
+        )
 
     async def delete(self, resource: Resource, name: str, owner: Owner, *, lane: Lane) -> None:
         """Delete this object if it is this owner's; a stranger's stays, and one that is gone is fine."""
@@ -107,27 +110,29 @@ class Children:
             self._client.delete(resource, owner.namespace, name, uid=metadata.uid, grace_seconds=None, lane=lane)
         )
 
-    async def _create_pod(self, manifest: Manifest, owner: Owner, lane: Lane) -> None:
+    async def delete_exactly(
+        self, resource: Resource, namespace: str, name: str, uid: str, grace_seconds: int | None = None, *, lane: Lane
+    ) -> None:
+        """Delete the object with this uid. Gone already, or replaced by another of the same name, is fine."""
+        answer = await _ignore_gone(
+            self._client.delete(resource, namespace, name, uid=uid, grace_seconds=grace_seconds, lane=lane)
+        )
+        if answer is None or b'"deletionTimestamp"' not in answer:
+            return  # the watch will say that it is gone
+        self._take_in(resource, answer)
+
+    async def _create(self, manifest: Manifest, owner: Owner, lane: Lane) -> None:
+        resource = CREATABLE[manifest["apiVersion"], manifest["kind"]]
         namespace, name = manifest["metadata"]["namespace"], manifest["metadata"]["name"]
         try:
-            answer = await self._client.create(PODS, namespace, orjson.dumps(manifest), lane=lane)
+            answer = await self._client.create(resource, namespace, orjson.dumps(manifest), lane=lane)
         except ApiError as error:
             if not error.is_already_exists:
                 raise
             # Ours if an earlier request was carried out but its answer was lost.
-            answer = await self._client.get(PODS, namespace, name, lane=lane)
-            self._check_owner(PODS, decode_pod(answer).metadata, owner)
-        self._take_in(PODS, answer)
-
-    async def _delete_pod(self, namespace: str, deletion: PodDeletion, lane: Lane) -> None:
-        answer = await _ignore_gone(
-            self._client.delete(
-                PODS, namespace, deletion.name, uid=deletion.uid, grace_seconds=deletion.grace_seconds, lane=lane
-            )
-        )
-        if answer is None or b'"deletionTimestamp"' not in answer:
-            return  # the watch will say that it is gone
-        self._take_in(PODS, answer)
+            answer = await self._client.get(resource, namespace, name, lane=lane)
+            self._check_owner(resource, _decode_object(answer).metadata, owner)
+        self._take_in(resource, answer)
 
     async def _without_foreign_selectors(self, answer: bytes, manifest: Manifest, lane: Lane) -> bytes:
         """The Service with the selector of `manifest` and nothing else in it. A key that somebody else set stays when

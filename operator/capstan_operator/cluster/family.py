@@ -1,4 +1,4 @@
-"""The children of one kind that InferenceServices have, as a reflector shows them."""
+"""The children of one kind that InferenceServices or Benchmarks have, as a reflector shows them."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,11 +21,12 @@ Seen = TypeVar("Seen")
 
 @dataclass(frozen=True, slots=True)
 class Child(Generic[Seen]):
-    """One child of an InferenceService at one version."""
+    """One child at one version."""
 
-    service: ObjectKey
+    owner: ObjectKey
+    """The InferenceService or Benchmark that it is for."""
     owner_uid: str | None
-    """Of the InferenceService; None: it is not the direct owner, as of a pod."""
+    """Its uid; None: it is not the direct owner, as of a service's pod."""
     name: str
     version: str
     created_at: float
@@ -36,7 +37,7 @@ class Child(Generic[Seen]):
 
 class Family(Generic[Item, Seen]):
     """A reflector's sink: the children of one kind. `read` makes a child of what the API server shows, or None of what
-    is no child of ours, or none any more. `wake(key)` is called when something about a service's children changed."""
+    is no child of ours, or none any more. `wake(key)` is called when something about an owner's children changed."""
 
     def __init__(self, read: Callable[[Item], Child[Seen] | None], wake: Callable[[ObjectKey], None]) -> None:
         self._read = read
@@ -44,15 +45,19 @@ class Family(Generic[Item, Seen]):
         self._children: dict[str, Child[Seen]] = {}
         """By uid."""
         self._uids: dict[ObjectKey, set[str]] = {}
-        """By service."""
+        """By owner."""
         self._gone = Tombstones()
 
     def __len__(self) -> int:
         return len(self._children)
 
-    def of(self, service: ObjectKey) -> list[Child[Seen]]:
+    def of(self, owner: ObjectKey) -> list[Child[Seen]]:
         """Sorted by name."""
-        return sorted((self._children[uid] for uid in self._uids.get(service, ())), key=lambda child: child.name)
+        return sorted((self._children[uid] for uid in self._uids.get(owner, ())), key=lambda child: child.name)
+
+    def owners(self) -> list[ObjectKey]:
+        """All that have children, whether they are there themselves or not."""
+        return list(self._uids)
 
     def put(self, item: Item) -> None:
         """Take in what was seen; an older version than the known one is dropped."""
@@ -66,9 +71,9 @@ class Family(Generic[Item, Seen]):
             self._drop(uid)
             return
         self._children[uid] = child
-        self._uids.setdefault(child.service, set()).add(uid)
+        self._uids.setdefault(child.owner, set()).add(uid)
         if known is None or (known.seen, known.address) != (child.seen, child.address):
-            self._wake(child.service)
+            self._wake(child.owner)
 
     def remove(self, item: Item) -> None:
         self._gone.add(item.metadata.uid, item.metadata.resource_version)
@@ -94,7 +99,7 @@ class Family(Generic[Item, Seen]):
         child = self._children.pop(uid, None)
         if child is None:
             return
-        self._uids[child.service].discard(uid)
-        if not self._uids[child.service]:
-            del self._uids[child.service]
-        self._wake(child.service)
+        self._uids[child.owner].discard(uid)
+        if not self._uids[child.owner]:
+            del self._uids[child.owner]
+        self._wake(child.owner)

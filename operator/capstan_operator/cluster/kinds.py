@@ -38,7 +38,8 @@ class Resource:
 
 TRAINING_JOBS = Resource(GROUP, VERSION, "trainingjobs", "TrainingJob")
 INFERENCE_SERVICES = Resource(GROUP, VERSION, "inferenceservices", "InferenceService")
-OWN_KINDS = (TRAINING_JOBS, INFERENCE_SERVICES)
+BENCHMARKS = Resource(GROUP, VERSION, "benchmarks", "Benchmark")
+OWN_KINDS = (TRAINING_JOBS, INFERENCE_SERVICES, BENCHMARKS)
 PODS = Resource("", "v1", "pods", "Pod")
 SECRETS = Resource("", "v1", "secrets", "Secret")
 SERVICES = Resource("", "v1", "services", "Service")
@@ -67,6 +68,11 @@ APPLICABLE: dict[tuple[str, str], Resource] = {
 }
 """The kinds a decision may ask to be server-side applied, by (apiVersion, kind)."""
 
+CREATABLE: dict[tuple[str, str], Resource] = {
+    (one.group_version, one.kind): one for one in (PODS, TRAINING_JOBS, INFERENCE_SERVICES)
+}
+"""The kinds a decision may ask to be created, by (apiVersion, kind)."""
+
 LEASE_NAME = "capstan-operator"
 KEY_SECRET_NAME = "capstan-operator-key"
 
@@ -87,10 +93,22 @@ class Rule:
 
 
 RULES: tuple[Rule, ...] = (
-    Rule(GROUP, "trainingjobs", ("get", "list", "watch"), "watched", "The jobs to run."),
+    Rule(
+        GROUP,
+        "trainingjobs",
+        ("get", "list", "watch", "create", "delete"),
+        "watched",
+        "The jobs to run; Benchmarks make some of their own.",
+    ),
     Rule(GROUP, "trainingjobs/status", ("patch",), "watched", "The operator is the only writer of status."),
     Rule(GROUP, "trainingjobs/finalizers", ("update",), "watched", "Owner references with blockOwnerDeletion need it."),
-    Rule(GROUP, "inferenceservices", ("get", "list", "watch"), "watched", "The models to serve."),
+    Rule(
+        GROUP,
+        "inferenceservices",
+        ("get", "list", "watch", "create", "delete"),
+        "watched",
+        "The models to serve; Benchmarks make some of their own.",
+    ),
     Rule(GROUP, "inferenceservices/status", ("patch",), "watched", "The operator is the only writer of status."),
     Rule(
         GROUP,
@@ -99,7 +117,16 @@ RULES: tuple[Rule, ...] = (
         "watched",
         "Owner references with blockOwnerDeletion need it.",
     ),
-    Rule("", "pods", ("get", "list", "watch", "create", "delete"), "watched", "The workers, and replicas' states."),
+    Rule(GROUP, "benchmarks", ("get", "list", "watch"), "watched", "What to measure."),
+    Rule(GROUP, "benchmarks/status", ("patch",), "watched", "The operator is the only writer of status."),
+    Rule(GROUP, "benchmarks/finalizers", ("update",), "watched", "Owner references with blockOwnerDeletion need it."),
+    Rule(
+        "",
+        "pods",
+        ("get", "list", "watch", "create", "delete"),
+        "watched",
+        "The workers, replicas' states, and what Benchmarks measure with.",
+    ),
     Rule(
         "",
         "secrets",

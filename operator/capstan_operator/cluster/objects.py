@@ -27,6 +27,8 @@ class ObjectRecord:
     status: bytes
     is_finished: bool
     """`status.finishedAt` is there: of a TrainingJob, that it has ended."""
+    owner_uid: str | None = None
+    """Of the object that manages it, such as a Benchmark; None: nobody does, a user made it."""
 
     def differs_from(self, other: "ObjectRecord") -> bool:
         """In anything a decision looks at; labels and annotations are the user's own business."""
@@ -122,7 +124,13 @@ class Objects:
             spec=_pack(document.get("spec") or {}),
             status=_pack(status),
             is_finished=bool(status.get("finishedAt")),
+            owner_uid=_controller(metadata),
         )
+
+
+def _controller(metadata: Mapping[str, Any]) -> str | None:
+    owners = metadata.get("ownerReferences") or ()
+    return next((owner["uid"] for owner in owners if owner.get("controller")), None)
 
 
 def is_newer(version: str, known: str) -> bool:

@@ -29,7 +29,7 @@ class ObjectKey(NamedTuple):
 
     def log_fields(self) -> dict[str, str]:
         """For `extra` of a line of the log: the field says what kind of object it is about."""
-        return {"job" if self.kind == "TrainingJob" else "service": str(self)}
+        return {{"TrainingJob": "job", "Benchmark": "benchmark"}.get(self.kind, "service"): str(self)}
 
 
 class Priority(IntEnum):

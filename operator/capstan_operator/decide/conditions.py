@@ -3,8 +3,9 @@
 from enum import StrEnum
 from typing import TypeVar
 
+from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
-from capstan_operator.api.meta import Condition, InferenceServiceCondition, TrainingJobCondition
+from capstan_operator.api.meta import BenchmarkCondition, Condition, InferenceServiceCondition, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.progress import summary
 from capstan_operator.decide.reasons import Reason
@@ -12,8 +13,9 @@ from capstan_operator.decide.situation import Situation, has_changed_pods, is_ch
 from capstan_operator.decide.sizing import unreachable_size
 from capstan_operator.decide.times import rfc3339
 
-Status = TypeVar("Status", TrainingJobStatus, InferenceServiceStatus)
-ConditionType = TrainingJobCondition | InferenceServiceCondition
+Status = TypeVar("Status", TrainingJobStatus, InferenceServiceStatus, BenchmarkStatus)
+AnyStatus = TrainingJobStatus | InferenceServiceStatus | BenchmarkStatus
+ConditionType = TrainingJobCondition | InferenceServiceCondition | BenchmarkCondition
 """They stand in the order in which their enumeration names them."""
 
 LATE_CHANGE = (
@@ -27,12 +29,12 @@ LATE_PODS = (
 )
 
 
-def find(status: TrainingJobStatus | InferenceServiceStatus, kind: ConditionType) -> Condition | None:
+def find(status: AnyStatus, kind: ConditionType) -> Condition | None:
     """The condition of this kind; None: nothing is said about it."""
     return next((condition for condition in status.conditions if condition.type == kind), None)
 
 
-def is_true(status: TrainingJobStatus | InferenceServiceStatus, kind: ConditionType) -> bool:
+def is_true(status: AnyStatus, kind: ConditionType) -> bool:
     """The condition is there and True."""
     condition = find(status, kind)
     return condition is not None and condition.status == "True"

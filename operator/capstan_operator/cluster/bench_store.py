@@ -1,0 +1,205 @@
+"""What the operator has seen of Benchmarks: themselves, their pods, and their TrainingJobs and InferenceServices.
+
+As in `store.py`, everything that arrives goes through here, older versions are dropped, and a change that matters wakes
+the Benchmark it belongs to.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import orjson
+
+from capstan_operator.api.benchmark_status import BenchmarkStatus
+from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.build.benchmark_pod import BENCH
+from capstan_operator.cluster.family import Child, Family
+from capstan_operator.cluster.kinds import BENCHMARKS
+from capstan_operator.cluster.objects import ObjectRecord, Objects
+from capstan_operator.cluster.pods import MAX_TERMINATION_BYTES, Pod, exit_reason, seconds_of, waiting
+from capstan_operator.cluster.serving_store import ServingStore
+from capstan_operator.cluster.statuses import read_known_status
+from capstan_operator.cluster.store import Store
+from capstan_operator.cluster.work_queue import ObjectKey, Priority
+from capstan_operator.metrics import Metrics
+from capstan_operator.observe import (
+    ObservedBenching,
+    ObservedBenchmark,
+    ObservedBenchPod,
+    ObservedService,
+    ObservedTrialJob,
+    OperatorSettings,
+)
+
+PHASES = ("Pending", "Running", "Reporting", "Suspended", "Succeeded", "Failed", "Invalid")
+_ENDED = ("Succeeded", "Failed")
+
+
+class BenchStore:
+    """`wake(key, priority)` is called after each change that matters. `jobs` and `services` know the children."""
+
+    def __init__(
+        self,
+        wake: Callable[[ObjectKey, Priority], None],
+        *,
+        jobs: Store,
+        services: ServingStore,
+        settings: OperatorSettings,
+        metrics: Metrics,
+    ) -> None:
+        self._wake = wake
+        self._jobs = jobs
+        self._services = services
+        self._settings = settings
+        self._metrics = metrics
+        self._baselines: dict[ObjectKey, ObjectKey] = {}
+        """The Benchmark that each compares itself with."""
+        self._by_uid: dict[str, ObjectKey] = {}
+        self.benchmarks = Objects(BENCHMARKS.kind, self._changed)
+        self.pods = Family(_read_pod, self._wake_normally)
+        self._of_jobs = _Children(jobs.jobs, self._wake_owner)
+        self._of_services = _Children(services.services, self._wake_owner)
+        for phase in PHASES:
+            metrics.benchmarks.labels(phase).set_function(partial(self._count, phase))
+
+    def observe(self, key: ObjectKey) -> ObservedBenching | None:
+        """Everything known about one Benchmark, frozen; None when there is no such one."""
+        record = self.benchmarks.get(key)
+        if record is None:
+            return None
+        baseline = self.benchmarks.get(self._baselines[key]) if key in self._baselines else None
+        return ObservedBenching(
+            benchmark=self._observe_benchmark(record),
+            baseline=self._observe_benchmark(baseline) if baseline is not None else None,
+            pods=tuple(child.seen for child in self.pods.of(key) if child.owner_uid == record.uid),
+            jobs=tuple(map(self._observe_job, self._of_jobs.of(record.uid))),
+            services=tuple(map(self._observe_service, self._of_services.of(record.uid))),
+            lingering=self._lingering(key),
+            settings=self._settings,
+        )
+
+    def _observe_benchmark(self, record: ObjectRecord) -> ObservedBenchmark:
+        return ObservedBenchmark(
+            namespace=record.key.namespace,
+            name=record.key.name,
+            uid=record.uid,
+            generation=record.generation,
+            is_deleting=record.is_deleting,
+            spec=orjson.loads(record.spec),
+            status=read_known_status(record, BenchmarkStatus, self._metrics),
+        )
+
+    def _observe_job(self, record: ObjectRecord) -> ObservedTrialJob:
+        observed = self._jobs.observe(record.key)
+        pods = observed.pods if observed is not None else ()
+        return ObservedTrialJob(self._jobs.observe_job(record), live_pods=sum(pod.phase not in _ENDED for pod in pods))
+
+    def _observe_service(self, record: ObjectRecord) -> ObservedService:
+        return ObservedService(
+            namespace=record.key.namespace,
+            name=record.key.name,
+            uid=record.uid,
+            generation=record.generation,
+            is_deleting=record.is_deleting,
+            spec=orjson.loads(record.spec),
+            status=read_known_status(record, InferenceServiceStatus, self._metrics),
+        )
+
+    def _lingering(self, key: ObjectKey) -> tuple[str, ...]:
+        """Services whose pods are there, of which the Benchmark made some: those that are named as its trials are."""
+        prefix = f"{key.name}-t"
+        owners = self._services.replicas.owners()
+        return tuple(sorted(o.name for o in owners if o.namespace == key.namespace and o.name.startswith(prefix)))
+
+    def _changed(self, key: ObjectKey) -> None:
+        record = self.benchmarks.get(key)
+        baseline = _baseline_name(record) if record is not None else None
+        if record is not None:
+            self._by_uid[record.uid] = key
+        else:
+            self._by_uid = {uid: other for uid, other in self._by_uid.items() if other != key}
+        if baseline is None:
+            self._baselines.pop(key, None)
+        else:
+            self._baselines[key] = ObjectKey(key.namespace, baseline, BENCHMARKS.kind)
+        self._wake_normally(key)
+        for user in [user for user, named in self._baselines.items() if named == key]:
+            self._wake_normally(user)
+
+    def _wake_normally(self, key: ObjectKey) -> None:
+        self._wake(key, Priority.NORMAL)
+
+    def _wake_owner(self, owner_uid: str) -> None:
+        if owner_uid in self._by_uid:
+            self._wake_normally(self._by_uid[owner_uid])
+
+    def _count(self, phase: str) -> int:
+        statuses = (orjson.loads(record.status) for record in self.benchmarks.all())
+        return sum(status.get("phase", "Pending") == phase for status in statuses)
+
+
+class _Children:
+    """Objects of another kind of ours, by the uid of what made them. `wake(owner_uid)` is called when one changed."""
+
+    def __init__(self, objects: Objects, wake: Callable[[str], None]) -> None:
+        self._objects = objects
+        self._wake = wake
+        self._owners: dict[ObjectKey, str] = {}
+        self._keys: dict[str, set[ObjectKey]] = {}
+        objects.listeners.append(self._changed)
+
+    def of(self, owner_uid: str) -> list[ObjectRecord]:
+        """Sorted by name."""
+        records = (self._objects.get(key) for key in sorted(self._keys.get(owner_uid, ())))
+        return [record for record in records if record is not None]
+
+    def _changed(self, key: ObjectKey) -> None:
+        before, record = self._owners.pop(key, None), self._objects.get(key)
+        after = record.owner_uid if record is not None else None
+        if before is not None and before != after:
+            self._keys[before].discard(key)
+            if not self._keys[before]:
+                del self._keys[before]
+        if after is not None:
+            self._owners[key] = after
+            self._keys.setdefault(after, set()).add(key)
+        for owner in {before, after} - {None}:
+            assert owner is not None
+            self._wake(owner)
+
+
+def _baseline_name(record: ObjectRecord) -> str | None:
+    """`spec.baseline.benchmark.name` of a spec that nobody has checked yet."""
+    found = orjson.loads(record.spec)
+    for field in ("baseline", "benchmark", "name"):
+        found = found.get(field) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def _read_pod(item: Pod) -> Child[ObservedBenchPod] | None:
+    """A pod that a Benchmark owns."""
+    owner = item.metadata.controller()
+    if owner is None or owner.kind != BENCHMARKS.kind:
+        return None
+    key = ObjectKey(item.metadata.namespace, owner.name, BENCHMARKS.kind)
+    created_at = seconds_of(item.metadata.creation_timestamp)
+    version = item.metadata.resource_version
+    return Child(key, owner.uid, item.metadata.name, version, created_at, None, observe_bench_pod(item))
+
+
+def observe_bench_pod(pod: Pod) -> ObservedBenchPod:
+    """The facts of a pod that a decision looks at."""
+    status = pod.status
+    state = next((one.state for one in status.container_statuses or () if one.name == BENCH), None)
+    terminated = state.terminated if state is not None else None
+    return ObservedBenchPod(
+        name=pod.metadata.name,
+        uid=pod.metadata.uid,
+        phase=sys.intern(status.phase),
+        is_deleting=pod.metadata.deletion_timestamp is not None,
+        ip=status.pod_ip or None,
+        waiting=waiting(status),
+        exit_code=terminated.exit_code if terminated is not None else None,
+        exit_reason=exit_reason(status, terminated),
+        message=terminated.message[:MAX_TERMINATION_BYTES] if terminated is not None else "",
+    )

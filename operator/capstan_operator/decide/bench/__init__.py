@@ -1,0 +1,1 @@
+"""What `decide_benchmark` is made of."""

@@ -1,0 +1,96 @@
+"""What the result is compared with, as far as it is there."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+
+from capstan_operator.api.benchmark import BenchmarkSpec
+from capstan_operator.api.meta import BenchmarkCondition
+from capstan_operator.decide.bench.blueprint import read_spec
+from capstan_operator.decide.bench.plan import PlanError, plan_trials
+from capstan_operator.decide.bench.reasons import BenchReason
+from capstan_operator.decide.blueprint import Refusal
+from capstan_operator.decide.conditions import is_true
+from capstan_operator.observe import ObservedBenching
+from capstan_runtime.contract.benchmark import MOUNTED_BASELINE, BaselineBenchmark, BaselineTask
+
+DIGEST_DIGITS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The baseline is not there, or not yet. It may come to be, so this is waited for."""
+
+    reason: BenchReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What the result is compared with."""
+
+    task: BaselineTask | None
+    """None: nothing."""
+    rerun: BenchmarkSpec | None = None
+    """The spec whose workload is run in turns with this one's; None: none is."""
+
+
+def find_standard(observed: ObservedBenching, spec: BenchmarkSpec) -> Standard | Missing:
+    """What `spec.baseline` means now."""
+    baseline = spec.baseline
+    if baseline is None:
+        return Standard(None)
+    if baseline.config_map is not None:
+        return Standard(BaselineTask(file=f"{MOUNTED_BASELINE}/{baseline.config_map.key}"))
+    if baseline.reference is not None:
+        return Standard(BaselineTask(reference=baseline.reference))
+    return _of_benchmark(observed, spec)
+
+
+def judged_by(spec: BenchmarkSpec) -> str:
+    """Digest of baseline and gate: the report is made anew when it changes."""
+    told = spec.model_dump(mode="json", by_alias=True, include={"baseline", "gate"}, exclude_none=True)
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _of_benchmark(observed: ObservedBenching, spec: BenchmarkSpec) -> Standard | Missing:
+    wanted = spec.baseline.benchmark if spec.baseline else None
+    assert wanted is not None
+    found = observed.baseline
+    if found is None:
+        return Missing(
+            BenchReason.BASELINE_NOT_FOUND, f"there is no Benchmark {wanted.name}, which spec.baseline names"
+        )
+    other = read_spec(found, observed.settings)
+    problem = _unfit(wanted.name, spec, other)
+    if problem is not None:
+        return Missing(BenchReason.BASELINE_UNFIT, problem)
+    assert isinstance(other, BenchmarkSpec)
+    task = BaselineTask(benchmark=BaselineBenchmark(name=found.name, uid=found.uid, is_rerun=wanted.rerun))
+    if wanted.rerun:
+        return Standard(task, other)
+    if not is_true(found.status, BenchmarkCondition.SUCCEEDED):
+        phase = found.status.phase
+        return Missing(BenchReason.BASELINE_NOT_READY, f"Benchmark {wanted.name} is {phase}, and must have succeeded")
+    return Standard(task)
+
+
+def _unfit(name: str, spec: BenchmarkSpec, other: BenchmarkSpec | Refusal) -> str | None:
+    """Why the other one is no baseline for this one; None: it is."""
+    if isinstance(other, Refusal):
+        return f"Benchmark {name} has an invalid spec: {other.problems[0]}"
+    if other.workload.kind != spec.workload.kind:
+        return (
+            f"Benchmark {name} measures {other.workload.kind} and this one {spec.workload.kind}; name one that "
+            "measures the same"
+        )
+    if other.results.store != spec.results.store:
+        return (
+            f"Benchmark {name} keeps its results in another store, where nobody would find them; name one that does not"
+        )
+    if spec.baseline is not None and spec.baseline.benchmark is not None and spec.baseline.benchmark.rerun:
+        try:
+            plan_trials(spec, other)
+        except PlanError as error:
+            return str(error)
+    return None

@@ -1,0 +1,65 @@
+"""From the report's summary to status."""
+
+from capstan_operator.api.benchmark_status import (
+    BenchmarkStatus,
+    ComparisonStatus,
+    EnvironmentStatus,
+    FigureStatus,
+    ReportStatus,
+)
+from capstan_operator.decide.bench.cases import case_text
+from capstan_runtime.contract.benchmark import Comparison, Environment, Figure, Summary
+
+
+def with_summary(status: BenchmarkStatus, summary: Summary, pod: str, judged: str) -> BenchmarkStatus:
+    """`status` with what the report in `pod` found, and nothing of what an earlier one did."""
+    return status.model_copy(
+        update={
+            "result": summary.headline,
+            "verdict": summary.verdict,
+            "verdict_reason": summary.reason if summary.verdict else None,
+            "figures": [_figure(figure) for figure in summary.figures],
+            "comparisons": [_comparison(comparison) for comparison in summary.comparisons],
+            "environment": _environment(summary.environment, summary.fingerprint),
+            "report": ReportStatus(place=summary.place, digest=summary.result_digest, log=pod, judged=judged),
+        }
+    )
+
+
+def _figure(figure: Figure) -> FigureStatus:
+    return FigureStatus(
+        metric=figure.metric,
+        case=case_text(figure.labels),
+        unit=figure.unit,
+        n=figure.n,
+        median=figure.median,
+        low=figure.low,
+        high=figure.high,
+    )
+
+
+def _comparison(comparison: Comparison) -> ComparisonStatus:
+    return ComparisonStatus(
+        metric=comparison.metric,
+        case=case_text(comparison.labels),
+        baseline=comparison.baseline,
+        candidate=comparison.candidate,
+        effect_percent=comparison.effect_percent,
+        low_percent=comparison.low_percent,
+        high_percent=comparison.high_percent,
+        p_value=comparison.p_value,
+        verdict=comparison.verdict,
+    )
+
+
+def _environment(environment: Environment, fingerprint: str) -> EnvironmentStatus:
+    return EnvironmentStatus(
+        fingerprint=fingerprint,
+        cpu=environment.cpu,
+        cores=environment.cores,
+        gpus=list(environment.gpus),
+        driver=environment.driver,
+        kernel=environment.kernel,
+        packages=environment.packages,
+        image=environment.image,
+    )

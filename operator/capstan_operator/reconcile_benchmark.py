@@ -1,0 +1,137 @@
+"""One pass over a Benchmark: the only place that orders what is written for it."""
+
+import logging
+import time
+from collections.abc import Callable
+
+from capstan_operator.api.benchmark_status import BenchmarkStatus
+from capstan_operator.cluster.audit import Audit
+from capstan_operator.cluster.bench_store import BenchStore
+from capstan_operator.cluster.children import Children
+from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
+from capstan_operator.cluster.events import EventWriter, ObjectRef
+from capstan_operator.cluster.kinds import INFERENCE_SERVICES, PODS, TRAINING_JOBS
+from capstan_operator.cluster.limiter import Lane
+from capstan_operator.cluster.objects import ObjectRecord
+from capstan_operator.cluster.statuses import StatusWriter
+from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
+from capstan_operator.decide.bench.reasons import BenchReason
+from capstan_operator.decide.bench.refusal import show_refusal
+from capstan_operator.decide.bench.types import BenchDecision
+from capstan_operator.decide.benchmark import decide_benchmark
+from capstan_operator.decide.types import EventNote
+from capstan_operator.observe import ObservedBenching
+from capstan_operator.reconcile_service import MAX_MESSAGE, UNSEEN_SECONDS
+
+logger = logging.getLogger(__name__)
+
+_REFUSALS = {Stranger: BenchReason.NAME_TAKEN, Predecessor: BenchReason.PREDECESSOR_LEAVING}
+_DELETABLE = {"Pod": PODS, "TrainingJob": TRAINING_JOBS, "InferenceService": INFERENCE_SERVICES}
+
+
+class BenchmarkReconciler:
+    """Looks, decides and acts for Benchmarks."""
+
+    def __init__(
+        self,
+        *,
+        queue: WorkQueue,
+        store: BenchStore,
+        is_seen: Callable[[ObjectRecord], bool],
+        children: Children,
+        statuses: StatusWriter,
+        audit: Audit,
+        events: EventWriter,
+    ) -> None:
+        self._queue = queue
+        self._store = store
+        self._is_seen = is_seen
+        self._children = children
+        self._statuses = statuses
+        self._audit = audit
+        self._events = events
+
+    async def reconcile(self, key: ObjectKey) -> str:
+        benchmark = self._store.benchmarks.get(key)
+        if benchmark is None:
+            self._queue.forget(key)
+            return "gone"
+        if not self._is_seen(benchmark):
+            self._queue.add_after(key, UNSEEN_SECONDS)
+            return "waiting"
+        observed = self._store.observe(key)
+        assert observed is not None
+        decision = decide_benchmark(observed, time.time())
+        did = await self._carry_out(benchmark, observed, decision)
+        if decision.requeue_after is not None:
+            self._queue.add_after(key, decision.requeue_after)
+        return "written" if did else "unchanged"
+
+    async def refresh(self, key: ObjectKey) -> None:
+        benchmark = self._store.benchmarks.get(key)
+        if benchmark is not None:
+            await self._audit.refresh(key, benchmark.uid)
+
+    async def _carry_out(self, benchmark: ObjectRecord, observed: ObservedBenching, decision: BenchDecision) -> bool:
+        """In the order a BenchDecision promises. Returns whether anything was done.
+
+        Raises what the API server refused, after status says so.
+        """
+        refused = await self._write_children(observed, decision)
+        has_written = await self._tell(benchmark, observed, decision.status, decision.events, refused)
+        if refused is not None:
+            raise refused
+        did = bool(decision.create or decision.delete)
+        if did or decision.events:
+            _log(benchmark.key, decision)
+        return did or has_written
+
+    async def _write_children(self, observed: ObservedBenching, decision: BenchDecision) -> ApiError | None:
+        """What the API server refuses; None: nothing. Raises any other ApiError at once."""
+        owner = observed.benchmark
+        for one in decision.delete:
+            await self._children.delete_exactly(
+                _DELETABLE[one.kind], owner.namespace, one.name, one.uid, lane=Lane.CREATE
+            )
+        try:
+            await self._children.create(decision.create, owner, lane=Lane.CREATE)
+        except ApiError as error:
+            if not (error.is_refusal or isinstance(error, Predecessor)):
+                raise
+            return error
+        return None
+
+    async def _tell(
+        self,
+        benchmark: ObjectRecord,
+        observed: ObservedBenching,
+        status: BenchmarkStatus,
+        events: tuple[EventNote, ...],
+        refused: ApiError | None,
+    ) -> bool:
+        """Write status, with what was refused in it, and the events. Returns whether there was anything to write."""
+        old = observed.benchmark.status
+        if refused is not None:
+            reason = _REFUSALS.get(type(refused), BenchReason.CHILDREN_REFUSED)
+            message = refused.message[:MAX_MESSAGE]
+            status = show_refusal(status, observed.benchmark, reason, message, time.time())
+            if (status.reason, status.message) != (old.reason, old.message):
+                is_passing = reason is BenchReason.PREDECESSOR_LEAVING
+                events = (*events, EventNote("Normal" if is_passing else "Warning", reason.value, message))
+        has_written = await self._statuses.write(benchmark, old, status, Lane.STATUS)
+        for note in events:
+            self._events.note(ObjectRef(benchmark.key, benchmark.uid, benchmark.version), note)
+        return has_written
+
+
+def _log(key: ObjectKey, decision: BenchDecision) -> None:
+    logger.info(
+        decision.status.message or "decision carried out",
+        extra={
+            "benchmark": str(key),
+            "reason": decision.status.reason,
+            "created": [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in decision.create],
+            "deleted": [f"{deletion.kind} {deletion.name}" for deletion in decision.delete],
+            "events": [note.reason for note in decision.events],
+        },
+    )
