@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 S3_READY := .venv-s3/.ready
+CHART := charts/capstan
 CODE := operator trainer_images tests scripts benchmarks examples
 
 .PHONY: help setup demo demo-serving demo-down chaos test torture check generate verify format bench clean lock
@@ -50,9 +51,15 @@ check: $(READY) ## Format, lint, types and import rules
 
 generate: $(READY) ## Write the files that come from the models
 	@$(BIN)/python -m capstan_operator.crdgen crds
+	@$(BIN)/python -m capstan_operator.crdgen $(CHART)/files/crds
+	@$(BIN)/python -m capstan_operator.rbacgen $(CHART)/files/rights.yaml
+	@$(BIN)/python scripts/chart_docs.py $(CHART)
 
 verify: $(READY) ## Prove that generated files and the environment are what they should be
 	@$(BIN)/python -m capstan_operator.crdgen --check crds
+	@$(BIN)/python -m capstan_operator.crdgen --check $(CHART)/files/crds
+	@$(BIN)/python -m capstan_operator.rbacgen --check $(CHART)/files/rights.yaml
+	@$(BIN)/python scripts/chart_docs.py --check $(CHART)
 	@$(BIN)/python scripts/check_lock.py requirements.lock
 
 format: $(READY) ## Format and sort imports
