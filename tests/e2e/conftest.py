@@ -19,6 +19,7 @@ from kubernetes import client, config
 from tests.conftest import real_assets_or_skip
 from tests.e2e.cluster import NAMESPACE, Cluster
 from tests.support.control_planes import RealControlPlane, Server
+from tests.support.rights import operators_kubeconfig
 
 CAPSTAN = [sys.executable, "-m", "capstan_operator"]
 CRDS = sorted(Path("crds").glob("*.yaml"))
@@ -45,7 +46,8 @@ def embedded_cluster(home: Path) -> Iterator[Cluster]:
 
 @contextmanager
 def real_cluster(home: Path, assets: Path) -> Iterator[Cluster]:
-    """etcd, kube-apiserver, controller manager and scheduler; our node; the operator as a process."""
+    """etcd, kube-apiserver, controller manager and scheduler; our node; the operator as a process, with the rights that
+    the chart gives it and no other."""
     with ExitStack() as stack:
         plane = stack.enter_context(RealControlPlane(home / "plane", assets=assets, with_scheduler=True))
         api = config.new_client_from_config(str(plane.kubeconfig))
@@ -53,21 +55,22 @@ def real_cluster(home: Path, assets: Path) -> Iterator[Cluster]:
             client.CustomObjectsApi(api).create_cluster_custom_object(
                 "apiextensions.k8s.io", "v1", "customresourcedefinitions", yaml.safe_load(crd.read_text())
             )
-        common = ["--kubeconfig", str(plane.kubeconfig)]
+        operators = operators_kubeconfig(plane, home / "operator-kubeconfig", NAMESPACE)
 
-        def start(name: str, *arguments: str) -> Server:
-            server = Server(name, [*CAPSTAN, *arguments, *common], home, dict(os.environ))
+        def start(name: str, kubeconfig: Path, *arguments: str) -> Server:
+            command = [*CAPSTAN, *arguments, "--kubeconfig", str(kubeconfig)]
+            server = Server(name, command, home, dict(os.environ))
             stack.callback(lambda: server.stop(signal.SIGTERM))
             return server
 
-        start("node", "local", "node", "--home", str(home / "node"))
-        operator = start("operator", "run", "--port", "0", "--allow-chaos")
+        start("node", plane.kubeconfig, "local", "node", "--home", str(home / "node"))
+        operator = start("operator", operators, "run", "--port", "0", "--allow-chaos")
 
         def restart_operator() -> None:
             nonlocal operator
             operator.process.kill()
             operator.process.wait(10)
-            operator = start("operator", "run", "--port", "0", "--allow-chaos")
+            operator = start("operator", operators, "run", "--port", "0", "--allow-chaos")
 
         yield Cluster("real", plane.kubeconfig, home, restart_operator)
 

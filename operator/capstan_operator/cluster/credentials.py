@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from capstan_runtime.contract.env import host_path
+
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -78,8 +80,9 @@ def load_credentials(kubeconfig: Path | None = None, context: str | None = None)
     listed = [Path(part) for part in os.environ.get("KUBECONFIG", "").split(os.pathsep) if part]
     if existing := [path for path in listed if path.exists()]:
         return read_kubeconfig(existing[0], context)
-    if context is None and (SERVICE_ACCOUNT / "token").exists() and "KUBERNETES_SERVICE_HOST" in os.environ:
-        return read_service_account(SERVICE_ACCOUNT, os.environ)
+    account = Path(host_path(str(SERVICE_ACCOUNT), os.environ))
+    if context is None and (account / "token").exists() and "KUBERNETES_SERVICE_HOST" in os.environ:
+        return read_service_account(account, os.environ)
     default = Path.home() / ".kube" / "config"
     if default.exists():
         return read_kubeconfig(default, context)
