@@ -152,7 +152,7 @@ def test_a_trial_that_is_missing_or_broken_is_refused_by_name(tmp_path: Path) ->
 
 def test_warm_up_that_leaves_no_window_is_refused_with_the_fields_to_change() -> None:
     ref = TrialRef(trial="t04", attempt=1, arm="candidate", repetition=0, job="bm-t04/u7")
-    told = r"trial t04: .*warmupSteps 21 leaves nothing of the 25 steps, told every 5; lower warmupSteps"
+    told = r"trial t04: .*warmupSteps 21 leaves nothing of the 25 steps, whose last window began at step 20; lower warm"
     with pytest.raises(ConfigError, match=told):
         build_series(Trials(records=((ref, record()),)), warmup_steps=21)
 

@@ -48,7 +48,12 @@ def test_every_rank_records_the_windows_of_its_attempt(tmp_path: Path) -> None:
             environment=record.environment,
             control_seconds=record.control_seconds,
             is_complete=True,
+            started_at=record.started_at,
+            finished_at=record.finished_at,
         )
+        assert record.started_at is not None
+        assert record.finished_at is not None
+        assert record.finished_at - record.started_at > sum(record.control_seconds)
         assert len(record.step_seconds) == 7
         assert min(record.step_seconds) > 0
         assert len(record.control_seconds) == 10

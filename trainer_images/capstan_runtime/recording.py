@@ -35,6 +35,7 @@ class Recording:
         """`first_step` is the number of steps done when the attempt begins."""
         self._context = context
         self._first_step = first_step
+        self._started_at = time.time()
         self._environment = observe_environment(context.environ)
         self._control_before = measure_control()
         self.meter = WindowMeter(time.monotonic, first_step)
@@ -65,4 +66,6 @@ class Recording:
             environment=self._environment,
             control_seconds=(*self._control_before, *measure_control()),
             is_complete=is_complete,
+            started_at=self._started_at,
+            finished_at=time.time(),
         )

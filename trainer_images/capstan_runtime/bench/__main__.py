@@ -16,7 +16,14 @@ def _pod() -> int:
     except (KeyError, ValidationError) as error:
         print(f"{TASK}: is no task ({error}); a bench pod is started by the operator, which sets it", file=sys.stderr)
         return ExitCode.CONFIG
-    return run_trial(task, os.environ)
+    if (task.trial is None) == (task.report is None):
+        print(f"{TASK}: sets {'neither' if task.trial is None else 'both'} of trial, report; set one", file=sys.stderr)
+        return ExitCode.CONFIG
+    if task.report is None:
+        return run_trial(task, os.environ)
+    from capstan_runtime.bench.reporting import run_report  # what draws is not in every image that measures
+
+    return run_report(task, os.environ)
 
 
 code = _pod()

@@ -47,15 +47,16 @@ class Trials:
     @property
     def environments(self) -> tuple[Environment, ...]:
         """Of every trial."""
-        return tuple(kept.environment for kept in self._kept)
+        return tuple(kept.environment for kept in self.kept)
 
     @property
     def control_seconds(self) -> tuple[float, ...]:
         """Median of the fixed piece of arithmetic in each trial that timed it."""
-        return tuple(float(np.median(kept.control_seconds)) for kept in self._kept if kept.control_seconds)
+        return tuple(float(np.median(kept.control_seconds)) for kept in self.kept if kept.control_seconds)
 
     @property
-    def _kept(self) -> list[TrialResult | TrainingRecord]:
+    def kept(self) -> list[TrialResult | TrainingRecord]:
+        """Every file."""
         return [*(result for _, result in self.results), *(record for _, record in self.records)]
 
 
@@ -166,8 +167,8 @@ def training_points(ref: TrialRef, record: TrainingRecord, warmup_steps: int) ->
     if not kept:
         raise ConfigError(
             f"trial {ref.trial}: workload.{{training,scaling}}.warmupSteps {warmup_steps} leaves nothing of the "
-            f"{record.steps[-1] if record.steps else 0} steps, told every {_window(record)}; lower warmupSteps or "
-            "job.logEverySteps, or raise job.steps"
+            f"{record.steps[-1] if record.steps else 0} steps, whose last window began at step {begins[-1]}; lower "
+            "warmupSteps or job.training.logEverySteps, or raise job.training.steps"
         )
     seconds = float(np.median(kept))
     rates = [("samples_per_second", "samples/s", record.samples_per_step / seconds)]
@@ -180,11 +181,6 @@ def training_points(ref: TrialRef, record: TrainingRecord, warmup_steps: int) ->
     ]
     step = Point(metric="step_seconds", unit="s", better="lower", value=seconds, samples=tuple(kept))
     return (*points, step)
-
-
-def _window(record: TrainingRecord) -> int:
-    """Steps of one window."""
-    return record.steps[0] - record.first_step if record.steps else 0
 
 
 def build_distributions(trials: Trials, warmup_steps: int = 0) -> tuple[Distribution, ...]:

@@ -1,0 +1,126 @@
+"""What a Benchmark found, made shorter step by step: series to figures, figures to one line, a result to 4 KiB."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from capstan_runtime.bench import words
+from capstan_runtime.bench.analysis.compare import generator, name
+from capstan_runtime.bench.result import BenchmarkResult, Series
+from capstan_runtime.bench.statistics.bootstrap import interval, median
+from capstan_runtime.bench.statistics.outliers import find_outliers
+from capstan_runtime.contract.benchmark import Comparison, Figure, Summary
+
+LONGEST_SUMMARY = 4096
+"""Bytes. Kubernetes keeps no more of a termination message, and cuts without saying so."""
+_LONGEST_TEXT = 500
+
+
+def build_figures(series: Sequence[Series], confidence: float, seed: int) -> tuple[Figure, ...]:
+    """Of the candidate's series, headlines first: the median over trials, with its interval."""
+    candidates = [one for one in series if one.arm == "candidate"]
+    return tuple(_figure(one, confidence, seed) for one in sorted(candidates, key=lambda one: not one.is_headline))
+
+
+def _figure(one: Series, confidence: float, seed: int) -> Figure:
+    values = [value for value in one.values if not math.isnan(value)]
+    low, high = interval(values, median, confidence, generator(seed, one)) if values else (math.nan, math.nan)
+    return Figure(
+        metric=one.metric,
+        labels=one.labels,
+        unit=one.unit,
+        better=one.better,
+        n=len(values),
+        median=float(np.median(values)) if values else math.nan,
+        low=low,
+        high=high,
+        outliers=len(find_outliers(values)),
+        is_headline=one.is_headline,
+    )
+
+
+def outlier_notes(series: Sequence[Series]) -> Iterator[str]:
+    """One sentence for each headline metric of which trials lie far from the others. They stay in."""
+    for one in series:
+        far = find_outliers(one.values) if one.is_headline else []
+        if far:
+            told = ", ".join(f"{one.trials[index]} ({words.quantity(one.values[index], one.unit)})" for index in far)
+            yield (
+                f"{name(one)}: far from the other {one.arm} trials, whose median is "
+                f"{words.quantity(float(np.median(one.values)), one.unit)}, and kept: {told}"
+            )
+
+
+def headline(figures: Sequence[Figure]) -> str:
+    """`1,204 samples/s ±1.3 % at batch size 32`: the best case of the first headline metric. The interval is told by
+    its farther end; of one trial there is none."""
+    if not figures:
+        return "nothing was measured"
+    first = figures[0]
+    cases = [figure for figure in figures if figure.metric == first.metric and figure.is_headline == first.is_headline]
+    cases = [figure for figure in cases if not math.isnan(figure.median)] or cases
+    best = {
+        "higher": lambda: max(cases, key=lambda figure: figure.median),
+        "lower": lambda: min(cases, key=lambda figure: figure.median),
+        "neither": lambda: cases[0],
+    }[first.better]()
+    where = ", ".join(f"{words.words(label)} {words.words(value)}" for label, value in best.labels.items())
+    return f"{words.quantity(best.median, best.unit)}{_spread(best)}{f' at {where}' if where else ''}"
+
+
+def _spread(figure: Figure) -> str:
+    if figure.n < 2 or not math.isfinite(figure.median) or figure.median == 0:
+        return ""
+    farther = max(figure.high - figure.median, figure.median - figure.low) / abs(figure.median)
+    return f" ±{words.percent(100 * farther, is_signed=False)}"
+
+
+def summarize(result: BenchmarkResult, digest: str, place: str) -> str:
+    """The JSON of the Summary, in at most LONGEST_SUMMARY bytes: the longest lists that fit, comparisons before
+    figures, and how many were left out. Numbers that are not finite cannot be on status, so what holds one is left out
+    too."""
+    comparisons = sorted((one for one in result.comparisons if _is_finite(one)), key=_urgency)
+    figures = [one for one in result.figures if all(map(math.isfinite, (one.median, one.low, one.high)))]
+    every = len(result.comparisons) + len(result.figures)
+    text = ""
+    for kept in range(len(comparisons) + len(figures), -1, -1):
+        some = comparisons[:kept], figures[: max(0, kept - len(comparisons))]
+        text = _summary(result, digest, place, *some, every - kept)
+        if len(text.encode()) <= LONGEST_SUMMARY:
+            return text
+    raise ValueError(
+        f"the summary takes {len(text.encode())} bytes without any figure; give the environment less to say"
+    )
+
+
+def _summary(
+    result: BenchmarkResult,
+    digest: str,
+    place: str,
+    comparisons: Sequence[Comparison],
+    figures: Sequence[Figure],
+    left_out: int,
+) -> str:
+    environment = result.environments[0]
+    return Summary(
+        headline=result.headline[:_LONGEST_TEXT],
+        verdict=result.verdict,
+        reason=result.reason[:_LONGEST_TEXT],
+        figures=tuple(figures),
+        comparisons=tuple(one.model_copy(update={"reason": one.reason[:_LONGEST_TEXT]}) for one in comparisons),
+        left_out=left_out,
+        environment=environment,
+        fingerprint=environment.fingerprint,
+        result_digest=digest,
+        place=place,
+    ).model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=True)
+
+
+def _is_finite(one: Comparison) -> bool:
+    numbers = (one.baseline, one.candidate, one.effect_percent, one.low_percent, one.high_percent)
+    return all(map(math.isfinite, numbers))
+
+
+def _urgency(one: Comparison) -> int:
+    return ("Regressed", "Inconclusive", "Improved", "Passed").index(one.verdict)
