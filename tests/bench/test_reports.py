@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import re
+import subprocess
+import sys
+from functools import cache
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -14,13 +20,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from capstan_runtime.bench import words
 from capstan_runtime.bench.reports import markdown, write_reports
+from capstan_runtime.bench.reports.html import page
 from capstan_runtime.bench.reports.prometheus import exposition
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from tests.support import bench_results
-from tests.support.bench_results import RESULTS
-
-HOSTILE = "<script>alert(1)</script> **bold** [here](http://x.example) | `code` _it_ \\ \n# head\x1b[31m"
+from tests.support.bench_results import EDGES, HOSTILE, RESULTS
 
 
 @pytest.mark.parametrize("workload", RESULTS)
@@ -97,4 +102,109 @@ def test_the_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
         write_reports(result, FolderStore(tmp_path / folder), "train/uid")
         written.append({path.name: path.read_bytes() for path in (tmp_path / folder / "train/uid").iterdir()})
     assert written[0] == written[1]
-    assert set(written[0]) >= {"report.md", "metrics.prom"}
+    assert set(written[0]) == {"report.md", "report.html", "metrics.prom"}
+
+
+ALL = {**RESULTS, **EDGES}
+VOID = {"meta", "br"}
+
+
+@cache
+def page_of(name: str) -> str:
+    return page(ALL[name]())
+
+
+class Reader(HTMLParser):
+    """What a browser would see: elements with their attributes, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_page_is_whole_needs_nothing_and_runs_nothing(name: str) -> None:
+    text = page_of(name)
+    reader = Reader(text)
+    assert reader.open == []
+    tags = {tag for tag, _ in reader.elements}
+    assert not tags & {"script", "link", "img", "iframe", "object", "embed", "image", "form", "base", "a"}
+    for _, attributes in reader.elements:
+        assert "style" not in attributes
+        assert not [key for key in attributes if key.startswith("on") or key in ("src", "xlink:href", "srcset")]
+        assert (attributes.get("href") or "#").startswith("#")
+    identities = [attributes["id"] for _, attributes in reader.elements if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    referred = re.findall(r'(?:url\(#|href="#)([^")]+)', text)
+    assert set(referred) <= set(identities)
+    assert len(text) < 400_000
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_policy_of_a_page_allows_its_own_style_and_nothing_else(name: str) -> None:
+    text = page_of(name)
+    style = re.search(r"<style>(.*?)</style>", text, re.S)
+    assert style is not None
+    digest = base64.b64encode(hashlib.sha256(style[1].encode()).digest()).decode()
+    policies = [one.get("content") for _, one in Reader(text).elements if "http-equiv" in one]
+    assert policies == [f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"]
+    assert "url(" not in style[1]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_page_shows_every_figure_as_text_and_names_every_plot(name: str) -> None:
+    result, reader = ALL[name](), Reader(page_of(name))
+    shown = " ".join(reader.text)
+    for figure in result.figures:
+        assert words.quantity(figure.median, figure.unit) in shown
+    plots = [attributes for tag, attributes in reader.elements if tag == "svg"]
+    for attributes in plots:
+        assert attributes["role"] == "img"
+        assert len(attributes["aria-label"] or "") > 20
+
+
+def test_every_workload_has_plots() -> None:
+    assert {name: page_of(name).count("<svg") > 0 for name in RESULTS} == dict.fromkeys(RESULTS, True)
+
+
+def test_what_a_user_wrote_is_text_and_never_html() -> None:
+    shown = " ".join("".join(Reader(page_of("hostile")).text).split())
+    assert shown.count("<script>alert(1)</script> **bold** [here](http://x.example) | `code` _it_ \\ $x^2$ # head") >= 9
+
+
+def test_colours_are_variables_of_the_page_so_that_they_follow_light_and_dark() -> None:
+    for name in ALL:
+        svgs = "".join(re.findall(r"<svg.*?</svg>", page_of(name), re.S))
+        assert re.findall(r'(?:fill|stroke)="#[0-9a-f]+"', svgs) == []
+
+
+def test_another_process_makes_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text(bench_results.scaling().model_dump_json())
+    program = (
+        "import sys, pathlib; from capstan_runtime.bench.result import BenchmarkResult;"
+        "from capstan_runtime.bench.reports.html import page;"
+        "text = page(BenchmarkResult.model_validate_json(pathlib.Path(sys.argv[1]).read_text()));"
+        "sys.stdout.buffer.write(text.encode())"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path / "result.json")], capture_output=True, check=True, timeout=120
+    )
+    assert made.stdout.decode() == page_of("scaling")

@@ -1,13 +1,15 @@
 """How figures look to people: numbers with units, and names in words; the same on status and in reports."""
 
 import math
+import re
 from collections.abc import Mapping
 
 _DIGITS = 4
 _FINE = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
 _COARSE = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _PREFIXED = ("B", "B/s", "FLOP", "FLOP/s")
-_TIGHT = ("%", "x", "×")
+_RATIOS = ("ratio", "failed/request")
+_TIGHT = ("x", "×")
 """Units that stand at their number without a space."""
 _MILLIONS_FROM = 1e7
 _WORDS = {
@@ -28,6 +30,8 @@ def scale_of(value: float, unit: str) -> tuple[float, str]:
     ((0.001, 'ms'), (1000000000.0, 'GB/s'), (1.0, 'samples/s'))
     """
     size = abs(value)
+    if unit in _RATIOS:
+        return 0.01, "%"
     if not math.isfinite(size) or size == 0:
         return 1.0, unit
     if unit == "s":
@@ -42,8 +46,8 @@ def scale_of(value: float, unit: str) -> tuple[float, str]:
 def number(value: float, digits: int = _DIGITS) -> str:
     """With `digits` digits that count, and thousands set apart.
 
-    >>> [number(value) for value in (1204.4, 12.3456, 0.01, 0, float("inf"), 1e-7)]
-    ['1,204', '12.35', '0.01', '0', '∞', '1e-07']
+    >>> [number(value) for value in (1204.4, 12.3456, 0.01, 0, float("inf"), 1e-7, 8.8e13)]
+    ['1,204', '12.35', '0.01', '0', '∞', '1e-07', '8.8e+13']
     """
     if math.isnan(value):
         return "not a number"
@@ -52,10 +56,22 @@ def number(value: float, digits: int = _DIGITS) -> str:
     if value == 0:
         return "0"
     magnitude = math.floor(math.log10(abs(value)))
-    if magnitude < -4 or magnitude >= 15:
+    if magnitude < -4 or magnitude >= 12:
         return f"{value:.{digits - 1}g}"
     text = f"{value:,.{max(0, digits - 1 - magnitude)}f}"
     return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def count(value: float) -> str:
+    """Of weights and tokens, as people write it.
+
+    >>> count(1.6e10), count(40000), count(17)
+    ('16B', '40K', '17')
+    """
+    for scale, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if value >= scale:
+            return f"{number(value / scale)}{letter}" if value < 1e16 else f"{value:.3e}"
+    return number(value)
 
 
 def quantity(value: float, unit: str) -> str:
@@ -66,6 +82,20 @@ def quantity(value: float, unit: str) -> str:
     """
     scale, scaled = scale_of(value, unit)
     return join(number(value / scale), scaled)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks, control characters and half letters."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def shortened(text: str, most: int) -> str:
+    """At most so many letters, the end of it left out.
+
+    >>> shortened("a transformer, 12 layers", 15)
+    'a transformer,…'
+    """
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
 
 
 def interval(low: float, high: float, unit: str, near: float) -> str:
@@ -91,9 +121,11 @@ def percent(value: float, is_signed: bool = True) -> str:
 
 def join(text: str, unit: str) -> str:
     """
-    >>> join("3", "x"), join("3", "s"), join("3", "")
-    ('3x', '3 s', '3')
+    >>> join("3", "x"), join("3", "s"), join("0.9", "1")
+    ('3x', '3 s', '0.9')
     """
+    if unit == "1":
+        return text
     return f"{text}{unit}" if unit in _TIGHT else f"{text} {unit}".rstrip()
 
 
@@ -104,6 +136,21 @@ def words(name: str) -> str:
     ('bus bandwidth bytes per second', 'batch size', 'all-reduce')
     """
     return _WORDS.get(name, name.replace("_", " "))
+
+
+def title(metric: str) -> str:
+    """A metric's name without its unit, for where the unit stands beside it.
+
+    >>> [title(name) for name in ("step_seconds", "latency_p99_seconds", "samples_per_second", "seconds")]
+    ['Step time', 'Latency p99', 'Samples per second', 'Time']
+    """
+    text = words(metric)
+    if text.endswith("bytes per second"):
+        text = text.removesuffix("bytes per second").strip()
+        text = text if text.endswith("bandwidth") else f"{text} bandwidth".strip()
+    text = text.replace("flops per second", "FLOP/s")
+    text = re.sub(r" ?\bseconds$", "" if text.startswith("latency") else " time", text).strip()
+    return text[:1].upper() + text[1:]
 
 
 def case(labels: Mapping[str, str]) -> str:

@@ -1,5 +1,6 @@
 """A result as people and machines read it: Markdown, one HTML file, a file for Prometheus. Nothing is computed here."""
 
+from capstan_runtime.bench.reports.html import page
 from capstan_runtime.bench.reports.markdown import markdown
 from capstan_runtime.bench.reports.prometheus import exposition
 from capstan_runtime.bench.result import BenchmarkResult
@@ -10,6 +11,7 @@ __all__ = ["markdown", "write_reports"]
 
 def write_reports(result: BenchmarkResult, store: Store, prefix: str) -> None:
     """report.md, report.html and metrics.prom are below `prefix`, beside result.json. Raises OSError."""
-    for name, text in (("report.md", markdown(result)), ("metrics.prom", exposition(result))):
+    files = {"report.md": markdown(result), "report.html": page(result), "metrics.prom": exposition(result)}
+    for name, text in files.items():
         store.put(f"{prefix}/{name}", [text.encode()])
     store.settle(prefix)

@@ -4,6 +4,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 
+from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.sections import Section, Table, about, sections
 from capstan_runtime.bench.result import BenchmarkResult
 
@@ -77,5 +78,4 @@ def _paragraph(text: str) -> str:
 
 def _escaped(text: str) -> str:
     """The text itself, on one line, whatever it holds: names, notes and errors come from users and their programs."""
-    one_line = "".join(letter if letter.isprintable() else " " for letter in text)
-    return _MARKUP.sub(r"\\\g<0>", one_line)
+    return _MARKUP.sub(r"\\\g<0>", words.one_line(text))

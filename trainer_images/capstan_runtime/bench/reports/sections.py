@@ -2,10 +2,10 @@
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from capstan_runtime.bench import words
-from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, LawFit, LawParameter
+from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, LawParameter
 from capstan_runtime.contract.benchmark import Comparison, Environment, Figure
 
 DEFAULT_CONFIDENCE = 0.95
@@ -61,7 +61,24 @@ def sections(result: BenchmarkResult) -> list[Section]:
         _repeats(result),
         _notes(result),
     )
-    return [section for section in made if section.paragraphs or section.tables or section.items]
+    return [
+        _without_empty_columns(section) for section in made if section.paragraphs or section.tables or section.items
+    ]
+
+
+def _without_empty_columns(section: Section) -> Section:
+    """Tables in which nothing is at anything, or nothing is an outlier, need no column for it."""
+    return replace(section, tables=[_narrowed(table) for table in section.tables])
+
+
+def _narrowed(table: Table) -> Table:
+    kept = [at for at in range(len(table.columns)) if any(row[at] for row in table.rows)]
+    return replace(
+        table,
+        columns=[table.columns[at] for at in kept],
+        rows=[[row[at] for at in kept] for row in table.rows],
+        numeric=frozenset(place for place, at in enumerate(kept) if at in table.numeric),
+    )
 
 
 def about(result: BenchmarkResult) -> str:
@@ -69,7 +86,7 @@ def about(result: BenchmarkResult) -> str:
     runs = max((figure.n for figure in result.figures), default=0)
     parts = [
         f"workload {words.words(result.workload)}",
-        f"{runs} {'run' if runs == 1 else 'runs'} of each case",
+        *([f"{runs} {'run' if runs == 1 else 'runs'} of each case"] if runs else []),
         f"seed {result.seed}",
         f"measured {_moment(result.started_at)} to {_moment(result.finished_at)}",
     ]
@@ -147,12 +164,14 @@ def _chance(comparison: Comparison) -> str:
 
 
 def _figures(result: BenchmarkResult) -> Section:
-    headline = [figure for figure in result.figures if figure.is_headline]
-    further = [figure for figure in result.figures if not figure.is_headline]
+    metrics = list(dict.fromkeys(figure.metric for figure in result.figures))
+    figures = sorted(result.figures, key=lambda figure: metrics.index(figure.metric))
+    headline = [figure for figure in figures if figure.is_headline]
+    further = [figure for figure in figures if not figure.is_headline]
     tables = [
-        _figure_table(result, figures, title)
-        for figures, title in ((headline, "Headline" if further else ""), (further, "Further" if headline else ""))
-        if figures
+        _figure_table(result, of_kind, title)
+        for of_kind, title in ((headline, "Headline" if further else ""), (further, "Further" if headline else ""))
+        if of_kind
     ]
     runs = [
         (
@@ -175,7 +194,7 @@ def _figure_table(result: BenchmarkResult, figures: Iterable[Figure], title: str
             words.words(figure.metric),
             words.case(figure.labels),
             words.quantity(figure.median, figure.unit),
-            words.interval(figure.low, figure.high, figure.unit, figure.median),
+            words.interval(figure.low, figure.high, figure.unit, figure.median) if figure.n > 1 else "one run: none",
             str(figure.n),
             str(figure.outliers) if figure.outliers else "",
             _BETTER[figure.better],
@@ -232,6 +251,7 @@ def _roofline(result: BenchmarkResult) -> Section:
     if result.dots:
         dots = [
             (
+                str(number),
                 dot.name,
                 words.number(dot.intensity),
                 words.quantity(dot.performance, "FLOP/s"),
@@ -240,10 +260,10 @@ def _roofline(result: BenchmarkResult) -> Section:
                 dot.ceiling,
                 words.percent(100 * dot.share, is_signed=False),
             )
-            for dot in result.dots
+            for number, dot in enumerate(result.dots, 1)
         ]
-        columns = ("name", "FLOP/B", "performance", interval, "bound by", "ceiling", "of the roof")
-        tables.append(Table(columns, dots, frozenset({1, 2, 3, 6}), "Kernels and models"))
+        columns = ("", "name", "FLOP/B", "performance", interval, "bound by", "ceiling", "of the roof")
+        tables.append(Table(columns, dots, frozenset({0, 2, 3, 4, 7}), "Kernels and models"))
     return Section("roofline", "Roofline", (), tables)
 
 
@@ -254,27 +274,24 @@ def _law(result: BenchmarkResult) -> Section:
     said: list[str] = []
     tables = []
     for fit in law.fits:
-        said.append(f"{_trust(fit)} {fit.form}: {fit.formula}.")
-        said += fit.warnings
+        said.append(f"{'Fitted' if fit.is_trusted else 'Not to be relied on'} ({fit.form}): {fit.formula}.")
+        said += [f"Warning ({fit.form}): {warning}." for warning in fit.warnings]
         rows = [_parameter(one) for one in (*fit.parameters, *fit.derived)]
         rows.append(("sum of Huber losses", words.number(fit.objective), ""))
         columns = (fit.form, "value", f"{confidence(result)} interval")
         tables.append(Table(columns, rows, frozenset({1, 2}), f"Fit: {fit.form}"))
     if law.held_out:
-        rows_out = [tuple(words.number(value) for value in row) for row in law.held_out]
+        rows_out = [(*_run(*row[:3]), words.number(row[3])) for row in law.held_out]
         columns_out = ("parameters", "tokens", "loss", "predicted by the others")
         tables.append(Table(columns_out, rows_out, frozenset(range(4)), "Held out"))
-    runs = [
-        (*(words.number(value) for value in point), *(f"{fit.residuals[at]:+.4f}" for fit in law.fits))
-        for at, point in enumerate(law.points)
-    ]
+    runs = [(*_run(*point), *(f"{fit.residuals[at]:+.4f}" for fit in law.fits)) for at, point in enumerate(law.points)]
     columns_runs = ("parameters", "tokens", "loss", *(f"residual, {fit.form}" for fit in law.fits))
     tables.append(Table(columns_runs, runs, frozenset(range(len(columns_runs))), "Every run", is_aside=True))
     return Section("law", "Scaling law", said, tables)
 
 
-def _trust(fit: LawFit) -> str:
-    return "Fitted," if fit.is_trusted else "Not to be relied on,"
+def _run(parameters: float, tokens: float, loss: float) -> tuple[str, ...]:
+    return words.count(parameters), words.count(tokens), words.number(loss)
 
 
 def _parameter(one: LawParameter) -> tuple[str, str, str]:

@@ -1,0 +1,57 @@
+"""The plots of a report, chosen by what there is to show."""
+
+from capstan_runtime.bench.reports.plots.bars import bars, runs_of
+from capstan_runtime.bench.reports.plots.collectives import collectives
+from capstan_runtime.bench.reports.plots.effects import effects
+from capstan_runtime.bench.reports.plots.latency import distributions
+from capstan_runtime.bench.reports.plots.law import law_plots
+from capstan_runtime.bench.reports.plots.roofline import roofline
+from capstan_runtime.bench.reports.plots.scaling import scaling
+from capstan_runtime.bench.reports.plots.svg import Plot
+from capstan_runtime.bench.reports.plots.sweeps import MOST_SWEEPS, ladder, sweep
+from capstan_runtime.bench.result import BenchmarkResult
+
+_DRAWN_ELSEWHERE = {
+    "scaling": ("speedup", "efficiency"),
+    "collectives": ("bus_bandwidth_bytes_per_second", "seconds", "algorithm_bandwidth_bytes_per_second"),
+    "serving": (
+        "requests_per_second",
+        "goodput_requests_per_second",
+        "generator_lag_p99_seconds",
+        "generator_cpu_ratio",
+    ),
+}
+"""Metrics of a workload that have plots of their own, or need none."""
+
+
+def plots_of(result: BenchmarkResult) -> dict[str, list[Plot]]:
+    """By the key of the section they belong to."""
+    effect, roof = effects(result), roofline(result)
+    return {
+        "comparison": [effect] if effect else [],
+        "scaling": scaling(result),
+        "roofline": [roof] if roof else [],
+        "law": law_plots(result),
+        "collectives": collectives(result) if result.workload == "collectives" else [],
+        "figures": [*(ladder(result) if result.workload == "serving" else []), *_figures(result)],
+        "latency": distributions(result),
+    }
+
+
+def _figures(result: BenchmarkResult) -> list[Plot]:
+    """Each metric over what was varied, else as bars, else run by run; headlines first."""
+    if result.law is not None or result.roofs:
+        return []
+    plots: list[Plot] = []
+    for metric in dict.fromkeys(figure.metric for figure in result.figures):
+        if metric in _DRAWN_ELSEWHERE.get(result.workload, ()) or len(plots) == MOST_SWEEPS:
+            continue
+        if result.workload == "serving" and metric.startswith(("latency_", "error_")):
+            continue
+        plot = sweep(result, metric) or bars(result, metric)
+        if plot is None:
+            figure = next(one for one in result.figures if one.metric == metric)
+            plot = runs_of(result, figure) if figure.is_headline else None
+        if plot is not None:
+            plots.append(plot)
+    return plots
