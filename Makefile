@@ -10,7 +10,7 @@ S3_READY := .venv-s3/.ready
 CHART := charts/capstan
 CODE := operator trainer_images tests scripts benchmarks examples
 
-.PHONY: help setup demo demo-serving demo-down chaos test torture check generate verify format bench clean lock
+.PHONY: help setup demo demo-serving demo-bench demo-down chaos test torture check generate verify format bench clean lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ demo: $(READY) ## Start the embedded cluster and train the examples on it, with 
 
 demo-serving: $(READY) ## Serve a model on it and replace it under load: by a better one, and by a bad one
 	@$(BIN)/python examples/serving.py
+
+demo-bench: $(READY) ## Run every example Benchmark on it, with a live table; prints where the reports are
+	@$(BIN)/python examples/bench.py
 
 demo-down: $(READY) ## Stop the embedded cluster
 	@$(BIN)/capstan local down

@@ -14,6 +14,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "recovery": ("kills",),
     "serving": (),
     "rollouts": ("requests",),
+    "loop_overhead": ("turns",),
 }
 """Name of each benchmark, and which of the options it takes."""
 
@@ -25,6 +26,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="checkpoints: where to write (default: the system's temporary one)")
     parser.add_argument("--kills", type=int, default=10, help="recovery: processes killed per framework (default 10)")
     parser.add_argument("--requests", type=int, default=20_000, help="rollouts: of each change (default 20,000)")
+    parser.add_argument("--turns", type=int, default=10, help="loop_overhead: of loop and bare step (default 10)")
     parser.add_argument("--write", action="store_true", help="write the table to benchmarks/<date>.md")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(BENCHMARKS))

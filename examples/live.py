@@ -17,8 +17,17 @@ HOME = Path.home() / ".capstan"
 EXAMPLES = Path(__file__).resolve().parent
 JOBS = Resource("capstan.dev", "v1alpha1", "trainingjobs")
 SERVICES = Resource("capstan.dev", "v1alpha1", "inferenceservices")
+BENCHMARKS = Resource("capstan.dev", "v1alpha1", "benchmarks")
 CLAIMS = Resource("", "v1", "persistentvolumeclaims")
-KINDS = {"InferenceService": SERVICES, "TrainingJob": JOBS, "PersistentVolumeClaim": CLAIMS}
+KINDS = {
+    "Benchmark": BENCHMARKS,
+    "InferenceService": SERVICES,
+    "TrainingJob": JOBS,
+    "RoleBinding": Resource("rbac.authorization.k8s.io", "v1", "rolebindings"),
+    "Role": Resource("rbac.authorization.k8s.io", "v1", "roles"),
+    "ServiceAccount": Resource("", "v1", "serviceaccounts"),
+    "PersistentVolumeClaim": CLAIMS,
+}
 """In the order in which they are removed: who uses something goes before it."""
 
 REMOVAL_SECONDS = 60.0

@@ -10,18 +10,19 @@ import pytest
 import yaml
 
 from capstan_local.schema.structural import compile_schema
+from capstan_operator.api.benchmark import BenchmarkSpec
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.training_job import TrainingJobSpec
-from capstan_operator.crdgen import inference_service_crd, training_job_crd
+from capstan_operator.crdgen import benchmark_crd, inference_service_crd, training_job_crd
 
 Document = dict[str, Any]
 
 FILES = sorted(path for path in Path("examples").rglob("*") if path.suffix in (".yaml", ".yml"))
 SCHEMAS = {
     crd["spec"]["names"]["kind"]: compile_schema(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
-    for crd in (training_job_crd(), inference_service_crd())
+    for crd in (training_job_crd(), inference_service_crd(), benchmark_crd())
 }
-SPECS = {"TrainingJob": TrainingJobSpec, "InferenceService": InferenceServiceSpec}
+SPECS = {"TrainingJob": TrainingJobSpec, "InferenceService": InferenceServiceSpec, "Benchmark": BenchmarkSpec}
 
 
 def documents(path: Path) -> list[Document]:
@@ -45,11 +46,12 @@ def test_the_api_server_and_the_operator_accept_it(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
-def test_every_job_keeps_its_checkpoints_in_a_claim_of_its_example(path: Path) -> None:
+def test_every_job_and_benchmark_keeps_what_it_makes_in_a_claim_of_its_example(path: Path) -> None:
     of_example = [document for file in path.parent.glob("*.yaml") for document in documents(file)]
     claims = {one["metadata"]["name"] for one in of_example if one["kind"] == "PersistentVolumeClaim"}
-    jobs = [document for document in documents(path) if document["kind"] == "TrainingJob"]
-    assert {job["spec"]["checkpoint"]["store"]["claim"]["name"] for job in jobs} <= claims
+    places = {"TrainingJob": "checkpoint", "Benchmark": "results"}
+    stores = [one["spec"][places[one["kind"]]]["store"] for one in documents(path) if one["kind"] in places]
+    assert {store["claim"]["name"] for store in stores} <= claims
 
 
 def test_the_service_of_the_digits_changes_its_model_and_nothing_else() -> None:
