@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_runtime.bench.load.figures import highest_kept_rate, load_notes, load_points, percentile
+from capstan_runtime.bench.load.figures import highest_kept_rate, load_notes, load_points
 from capstan_runtime.bench.load.ladder import Rung
 from capstan_runtime.bench.load.locust import locust_stats
+from capstan_runtime.bench.measured import percentile
 from capstan_runtime.contract.workloads import Load, ServiceLevel
 
 INF = math.inf

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from capstan_runtime.bench.load.arrivals import plan_arrivals
-from capstan_runtime.bench.load.figures import percentile
 from capstan_runtime.bench.load.ladder import Rung, climb
 from capstan_runtime.bench.load.pool import TIMEOUT
 from capstan_runtime.bench.load.target import read_target, scenario_bytes
+from capstan_runtime.bench.measured import percentile
 from capstan_runtime.contract.workloads import Load
 from tests.support.certificates import Authority, pem_of
 from tests.support.control_planes import free_port

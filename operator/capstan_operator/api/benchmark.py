@@ -176,8 +176,8 @@ class Pods(Placement):
         Field(
             min_length=1,
             max_length=253,
-            description="For workload controlPlane: an account that may create, watch and delete TrainingJobs and list "
-            "Pods in the namespace.",
+            description="For workload controlPlane: an account that may create, list, watch and delete TrainingJobs, "
+            "and list and watch Pods, in the namespace.",
         ),
     ] = None
     pod_patch: Annotated[

@@ -29,6 +29,13 @@ BENCH = "bench"
 """Name of the container."""
 BENCH_COMMAND = ["python", "-m", "capstan_runtime.bench"]
 BASELINE_VOLUME = "baseline"
+ACCOUNT_VOLUME = "service-account"
+ACCOUNT_FILES: list[dict[str, Any]] = [
+    {"serviceAccountToken": {"path": "token", "expirationSeconds": 3600}},
+    {"configMap": {"name": "kube-root-ca.crt", "items": [{"key": "ca.crt", "path": "ca.crt"}]}},
+    {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
+]
+"""What the API server's admission mounts by itself where it is on; said here, it is there in any cluster."""
 GRACE_SECONDS = 15
 """After the deadline: a pod that does not end itself is ended by its node."""
 
@@ -36,8 +43,8 @@ BENCH_POD = Patchable(
     path="pods.podPatch",
     container=BENCH,
     labels=(LABEL_MANAGED_BY, LABEL_BENCHMARK, LABEL_TRIAL),
-    volumes=(BASELINE_VOLUME,),
-    folders=(MOUNTED_BASELINE,),
+    volumes=(BASELINE_VOLUME, ACCOUNT_VOLUME),
+    folders=(MOUNTED_BASELINE, env.ACCOUNT_FOLDER),
     pod_fields=("restartPolicy", "activeDeadlineSeconds"),
 )
 
@@ -71,7 +78,7 @@ def build_bench_pod(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> 
             "restartPolicy": "Never",
             "activeDeadlineSeconds": pod.deadline_seconds + GRACE_SECONDS,
             **hardened_pod(),
-            **({"serviceAccountName": account, "automountServiceAccountToken": True} if account else {}),
+            **({"serviceAccountName": account} if account else {}),
             "containers": [_container(owner, pod, settings)],
             "volumes": _volumes(pod),
             **scheduling(pod.pods.node_selector, pod.pods.tolerations),
@@ -101,6 +108,8 @@ def _container(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> dict[
         mounts.append({"name": STORE_VOLUME, "mountPath": STORE_FOLDER})
     if pod.baseline:
         mounts.append({"name": BASELINE_VOLUME, "mountPath": MOUNTED_BASELINE, "readOnly": True})
+    if pod.pods.service_account_name:
+        mounts.append({"name": ACCOUNT_VOLUME, "mountPath": env.ACCOUNT_FOLDER, "readOnly": True})
     if pod.pods.gpus:
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
     return {
@@ -145,6 +154,8 @@ def _volumes(pod: BenchPod) -> list[dict[str, Any]]:
         volumes.append(store_volume(pod.store))
     if pod.baseline:
         volumes.append({"name": BASELINE_VOLUME, "configMap": {"name": pod.baseline.name}})
+    if pod.pods.service_account_name:
+        volumes.append({"name": ACCOUNT_VOLUME, "projected": {"sources": ACCOUNT_FILES}})
     if pod.pods.gpus:
         volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
     return volumes

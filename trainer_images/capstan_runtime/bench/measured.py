@@ -1,9 +1,13 @@
 """What a workload hands back, and the ways in which repeated calls are timed."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
 
 from capstan_runtime.contract.benchmark import Better, Point
 
@@ -75,3 +79,9 @@ def median_point(
     return point(
         metric, "s", "lower", statistics.median(samples), labels=labels, samples=samples, is_headline=is_headline
     )
+
+
+def percentile(rising: npt.NDArray[np.float64], share: float) -> float:
+    """Of `rising` [n >= 1]: the smallest that at least `share` of all are not above (nearest rank). So it was seen, and
+    infinities need no arithmetic."""
+    return float(rising[max(0, math.ceil(share * len(rising) - 1e-9) - 1)])

@@ -39,6 +39,8 @@ PAGE = "CAPSTAN_PAGE"
 KEEP_LIST = "CAPSTAN_KEEP_LIST"
 """Number of the inherited file in memory where the supervisor says which checkpoints must stay (`keep_list.py`)."""
 
+ACCOUNT_FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount"
+"""Where a pod finds the token of its service account, the API server's certificate authority, and its namespace."""
 POD_MOUNTS = "POD_MOUNTS"
 """JSON object {mount path: folder}, set by a node that runs containers as plain processes, where nothing can be
 mounted at `/data`. Such a node also rewrites paths in env and args; paths inside documents go through `host_path`."""

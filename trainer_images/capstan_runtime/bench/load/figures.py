@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from capstan_runtime.bench.load.ladder import MOST_CPU_SHARE, MOST_LAG_SECONDS, Rung
-from capstan_runtime.bench.measured import point
+from capstan_runtime.bench.measured import percentile, point
 from capstan_runtime.contract.benchmark import Point
 from capstan_runtime.contract.workloads import Load, ServiceLevel
 
@@ -78,12 +78,6 @@ def keeps(rung: Rung, objective: ServiceLevel) -> bool:
         return False
     p99 = percentile(np.sort(rung.latency), 0.99)
     return 1e3 * p99 <= objective.p99_milliseconds and 100 * error_ratio(rung.latency) <= objective.error_percent
-
-
-def percentile(rising: npt.NDArray[np.float64], share: float) -> float:
-    """Of `rising` [n >= 1]: the smallest that at least `share` of all are not above (nearest rank). So it was seen, and
-    infinities need no arithmetic."""
-    return float(rising[max(0, math.ceil(share * len(rising) - 1e-9) - 1)])
 
 
 def error_ratio(latency: npt.NDArray[np.float64]) -> float:

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.bench.load.figures import percentile
 from capstan_runtime.bench.load.ladder import Rung
+from capstan_runtime.bench.measured import percentile
 from capstan_runtime.contract.workloads import Request
 
 COLUMNS = (
