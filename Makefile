@@ -57,12 +57,14 @@ generate: $(READY) ## Write the files that come from the models
 	@$(BIN)/python -m capstan_operator.crdgen $(CHART)/files/crds
 	@$(BIN)/python -m capstan_operator.rbacgen $(CHART)/files/rights.yaml
 	@$(BIN)/python scripts/chart_docs.py $(CHART)
+	@$(BIN)/python scripts/argocd_config.py
 
 verify: $(READY) ## Prove that generated files and the environment are what they should be
 	@$(BIN)/python -m capstan_operator.crdgen --check crds
 	@$(BIN)/python -m capstan_operator.crdgen --check $(CHART)/files/crds
 	@$(BIN)/python -m capstan_operator.rbacgen --check $(CHART)/files/rights.yaml
 	@$(BIN)/python scripts/chart_docs.py --check $(CHART)
+	@$(BIN)/python scripts/argocd_config.py --check
 	@$(BIN)/python scripts/check_lock.py requirements.lock
 
 format: $(READY) ## Format and sort imports
