@@ -21,7 +21,7 @@ from capstan_operator.observe import ObservedBenching
 
 LEAST_WAIT_SECONDS = 0.05
 _CHANGED = (
-    "spec.baseline: {done} of the runs were made beside another baseline, or none; put it back, or create a new "
+    "spec.baseline: the runs that were made so far had another one beside them, or none; put it back, or create a new "
     "Benchmark with a new name"
 )
 
@@ -46,8 +46,7 @@ def decide_benchmark(observed: ObservedBenching, now: float) -> BenchDecision:
         return _only_said(old, waiting)
     look = _look(observed, spec, standard, now)
     if old.plan is not None and old.plan != look.digest:
-        problem = _CHANGED.format(done=len(old.trials))
-        return _only_said(old, describe_refused(benchmark, BenchReason.PLAN_CHANGED, (problem,), now))
+        return _only_said(old, describe_refused(benchmark, BenchReason.PLAN_CHANGED, (_CHANGED,), now))
     recorded = look.after(record(look))
     if recorded.status != old:
         status = describe(recorded, None)

@@ -19,6 +19,8 @@ from capstan_operator.decide.types import Manifest
 from capstan_operator.observe import ObservedBenchPod, ObservedTrialJob
 from capstan_runtime.contract import env
 
+PAUSE_SECONDS = {2: 2.0, 3: 10.0}
+"""Before an attempt: what is short for a moment, memory or a store that restarts, must not use up all of them."""
 IDLE_LOOK_SECONDS = 0.5
 """How often is looked whether what ran before has ended."""
 _ENDED = ("Succeeded", "Failed")
@@ -45,13 +47,24 @@ def plan_children(look: Look) -> Plan:
     running, trial = look.status.running, look.current
     if running is None:
         return Plan(delete=delete, requeue_after=ttl)
-    late = seconds_until_late(look, running)
+    late, pause = seconds_until_late(look, running), _pause(look, running)
+    if pause > 0:
+        return Plan(delete, requeue_after=pause)
     if trial is None:
         return Plan(delete, _missing_pods(look, running, None), requeue_after=late)
     waits = _alive(look, mine)
     if waits is not None:
         return Plan(delete, waits=f"waits until {waits} has ended", requeue_after=IDLE_LOOK_SECONDS)
     return Plan(delete, tuple(_missing(look, running, trial)), requeue_after=late)
+
+
+def _pause(look: Look, running: RunningTrialStatus) -> float:
+    """Seconds until anything is made for the attempt."""
+    return (
+        PAUSE_SECONDS.get(running.attempt, 0.0) - seconds_after(running.started_at, look.now)
+        if not running.uid
+        else 0.0
+    )
 
 
 def _mine(look: Look) -> frozenset[str]:

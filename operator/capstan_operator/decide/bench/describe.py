@@ -5,11 +5,12 @@ from enum import StrEnum
 from capstan_operator.api.benchmark_status import BenchmarkStatus, ProgressStatus
 from capstan_operator.api.meta import BenchmarkCondition
 from capstan_operator.decide.bench.baseline import Missing
-from capstan_operator.decide.bench.look import REPORT, Look
+from capstan_operator.decide.bench.look import MOST_ATTEMPTS, REPORT, Look
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.conditions import find, put_condition
 from capstan_operator.observe import ObservedBenchmark
 
+_AGAIN = "set spec.suspend to true and to false again for one more attempt"
 _MET = {"Passed": True, "Improved": True, "Regressed": False, "Inconclusive": None}
 
 
@@ -115,13 +116,11 @@ def _failure(look: Look) -> tuple[BenchReason, str]:
     attempts = newest.attempt if newest else 0
     is_report = name.startswith(REPORT)
     what = "the report" if is_report else f"run {name}"
-    if attempts < 3:
-        fix = "this is not tried again: mend it, and create a new Benchmark"
-        fix = "mend it, and change spec.gate or spec.baseline to have it made again" if is_report else fix
+    fix = f"{len(status.trials)} of {len(look.trials)} runs are finished; when it is mended, {_AGAIN}"
+    if attempts < MOST_ATTEMPTS:
         return BenchReason.CONFIG_ERROR, f"{what} cannot work as it is configured: {why}; {fix}"
     reason = BenchReason.REPORT_FAILED if is_report else BenchReason.ATTEMPTS_USED_UP
-    kept = f"; {len(status.trials)} of {len(look.trials)} runs were finished, and their results are kept"
-    return reason, f"{what} failed {attempts} times, the last time: {why}{kept}"
+    return reason, f"{what} failed {attempts} times, the last time: {why}; {fix}"
 
 
 def _obstacle(look: Look) -> Missing | None:

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.api.meta import BenchmarkCondition
+from capstan_operator.decide.bench.look import REPORT
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.types import EventNote
@@ -38,8 +39,9 @@ def _of_runs(old: BenchmarkStatus, new: BenchmarkStatus) -> Iterator[EventNote]:
         yield EventNote("Normal", "Begun", f"{new.workload}: {new.progress.total} runs, one after the other")
     for repeat in new.repeats:
         if repeat not in old.repeats and repeat.trial != new.given_up:
-            what = f"attempt {repeat.attempt} of {repeat.trial} failed and is repeated: {repeat.reason}"
-            yield EventNote("Warning", "Repeated", what)
+            what = "the report" if repeat.trial.startswith(REPORT) else f"run {repeat.trial}"
+            told = f"attempt {repeat.attempt} of {what} failed and is repeated: {repeat.reason}"
+            yield EventNote("Warning", "Repeated", told)
 
 
 def _of_the_end(old: BenchmarkStatus, new: BenchmarkStatus) -> Iterator[EventNote]:

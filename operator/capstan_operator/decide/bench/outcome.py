@@ -167,6 +167,10 @@ def _of_pods(look: Look, names: tuple[str, ...], uid: str | None) -> Outcome:
         return _missing("pod", leaving.name, uid, f"pod {leaving.name} of an earlier try is being deleted")
     if len(pods) == len(names) and all(pod.phase == "Succeeded" for pod in pods):
         return Done()
+    if lead.phase == "Succeeded" and len(pods) < len(names):
+        # They were there, or it would not have come to an end.
+        gone = next(name for name in names if look.pod(name) is None)
+        return _missing("pod", gone, lead.uid)
     waits = next((f"pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), None)
     return Underway(lead.uid, _short(waits) if waits else None)
 

@@ -35,7 +35,7 @@ class BenchReason(StrEnum):
     ATTEMPTS_USED_UP = "AttemptsUsedUp"
     """A run failed three times."""
     REPORT_FAILED = "ReportFailed"
-    """The report could not be made three times. Raw results are kept; a change of baseline or gate tries again."""
+    """The report could not be made three times. Raw results are kept."""
 
     PASSED = "Passed"
     """No judged metric is worse than the baseline by more than the gate allows."""

@@ -12,8 +12,16 @@ REPEATS_KEPT = 20
 
 def record(look: Look) -> BenchmarkStatus:
     """Status with what has ended, and which run is next; the same when nothing is new."""
+    look = look.after(_revived(look))
     look = look.after(_ended(look))
     return _finished(look.after(_begun(look)))
+
+
+def _revived(look: Look) -> BenchmarkStatus:
+    """One that has failed may go on once its user has suspended it: what was in the way is mended."""
+    if not (look.has_failed and look.spec.suspend):
+        return look.status
+    return look.status.model_copy(update={"given_up": None, "finished_at": None})
 
 
 def _ended(look: Look) -> BenchmarkStatus:
