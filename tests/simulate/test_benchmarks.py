@@ -1,5 +1,5 @@
-"""Whole lives of Benchmarks in seeded random order: events are late or lost, answers are lost, the operator dies between
-any two writes, pods fail and vanish, the API server refuses, the user suspends."""
+"""Whole lives of Benchmarks in seeded random order: events are late or lost, answers are lost, the operator dies
+between any two writes, pods fail and vanish, the API server refuses, the user suspends."""
 
 from __future__ import annotations
 
