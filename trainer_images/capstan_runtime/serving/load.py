@@ -44,7 +44,7 @@ def load(config: ServeConfig, store: Store) -> Classifier | Decoder:
             "that"
         )
     batching = config.guards.batching
-    return _builder(config.runtime)(signature, opened.tensors(), 1 if batching is None else batching.max_batch_size)
+    return builder(config.runtime)(signature, opened.tensors(), 1 if batching is None else batching.max_batch_size)
 
 
 def find_checkpoint(model: ServedModel, store: Store) -> OpenCheckpoint:
@@ -95,7 +95,8 @@ def _opened(model: ServedModel, store: Store, name: SaveName) -> OpenCheckpoint:
     return opened
 
 
-def _builder(runtime: str) -> Build:
+def builder(runtime: str) -> Build:
+    """What makes a predictor in `runtime`, flax or torch. Raises ConfigError where that is not installed."""
     try:
         build: Build = importlib.import_module(_MODULES[runtime]).build
     except ImportError as error:
