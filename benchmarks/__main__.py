@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "serving": (),
     "rollouts": ("requests",),
     "loop_overhead": ("turns",),
+    "machinery": (),
 }
 """Name of each benchmark, and which of the options it takes."""
 
