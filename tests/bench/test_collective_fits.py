@@ -35,9 +35,20 @@ def test_a_large_size_that_is_off_does_not_move_the_latency(which: int, factor: 
 
 
 def test_neither_is_ever_negative() -> None:
-    # A line through (1, 1) and (2, 4) would begin at -2; through (1, 4) and (2, 1) it would fall.
-    assert fit([1, 2], [1.0, 4.0])[0] == 0.0
-    assert fit([1, 2], [4.0, 1.0])[1] == 0.0
+    # A line through (1, 1) and (2, 4) would begin at -2. Through the origin, sqrt(2) a byte is off by the same factor,
+    # sqrt(2), above the one and below the other. Through (1, 4) and (2, 1) a line would fall, and 2 is off by 2 twice.
+    assert fit([1, 2], [1.0, 4.0]) == pytest.approx((0.0, 2**0.5))
+    assert fit([1, 2], [4.0, 1.0]) == pytest.approx((2.0, 0.0))
+
+
+def test_a_size_that_is_off_by_a_factor_pulls_as_much_up_as_down() -> None:
+    seconds = [100e-6 + size / 1e9 for size in SIZES]
+    per_byte = []
+    for factor in (2.0, 0.5):
+        off = [*seconds[:-1], factor * seconds[-1]]
+        per_byte.append(fit(SIZES, off)[1] * 1e9)
+    assert per_byte[0] > 1.2
+    assert per_byte[1] == pytest.approx(1 / per_byte[0], rel=0.05)
 
 
 @pytest.mark.parametrize(("sizes", "seconds"), [([8, 8], [1.0, 2.0]), ([8, 16], [0.0, 1.0])])

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from capstan_runtime.bench.result import CollectiveFit, Series
-from capstan_runtime.bench.statistics.bootstrap import interval, median
+from capstan_runtime.bench.statistics.bootstrap import Floats, interval, median
 from capstan_runtime.contract.benchmark import Better
 from capstan_runtime.contract.workloads import size_bytes
 
@@ -46,26 +47,31 @@ def derive(series: tuple[Series, ...], trials: "Trials", confidence: float, seed
 
 
 def fit(sizes: Sequence[float], seconds: Sequence[float]) -> tuple[float, float]:
-    """(seconds at size 0, seconds per byte), neither below 0: least squares of relative errors.
+    """(seconds at size 0, seconds per byte), neither below 0: least squares of the logarithms of the times.
 
-    Every size counts the same by what share of its time the line is off: weights are 1/seconds^2. By absolute errors
-    the largest sizes, which take thousands of times as long, would decide the latency as well. Raises ValueError for
-    less than two different sizes, and for a time that is not above 0.
+    Every size counts the same, by the factor that the line is off, up or down: so the small ones say what the latency
+    is, and the large ones the bandwidth. By absolute errors the largest, which take thousands of times as long, would
+    decide both. Raises ValueError for less than two different sizes, and for a time that is not above 0.
     """
     size, taken = np.asarray(sizes, np.float64), np.asarray(seconds, np.float64)
     if np.unique(size).size < 2:
         raise ValueError(f"sizes: {len(sizes)} of which no two differ; a line needs two")
     if not (taken > 0).all():
         raise ValueError("seconds: not all are above 0")
-    # latency * fixed + (seconds at the largest size) * growing shall be 1 at every size.
-    fixed, growing = 1 / taken, size / size.max() / taken
-    products = np.array([[fixed @ fixed, fixed @ growing], [fixed @ growing, growing @ growing]])
-    latency, at_largest = np.linalg.solve(products, [fixed.sum(), growing.sum()])
-    if latency < 0:
-        latency, at_largest = 0.0, growing.sum() / (growing @ growing)
-    elif at_largest < 0:
-        latency, at_largest = fixed.sum() / (fixed @ fixed), 0.0
-    return float(latency), float(at_largest / size.max())
+    constant = np.exp(np.log(taken).mean())
+    if (np.log(constant / taken) @ size) >= 0:  # any slope would make it worse
+        return float(constant), 0.0
+    slope = np.exp(np.log(taken / size).mean())
+    if (np.log(slope * size / taken) @ (1 / size)) >= 0:  # so would any latency
+        return 0.0, float(slope)
+
+    def factors(logarithms: Floats) -> Floats:
+        latency, per_byte = np.exp(logarithms)
+        return np.log((latency + per_byte * size) / taken)
+
+    start = np.log([taken.min(), taken.max() / size.max()])
+    latency, per_byte = np.exp(least_squares(factors, start, method="lm", xtol=1e-12, ftol=1e-12).x)
+    return float(latency), float(per_byte)
 
 
 def _sweeps(series: tuple[Series, ...]) -> Iterator[list[Series]]:
