@@ -1,4 +1,4 @@
-"""`capstan`: run the operator, the cluster on this machine, and look at checkpoints."""
+"""`capstan`: run the operator, the cluster on this machine and benchmarks, and look at checkpoints and results."""
 
 import argparse
 import os
@@ -8,6 +8,11 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
+_OF_RESULTS = {
+    "report": "print a kept result as Markdown, or write all its reports to a folder",
+    "compare": "compare two kept results of the same machine",
+    "gate": "say a kept result's verdict by the exit code",
+}
 DEFAULT_HOME = Path.home() / ".capstan"
 
 
@@ -16,6 +21,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["checkpoint"]:
         return _checkpoint(given[1:])
+    if given[:1] == ["bench"] and given[1:2] and given[1] in _OF_RESULTS:
+        return _results(given[1:])
     options = _parser().parse_args(given)
     try:
         return int(options.call(options))
@@ -34,6 +41,14 @@ def _checkpoint(arguments: list[str]) -> int:
     os.execv(sys.executable, [sys.executable, "-m", "capstan_runtime.checkpoint", *arguments])  # noqa: S606
 
 
+def _results(arguments: list[str]) -> int:
+    """Becomes the runtime's own command: what measures and judges is none of the operator's code."""
+    if find_spec("matplotlib") is None or find_spec("scipy") is None:
+        print("capstan bench: what judges and draws is not installed: pip install 'capstan[bench]'", file=sys.stderr)
+        return 1
+    os.execv(sys.executable, [sys.executable, "-m", "capstan_runtime.bench.cli", *arguments])  # noqa: S606
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="capstan", description="Trains and serves models on Kubernetes and does not lose steps."
@@ -42,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands)
     _add_local(commands)
+    _add_bench(commands)
     # Listed for --help only; main() hands its arguments on unread.
     commands.add_parser("checkpoint", help="list, verify, compare, convert and remove checkpoints", add_help=False)
     return parser
@@ -70,6 +86,41 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     run.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     run.set_defaults(call=_run)
+
+
+def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    bench = commands.add_parser(
+        "bench",
+        help="run a Benchmark; show, compare and judge results",
+        description="Exit codes: 0 passed, improved, or done; 3 regressed; 4 inconclusive; 1 it could not be done; "
+        "2 wrong usage.",
+    )
+    actions = bench.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    text = "apply a Benchmark, follow it to its end, and exit with its verdict"
+    run = actions.add_parser("run", help=text, description=f"{text[0].upper()}{text[1:]}.")
+    run.add_argument("file", type=Path, metavar="FILE", help="YAML with one Benchmark, and the claims it needs")
+    run.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
+    run.add_argument("--context", help="context of the kubeconfig; default: its current one")
+    run.add_argument("-n", "--namespace", help="default: that of the file, else of the context")
+    run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop looking after so long; it goes on")
+    run.add_argument("--output", type=Path, metavar="FOLDER", help="bring the reports there")
+    run.set_defaults(call=_bench_run)
+    # Listed for --help only; main() hands their arguments on unread.
+    for name, description in _OF_RESULTS.items():
+        actions.add_parser(name, help=description, add_help=False)
+
+
+def _bench_run(options: argparse.Namespace) -> int:
+    from capstan_operator import bench_run
+
+    return bench_run.main(options)
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return seconds
 
 
 def _port(text: str) -> int:

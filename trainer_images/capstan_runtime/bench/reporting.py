@@ -19,11 +19,9 @@ from capstan_runtime.bench.analysis.compare import (
     DEFAULT_GATE,
     Compared,
     Side,
-    compare,
-    hardware_difference,
-    software_differences,
     unlike,
 )
+from capstan_runtime.bench.analysis.judged import compare_alike, look_at
 from capstan_runtime.bench.analysis.summary import build_figures, headline, outlier_notes, summarize
 from capstan_runtime.bench.reports import markdown, write_reports
 from capstan_runtime.bench.result import Baseline, BenchmarkResult, Series
@@ -211,24 +209,11 @@ def _against_baseline(
         kept = read_kept(wanted, store, environ, report.workload)
         environments = kept.environments
         theirs = Side(tuple(one for one in kept.series if one.arm == "candidate"), kept.control_seconds)
-    problem = (
-        unlike(candidates.environments, "candidate")
-        or unlike(environments, "baseline")
-        or hardware_difference(environments[0], candidates.environments[0])
-    )
-    baseline = Baseline(
-        kind="rerun" if is_rerun else wanted.kind,
-        name=wanted.benchmark.name if wanted.benchmark else str(wanted.value),
-        environment=environments[0],
-        is_comparable=problem is None,
-        problem=problem,
-        differences=software_differences(environments[0], candidates.environments[0]),
-    )
-    if problem is not None:
-        refused = Compared((), "Inconclusive", f"unlike hardware is not compared: {problem}")
-        return baseline, refused, refused.verdict
+    kind = "rerun" if is_rerun else wanted.kind
+    name = wanted.benchmark.name if wanted.benchmark else str(wanted.value)
+    baseline = look_at(kind, name, environments, candidates.environments)
     repetitions = {ref.trial: ref.repetition for ref in report.trials} if is_rerun else None
-    compared = compare(theirs, ours, gate, task.seed, repetitions)
+    compared = compare_alike(baseline, theirs, ours, gate, task.seed, repetitions)
     return baseline, compared, compared.verdict
 
 

@@ -38,6 +38,9 @@ SCHEMA_VERSION = 1
 Arm = Literal["candidate", "baseline"]
 Better = Literal["higher", "lower", "neither"]
 Verdict = Literal["Passed", "Regressed", "Improved", "Inconclusive"]
+VERDICT_EXIT: dict[Verdict, int] = {"Passed": 0, "Improved": 0, "Regressed": 3, "Inconclusive": 4}
+"""Exit codes of `capstan bench`, for CI and workflows. 1: there is no verdict, because something did not work; 2: wrong
+usage."""
 
 
 class Finding(Record):

@@ -1,12 +1,12 @@
 """A result as people and machines read it: Markdown, one HTML file, a file for Prometheus. Nothing is computed here."""
 
 from capstan_runtime.bench.reports.html import page
-from capstan_runtime.bench.reports.markdown import markdown
+from capstan_runtime.bench.reports.markdown import comparison, markdown
 from capstan_runtime.bench.reports.prometheus import exposition
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.checkpoint.store import Store
 
-__all__ = ["markdown", "write_reports"]
+__all__ = ["comparison", "markdown", "write_reports"]
 
 
 def write_reports(result: BenchmarkResult, store: Store, prefix: str) -> None:

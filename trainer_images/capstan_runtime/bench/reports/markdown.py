@@ -20,13 +20,26 @@ def markdown(result: BenchmarkResult) -> str:
     return "\n".join(_lines(result)) + "\n"
 
 
+def comparison(result: BenchmarkResult) -> str:
+    """Only the verdict and what it follows from."""
+    lines = [*_head(result)]
+    for section in sections(result):
+        if section.key == "comparison":
+            lines += _section(section)
+    return "\n".join(lines) + "\n"
+
+
 def _lines(result: BenchmarkResult) -> Iterator[str]:
-    yield f"# {result.verdict or 'Measured'}: {_escaped(f'{result.namespace}/{result.name}')}"
-    yield from ("", _paragraph(result.reason))
+    yield from _head(result)
     yield from ("", f"**{_escaped(result.headline)}**")
     yield from ("", _paragraph(about(result)))
     for section in sections(result):
         yield from _section(section)
+
+
+def _head(result: BenchmarkResult) -> Iterator[str]:
+    yield f"# {result.verdict or 'Measured'}: {_escaped(f'{result.namespace}/{result.name}')}"
+    yield from ("", _paragraph(result.reason))
 
 
 def _section(section: Section) -> Iterator[str]:
