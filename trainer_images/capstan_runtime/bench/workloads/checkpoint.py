@@ -109,8 +109,8 @@ def take_turns(libraries: list[Library], state: State, scratch: Scratch, seed: i
 def _turn(library: Library, state: State, scratch: Scratch, name: str) -> Iterator[tuple[str, str, float]]:
     place = scratch.place(name)
     saved = library.save(place)
-    yield "save_blocked", "", saved.blocked_seconds
     yield "save", "", saved.seconds
+    yield "save_blocked", "", saved.blocked_seconds
     # Right after the save the kernel holds every page of it.
     for cache in (_WARM, _DROPPED) if scratch.has_page_cache else (_NO_CACHE,):
         if cache == _DROPPED:
@@ -129,16 +129,13 @@ def _points(times: Times, size: int) -> Iterator[Point]:
         seconds = times[library, what, cache]
         labels = {"library": library} | ({"cache": cache} if cache else {})
         is_ours = library == Capstan.name
-        yield median_point(f"{what}_seconds", seconds, labels=labels, is_headline=is_ours and what == "save_blocked")
-        if what != "save_blocked":
-            yield point(
-                f"{what}_bytes_per_second",
-                "B/s",
-                "higher",
-                size / statistics.median(seconds),
-                labels=labels,
-                is_headline=is_ours and what in ("save", "restore") and cache != _WARM,
-            )
+        if what == "save_blocked":
+            yield median_point("save_blocked_seconds", seconds, labels=labels, is_headline=is_ours)
+            continue
+        rate = size / statistics.median(seconds)
+        is_judged = is_ours and what != "verify" and cache != _WARM
+        yield point(f"{what}_bytes_per_second", "B/s", "higher", rate, labels=labels, is_headline=is_judged)
+        yield median_point(f"{what}_seconds", seconds, labels=labels)
 
 
 def _notes(task: CheckpointIo, state: State, size: int, scratch: Scratch) -> Iterator[str]:
