@@ -72,6 +72,8 @@ def test_requests_are_sent_as_the_scenario_says_with_keys_from_the_environment()
         ({**LOOK, "headers": {"x": "a\r\nb: c"}}, "headers.x: a name is letters"),
         ({**LOOK, "headers": {"Content-Length": "3"}}, "headers.Content-Length: is set by what sends"),
         ({**LOOK, "path": "/a b"}, "path: /a b must be percent-encoded"),
+        ({**LOOK, "path": "/$(SERVICE)"}, "path: $(SERVICE) is not known: only SERVICE is, with"),
+        ({**ASK, "body": {"a": ["$(KEY)"]}}, "body: $(KEY) is not known: only SERVICE is, with"),
     ],
 )
 def test_a_request_that_cannot_be_sent_is_refused_with_the_fix(request_: dict[str, Any], problem: str) -> None:
@@ -84,6 +86,15 @@ def test_a_request_that_cannot_be_sent_is_refused_with_the_fix(request_: dict[st
 def test_a_url_that_names_no_server_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"workload\.serving\.url"):
         read_target(url)
+
+
+def test_the_name_of_a_service_that_was_made_goes_into_path_and_body() -> None:
+    request = {"name": "ask", "path": "/v1/$(SERVICE):predict?a=$$(SERVICE)", "body": {"model": ["$(SERVICE)", 1]}}
+    target = read_target("http://host/base/")
+    (sent,) = scenario_bytes(load_of(request).scenario, target, {"SERVICE": "another"}, "made-t00")
+    head, _, body = sent.partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /base/v1/made-t00:predict?a=$(SERVICE) HTTP/1.1\r\nhost: host\r\n")
+    assert body == b'{"model":["made-t00",1]}'
 
 
 def wait_for(load: Load, url: str, seconds: float) -> None:

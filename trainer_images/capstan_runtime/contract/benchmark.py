@@ -190,6 +190,8 @@ class TrialTask(Record):
     world: int = 1
     url: str | None = None
     """Of the service under load."""
+    service: str | None = None
+    """Name of the InferenceService that was made for it, which is that of its model; None: none was."""
     operator_url: str | None = None
     """Where the operator's /metrics are; None: not known."""
     deadline_seconds: float

@@ -154,9 +154,20 @@ class Request(Record):
     method: Annotated[Literal["GET", "POST", "PUT", "DELETE"], Field(description="HTTP method.")] = "POST"
     path: Annotated[
         str,
-        Field(pattern=r"^/", max_length=2048, description="Path, with its query."),
+        Field(
+            pattern=r"^/",
+            max_length=2048,
+            description="Path, with its query. $(SERVICE) in path and body is the name of the service that was made.",
+        ),
     ]
-    headers: Annotated[dict[str, str], Field(max_length=32, description="Added to the request.")] = {}
+    headers: Annotated[
+        dict[str, str],
+        Field(
+            max_length=32,
+            description="Added to the request. $(NAME) is environment variable NAME of container bench: keys belong "
+            "into Secrets.",
+        ),
+    ] = {}
     body: Annotated[
         dict[str, Any] | None,
         Field(

@@ -31,6 +31,7 @@ def trial_task(look: Look, trial: Trial, attempt: int, rank: int, url: str | Non
         rank=rank,
         world=world_of(look, trial),
         url=url,
+        service=look.child(trial.name, attempt) if makes_service(look, trial) else None,
         operator_url=look.seen.settings.operator_url,
         deadline_seconds=look.spec.trial_deadline_seconds,
     )

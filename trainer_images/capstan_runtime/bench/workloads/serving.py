@@ -37,7 +37,7 @@ def run(trial: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured:
     if trial.url is None:
         raise ConfigError("task.url is not set; the operator sets it to that of the service")
     target = read_target(trial.url)
-    requests = scenario_bytes(load.scenario, target, environ)
+    requests = scenario_bytes(load.scenario, target, environ, trial.service)
     rungs = run_quickly(_climb(load, target, requests, trial.seed))
     files = {
         f"locust_{rung.rate:g}_stats.csv": locust_stats(rung, load.scenario, load.timeout_seconds).encode()
