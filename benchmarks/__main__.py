@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "rollouts": ("requests",),
     "loop_overhead": ("turns",),
     "machinery": (),
+    "verdicts": ("rounds", "repetitions"),
 }
 """Name of each benchmark, and which of the options it takes."""
 
@@ -28,6 +29,8 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10, help="recovery: processes killed per framework (default 10)")
     parser.add_argument("--requests", type=int, default=20_000, help="rollouts: of each change (default 20,000)")
     parser.add_argument("--turns", type=int, default=10, help="loop_overhead: of loop and bare step (default 10)")
+    parser.add_argument("--rounds", type=int, default=20, help="verdicts: of each kind (default 20)")
+    parser.add_argument("--repetitions", type=int, default=10, help="verdicts: runs on each side (default 10)")
     parser.add_argument("--write", action="store_true", help="write the table to benchmarks/<date>.md")
     options = parser.parse_args()
     unknown = sorted(set(options.names) - set(BENCHMARKS))

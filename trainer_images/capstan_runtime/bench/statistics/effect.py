@@ -69,6 +69,7 @@ def measure_effect(
     confidence: float,
     rng: np.random.Generator,
     pair: bool = False,
+    resamples: int = RESAMPLES,
 ) -> Effect:
     """The ratio of candidate to baseline, one number for each trial.
 
@@ -84,12 +85,12 @@ def measure_effect(
         raise ValueError("there is no number on one side; give one for each trial")
     first, second = _logs(np.asarray(baseline, np.float64), np.asarray(candidate, np.float64))
     if pair:
-        return _paired(second - first, confidence, rng)
+        return _paired(second - first, confidence, rng, resamples)
     # Which arm is resampled first must not matter: exchanging them must give the same interval, turned around.
     flip = tuple(np.sort(first)) > tuple(np.sort(second))
-    effect = _unpaired(np.sort(second), np.sort(first), confidence, rng) if flip else None
-    if effect is None:
-        return _unpaired(np.sort(first), np.sort(second), confidence, rng)
+    if not flip:
+        return _unpaired(np.sort(first), np.sort(second), confidence, rng, resamples)
+    effect = _unpaired(np.sort(second), np.sort(first), confidence, rng, resamples)
     return Effect(
         log_ratio=-effect.log_ratio,
         log_low=-effect.log_high,
@@ -106,28 +107,28 @@ def can_pair(pairs: int, allowed_p: float) -> bool:
     return smallest_signed_rank_p(pairs) <= allowed_p
 
 
-def _unpaired(first: Floats, second: Floats, confidence: float, rng: np.random.Generator) -> Effect:
-    resampled = []
-    for count in chunks(RESAMPLES, first.size * second.size):
+def _unpaired(first: Floats, second: Floats, confidence: float, rng: np.random.Generator, resamples: int) -> Effect:
+    found = []
+    for count in chunks(resamples, first.size * second.size):
         some_first = first[rng.integers(0, first.size, (count, first.size))]
         some_second = second[rng.integers(0, second.size, (count, second.size))]
-        resampled.append(_shift(some_first, some_second))
+        found.append(_shift(some_first, some_second))
     estimate = float(_shift(first[None, :], second[None, :])[0])
-    bounds = (ends(np.concatenate(resampled), confidence), shift_interval(first, second, confidence))
+    bounds = (ends(np.concatenate(found), confidence), shift_interval(first, second, confidence))
     smallest = smallest_mann_whitney_p(first.size, second.size)
     return _effect(estimate, bounds, mann_whitney_p(first, second), smallest, is_paired=False)
 
 
-def _paired(ratios: Floats, confidence: float, rng: np.random.Generator) -> Effect:
+def _paired(ratios: Floats, confidence: float, rng: np.random.Generator, resamples: int) -> Effect:
     # By size, and turned around when most are negative: neither order nor which arm is which may matter.
     sign = -1.0 if tuple(np.sort(ratios)) < tuple(np.sort(-ratios)) else 1.0
     ordered = np.sort(sign * ratios)
-    resampled = []
-    for count in chunks(RESAMPLES, ordered.size * (ordered.size + 1)):
+    found = []
+    for count in chunks(resamples, ordered.size * (ordered.size + 1)):
         rows = ordered[rng.integers(0, ordered.size, (count, ordered.size))]
-        resampled.append(np.median(walsh_averages(rows), axis=-1))
+        found.append(np.median(walsh_averages(rows), axis=-1))
     estimate = float(np.median(walsh_averages(ordered[None, :])))
-    bounds = (ends(np.concatenate(resampled), confidence), centre_interval(ordered, confidence))
+    bounds = (ends(np.concatenate(found), confidence), centre_interval(ordered, confidence))
     turned = tuple(sorted((sign * low, sign * high)) for low, high in bounds)
     smallest = smallest_signed_rank_p(ordered.size)
     return _effect(sign * estimate, turned, signed_rank_p(ratios), smallest, is_paired=True)
