@@ -229,6 +229,19 @@ def test_a_baseline_that_cannot_be_read_is_refused_with_the_fix(
     assert end.message.startswith(told)
 
 
+def test_a_baseline_of_another_workload_is_refused(report: Report, store: FolderStore) -> None:
+    assert report(task("first", keep_trials(store, "first", STEADY)))[0] == 0
+    text = store.get("first/u1/result.json").replace(b'"workload":"inference"', b'"workload":"serving"')
+    store.put("first/u1/result.json", [text])
+    baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1"))
+    code, words, _ = report(task("second", keep_trials(store, "second", STEADY), baseline=baseline))
+    assert code == ExitCode.CONFIG
+    assert TrialEnd.model_validate_json(words).message == (
+        "baseline.benchmark.name: first measured workload serving, and this is inference; choose a baseline of "
+        "inference"
+    )
+
+
 def test_a_baseline_that_has_not_finished_is_refused_with_the_fix(report: Report, store: FolderStore) -> None:
     baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1"))
     code, words, _ = report(task("second", keep_trials(store, "second", STEADY), baseline=baseline))

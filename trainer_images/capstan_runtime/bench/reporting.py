@@ -230,29 +230,41 @@ def read_kept(wanted: BaselineTask, store: Store, environ: Mapping[str, str], wo
     is none, or none that can be read."""
     if wanted.benchmark is not None:
         name = wanted.benchmark.name
+        field = f"baseline.benchmark.name: {name}"
         key = f"{result_folder(name, wanted.benchmark.uid)}/{RESULT}"
         try:
             text = store.get(key)
         except ObjectMissing as error:
             raise ConfigError(
-                f"baseline.benchmark.name: {name} has no {key} in {store.place}; wait until it has Succeeded, or give "
+                f"{field} has no {key} in {store.place}; wait until it has Succeeded, or give "
                 "both Benchmarks the same results.store"
             ) from error
-        return parse_result(text, f"baseline.benchmark.name: {name}", workload)
+        return _comparable(parse_result(text, field), field, workload)
     path = Path(env.host_path(str(wanted.file), environ))
+    field = f"baseline.configMap.key: {path.name}"
     try:
         text = path.read_bytes()
     except OSError as error:
         raise ConfigError(
-            f"baseline.configMap.key: {path.name} cannot be read ({error.strerror}); make the ConfigMap with kubectl "
+            f"{field} cannot be read ({error.strerror}); make the ConfigMap with kubectl "
             "create configmap NAME --from-file=result.json"
         ) from error
-    return parse_result(text, f"baseline.configMap.key: {path.name}", workload)
+    return _comparable(parse_result(text, field), field, workload)
 
 
-def parse_result(text: bytes, field: str, workload: str | None = None) -> BenchmarkResult:
-    """The result in a result.json; `field` begins the message of errors. Raises ConfigError for what is none, for one
-    of a newer schema, and for one of another workload than `workload`, if that is given."""
+def _comparable(result: BenchmarkResult, field: str, workload: str) -> BenchmarkResult:
+    if result.workload != workload:
+        raise ConfigError(
+            f"{field} measured workload {result.workload}, and this is {workload}; choose a baseline of {workload}"
+        )
+    if not result.environments:
+        raise ConfigError(f"{field} does not say what it ran on; measure it again")
+    return result
+
+
+def parse_result(text: bytes, field: str) -> BenchmarkResult:
+    """The result in a result.json; `field` begins the message of errors. Raises ConfigError for what is none, and for
+    one of a newer schema."""
     try:
         document = json.loads(text)
         schema = document["schemaVersion"] if isinstance(document, dict) else None
@@ -261,14 +273,9 @@ def parse_result(text: bytes, field: str, workload: str | None = None) -> Benchm
                 f"{field} has schemaVersion {schema}, and {SCHEMA_VERSION} is the newest known here; read it with the "
                 "version that wrote it"
             )
-        result = BenchmarkResult.model_validate(document, by_alias=True, by_name=False)
+        return BenchmarkResult.model_validate(document, by_alias=True, by_name=False)
     except (ValueError, KeyError) as error:
         raise ConfigError(f"{field} is no result.json of a Benchmark ({_told(error)})") from error
-    if workload is not None and result.workload != workload:
-        raise ConfigError(
-            f"{field} measured workload {result.workload}, and this is {workload}; choose a baseline of {workload}"
-        )
-    return result
 
 
 def _told(error: Exception) -> str:
