@@ -96,7 +96,8 @@ class BenchmarkReconciler:
         try:
             await self._children.create(decision.create, owner, lane=Lane.CREATE)
         except ApiError as error:
-            if not (error.is_refusal or isinstance(error, Predecessor)):
+            # Not found is the kind, where the CRD of InferenceServices is missing.
+            if not (error.is_refusal or error.is_not_found or isinstance(error, Predecessor)):
                 raise
             return error
         return None

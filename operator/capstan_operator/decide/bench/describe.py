@@ -79,6 +79,7 @@ _SAID = {
     BenchReason.MEASURING: "runs are made, one after the other",
     BenchReason.REPORTING: "all runs are finished; the report is made",
     BenchReason.SUSPENDED: "spec.suspend is true",
+    BenchReason.REPORTED: "all was measured and reported",
 }
 """What a condition says, which does not change with every run."""
 
@@ -139,7 +140,7 @@ def _put_end(look: Look, status: BenchmarkStatus, reason: BenchReason, message: 
             status = _put(look, status, succeeded, False, reason, message)
         return status
     if status.report is not None:
-        status = _put(look, status, succeeded, True, BenchReason.REPORTED, "all was measured and reported")
+        status = _put(look, status, succeeded, True, BenchReason.REPORTED, _SAID[BenchReason.REPORTED])
     if find(status, failed) is not None:
         status = _put(look, status, failed, False, BenchReason.REPORTED, "it goes on")
     return status

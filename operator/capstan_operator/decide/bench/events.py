@@ -36,7 +36,9 @@ def _of_waiting(old: BenchmarkStatus, new: BenchmarkStatus) -> Iterator[EventNot
 
 def _of_runs(old: BenchmarkStatus, new: BenchmarkStatus) -> Iterator[EventNote]:
     if old.started_at is None and new.started_at is not None:
-        yield EventNote("Normal", "Begun", f"{new.workload}: {new.progress.total} runs, one after the other")
+        total = new.progress.total
+        runs = "one run" if total == 1 else f"{total} runs, one after the other"
+        yield EventNote("Normal", "Begun", f"{new.workload}: {runs}")
     for repeat in new.repeats:
         if repeat not in old.repeats and repeat.trial != new.given_up:
             what = "the report" if repeat.trial.startswith(REPORT) else f"run {repeat.trial}"
