@@ -23,6 +23,7 @@ from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed
 from tests.support.benchmarks import job_of, spec_of, summary, trial_end
 from tests.support.fake_api import FakeApi, names
+from tests.support.fake_deployments import FakeDeployments
 from tests.support.operators import RunningOperator, eventually, run_one
 
 Document = dict[str, Any]
@@ -65,18 +66,19 @@ class Machine:
         self.is_stopped = False
         self.most_at_once = 0
         self._addresses = 0
+        self._deployments = FakeDeployments(api)
 
     def run(self) -> None:
         if self.is_stopped:
             return
-        waiting = [pod for pod in self._api.of(PODS) if pod["status"]["phase"] == "Pending"]
+        waiting = [pod for pod in self._pods() if pod["status"]["phase"] == "Pending"]
         self.most_at_once = max(
             self.most_at_once, len({pod["metadata"]["labels"]["capstan.dev/trial"] for pod in waiting})
         )
         for pod in waiting:
             self._addresses += 1
             self.set_pod(pod["metadata"]["name"], phase="Running", podIP=f"127.9.1.{self._addresses}")
-        running = [pod for pod in self._api.of(PODS) if pod["status"]["phase"] == "Running"]
+        running = [pod for pod in self._pods() if pod["status"]["phase"] == "Running"]
         for pod in running:
             if self._has_company(pod):
                 self.end(pod["metadata"]["name"])
@@ -84,9 +86,7 @@ class Machine:
             name = job["metadata"]["name"]
             if "finishedAt" not in job.get("status", {}):
                 self._api.change(TRAINING_JOBS, "default", name, self._say(self.jobs.get(name, ended("Succeeded"))))
-        for service in self._api.of(INFERENCE_SERVICES):
-            if not service.get("status", {}).get("url"):
-                self._api.change(INFERENCE_SERVICES, "default", service["metadata"]["name"], self._say(live_service()))
+        self._deployments.match()
 
     def end(self, name: str) -> None:
         code, words = self.failing.get(name, (0, summary(self.verdict) if "-report-" in name else trial_end()))
@@ -100,11 +100,15 @@ class Machine:
 
         self._api.change(PODS, "default", name, edit)
 
+    def _pods(self) -> list[Document]:
+        """Those of Benchmarks."""
+        return [pod for pod in self._api.of(PODS) if "capstan.dev/trial" in pod["metadata"]["labels"]]
+
     def _has_company(self, pod: Document) -> bool:
         """All ranks of its trial run."""
         trial = task_of(pod).get("trial") or {"world": 1}
         label = pod["metadata"]["labels"]["capstan.dev/trial"]
-        same = [one for one in self._api.of(PODS) if one["metadata"]["labels"]["capstan.dev/trial"] == label]
+        same = [one for one in self._pods() if one["metadata"]["labels"]["capstan.dev/trial"] == label]
         return sum(one["status"]["phase"] != "Pending" for one in same) >= trial["world"]
 
     @staticmethod
@@ -117,15 +121,6 @@ def ended(how: str, reason: str = "Completed", restarts: int = 0) -> Document:
     at = "2026-01-01T00:00:00Z"
     condition = {"type": how, "status": "True", "reason": reason, "message": f"it {how}", "lastTransitionTime": at}
     return {"phase": how, "conditions": [condition], "finishedAt": at, "restarts": {"total": restarts}}
-
-
-def live_service() -> Document:
-    at = "2026-01-01T00:00:00Z"
-    conditions = [
-        {"type": kind, "status": "True", "reason": "Live", "message": "", "lastTransitionTime": at}
-        for kind in ("Accepted", "Serving", "UpToDate")
-    ]
-    return {"conditions": conditions, "ready": "1/1", "url": "http://127.1.2.3:8480", "stable": "x"}
 
 
 def env_of(pod: Document) -> dict[str, str]:
@@ -227,7 +222,8 @@ async def test_load_is_put_on_a_service_of_each_runs_own(api: FakeApi) -> None:
         await eventually(is_in(api, "Succeeded"), seconds=30)
         await eventually(lambda: api.of(INFERENCE_SERVICES) == [])
     tasks = [task_of(call.body) for call in api.calls if (call.verb, call.resource) == ("create", "pods")]
-    assert [task["trial"]["url"] for task in tasks if "trial" in task] == ["http://127.1.2.3:8480"] * 2
+    urls = [f"http://bench-t0{place}.default.svc:8480" for place in range(2)]
+    assert [task["trial"]["url"] for task in tasks if "trial" in task] == urls
     assert [ref["service"] for ref in tasks[-1]["report"]["trials"]] == ["bench-t00", "bench-t01"]
 
 
