@@ -60,6 +60,7 @@ def keep_trials(
             environment=environment,
             control_seconds=(control * STEADY[repetition % 5],) * 4,
             points=(point,),
+            notes=("the generator was busy",) if repetition == 1 else (),
             started_at=1000.0 + repetition,
             finished_at=1001.0 + repetition,
         )
@@ -108,7 +109,7 @@ def test_without_a_baseline_the_result_is_told_and_not_judged(report: Report, st
     summary = Summary.model_validate_json(words)
     assert summary.headline == "1,200 samples/s ±1.0 % at batch size 32"
     assert (summary.verdict, summary.left_out) == (None, 0)
-    assert summary.reason == "1 figures of 5 runs; there is no baseline to judge them by"
+    assert summary.reason == "1 figure of 5 runs; there is no baseline to judge by"
     assert summary.place == f"{store.place}/first/u1"
     assert summary.result_digest == name_of(digest_of(store.get("first/u1/result.json")))
     assert (summary.environment, summary.fingerprint) == (HERE, HERE.fingerprint)
@@ -154,6 +155,7 @@ def test_a_rerun_baseline_is_compared_trial_by_trial(report: Report, store: Fold
     assert [one.arm for one in result.series] == ["candidate", "baseline"]
     assert result.baseline is not None
     assert result.baseline.kind == "rerun"
+    assert result.notes == ("the generator was busy", "baseline: the generator was busy")
 
 
 def test_unlike_hardware_is_refused_and_unlike_software_listed(report: Report, store: FolderStore) -> None:

@@ -118,7 +118,9 @@ def build_result(task: BenchTask, store: Store, environ: Mapping[str, str]) -> B
     baseline, compared, verdict = _against_baseline(task, report, store, environ, trials, series)
     mixed = unlike(candidates.environments, "candidate")
     started, finished = _times(candidates)
-    notes = [note for _, result in candidates.results for note in result.notes]
+    notes = [
+        f"{'' if ref.arm == 'candidate' else 'baseline: '}{note}" for ref, one in trials.results for note in one.notes
+    ]
     return BenchmarkResult(
         name=task.benchmark,
         namespace=task.namespace,
@@ -166,7 +168,8 @@ def _series(
 
 def _measured(report: ReportTask, figures_count: int) -> str:
     runs = len([ref for ref in report.trials if ref.arm == "candidate"])
-    return f"{figures_count} figures of {runs} {'run' if runs == 1 else 'runs'}; there is no baseline to judge them by"
+    figures = f"{figures_count} {'figure' if figures_count == 1 else 'figures'}"
+    return f"{figures} of {runs} {'run' if runs == 1 else 'runs'}; there is no baseline to judge by"
 
 
 def _times(trials: Trials) -> tuple[float, float]:

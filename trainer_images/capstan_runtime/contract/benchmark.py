@@ -315,7 +315,8 @@ class Comparison(Finding):
     low_percent: float
     high_percent: float
     p_value: float
-    """Mann-Whitney, two-sided, adjusted for the number of metrics compared (Holm)."""
+    """Mann-Whitney or, where a baseline was run in turns often enough to compare by pairs, Wilcoxon; exact, two-sided,
+    adjusted for the number of metrics compared (Holm)."""
     verdict: Verdict
     reason: str
     """In one sentence."""
