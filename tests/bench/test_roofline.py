@@ -207,8 +207,11 @@ def test_a_model_takes_turns_with_the_kernels_that_are_its_roof(
 def test_without_a_known_cache_the_reader_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pretend(monkeypatch, 1.0)
     monkeypatch.setattr(roofline, "last_level_bytes", lambda: None)
-    measured = run(trial(), FolderStore(tmp_path), {})
-    assert measured.notes == ["the size of the last cache is not known: 64 MiB were assumed"]
+    measured = run(trial(), FolderStore(tmp_path), {"OPENBLAS_CORETYPE": "Haswell"})
+    assert measured.notes == [
+        "the size of the last cache is not known: 64 MiB were assumed",
+        "numpy's BLAS was told to use its kernels for Haswell (OPENBLAS_CORETYPE), whatever the CPU has",
+    ]
     assert [point.labels for point in measured.points if point.metric == "bandwidth_bytes_per_second"] == [
         {"level": "memory"}
     ]

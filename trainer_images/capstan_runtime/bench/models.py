@@ -18,6 +18,7 @@ from capstan_runtime.model_spec import feed_forward_width, initial_parameter, kv
 from capstan_runtime.serving.load import find_checkpoint
 
 _FP32_BYTES = 4
+_GPU_CONTROL = Path("/dev/nvidiactl")
 _MEMORY_INFO = Path("/proc/meminfo")
 _LIMITS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
@@ -144,6 +145,11 @@ def require_memory(needed: int, what: str, fix: str) -> None:
     available = available_bytes()
     if available is not None and needed > available:
         raise ConfigError(f"{what} needs at least {_shown(needed)}, and {_shown(available)} are free here; {fix}")
+
+
+def sees_gpu(environ: Mapping[str, str]) -> bool:
+    """Whether this process has an NVIDIA GPU that nobody has hidden from it."""
+    return _GPU_CONTROL.exists() and environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1")
 
 
 def available_bytes() -> int | None:

@@ -32,6 +32,8 @@ _TIMES_CACHE = 4
 """Arrays that no cache holds are so many times as large as the last one (STREAM's rule)."""
 _OF_CACHE = 8
 """All arrays of a kernel that a cache holds are such a part of it."""
+_BLAS_KERNELS = "OPENBLAS_CORETYPE"
+"""What OpenBLAS asks before it looks at the CPU."""
 _UNKNOWN_CACHE_BYTES = 64 * 2**20
 _GPU_ARRAY_BYTES = 2**30
 """Beyond any GPU's cache (of 2025: 126 MB), and long enough that starting a kernel does not count."""
@@ -103,8 +105,16 @@ def run(task: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured:
     roof = _Roof(products, streams)
     for each in placed:
         roof.require_below(each)
-    notes = [] if cache or kernels.device == "gpu" else ["the size of the last cache is not known: 64 MiB were assumed"]
-    return Measured([*roof.points(), *_model_points(placed)], notes)
+    return Measured([*roof.points(), *_model_points(placed)], list(_notes(kernels, cache, environ)))
+
+
+def _notes(kernels: Kernels, cache: int | None, environ: Mapping[str, str]) -> Iterator[str]:
+    if kernels.device == "gpu":
+        return
+    if cache is None:
+        yield "the size of the last cache is not known: 64 MiB were assumed"
+    if kind := environ.get(_BLAS_KERNELS):
+        yield f"numpy's BLAS was told to use its kernels for {kind} ({_BLAS_KERNELS}), whatever the CPU has"
 
 
 def _products(work: Roofline, kernels: Kernels, seed: int) -> list[_Product]:
