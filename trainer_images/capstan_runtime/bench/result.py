@@ -118,6 +118,9 @@ class LawFit(Finding):
     objective: float
     """Sum of Huber losses on log loss."""
     gradient_norm: float
+    """Of the objective at its minimum, with the logarithms of the runs taken about their middle."""
+    resamples: int = 0
+    """Of the runs, with replacement: what the intervals come from."""
     is_trusted: bool
     """False: an interval holds 0, or the points span too little; `warnings` says."""
     warnings: tuple[str, ...] = ()
