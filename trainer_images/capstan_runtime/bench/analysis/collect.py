@@ -160,31 +160,27 @@ def _points(trials: Trials, warmup_steps: int) -> Iterator[tuple[TrialRef, Point
 
 
 def training_points(ref: TrialRef, record: TrainingRecord, warmup_steps: int) -> tuple[Point, ...]:
-    """The figures of one TrainingJob, over windows that begin after `warmup_steps`: rates are samples over the time
-    they took, stalls included; step_seconds is the median of the windows. Raises ConfigError when no window is left."""
+    """The figures of one TrainingJob, by the median of the windows that begin after `warmup_steps`. A window is a mean
+    over logEverySteps steps: what stalls regularly is in every one, and what stalled once does not stand for the run.
+    Raises ConfigError when no window is left."""
     begins = (record.first_step, *record.steps[:-1])
-    windows = [
-        (end - begin, seconds)
-        for begin, end, seconds in zip(begins, record.steps, record.step_seconds, strict=True)
-        if begin >= warmup_steps
-    ]
-    if not windows:
+    kept = [seconds for begin, seconds in zip(begins, record.step_seconds, strict=True) if begin >= warmup_steps]
+    if not kept:
         raise ConfigError(
             f"trial {ref.trial}: workload.{{training,scaling}}.warmupSteps {warmup_steps} leaves nothing of the "
             f"{record.steps[-1] if record.steps else 0} steps, whose last window began at step {begins[-1]}; lower "
             "warmupSteps or job.training.logEverySteps, or raise job.training.steps"
         )
-    steps_per_second = sum(steps for steps, _ in windows) / sum(steps * seconds for steps, seconds in windows)
-    samples_per_second = record.samples_per_step * steps_per_second
-    rates = [("samples_per_second", "samples/s", samples_per_second)]
+    seconds = float(np.median(kept))
+    rates = [("samples_per_second", "samples/s", record.samples_per_step / seconds)]
     if record.tokens_per_sample is not None:
-        rates.insert(0, ("tokens_per_second", "tokens/s", record.tokens_per_sample * samples_per_second))
+        tokens = record.samples_per_step * record.tokens_per_sample
+        rates.insert(0, ("tokens_per_second", "tokens/s", tokens / seconds))
     points = [
         Point(metric=metric, unit=unit, better="higher", value=value, is_headline=index == 0)
         for index, (metric, unit, value) in enumerate(rates)
     ]
-    taken = tuple(seconds for _, seconds in windows)
-    step = Point(metric="step_seconds", unit="s", better="lower", value=float(np.median(taken)), samples=taken)
+    step = Point(metric="step_seconds", unit="s", better="lower", value=seconds, samples=tuple(kept))
     return (*points, step)
 
 
