@@ -5,6 +5,7 @@ The Benchmark does the work; this only watches. Killed at any moment, it loses n
 
 import argparse
 import asyncio
+import math
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from capstan_operator.cluster.kinds import BENCHMARKS, PODS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
 from capstan_operator.metrics import Metrics
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import VERDICT_EXIT
 
 DONE, COULD_NOT, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -246,16 +248,14 @@ def told(namespace: str, name: str, benchmark: Document) -> Iterator[str]:
     if status.get("verdict"):
         yield str(status.get("result") or "")
     yield from _table(
-        ("METRIC", "AT", "MEDIAN", "LOW", "HIGH", "UNIT", "N"),
+        ("METRIC", "AT", "MEDIAN", "INTERVAL", "N"),
         [
             (
                 one["metric"],
                 one.get("case") or "-",
-                _number(one.get("median")),
-                _number(one.get("low")),
-                _number(one.get("high")),
-                one.get("unit", ""),
-                str(one.get("n", "")),
+                words.quantity(_number(one, "median"), one["unit"]),
+                words.interval(_number(one, "low"), _number(one, "high"), one["unit"], _number(one, "median")),
+                str(one["n"]),
             )
             for one in status.get("figures", [])
         ],
@@ -266,11 +266,11 @@ def told(namespace: str, name: str, benchmark: Document) -> Iterator[str]:
             (
                 one["metric"],
                 one.get("case") or "-",
-                _number(one.get("baseline")),
-                _number(one.get("candidate")),
+                words.number(_number(one, "baseline")),
+                words.number(_number(one, "candidate")),
                 _effect(one),
-                _number(one.get("pValue")),
-                one.get("verdict", ""),
+                f"{_number(one, 'pValue'):.3f}",
+                one["verdict"],
             )
             for one in status.get("comparisons", [])
         ],
@@ -287,14 +287,15 @@ def _store(benchmark: Document) -> str:
     return f"{kind} {value.get('name') or value.get('path') or value.get('url') or ''}".rstrip()
 
 
-def _number(value: object) -> str:
-    return f"{value:,.5g}" if isinstance(value, int | float) else "-"
+def _number(one: Mapping[str, Any], name: str) -> float:
+    """Absent: it was no number, which JSON has no word for."""
+    value = one.get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
 
 
 def _effect(one: Mapping[str, Any]) -> str:
-    ends = [one.get(name) for name in ("effectPercent", "lowPercent", "highPercent")]
-    effect, low, high = (f"{end:+.1f}" if isinstance(end, int | float) else "-" for end in ends)
-    return f"{effect} % [{low}, {high}]"
+    effect, low, high = (words.percent(_number(one, name)) for name in ("effectPercent", "lowPercent", "highPercent"))
+    return f"{effect} [{low.removesuffix(' %')}, {high.removesuffix(' %')}]"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:

@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from prometheus_client.parser import text_string_to_metric_families
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports import markdown, write_reports
 from capstan_runtime.bench.reports.html import page
 from capstan_runtime.bench.reports.prometheus import exposition
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.contract import words
 from tests.support import bench_results
 from tests.support.bench_results import EDGES, HOSTILE, RESULTS
 

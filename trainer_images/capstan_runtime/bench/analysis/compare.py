@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.result import Series
 from capstan_runtime.bench.statistics import holm
 from capstan_runtime.bench.statistics.effect import Effect, can_pair, measure_effect
 from capstan_runtime.bench.statistics.verdict import Judged, Rule, judge, machine_changed, overall
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison, Environment, GateTask, Verdict
 
 DEFAULT_GATE = GateTask(minimum_effect_percent=5.0, confidence=0.95)

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.analysis.compare import generator, name
 from capstan_runtime.bench.result import BenchmarkResult, Series
 from capstan_runtime.bench.statistics.bootstrap import interval, median
 from capstan_runtime.bench.statistics.outliers import find_outliers
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison, Figure, Summary
 
 LONGEST_SUMMARY = 4096

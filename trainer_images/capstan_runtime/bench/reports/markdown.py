@@ -4,15 +4,15 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.sections import Section, Table, about, sections
 from capstan_runtime.bench.result import BenchmarkResult
+from capstan_runtime.contract import words
 
 MOST_ROWS = 100
 """Of one table; result.json has all of them."""
 _MARKUP = re.compile(r"[\\`*<|~]|&(?=[#A-Za-z])|\](?=[(\[:])|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])")
 """Signs that mean something wherever they stand. Brackets alone do not, nor an underscore within a word."""
-_AT_LINE_START = re.compile(r"^(\d*)(?=[#+=>-]|[.)]\s)")
+_AT_LINE_START = re.compile(r"^(\d*)(?=[#+=>-]|[.)](?:\s|$))")
 
 
 def markdown(result: BenchmarkResult) -> str:

@@ -4,8 +4,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, LawParameter
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison, Environment, Figure
 
 DEFAULT_CONFIDENCE = 0.95
@@ -123,7 +123,7 @@ def baseline_words(baseline: Baseline) -> str:
 
 def _comparison(result: BenchmarkResult) -> Section:
     baseline = result.baseline
-    if baseline is None:
+    if baseline is None or baseline.kind == "reference":
         return Section("comparison", "Comparison")
     said = [f"Baseline: {baseline_words(baseline)}."]
     if not baseline.is_comparable:
@@ -323,6 +323,8 @@ def _latency(result: BenchmarkResult) -> Section:
             f"{one.count:,}",
             *(
                 words.quantity(one.quantiles[QUANTILE_PERCENTS.index(percent)], one.unit)
+                if percent == 100 or one.count * (100 - percent) >= 100
+                else "too few"
                 for percent in _SHOWN_PERCENTS.values()
             ),
         )
@@ -358,8 +360,6 @@ def _reference(result: BenchmarkResult) -> Section:
         f"{row.title} ({row.source}).",
         f"Not comparable: that was measured {hardware}, this was not. The two stand side by side, and are not judged.",
     ]
-    if result.baseline is not None and result.baseline.kind == "reference" and result.baseline.is_comparable:
-        said = said[:1]
     table = Table(("metric", "at", f"published, {hardware}", "measured here"), rows, frozenset({2, 3}))
     return Section("reference", "Published figures", said, [table])
 

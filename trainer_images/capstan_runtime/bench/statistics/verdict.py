@@ -4,8 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.statistics.effect import Effect
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Better, Verdict
 
 

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from matplotlib.transforms import offset_copy
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.plots.svg import INK, LINES, MARKERS, MUTED, PAPER, SERIES
+from capstan_runtime.contract import words
 
 MOST_LINES = len(SERIES)
 MOST_TICKS = 7

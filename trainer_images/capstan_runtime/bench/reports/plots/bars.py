@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.plots.axes import finite, set_quantity
 from capstan_runtime.bench.reports.plots.svg import INK, MARKERS, PAPER, SERIES, Plot, draw
 from capstan_runtime.bench.result import BenchmarkResult, Series
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Figure
 
 MOST_BARS = 16
@@ -38,11 +38,10 @@ def _paint_bars(axes: Axes, figures: Sequence[Figure], runs: Sequence[Sequence[f
     for row, (figure, values) in enumerate(zip(figures, runs, strict=True)):
         if not math.isfinite(figure.median):
             continue
-        color = SERIES[0] if figure.is_headline else SERIES[5]
-        axes.barh(row, figure.median, height=0.62, facecolor=color, alpha=0.35, edgecolor=color)
+        axes.barh(row, figure.median, height=0.62, facecolor=SERIES[0], alpha=0.35, edgecolor=SERIES[0])
         axes.errorbar(
             figure.median,
-            row,
+            row - 0.08,
             xerr=[[max(0.0, figure.median - figure.low)], [max(0.0, figure.high - figure.median)]],
             color=INK,
             capsize=3,
@@ -51,7 +50,7 @@ def _paint_bars(axes: Axes, figures: Sequence[Figure], runs: Sequence[Sequence[f
         drawn = finite(values)
         axes.plot(
             drawn,
-            [row] * len(drawn),
+            [row + 0.2] * len(drawn),
             "o",
             markersize=3.2,
             markerfacecolor="none",

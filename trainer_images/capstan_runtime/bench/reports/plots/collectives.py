@@ -2,11 +2,11 @@
 
 from matplotlib.axes import Axes
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.plots.axes import add_legend, dots_fit, draw_line, set_cases, set_quantity
 from capstan_runtime.bench.reports.plots.svg import LINES, SERIES, Plot, draw
 from capstan_runtime.bench.reports.plots.sweeps import caption, lines_over, sweep, varied_label
 from capstan_runtime.bench.result import BenchmarkResult
+from capstan_runtime.contract import words
 
 _BUS = "bus_bandwidth_bytes_per_second"
 _TIME = "seconds"

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.plots.axes import finite
 from capstan_runtime.bench.reports.plots.svg import BAD, BAND, GOOD, INK, MUTED, PAPER, Plot, draw
 from capstan_runtime.bench.result import BenchmarkResult
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison
 
 MOST_ROWS = 20

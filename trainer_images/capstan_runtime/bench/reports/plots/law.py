@@ -4,10 +4,10 @@ import math
 
 from matplotlib.axes import Axes
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.plots.axes import add_legend, set_powers
 from capstan_runtime.bench.reports.plots.svg import LINES, MARKERS, MUTED, PAPER, SERIES, Plot, draw
 from capstan_runtime.bench.result import BenchmarkResult, Law, LawFit
+from capstan_runtime.contract import words
 
 MOST_SIZES = 6
 """Model sizes that each get a line; of more, observed is drawn over predicted instead."""

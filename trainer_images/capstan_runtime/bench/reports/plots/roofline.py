@@ -4,10 +4,10 @@ import math
 
 from matplotlib.axes import Axes
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.plots.axes import add_legend, set_powers
 from capstan_runtime.bench.reports.plots.svg import INK, LINES, MARKERS, PAPER, SERIES, Plot, draw
 from capstan_runtime.bench.result import BenchmarkResult, Ceiling, Dot
+from capstan_runtime.contract import words
 
 MOST_DOTS = 24
 _HEIGHT = 3.4

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
 
-from capstan_runtime.bench import words
 from capstan_runtime.bench.reports.plots.axes import (
     MOST_LINES,
     Case,
@@ -21,6 +20,7 @@ from capstan_runtime.bench.reports.plots.axes import (
 )
 from capstan_runtime.bench.reports.plots.svg import MUTED, Plot, draw
 from capstan_runtime.bench.result import BenchmarkResult
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Figure
 from capstan_runtime.contract.workloads import size_bytes
 
