@@ -22,7 +22,7 @@ from capstan_operator.api.benchmark import BenchmarkSpec
 from capstan_operator.api.meta import GROUP
 from capstan_operator.cluster.credentials import CredentialsError, load_credentials
 from capstan_operator.cluster.errors import ApiError
-from capstan_operator.cluster.kinds import BENCHMARKS, PODS, Resource
+from capstan_operator.cluster.kinds import BENCHMARKS, INFERENCE_SERVICES, PODS, TRAINING_JOBS, Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
 from capstan_operator.metrics import Metrics
@@ -38,8 +38,10 @@ _BESIDE = (
     Resource("", "v1", "serviceaccounts", "ServiceAccount"),
     Resource("rbac.authorization.k8s.io", "v1", "roles", "Role"),
     Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding"),
+    TRAINING_JOBS,
+    INFERENCE_SERVICES,
 )
-"""What a Benchmark may need and its file may bring along: its store, a kept baseline, an account."""
+"""What a Benchmark may need and its file may bring along: its store, a kept baseline, an account, what it measures."""
 
 Document = dict[str, Any]
 

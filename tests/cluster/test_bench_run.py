@@ -18,6 +18,7 @@ from capstan_operator.cli import main
 from capstan_operator.crdgen import benchmark_crd
 from tests.support.embedded_server import Embedded, embedded, eventually
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 BENCHMARKS = "/apis/capstan.dev/v1alpha1/namespaces/default/benchmarks"
 MERGE = "application/merge-patch+json"
@@ -308,6 +309,13 @@ def test_a_file_that_is_no_benchmark_is_wrong_usage(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("bench-*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.name}"
+)
+def test_every_example_can_be_run(path: Path) -> None:
+    assert bench_run.read_manifests(path).benchmark["kind"] == "Benchmark"
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
