@@ -66,7 +66,8 @@ def test_runs_of_a_spec_are_fitted_in_their_order(tmp_path: Path) -> None:
     ref = TrialRef(trial="t00", attempt=1, arm="candidate", repetition=0)
     trials = read_trials(FolderStore(tmp_path), "law", "u", [ref])
     derived = derive(build_series(trials), trials, 0.95, seed=0)
-    assert list(derived) == ["law"]
+    assert list(derived) == ["law", "headline"]
+    assert derived["headline"] == "best N grows as compute^0.47 (0.47 – 0.47, chinchilla)"
     assert derived["law"].points == tuple(points)
     chinchilla = derived["law"].fits[0]
     assert {each.name: each.value for each in chinchilla.parameters} == pytest.approx(
@@ -101,13 +102,15 @@ def test_every_repetition_of_a_grid_is_a_run_and_its_losses_are_compared() -> No
 
 
 def test_where_samples_have_no_tokens_samples_are_counted_and_training_loss_is_not_trusted() -> None:
-    law = derive((), grid(tokens_per_sample=None, metric="loss"), 0.95, seed=0)["law"]
+    derived = derive((), grid(tokens_per_sample=None, metric="loss"), 0.95, seed=0)
+    law = derived["law"]
     assert {tokens for _, tokens, _ in law.points} == {steps * SAMPLES for steps in STEPS}
     warning = (
         "loss: is that of the last training steps, which the order of the data moves; hold out validation samples in "
         "spec.job to fit to validation_loss"
     )
     assert [(fit.is_trusted, fit.warnings[-1]) for fit in law.fits] == [(False, warning)] * 2
+    assert derived["headline"] == f"no law to rely on: {warning}"
 
 
 def test_of_the_baseline_only_losses_are_used() -> None:

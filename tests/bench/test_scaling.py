@@ -73,6 +73,7 @@ def test_speedup_is_over_the_best_single_worker_in_the_same_repetition() -> None
         }
     )
     derived = derive(series, trials, 0.95, seed=0)
+    assert derived["headline"] == "1.80x with 2 workers, efficiency 0.90 (0.90 – 0.90)"
     assert derived["scaling"] == (
         row("strong", 1, (1.0, 1.0, 1.0), None),
         row("strong", 2, (1.8, 1.8, 1.8), (1 / 1.8 - 1 / 2) / (1 - 1 / 2)),
@@ -110,6 +111,7 @@ def test_without_pairs_medians_are_divided_and_both_are_resampled() -> None:
     # Medians of three are any of the three: the interval reaches from the least ratio to the greatest.
     assert (two.speedup_low, two.speedup_high) == pytest.approx((150 / 110, 170 / 90))
     assert derived["series"] == ()
+    assert derived["headline"] == "1.60x with 2 workers, efficiency 0.80 (0.68 – 0.94)"
 
 
 def test_series_of_the_baseline_are_those_of_the_baseline() -> None:
@@ -122,7 +124,7 @@ def test_series_of_the_baseline_are_those_of_the_baseline() -> None:
 
 def test_without_a_single_worker_there_is_nothing_to_compare_with() -> None:
     series, trials = measured({("strong", 2): {0: 4.0}, ("strong", 4): {0: 6.0}})
-    assert derive(series, trials, 0.95, seed=0) == {"scaling": (), "series": ()}
+    assert derive(series, trials, 0.95, seed=0) == {}
 
 
 @given(serial=st.floats(0.01, 0.9), workers=st.integers(2, 64))

@@ -45,7 +45,8 @@ from capstan_runtime.errors import ConfigError, StoreUnavailable, exit_code_of
 
 Derive = Callable[[tuple[Series, ...], Trials, float, int], dict[str, Any]]
 """Fields of BenchmarkResult that follow from the series and trials of one arm, by confidence and seed. Its `series` are
-added to those that were measured, and compared like them; of the baseline's arm nothing else is used."""
+added to those that were measured, and compared like them; of the baseline's arm nothing else is used. Its `headline`,
+if there is one, takes the place of a figure's."""
 
 DERIVED = {
     "scaling": "capstan_runtime.bench.analysis.scaling",
@@ -114,6 +115,7 @@ def build_result(task: BenchTask, store: Store, environ: Mapping[str, str]) -> B
     if not candidates.environments:
         raise ConfigError("report.trials: holds no trial of the candidate; there is nothing to report")
     series, derived = _series(report, trials, confidence, task.seed)
+    own_headline = derived.pop("headline", None)
     figures = build_figures(series, confidence, task.seed)
     baseline, compared, verdict = _against_baseline(task, report, store, environ, trials, series)
     mixed = unlike(candidates.environments, "candidate")
@@ -132,7 +134,7 @@ def build_result(task: BenchTask, store: Store, environ: Mapping[str, str]) -> B
         finished_at=finished,
         environments=_distinct(candidates.environments),
         control_seconds=candidates.control_seconds,
-        headline=headline(figures),
+        headline=own_headline or headline(figures),
         series=series,
         figures=figures,
         distributions=build_distributions(candidates, report.warmup_steps),

@@ -19,20 +19,23 @@ _ON_TRAINING_DATA = (
 
 
 def derive(series: tuple[Series, ...], trials: Trials, confidence: float, seed: int) -> dict[str, Any]:
-    """`law`, and of a grid also `series`: the final loss of each of its cases, by repetition. Repetitions have other
-    seeds, and each is a run of its own. `trials` are those of one arm; of the baseline's no law is fitted.
+    """`law` and `headline`, and of a grid also `series`: the final loss of each of its cases, by repetition.
+    Repetitions have other seeds, and each is a run of its own. `trials` are those of one arm; of the baseline's no law
+    is fitted.
 
     Raises ConfigError when there are too few runs, or runs that did not tell their loss.
     """
     given = _given(trials)
     if given:
-        return {"law": _fit(given, confidence, seed)}
+        law = _fit(given, confidence, seed)
+        return {"law": law, "headline": _headline(law)}
     metric = _metric(trials)
     losses = tuple(_losses(trials, metric))
     if any(each.arm == "baseline" for each in losses):
         return {"series": losses}
     law = _fit([_point(record, metric) for _, record in trials.records], confidence, seed)
-    return {"law": _distrust(law) if metric == _TRAINING else law, "series": losses}
+    law = _distrust(law) if metric == _TRAINING else law
+    return {"law": law, "headline": _headline(law), "series": losses}
 
 
 def _fit(points: list[LawPoint], confidence: float, seed: int) -> Law:
@@ -42,6 +45,15 @@ def _fit(points: list[LawPoint], confidence: float, seed: int) -> Law:
         return fit_law(points, confidence, seed)
     except ValueError as error:
         raise ConfigError(f"workload.scalingLaw.{error}") from error
+
+
+def _headline(law: Law) -> str:
+    """Of the first law that is to be believed."""
+    for fit in law.fits:
+        if fit.is_trusted:
+            share = fit.derived[0]
+            return f"best N grows as compute^{share.value:.2f} ({share.low:.2f} – {share.high:.2f}, {fit.form})"
+    return "no law to rely on: " + law.fits[0].warnings[0]
 
 
 def _distrust(law: Law) -> Law:

@@ -42,8 +42,8 @@ class _Speedup:
 
 
 def derive(series: tuple[Series, ...], trials: Trials, confidence: float, seed: int) -> dict[str, Any]:
-    """`scaling`: a row for each mode and number of workers; `series`: speed-up and efficiency of every repetition. Both
-    are empty where no trial ran with one worker. `series` and `trials` are those of one arm.
+    """`scaling`: a row for each mode and number of workers; `series`: speed-up and efficiency of every repetition;
+    `headline`. Nothing where no trial ran with one worker. `series` and `trials` are those of one arm.
 
     Speed-up is throughput over that of the best configuration of one worker, whichever mode it belongs to: weak scaling
     does n times the work in as long, so its speed-up is that of throughput, too, and efficiency is speed-up over n in
@@ -54,9 +54,10 @@ def derive(series: tuple[Series, ...], trials: Trials, confidence: float, seed: 
     cases = _cases(series, trials)
     base = max((case for case in cases if case.workers == 1), key=lambda case: case.median, default=None)
     if base is None:
-        return {"scaling": (), "series": ()}
+        return {}
     rows = tuple(_row(case, _speedup(case, base, confidence, rng)) for case in cases)
-    return {"scaling": rows, "series": tuple(each for case in cases for each in _added(case, base))}
+    added = tuple(each for case in cases for each in _added(case, base))
+    return {"scaling": rows, "series": added, "headline": _headline(rows)}
 
 
 def _cases(series: Iterable[Series], trials: Trials) -> list[_Case]:
@@ -109,6 +110,15 @@ def _row(case: _Case, speedup: _Speedup) -> ScalingRow:
         efficiency_low=speedup.low / case.workers,
         efficiency_high=speedup.high / case.workers,
         serial_fraction=_serial_fraction(case, speedup.value),
+    )
+
+
+def _headline(rows: Iterable[ScalingRow]) -> str:
+    """Of the most workers; strong scaling before weak."""
+    most = max(rows, key=lambda row: (row.workers > 1, row.mode == "strong", row.workers))
+    return (
+        f"{most.speedup:.2f}x with {most.workers} workers, efficiency {most.efficiency:.2f} "
+        f"({most.efficiency_low:.2f} – {most.efficiency_high:.2f})"
     )
 
 

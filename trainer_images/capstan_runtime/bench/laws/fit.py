@@ -8,10 +8,10 @@ from capstan_runtime.bench.laws.chinchilla import Chinchilla
 from capstan_runtime.bench.laws.form import Form
 from capstan_runtime.bench.laws.kaplan import Kaplan
 from capstan_runtime.bench.laws.newton import refine
-from capstan_runtime.bench.laws.objective import DELTA, evaluate
+from capstan_runtime.bench.laws.objective import DELTA, evaluate, huber_losses
 from capstan_runtime.bench.laws.runs import FEWEST_RUNS, Floats, Runs
 from capstan_runtime.bench.laws.search import search_by_projection, search_from_grid
-from capstan_runtime.bench.laws.trust import warn_of_exponents, warn_of_runs, warn_of_search
+from capstan_runtime.bench.laws.trust import warn_of_exponents, warn_of_rivals, warn_of_runs, warn_of_search
 from capstan_runtime.bench.result import Law, LawFit, LawParameter
 
 FORMS: tuple[Form, ...] = (Chinchilla(), Kaplan())
@@ -35,7 +35,16 @@ def fit_law(points: Sequence[LawPoint], confidence: float, seed: int, resamples:
     fits = [_fit(form, points, kept, largest, confidence, rng, resamples) for form in FORMS]
     predicted = fits[0][1]
     held_out = tuple((*point, value) for point, value in zip(largest, predicted, strict=True)) if len(predicted) else ()
-    return Law(points=tuple(points), fits=tuple(fit for fit, _ in fits), held_out=held_out)
+    return Law(points=tuple(points), fits=_warn_of_rivals([fit for fit, _ in fits], confidence, rng), held_out=held_out)
+
+
+def _warn_of_rivals(fits: Sequence[LawFit], confidence: float, rng: np.random.Generator) -> tuple[LawFit, ...]:
+    losses_FN = huber_losses(np.asarray([fit.residuals for fit in fits]))
+    warnings = warn_of_rivals(losses_FN, [fit.form for fit in fits], confidence, rng)
+    return tuple(
+        fit.model_copy(update={"is_trusted": False, "warnings": (*fit.warnings, warning)}) if warning else fit
+        for fit, warning in zip(fits, warnings, strict=True)
+    )
 
 
 def _fit(

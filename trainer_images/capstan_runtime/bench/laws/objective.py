@@ -30,9 +30,15 @@ def evaluate(form: Form, theta_RK: Floats, runs: Runs, weight_RN: Floats) -> Eva
     log_loss_RN, jacobian_RNK = form.predict(theta_RK, runs)
     residual_RN = runs.loss_N - log_loss_RN
     clipped_RN = np.clip(residual_RN, -DELTA, DELTA)
-    objective_R = (weight_RN * clipped_RN * (residual_RN - clipped_RN / 2)).sum(axis=-1)
+    objective_R = (weight_RN * huber_losses(residual_RN)).sum(axis=-1)
     gradient_RK = -((weight_RN * clipped_RN)[:, None, :] @ jacobian_RNK)[:, 0]
     return Evaluation(objective_R, gradient_RK, residual_RN, jacobian_RNK)
+
+
+def huber_losses(residual: Floats) -> Floats:
+    """Half the square up to DELTA, and a line of that slope beyond."""
+    clipped = np.clip(residual, -DELTA, DELTA)
+    return clipped * (residual - clipped / 2)
 
 
 def huber_weights(residual: Floats) -> Floats:

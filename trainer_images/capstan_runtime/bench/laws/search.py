@@ -6,7 +6,7 @@ from threadpoolctl import threadpool_limits
 
 from capstan_runtime.bench.laws.form import Form
 from capstan_runtime.bench.laws.newton import refine
-from capstan_runtime.bench.laws.objective import DELTA, evaluate, huber_weights
+from capstan_runtime.bench.laws.objective import DELTA, evaluate, huber_losses, huber_weights
 from capstan_runtime.bench.laws.runs import Floats, Runs
 
 _SEARCHED_STARTS = 6
@@ -72,8 +72,7 @@ def _project(form: Form, shape: Floats, runs: Runs) -> tuple[float, Floats]:
     for _ in range(_MOST_INNER_STEPS):
         sum_N = np.maximum(terms_NJ @ coefficients_J, 1e-300)
         residual_N = runs.loss_N - power * np.log(sum_N)
-        clipped_N = np.clip(residual_N, -DELTA, DELTA)
-        height = float((clipped_N * (residual_N - clipped_N / 2)).sum())
+        height = float(huber_losses(residual_N).sum())
         if height < best:
             gain, best, best_coefficients_J = best - height, height, coefficients_J
             if gain < 1e-9 * height:

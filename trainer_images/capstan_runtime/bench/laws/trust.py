@@ -11,6 +11,7 @@ _LEAST_SPAN = 10.0
 _FEWEST_SIZES = 3
 _FEWEST_BUDGETS = 4
 _RUNS_PER_PARAMETER = 2
+_RESAMPLES = 1000
 _ALIKE = 0.05
 """In the logarithm: sizes this close are one size, read twice from a plot or with a few weights more."""
 
@@ -56,6 +57,23 @@ def warn_of_search(
         f"{name}: is {one:.6g} by L-BFGS and {other:.6g} by variable projection; the runs do not determine it"
         for name, one, other, width in zip(names, found, projected, widths, strict=True)
         if name in exponents and not abs(one - other) <= max(0.1 * width, 5e-3 * abs(one))
+    ]
+
+
+def warn_of_rivals(losses_FN: Floats, names: Sequence[str], confidence: float, rng: np.random.Generator) -> list[str]:
+    """For each of F forms a warning that another one describes the runs better, or "": one whose sum of Huber losses
+    is less, by a difference whose interval over runs does not hold 0. Of two forms that fit equally well neither is
+    warned of."""
+    best = int(np.argmin(losses_FN.sum(axis=1)))
+    drawn_RN = rng.integers(0, losses_FN.shape[1], (_RESAMPLES, losses_FN.shape[1]))
+    excess_FN = losses_FN - losses_FN[best]
+    tail = (1 - confidence) / 2
+    return [
+        f"form: {names[best]} describes these runs better, with a sum of Huber losses of {losses_FN[best].sum():.3g} "
+        f"against {losses_FN[number].sum():.3g}; use that one"
+        if number != best and np.quantile(excess_N[drawn_RN].sum(axis=1), tail) > 0
+        else ""
+        for number, excess_N in enumerate(excess_FN)
     ]
 
 
