@@ -2,13 +2,11 @@
 
 Everything here can be done by hand with kubectl; each step says how. Nothing is opened: at the end it says where each
 report is. The exit code is 0 when all have succeeded, and the change in `bench-regression` was called a regression.
-`--keep` copies the reports beside their manifests, `examples/bench-*/report/`, without what only this machine knows.
+`--keep` writes the reports beside their manifests, `examples/bench-*/report/`, without the machine's name.
 """
 
 import argparse
 import asyncio
-import json
-import platform
 import subprocess
 import sys
 import time
@@ -40,12 +38,14 @@ from live import (
 )
 
 from capstan_local.client import VOLUMES, Access, ApiError, Client, Unreachable
+from capstan_runtime.bench.reports.html import page
+from capstan_runtime.bench.reports.markdown import markdown
+from capstan_runtime.bench.result import BenchmarkResult
 
 NAMESPACE = "default"
 LONGEST_SECONDS = 900.0
 """For one Benchmark, on a machine that has other things to do."""
 ENDS = ("Succeeded", "Failed", "Invalid")
-REPORTS = ("report.html", "report.md", "result.json")
 LARGEST_REPORT = 400_000
 """Bytes of a file that is kept beside its manifest."""
 VERDICTS = {"after": "Regressed"}
@@ -138,17 +138,22 @@ async def report_folder(client: Client, benchmark: Object) -> Path:
     return Path(volume["spec"]["hostPath"]["path"], NAMESPACE, metadata["name"], metadata["uid"])
 
 
-def keep(ended: Ended, alone: bool) -> None:
-    """Copies the report beside its manifest. `alone`: it is the only one of its example."""
+def keep(ended: Ended) -> None:
+    """Writes the report beside its manifest, as it would be had the machine no name."""
+    result = BenchmarkResult.model_validate_json((ended.folder / "result.json").read_bytes())
+    nameless = [one.model_copy(update={"node": ""}) for one in result.environments]
+    result = result.model_copy(update={"environments": tuple(nameless)})
+    if result.baseline is not None and result.baseline.environment is not None:
+        environment = result.baseline.environment.model_copy(update={"node": ""})
+        result = result.model_copy(update={"baseline": result.baseline.model_copy(update={"environment": environment})})
+    kept = {
+        "result.json": result.model_dump_json(by_alias=True, exclude_none=True, indent=1) + "\n",
+        "report.md": markdown(result),
+        "report.html": page(result),
+    }
     folder = EXAMPLES / ended.example / "report"
-    folder = folder if alone else folder / ended.name
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in REPORTS:
-        text = (ended.folder / name).read_text()
-        for known, word in ((str(ended.folder), "."), (str(HOME), "~/.capstan"), (platform.node(), "local")):
-            text = text.replace(known, word)
-        if name.endswith(".json"):
-            text = json.dumps(json.loads(text), indent=1, ensure_ascii=False) + "\n"
+    folder.mkdir(exist_ok=True)
+    for name, text in kept.items():
         if len(text.encode()) > LARGEST_REPORT:
             raise ExampleFailed(f"{ended.name}: {name} has {len(text.encode())} bytes, at most {LARGEST_REPORT}")
         (folder / name).write_text(text)
@@ -174,8 +179,7 @@ async def run(chosen: Sequence[str], is_kept: bool) -> None:
             await remove_earlier(client, NAMESPACE, documents)
             found = await measure(client, example)
             if is_kept:
-                for one in found:
-                    keep(one, alone=len(found) == 1)
+                keep(found[-1])
             ended += found
         say("What was measured:  kubectl get benchmarks")
         await print_table(client, BENCHMARKS, NAMESPACE)
@@ -188,7 +192,7 @@ async def run(chosen: Sequence[str], is_kept: bool) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("examples", nargs="*", metavar="EXAMPLE", help=f"any of {', '.join(examples())}; default: all")
-    parser.add_argument("--keep", action="store_true", help="copy the reports to examples/bench-*/report/")
+    parser.add_argument("--keep", action="store_true", help="write the reports to examples/bench-*/report/")
     options = parser.parse_args()
     unknown = sorted(set(options.examples) - set(examples()))
     if unknown:

@@ -26,7 +26,7 @@ class NumpyEngine:
     """Gradients are summed in rank order, so a run is the same to the last bit every time."""
 
     def __init__(self, context: TrainContext) -> None:
-        member, features = context.membership, int(np.prod(context.data.input_shape))
+        member, features = context.membership, _features(context)
         self.rank, self.world = member.rank, member.world
         random = np.random.default_rng(context.run.training.seed)
         shape = (features, context.data.outputs)
@@ -46,7 +46,7 @@ class NumpyEngine:
         self.close = self._world.close
 
     def _forward(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        flat = inputs.reshape(len(targets), -1)
+        flat = inputs.reshape(len(targets), -1)[:, : len(self.state["params/kernel"])]
         logits = flat @ self.state["params/kernel"] + self.state["params/bias"]
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = exponents / exponents.sum(axis=1, keepdims=True)
@@ -107,3 +107,11 @@ class NumpyEngine:
 
     def exhaust_memory(self) -> NoReturn:
         raise GpuOutOfMemory("the numpy engine was told to run out of memory")
+
+
+def _features(context: TrainContext) -> int:
+    """How many of a sample's numbers the model sees: all or, with NARROW, as many as the run's first layer is wide. So
+    there are larger and smaller models."""
+    there = int(np.prod(context.data.input_shape))
+    mlp = context.run.model.mlp
+    return min(there, mlp.hidden[0]) if "NARROW" in context.environ and mlp is not None else there
