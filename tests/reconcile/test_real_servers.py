@@ -27,6 +27,7 @@ from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.credentials import read_kubeconfig
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import (
+    BENCHMARKS,
     DEPLOYMENTS,
     EVENTS,
     INFERENCE_SERVICES,
@@ -47,10 +48,11 @@ from capstan_operator.decide.serving.model import resolve
 from capstan_operator.decide.types import Decision
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import Observed, ObservedService, OperatorSettings
+from tests.support.benchmarks import job_of, spec_of, summary
 from tests.support.looks import make_job
 from tests.support.operators import RunningOperator, eventually, run_one
 from tests.support.real_cluster import STORED_MODEL, Cluster
-from tests.support.small_decide import decide_small
+from tests.support.small_decide import FINISHED_AT, decide_small
 
 SPEC: dict[str, Any] = {
     "framework": {"flax": {}},
@@ -168,6 +170,36 @@ async def test_a_deleted_job_is_forgotten_on_a_real_server(cluster: Cluster) -> 
         known = operator.value("jobs")
         await cluster.delete(TRAINING_JOBS, "train")
         await eventually(lambda: operator.value("jobs") == known - 1)
+
+
+async def test_a_benchmark_lives_on_a_real_server(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_small) as operator:
+        await eventually(lambda: leads(operator))
+        await cluster.create(BENCHMARKS, "bench", spec=spec_of({"training": {}}, job=job_of(), repetitions=1))
+        await until_there(cluster, TRAINING_JOBS, "bench-t00")
+        done = {"type": "Succeeded", "status": "True", "reason": "Completed", "lastTransitionTime": FINISHED_AT}
+        status = {"status": {"conditions": [done | {"message": "done"}], "finishedAt": FINISHED_AT}}
+        await cluster.client.merge_patch(
+            TRAINING_JOBS, cluster.namespace, "bench-t00", status, lane=Lane.SYSTEM, subresource="status"
+        )
+        await cluster.until(BENCHMARKS, "bench", "phase", "Reporting")
+        await until_there(cluster, PODS, "bench-report-44136fa3")
+        ended = {"exitCode": 0, "message": summary()}
+        container = {"name": "bench", "image": "", "imageID": "", "ready": False, "restartCount": 0}
+        statuses = [container | {"state": {"terminated": ended}}]
+        await cluster.set_pod_status("bench-report-44136fa3", phase="Succeeded", containerStatuses=statuses)
+        found = await cluster.until(BENCHMARKS, "bench", "phase", "Succeeded")
+        assert found["status"]["result"] == "100 samples/s ±1 %"
+        assert found["metadata"]["generation"] == 1
+        made = await cluster.get(TRAINING_JOBS, "bench-t00")
+        assert made["metadata"]["ownerReferences"][0]["uid"] == found["metadata"]["uid"]
+
+
+async def until_there(cluster: Cluster, resource: Resource, name: str) -> None:
+    """Returns once there is such an object."""
+    async with asyncio.timeout(30):
+        while name not in await cluster.names(resource):
+            await asyncio.sleep(0.05)
 
 
 async def test_two_replicas_hand_over_on_a_real_server(cluster: Cluster) -> None:

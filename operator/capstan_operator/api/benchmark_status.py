@@ -13,7 +13,7 @@ class TrialStatus(Record):
 
     trial: Annotated[str, Field(description="Its place in that order: t00, t01, …")]
     arm: Annotated[Literal["candidate", "baseline"], Field(description="Whose workload it ran.")] = "candidate"
-    case: Annotated[str, Field(description="What was varied: batchSize=32; empty: nothing.")] = ""
+    case: Annotated[str | None, Field(description="What was varied: batchSize=32; absent: nothing.")] = None
     attempt: Annotated[int, Field(description="Which attempt succeeded; those before it were repeated.")] = 1
     uid: Annotated[str | None, Field(description="Of the TrainingJob that it was; absent: it was a pod.")] = None
 
@@ -22,7 +22,8 @@ class RunningTrialStatus(Record):
     """The run, or the report, under way."""
 
     trial: Annotated[str, Field(description="Its place in the order.")]
-    case: Annotated[str, Field(description="What is varied.")] = ""
+    # Absent, not empty: kube-apiserver 1.20 makes null of an empty string in an object that a merge patch adds.
+    case: Annotated[str | None, Field(description="What is varied; absent: nothing.")] = None
     attempt: Annotated[int, Field(description="1, and one more for each time it failed.")] = 1
     started_at: Annotated[str, Field(description="When this attempt was begun (RFC 3339).")]
     uid: Annotated[
@@ -51,7 +52,7 @@ class FigureStatus(Record):
     """One metric over all repetitions."""
 
     metric: Annotated[str, Field(description="What was measured.")]
-    case: Annotated[str, Field(description="At what: batchSize=32; empty: there is one case.")] = ""
+    case: Annotated[str | None, Field(description="At what: batchSize=32; absent: there is one case.")] = None
     unit: Annotated[str, Field(description="Unit of the numbers.")]
     n: Annotated[int, Field(description="Repetitions.")]
     median: Annotated[float, Field(description="Median over the repetitions.")]
@@ -63,7 +64,7 @@ class ComparisonStatus(Record):
     """One metric against the baseline."""
 
     metric: Annotated[str, Field(description="What was measured.")]
-    case: Annotated[str, Field(description="At what; empty: there is one case.")] = ""
+    case: Annotated[str | None, Field(description="At what; absent: there is one case.")] = None
     baseline: Annotated[float, Field(description="The baseline's median.")]
     candidate: Annotated[float, Field(description="The median now.")]
     effect_percent: Annotated[float, Field(description="The difference in percent of the baseline.")]

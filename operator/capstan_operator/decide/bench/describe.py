@@ -152,7 +152,7 @@ def _put_verdict(look: Look, status: BenchmarkStatus) -> BenchmarkStatus:
         others = [condition for condition in status.conditions if condition.type != kind]
         return status.model_copy(update={"conditions": others})
     reason = BenchReason(status.verdict)
-    return _put(look, status, kind, _MET[status.verdict], reason, status.verdict_reason or "")
+    return _put(look, status, kind, _MET[status.verdict], reason, status.verdict_reason or status.verdict)
 
 
 def _put(

@@ -51,7 +51,9 @@ def _ended(look: Look) -> BenchmarkStatus:
 def _trial(look: Look, running: RunningTrialStatus, job_uid: str | None) -> TrialStatus:
     trial = look.current
     assert trial is not None
-    return TrialStatus(trial=trial.name, arm=trial.arm, case=trial.case.text, attempt=running.attempt, uid=job_uid)
+    return TrialStatus(
+        trial=trial.name, arm=trial.arm, case=trial.case.text or None, attempt=running.attempt, uid=job_uid
+    )
 
 
 def _failed(look: Look, running: RunningTrialStatus, broken: Broken) -> BenchmarkStatus:
@@ -84,7 +86,7 @@ def _begun(look: Look) -> BenchmarkStatus:
 
 def _attempt(look: Look, name: str, attempt: int) -> RunningTrialStatus:
     trial = next((trial for trial in look.trials if trial.name == name), None)
-    case = trial.case.text if trial else ""
+    case = (trial.case.text or None) if trial else None
     return RunningTrialStatus(trial=name, case=case, attempt=attempt, started_at=rfc3339(look.now))
 
 

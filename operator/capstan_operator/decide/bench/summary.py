@@ -29,7 +29,7 @@ def with_summary(status: BenchmarkStatus, summary: Summary, pod: str, judged: st
 def _figure(figure: Figure) -> FigureStatus:
     return FigureStatus(
         metric=figure.metric,
-        case=case_text(figure.labels),
+        case=case_text(figure.labels) or None,
         unit=figure.unit,
         n=figure.n,
         median=figure.median,
@@ -41,7 +41,7 @@ def _figure(figure: Figure) -> FigureStatus:
 def _comparison(comparison: Comparison) -> ComparisonStatus:
     return ComparisonStatus(
         metric=comparison.metric,
-        case=case_text(comparison.labels),
+        case=case_text(comparison.labels) or None,
         baseline=comparison.baseline,
         candidate=comparison.candidate,
         effect_percent=comparison.effect_percent,
