@@ -71,13 +71,19 @@ def test_a_gate_chooses_its_metrics() -> None:
             side(series(QUIET), series(QUIET, "gone")),
             side(series(QUIET)),
             DEFAULT_GATE,
-            "gone is missing now, and the baseline has it",
+            "gone is missing now, so it cannot be compared",
         ),
         (
             side(series(QUIET)),
             side(series(QUIET), series(QUIET, labels={"batchSize": "64"})),
             DEFAULT_GATE,
-            "latency seconds at batch size 64 is missing in the baseline",
+            "latency seconds at batch size 64 is missing in the baseline, so it cannot be compared",
+        ),
+        (
+            side(series(QUIET), series(QUIET, "busy")),
+            side(series(QUIET), series(QUIET, "busy", is_headline=False)),
+            DEFAULT_GATE,
+            "busy is no headline now, so it cannot be compared",
         ),
         (
             side(series(QUIET)),

@@ -23,6 +23,7 @@ from capstan_runtime.contract.benchmark import (
     Point,
     ReportTask,
     Summary,
+    TrainingRecord,
     TrialEnd,
     TrialRef,
     TrialResult,
@@ -71,7 +72,8 @@ def keep_trials(
 
 
 def task(name: str, refs: tuple[TrialRef, ...], **more: Any) -> BenchTask:
-    report = ReportTask(workload="inference", spec={"repetitions": 5}, trials=refs, **more)
+    fields = {"workload": "inference", "spec": {"repetitions": 5}, "trials": refs, **more}
+    report = ReportTask.model_validate(fields)
     return BenchTask(benchmark=name, namespace="team", uid="u1", seed=3, report=report)
 
 
@@ -198,6 +200,47 @@ def test_a_published_row_is_shown_and_never_judged(report: Report, store: Folder
     assert result.reference is not None
     assert result.reference.name == "flax-mlp"
     assert result.comparisons == ()
+
+
+def keep_jobs(store: FolderStore, arm: str, first: int, workers: int, seconds: float) -> tuple[TrialRef, ...]:
+    """A TrainingJob for each of five repetitions, and who reads their records."""
+    refs = []
+    for repetition in range(5):
+        trial = f"t{first + repetition:02d}"
+        record = TrainingRecord(
+            job=f"bm-{trial}",
+            fence=1,
+            rank=0,
+            world=workers,
+            first_step=0,
+            steps=(1, 10, 20),
+            step_seconds=(9.0, seconds * STEADY[repetition], seconds * STEADY[repetition]),
+            samples_per_step=32,
+            parameters=100,
+            environment=HERE,
+            is_complete=True,
+        )
+        text = record.model_dump_json(by_alias=True, exclude_none=True)
+        store.put(f"bm-{trial}/u7/record.1.r0.json", [text.encode()])
+        ref = {"trial": trial, "attempt": 1, "arm": arm, "repetition": repetition, "job": f"bm-{trial}/u7"}
+        refs.append(TrialRef.model_validate(ref | {"labels": {"workers": str(workers), "mode": "strong"}}))
+    return tuple(refs)
+
+
+def test_what_a_workload_derives_is_told_and_compared_of_both_arms(report: Report, store: FolderStore) -> None:
+    refs = keep_jobs(store, "candidate", 0, 1, 1.0) + keep_jobs(store, "candidate", 5, 2, 0.8)
+    refs += keep_jobs(store, "baseline", 10, 1, 1.0) + keep_jobs(store, "baseline", 15, 2, 0.625)
+    baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1", is_rerun=True))
+    code, words, output = report(task("second", refs, baseline=baseline, workload="scaling", warmup_steps=1))
+    assert code == 0, output
+    summary = Summary.model_validate_json(words)
+    assert summary.headline == "1.25x with 2 workers, efficiency 0.62 (0.62 – 0.62)"
+    assert {(one.metric, one.labels["workers"]): one.verdict for one in summary.comparisons} == {
+        ("samples_per_second", "1"): "Passed",
+        ("samples_per_second", "2"): "Regressed",
+        ("efficiency", "2"): "Regressed",
+    }
+    assert [(row.workers, round(row.efficiency, 3)) for row in kept(store, "second").scaling] == [(1, 1.0), (2, 0.625)]
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,8 @@ def _series(arm: Arm, labels: dict[str, str], entries: list[tuple[int, str, Poin
         arm=arm,
         values=tuple(point.value for _, _, point in entries),
         trials=tuple(trial for _, trial, _ in entries),
-        is_headline=first.is_headline,
+        # A trial may withdraw it, such as one whose generator of load was itself the bottleneck.
+        is_headline=all(point.is_headline for _, _, point in entries),
     )
 
 

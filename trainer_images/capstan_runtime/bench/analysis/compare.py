@@ -48,7 +48,7 @@ def compare(
     """
     rule = Rule(gate.minimum_effect_percent, gate.confidence)
     then, now = _judged(baseline.series, gate), _judged(candidate.series, gate)
-    problems = [*_unknown_metrics(candidate.series, gate), *_one_sided(then, now)]
+    problems = [*_unknown_metrics(candidate.series, gate), *_one_sided(baseline, candidate, then, now)]
     shared = [place for place in now if place in then]
     drift: Effect | None = None
     if repetitions is None and shared:
@@ -99,11 +99,17 @@ def _unknown_metrics(series: Sequence[Series], gate: GateTask) -> list[str]:
     return problems
 
 
-def _one_sided(then: Mapping[_Place, Series], now: Mapping[_Place, Series]) -> list[str]:
-    return [
-        *(f"{name(one)} is missing now, and the baseline has it" for place, one in then.items() if place not in now),
-        *(f"{name(one)} is missing in the baseline" for place, one in now.items() if place not in then),
-    ]
+def _one_sided(
+    baseline: Side, candidate: Side, then: Mapping[_Place, Series], now: Mapping[_Place, Series]
+) -> list[str]:
+    sides = (("now", candidate, now, then), ("in the baseline", baseline, then, now))
+    problems = []
+    for where, side, own, others in sides:
+        measured = {place(one) for one in side.series}
+        for missing in (one for key, one in others.items() if key not in own):
+            what = "is no headline" if place(missing) in measured else "is missing"
+            problems.append(f"{name(missing)} {what} {where}, so it cannot be compared")
+    return problems
 
 
 def _drift(baseline: Side, candidate: Side, rule: Rule, seed: int) -> tuple[Effect | None, str | None]:

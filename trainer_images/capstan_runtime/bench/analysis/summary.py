@@ -7,7 +7,8 @@ import numpy as np
 
 from capstan_runtime.bench.analysis.compare import generator, name
 from capstan_runtime.bench.result import BenchmarkResult, Series
-from capstan_runtime.bench.statistics.bootstrap import interval, median
+from capstan_runtime.bench.statistics.bootstrap import interval
+from capstan_runtime.bench.statistics.bootstrap import median as median_of
 from capstan_runtime.bench.statistics.outliers import find_outliers
 from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison, Figure, Summary
@@ -25,7 +26,7 @@ def build_figures(series: Sequence[Series], confidence: float, seed: int) -> tup
 
 def _figure(one: Series, confidence: float, seed: int) -> Figure:
     values = [value for value in one.values if not math.isnan(value)]
-    low, high = interval(values, median, confidence, generator(seed, one)) if values else (math.nan, math.nan)
+    low, high = interval(values, median_of, confidence, generator(seed, one)) if values else (math.nan, math.nan)
     return Figure(
         metric=one.metric,
         labels=one.labels,
@@ -66,14 +67,14 @@ def headline(figures: Sequence[Figure]) -> str:
         "neither": lambda: cases[0],
     }[first.better]()
     where = ", ".join(f"{words.words(label)} {words.words(value)}" for label, value in best.labels.items())
-    return f"{words.quantity(best.median, best.unit)}{_spread(best)}{f' at {where}' if where else ''}"
+    spread = _spread(best.median, best.low, best.high) if best.n > 1 else ""
+    return f"{words.quantity(best.median, best.unit)}{spread}{f' at {where}' if where else ''}"
 
 
-def _spread(figure: Figure) -> str:
-    if figure.n < 2 or not math.isfinite(figure.median) or figure.median == 0:
+def _spread(median: float, low: float, high: float) -> str:
+    if not math.isfinite(median) or median == 0:
         return ""
-    farther = max(figure.high - figure.median, figure.median - figure.low) / abs(figure.median)
-    return f" ±{words.percent(100 * farther, is_signed=False)}"
+    return f" ±{words.percent(100 * max(high - median, median - low) / abs(median), is_signed=False)}"
 
 
 def summarize(result: BenchmarkResult, digest: str, place: str) -> str:
