@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 _DIGITS = 4
 _FINE = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
@@ -149,8 +149,24 @@ def title(metric: str) -> str:
         text = text.removesuffix("bytes per second").strip()
         text = text if text.endswith("bandwidth") else f"{text} bandwidth".strip()
     text = text.replace("flops per second", "FLOP/s")
-    text = re.sub(r" ?\bseconds$", "" if text.startswith("latency") else " time", text).strip()
+    text = re.sub(r" ?\bseconds$", "" if "latency" in text else " time", text).strip()
     return text[:1].upper() + text[1:]
+
+
+def told_apart(cases: Sequence[Mapping[str, str]]) -> list[str]:
+    """A short name for each case: only what differs between them.
+
+    >>> told_apart([{"dtype": "fp32", "batchSize": "1"}, {"dtype": "fp32", "batchSize": "8"}])
+    ['batch size 1', 'batch size 8']
+    >>> told_apart([{"operation": "allReduce", "size": "4KiB"}, {"operation": "allToAll", "size": "1MiB"}])
+    ['all-reduce, 4KiB', 'all-to-all, 1MiB']
+    """
+    names = list(dict.fromkeys(name for labels in cases for name in labels))
+    differing = [name for name in names if len({labels.get(name) for labels in cases}) > 1]
+    if len(differing) == 1:
+        only = differing[0]
+        return [f"{words(only)} {words(labels.get(only, '–'))}" for labels in cases]
+    return [", ".join(words(labels[name]) for name in differing if name in labels) for labels in cases]
 
 
 def case(labels: Mapping[str, str]) -> str:

@@ -1,10 +1,11 @@
 """What a report says, in order: sections of sentences and tables. How they look is up to who shows them."""
 
+import re
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, LawParameter
+from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, Distribution, LawParameter
 from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison, Environment, Figure
 
@@ -318,7 +319,7 @@ def _collectives(result: BenchmarkResult) -> Section:
 def _latency(result: BenchmarkResult) -> Section:
     rows = [
         (
-            words.words(one.metric),
+            distribution_name(one),
             words.case(one.labels),
             f"{one.count:,}",
             *(
@@ -337,6 +338,14 @@ def _latency(result: BenchmarkResult) -> Section:
         "All samples of all runs together; nothing is judged by them, because those of one run depend on each other."
     ]
     return Section("latency", "Distributions", said, [Table(columns, rows, frozenset(range(2, len(columns))))])
+
+
+def distribution_name(one: Distribution) -> str:
+    """Of its samples, which are not always of the metric's own kind: a rate is made of times."""
+    metric = re.sub("_p[0-9]+(?=_)", "", one.metric)
+    if one.unit == "s" and not metric.endswith("seconds"):
+        return f"time of calls for {words.words(metric)}"
+    return words.title(metric).lower()
 
 
 def _reference(result: BenchmarkResult) -> Section:

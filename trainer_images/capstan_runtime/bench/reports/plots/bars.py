@@ -74,7 +74,7 @@ def _paint_bars(axes: Axes, figures: Sequence[Figure], runs: Sequence[Sequence[f
 
 
 def _name(figure: Figure) -> str:
-    return words.shortened(words.one_line(", ".join(figure.labels.values())), _LONGEST_NAME)
+    return words.shortened(words.one_line(", ".join(map(words.words, figure.labels.values()))), _LONGEST_NAME)
 
 
 def runs_of(result: BenchmarkResult, figure: Figure) -> Plot | None:

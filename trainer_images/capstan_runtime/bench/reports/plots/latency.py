@@ -1,12 +1,11 @@
 """Distributions of single samples, with the rare slow ones in sight: the axis of percentiles is logarithmic."""
 
-import re
-
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from capstan_runtime.bench.reports.plots.axes import MOST_LINES, add_legend, finite, set_quantity, thinned
 from capstan_runtime.bench.reports.plots.svg import LINES, SERIES, Plot, draw
+from capstan_runtime.bench.reports.sections import distribution_name
 from capstan_runtime.bench.result import QUANTILE_PERCENTS, BenchmarkResult, Distribution
 from capstan_runtime.contract import words
 
@@ -28,6 +27,8 @@ def distributions(result: BenchmarkResult) -> list[Plot]:
 def _distribution(metric: str, every: list[Distribution]) -> Plot:
     shown = [every[int(at)] for at in thinned(list(range(len(every))), MOST_LINES)]
 
+    names = words.told_apart([one.labels for one in shown])
+
     def paint(axes: Axes) -> None:
         for number, one in enumerate(shown):
             known = told_percents(one)
@@ -36,7 +37,7 @@ def _distribution(metric: str, every: list[Distribution]) -> Plot:
                 one.quantiles[: len(known)],
                 color=SERIES[number],
                 linestyle=LINES[number],
-                label=words.shortened(words.one_line(words.case(one.labels)), 30) or "all",
+                label=words.shortened(words.one_line(names[number]), 30) or "all",
             )
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(FixedLocator([_place(percent) for percent in _TICKS]))
@@ -51,7 +52,8 @@ def _distribution(metric: str, every: list[Distribution]) -> Plot:
     said = "Of all samples of all runs, up to 99.9 %, or as far as there are samples; the slowest are to the right."
     if len(shown) < len(every):
         said += f" {len(shown)} of {len(every)} cases; the table has all."
-    title = f"{words.title(re.sub('_p[0-9]+(?=_)', '', metric))}, distribution"
+    name = distribution_name(shown[0])
+    title = f"{name[:1].upper()}{name[1:]}, distribution"
     return draw(f"distribution-{metric}", title, said, paint)
 
 

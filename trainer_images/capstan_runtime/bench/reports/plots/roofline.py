@@ -39,17 +39,19 @@ def _paint(axes: Axes, compute: list[Ceiling], bandwidth: list[Ceiling], dots: l
     slowest = min(roof.median for roof in bandwidth)
     ridges = [roof.median / band.median for roof in compute for band in bandwidth]
     places = [*ridges, *(dot.intensity for dot in dots)]
-    left, right = min(places) / 2.5, max(places) * 6
+    left, right = min(places) / 8, max(places) * 6
     bottom = min([left * slowest, *(dot.performance for dot in dots)]) / 1.6
     set_powers(axes, "x", left, right)
     set_powers(axes, "y", bottom, peak * 2.6, "FLOP/s")
     names = [roof.name for roof in compute]
     for number, roof in enumerate(compute):
         start = roof.median / width
-        _paint_roof(axes, roof, SERIES[number % len(SERIES)], number, (start, right), (1.0, 1.0))
+        axes.fill_between(
+            [start, right], roof.low, roof.high, color=SERIES[number % len(SERIES)], alpha=0.18, linewidth=0
+        )
+        _paint_line(axes, roof, SERIES[number % len(SERIES)], number, (start, right), (1.0, 1.0))
     for number, roof in enumerate(bandwidth, len(compute)):
-        end = peak / roof.median
-        _paint_roof(axes, roof, INK, number, (left, end), (left, end))
+        _paint_slope(axes, roof, number, left, peak)
     for number, dot in enumerate(dots, 1):
         _paint_dot(axes, dot, number, names.index(dot.ceiling) if dot.ceiling in names else 0)
     add_legend(axes, len(compute) + len(bandwidth))
@@ -57,12 +59,19 @@ def _paint(axes: Axes, compute: list[Ceiling], bandwidth: list[Ceiling], dots: l
     axes.set_ylabel("performance")
 
 
-def _paint_roof(
+def _paint_slope(axes: Axes, roof: Ceiling, number: int, left: float, peak: float) -> None:
+    """Up to the highest compute ceiling, the interval too."""
+    end = peak / roof.median
+    places = [left, peak / roof.high, end] if roof.high > roof.median else [left, end]
+    high = [min(peak, place * roof.high) for place in places]
+    axes.fill_between(places, [place * roof.low for place in places], high, color=INK, alpha=0.18, linewidth=0)
+    _paint_line(axes, roof, INK, number, (left, end), (left, end))
+
+
+def _paint_line(
     axes: Axes, roof: Ceiling, color: str, number: int, places: tuple[float, float], factors: tuple[float, float]
 ) -> None:
     """From one place to the other, as high as the factors times what was measured."""
-    low, high = ([factor * end for factor in factors] for end in (roof.low, roof.high))
-    axes.fill_between(places, low, high, color=color, alpha=0.18, linewidth=0)
     axes.plot(
         places,
         [factor * roof.median for factor in factors],
