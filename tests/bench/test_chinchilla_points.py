@@ -1,11 +1,11 @@
 """The golden test of the Chinchilla fit: Hoffmann et al.'s runs, as Besiroglu et al. read them off figure 4.
 
-The points are data/svg_extracted_data.csv of github.com/epoch-research/analyzing-chinchilla. That repository names no
-licence, so they are not in this one: name a copy in CAPSTAN_CHINCHILLA_POINTS. Without it this test is skipped.
+`data/chinchilla_runs.csv` holds the three numbers of each of the 245 runs, to nine digits. They are the measurements that
+figure 4 of Hoffmann et al. (2022, arXiv 2203.15556) shows, in the reading that Besiroglu et al. (2024, arXiv 2404.10102)
+published at github.com/epoch-research/analyzing-chinchilla.
 """
 
 import csv
-import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from capstan_runtime.bench.laws.fit import LawPoint, fit_law
 from capstan_runtime.bench.laws.objective import evaluate
 from capstan_runtime.bench.laws.runs import Runs
 
+POINTS = Path(__file__).with_name("data") / "chinchilla_runs.csv"
 PAPER = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """arXiv 2404.10102: fitted together with the scale of the residuals, which their notebook finds at exp(-12.27). There
 Huber's loss is that of absolute values, nearly, and its minimum another one by a little."""
@@ -28,13 +29,8 @@ _OUTLIERS = 5
 
 @pytest.fixture(scope="module")
 def points() -> list[LawPoint]:
-    place = os.environ.get("CAPSTAN_CHINCHILLA_POINTS")
-    if not place:
-        pytest.skip("CAPSTAN_CHINCHILLA_POINTS is unset: no copy of the published points to fit")
-    with Path(place).open(newline="") as file:
-        rows = [
-            (float(row["Model Size"]), float(row["Training FLOP"]), float(row["loss"])) for row in csv.DictReader(file)
-        ]
+    with POINTS.open(newline="") as file:
+        rows = [(float(row["parameters"]), float(row["flop"]), float(row["loss"])) for row in csv.DictReader(file)]
     assert len(rows) == 245
     rows.sort(key=lambda row: row[2])
     return [(size, flop / (6 * size), loss) for size, flop, loss in rows[:-_OUTLIERS]]
