@@ -1,8 +1,8 @@
 """The golden test of the Chinchilla fit: Hoffmann et al.'s runs, as Besiroglu et al. read them off figure 4.
 
-`data/chinchilla_runs.csv` holds the three numbers of each of the 245 runs, to nine digits. They are the measurements that
-figure 4 of Hoffmann et al. (2022, arXiv 2203.15556) shows, in the reading that Besiroglu et al. (2024, arXiv 2404.10102)
-published at github.com/epoch-research/analyzing-chinchilla.
+`data/chinchilla_runs.csv` holds the three numbers of each of the 245 runs, to nine digits. They are the measurements
+that figure 4 of Hoffmann et al. (2022, arXiv 2203.15556) shows, in the reading that Besiroglu et al. (2024, arXiv
+2404.10102) published at github.com/epoch-research/analyzing-chinchilla.
 """
 
 import csv
