@@ -12,7 +12,7 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract.benchmark import TASK, BenchTask, TrialTask
 from capstan_runtime.contract.workloads import ControlPlane
 
-SECONDS = 0.3
+SECONDS = 1.0
 WARMUP_SECONDS = 0.05
 _SIDE = 64
 

@@ -170,6 +170,7 @@ def test_a_rerun_in_turns_is_compared_by_pairs_and_needs_no_control() -> None:
     now = side(series(noisy), control=())
     (comparison,) = compare(then, now, DEFAULT_GATE, 1, REPETITIONS).comparisons
     assert (comparison.verdict, comparison.p_value) == ("Regressed", 2 / 2**8)
+    assert comparison.reason.endswith("p 0.008, run by run")
     # Of 5 pairs no test can say anything, so the two arms are compared as they are.
     then = side(series(QUIET, first=8, arm="baseline"), control=())
     (comparison,) = compare(then, side(series(times(1.2))), DEFAULT_GATE, 1, REPETITIONS).comparisons

@@ -8,6 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from capstan_runtime.bench.analysis.compare import DEFAULT_GATE, Side, compare
+from capstan_runtime.bench.result import Series
 from capstan_runtime.bench.statistics.effect import measure_effect
 from capstan_runtime.bench.statistics.verdict import Rule, judge
 from capstan_runtime.contract.benchmark import Verdict
@@ -63,3 +65,43 @@ def test_pairs_see_through_what_slows_both_arms() -> None:
     assert paired["Regressed"] >= 57, paired
     assert apart["Regressed"] <= 10, apart
     assert apart["Inconclusive"] >= 50, apart
+
+
+def judge_kept(code: float, machine: float, control_noise: float, experiments: int = 25) -> Counter[Verdict]:
+    """Verdicts against a baseline that was kept, where code takes `code` times as long, and the machine is `machine`
+    times slower than it was."""
+    rng = np.random.default_rng([int(1000 * code), int(1000 * machine), int(1000 * control_noise)])
+
+    def side(factor: float, pace: float) -> Side:
+        values = factor * pace * np.exp(rng.normal(0.0, 0.02, 5))
+        controls = pace * np.exp(rng.normal(0.0, control_noise, 5))
+        series = Series(
+            metric="step_seconds",
+            unit="s",
+            better="lower",
+            arm="candidate",
+            values=tuple(values.tolist()),
+            trials=("t00", "t01", "t02", "t03", "t04"),
+            is_headline=True,
+        )
+        return Side((series,), tuple(controls.tolist()))
+
+    return Counter(
+        compare(side(1.0, 1.0), side(code, machine), DEFAULT_GATE, seed).verdict for seed in range(experiments)
+    )
+
+
+def test_against_a_kept_baseline_a_slowdown_is_seen_where_the_machine_is_steady() -> None:
+    assert judge_kept(code=1.10, machine=1.0, control_noise=0.01)["Regressed"] >= 24
+    assert judge_kept(code=1.0, machine=1.0, control_noise=0.01)["Regressed"] == 0
+
+
+@pytest.mark.parametrize("machine", [0.85, 0.93, 1.07, 1.15])
+def test_a_machine_that_became_slower_or_faster_is_never_taken_for_the_code(machine: float) -> None:
+    assert judge_kept(code=1.0, machine=machine, control_noise=0.01).keys() == {"Inconclusive"}
+
+
+def test_a_control_that_says_little_lets_nothing_be_said() -> None:
+    verdicts = judge_kept(code=1.0, machine=1.10, control_noise=0.1)
+    assert verdicts["Regressed"] <= 1, verdicts
+    assert judge_kept(code=1.0, machine=1.0, control_noise=0.1).keys() == {"Inconclusive"}

@@ -59,7 +59,9 @@ def judge(
         is_worse = (effect.log_ratio < 0) == (better == "higher")
         if drift is not None and _accounts_for(drift, effect, is_worse):
             return Judged("Inconclusive", f"{found}, and {_machine(drift)}, which may account for it; {_RERUN}")
-        return Judged("Regressed" if is_worse else "Improved", f"{found}, p {_chance(adjusted_p)}")
+        return Judged(
+            "Regressed" if is_worse else "Improved", f"{found}, p {_chance(adjusted_p)}{_PAIRED * effect.is_paired}"
+        )
     if _is_inside(effect, rule):
         if drift is not None and not _is_inside(drift, rule):
             return Judged("Inconclusive", f"{found}, but {_machine(drift)}, which may hide a difference; {_RERUN}")
@@ -79,6 +81,7 @@ def judge(
     return Judged("Inconclusive", f"{found}: it differs, and whether by {minimum} is not sure; {_MORE}")
 
 
+_PAIRED = ", run by run"
 _MORE = "more repetitions tell"
 _RERUN = "baseline.benchmark.rerun: true measures both in turns"
 
