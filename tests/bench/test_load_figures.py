@@ -114,14 +114,21 @@ def test_with_an_objective_the_rate_that_keeps_it_is_the_headline_and_goodput_is
 @pytest.mark.parametrize(
     ("limit", "headlines"), [({"lag_p99": 0.0042}, ["requests_per_second"]), ({"cpu_share": 0.93}, [])]
 )
-def test_figures_that_the_generator_limited_are_no_headlines_and_are_told(
-    limit: dict[str, float], headlines: list[str]
-) -> None:
+def test_figures_that_the_generator_limited_are_no_headlines(limit: dict[str, float], headlines: list[str]) -> None:
     load = load_of(2.0)
     rung = rung_of(2.0, [0.1, 0.2], **limit)
     assert [point.metric for point in load_points(load, [rung]) if point.is_headline] == headlines
-    (note,) = load_notes(load, [rung])
-    assert note.startswith("at 2 requests/s the generator was the bottleneck")
+
+
+def test_where_the_generator_was_in_the_way_is_told_once_for_all_rates() -> None:
+    rungs = [rung_of(rate, [0.1], lag_p99=lag) for rate, lag in ((2.0, 0.0042), (4.0, 0.0009), (8.0, 0.012))]
+    rungs.append(rung_of(16.0, [0.1], lag_p99=0.5, cpu_share=0.93))
+    assert load_notes(load_of(2.0, 4.0, 8.0, 16.0), rungs) == [
+        "at 16 requests/s the generator was the bottleneck: it used up to 0.93 of a core (limit 0.7); no figure there "
+        "is a headline",
+        "at 2, 8 requests/s the generator was kept waiting for a core: up to 12.0 ms behind its schedule at p99 (limit "
+        "1 ms); latencies there hold its delay and are no headline",
+    ]
 
 
 def test_failures_are_told_with_what_happened() -> None:

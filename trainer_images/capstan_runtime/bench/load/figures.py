@@ -38,15 +38,9 @@ def load_points(load: Load, rungs: Sequence[Rung]) -> list[Point]:
 
 
 def load_notes(load: Load, rungs: Sequence[Rung]) -> list[str]:
-    """Rungs that the generator limited, requests that failed, and an objective that the highest rate still keeps."""
-    notes = []
+    """Where the generator was in the way, requests that failed, and an objective that the highest rate still keeps."""
+    notes = [*_limits(rungs)]
     for rung in rungs:
-        if rung.is_limited_by_generator:
-            notes.append(
-                f"at {rung.rate:g} requests/s the generator was the bottleneck: it used {rung.cpu_share:.2f} of a core "
-                f"(limit {MOST_CPU_SHARE:g}) and was {1e3 * rung.lag_p99:.2g} ms behind its schedule at p99 (limit "
-                f"{1e3 * MOST_LAG_SECONDS:g} ms); latencies there hold its own delay and are no headline"
-            )
         if rung.failures:
             reasons: Counter[str] = Counter()
             for (_, reason), count in rung.failures.items():
@@ -59,6 +53,27 @@ def load_notes(load: Load, rungs: Sequence[Rung]) -> list[str]:
     if load.objective is not None and highest_kept_rate(rungs, load.objective) == max(load.rates):
         notes.append(f"the highest rate, {max(load.rates):g} requests/s, keeps the objective: the limit is above it")
     return notes
+
+
+def _limits(rungs: Sequence[Rung]) -> Iterator[str]:
+    busy = [rung for rung in rungs if rung.cpu_share >= MOST_CPU_SHARE]
+    late = [rung for rung in rungs if rung.lag_p99 >= MOST_LAG_SECONDS and rung not in busy]
+    if busy:
+        most = max(rung.cpu_share for rung in busy)
+        yield (
+            f"at {_rates(busy)} the generator was the bottleneck: it used up to {most:.2f} of a core (limit "
+            f"{MOST_CPU_SHARE:g}); no figure there is a headline"
+        )
+    if late:
+        most = 1e3 * max(rung.lag_p99 for rung in late)
+        yield (
+            f"at {_rates(late)} the generator was kept waiting for a core: up to {most:.1f} ms behind its schedule at "
+            f"p99 (limit {1e3 * MOST_LAG_SECONDS:g} ms); latencies there hold its delay and are no headline"
+        )
+
+
+def _rates(rungs: Sequence[Rung]) -> str:
+    return ", ".join(f"{rung.rate:g}" for rung in rungs) + " requests/s"
 
 
 def highest_kept_rate(rungs: Sequence[Rung], objective: ServiceLevel) -> float:

@@ -25,7 +25,7 @@ _AHEAD_SECONDS = 0.02
 _GRACE_SECONDS = 5.0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Rung:
     """What was seen at one rate. Arrays are in the order in which requests were due."""
 
