@@ -364,12 +364,11 @@ def _reference(result: BenchmarkResult) -> Section:
                 "not measured" if here is None else words.quantity(here.median, here.unit),
             )
         )
-    hardware = f"on {row.hardware}"
     said = [
         f"{row.title} ({row.source}).",
-        f"Not comparable: that was measured {hardware}, this was not. The two stand side by side, and are not judged.",
+        f"Not comparable: it was published for {row.hardware}. The two stand side by side, and are not judged.",
     ]
-    table = Table(("metric", "at", f"published, {hardware}", "measured here"), rows, frozenset({2, 3}))
+    table = Table(("metric", "at", f"published ({row.hardware})", "measured here"), rows, frozenset({2, 3}))
     return Section("reference", "Published figures", said, [table])
 
 

@@ -48,10 +48,12 @@ def _figures(result: BenchmarkResult) -> list[Plot]:
             continue
         if result.workload == "serving" and metric.startswith(("latency_", "error_")):
             continue
+        first = next(one for one in result.figures if one.metric == metric)
+        if first.better == "neither" and not first.is_headline:
+            continue
         plot = sweep(result, metric) or bars(result, metric)
         if plot is None:
-            figure = next(one for one in result.figures if one.metric == metric)
-            plot = runs_of(result, figure) if figure.is_headline else None
+            plot = runs_of(result, first) if first.is_headline else None
         if plot is not None:
             plots.append(plot)
     return plots

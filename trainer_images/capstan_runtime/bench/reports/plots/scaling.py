@@ -88,6 +88,7 @@ def _speedup(result: BenchmarkResult, lines: list[Line]) -> Plot:
         set_cases(axes, lines, "workers", is_linear=is_linear)
         everything = [value for line in lines for case in line.cases for value in (case.median, case.high)]
         set_quantity(axes, [*everything, places[-1]], "x", is_linear=is_linear)
+        axes.set_ylabel("speed-up")
         add_legend(axes, len(lines) + 1 + bool(shown))
 
     said = "How many times as fast as one worker, with the interval; the dotted line is the ideal."

@@ -114,8 +114,10 @@ def sweep(result: BenchmarkResult, metric: str) -> Plot | None:
     return draw(f"sweep-{metric}", title, caption(lines, shown), paint)
 
 
-def paint_lines(axes: Axes, lines: Sequence[Line], x_label: str, unit: str, *, is_linear: bool = False) -> None:
-    """Lines with intervals and dots on axes that fit them."""
+def paint_lines(
+    axes: Axes, lines: Sequence[Line], x_label: str, unit: str, *, is_linear: bool = False, beside: Sequence[float] = ()
+) -> None:
+    """Lines with intervals and dots on axes that fit them, and the values `beside`."""
     with_dots = dots_fit(lines)
     for number, line in enumerate(lines):
         draw_line(axes, line, number, with_dots=with_dots)
@@ -123,7 +125,7 @@ def paint_lines(axes: Axes, lines: Sequence[Line], x_label: str, unit: str, *, i
     everything = [
         value for line in lines for case in line.cases for value in (case.median, case.low, case.high, *case.values)
     ]
-    set_quantity(axes, everything, unit, is_linear=is_linear)
+    set_quantity(axes, [*everything, *beside], unit, is_linear=is_linear)
     add_legend(axes, len(lines))
 
 
@@ -156,7 +158,7 @@ def ladder(result: BenchmarkResult) -> list[Plot]:
         objective = _objective_seconds(result)
 
         def paint_latency(axes: Axes) -> None:
-            paint_lines(axes, lines, _X_LABELS[_IS_LOAD], "s")
+            paint_lines(axes, lines, _X_LABELS[_IS_LOAD], "s", beside=[objective] if objective else [])
             if objective is not None:
                 axes.axhline(objective, color=MUTED, linewidth=1, linestyle=(0, (2, 2)))
                 axes.annotate(
