@@ -61,7 +61,7 @@ def small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roofline, "last_level_bytes", lambda: 2**18)
 
 
-WAYS = {"flax": ["matmul"], "torch": ["matmul", "linear"]}
+WAYS = {"flax": ["matmul"], "torch": ["matmul", "oneDNN"]}
 
 
 @pytest.mark.usefixtures("small_cache")

@@ -41,8 +41,7 @@ class TorchKernels:
         )
 
     def matrix_products(self, dtype: Dtype, side: int) -> Sequence[Kernel]:
-        """`matmul` is what every model's products of more than two dimensions end in, on CPUs MKL in fp32; `linear` is
-        oneDNN's product, which compiled models use there and which need not be slower."""
+        """`matmul` is torch.mm, on CPUs MKL's in fp32; `oneDNN` is the product that compiled models use there."""
         self._require_arithmetic(dtype)
         with translated_errors():
             a, b = (self._random((side, side), dtype, seed) for seed in (0, 1))
@@ -52,7 +51,7 @@ class TorchKernels:
         if self.device == "cpu" and torch.backends.mkldnn.is_available():
             product = torch.ops.mkldnn._linear_pointwise
             kernels.append(
-                Kernel("linear", self._finished(lambda: product(a, b, None, "none", [], "")), flops, traffic)
+                Kernel("oneDNN", self._finished(lambda: product(a, b, None, "none", [], "")), flops, traffic)
             )
         return kernels
 
