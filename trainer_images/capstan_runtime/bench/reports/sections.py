@@ -14,7 +14,7 @@ VERDICT_MEANS = {
     "Passed": "any difference is smaller than what counts",
     "Improved": "it is better by more than what counts, for certain",
     "Regressed": "it is worse by more than what counts, for certain",
-    "Inconclusive": "the runs scatter too much, or are too few, to tell",
+    "Inconclusive": "neither a difference nor its absence is certain",
 }
 _BETTER = {"higher": "↑ higher", "lower": "↓ lower", "neither": "–"}
 _SHOWN_PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
