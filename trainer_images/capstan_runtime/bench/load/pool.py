@@ -132,12 +132,20 @@ class Pool:
         elif seconds > self._timeout:
             self.failed(request, TIMEOUT)
         else:
-            self._note(request, seconds)
+            self.ended(request, seconds)
 
     def failed(self, request: Asked, reason: str) -> None:
         if not request.is_over:
             self.record.failures[request.kind, reason] += 1
-            self._note(request, float("inf"))
+            self.ended(request, float("inf"))
+
+    def ended(self, request: Asked, seconds: float) -> None:
+        """It was answered in so many seconds; infinity: it failed."""
+        request.is_over = True
+        record = self.record
+        record.due.append(request.due)
+        record.seconds.append(seconds)
+        record.kinds.append(request.kind)
 
     def free(self, connection: Connection) -> None:
         """Gives it to the request that waits longest."""
@@ -227,13 +235,6 @@ class Pool:
             if connection is not None:
                 connection.request = request.connection = None
                 connection.end()
-
-    def _note(self, request: Asked, seconds: float) -> None:
-        request.is_over = True
-        record = self.record
-        record.due.append(request.due)
-        record.seconds.append(seconds)
-        record.kinds.append(request.kind)
 
 
 def _reason(error: BaseException) -> str:
