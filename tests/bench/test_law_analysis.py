@@ -95,6 +95,7 @@ def test_every_repetition_of_a_grid_is_a_run_and_its_losses_are_compared() -> No
             arm="candidate",
             values=tuple(loss(SIZES[name], steps * SAMPLES * 16, repetition) for repetition in (0, 1)),
             trials=(f"{name}{steps}r0", f"{name}{steps}r1"),
+            is_headline=True,
         )
         for name in ("l", "m", "s")
         for steps in STEPS

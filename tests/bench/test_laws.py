@@ -16,13 +16,29 @@ from capstan_runtime.bench.laws.newton import refine
 from capstan_runtime.bench.laws.objective import DELTA, evaluate
 from capstan_runtime.bench.laws.runs import Runs
 from capstan_runtime.bench.laws.search import search_by_projection, search_from_grid
-from capstan_runtime.bench.laws.trust import warn_of_rivals, warn_of_runs
+from capstan_runtime.bench.laws.trust import warn_of_rivals, warn_of_runs, warn_of_terms
 from capstan_runtime.bench.result import LawFit
 
 PUBLISHED = {"E": 1.8172, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3658}
 """Besiroglu et al. 2024 (arXiv 2404.10102), table 1: the refit of Hoffmann et al.'s runs."""
 PUBLISHED_KAPLAN = {"Nc": 6.4e13, "Dc": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103}
 """Kaplan et al. 2020 (arXiv 2001.08361), table 2."""
+
+SHORT_RUNS: list[LawPoint] = [
+    (12336, 20480, 4.708),
+    (12336, 51200, 3.665),
+    (12336, 102400, 2.888),
+    (12336, 204800, 2.317),
+    (52368, 20480, 3.545),
+    (52368, 51200, 2.915),
+    (52368, 102400, 2.386),
+    (52368, 204800, 1.9),
+    (270816, 20480, 2.989),
+    (270816, 51200, 2.644),
+    (270816, 102400, 2.418),
+    (270816, 204800, 1.968),
+]
+"""Decoders of one or two layers, trained for 20 to 200 steps by a Benchmark like examples/bench-scaling-law."""
 
 
 def chinchilla_loss(size: float, tokens: float, law: dict[str, float] = PUBLISHED) -> float:
@@ -217,6 +233,22 @@ def test_a_form_that_describes_the_runs_worse_is_not_trusted() -> None:
         f"against {kaplan.objective:.3g}; use that one",
     )
     assert not kaplan.is_trusted
+
+
+def test_where_the_loss_has_no_floor_in_sight_its_interval_says_so() -> None:
+    fit = fit_law(SHORT_RUNS, 0.95, seed=0, resamples=300).fits[0]
+    floor = fit.parameters[0]
+    assert (floor.name, floor.value, floor.low) == ("E", 0.0, 0.0)
+    assert 0.5 < floor.high < min(loss for *_, loss in SHORT_RUNS)
+    assert [warning.split(":")[0] for warning in fit.warnings] == ["alpha", "beta"]
+    assert all(" is wider than its value " in warning for warning in fit.warnings)
+
+
+def test_a_term_that_no_run_shows_is_told() -> None:
+    assert warn_of_terms(np.asarray([[0.5, 5e-4], [0.1, 1e-5]])) == [
+        "tokens: its term is less than 0.1 % of the loss of every run, so the runs say nothing of it; add shorter runs"
+    ]
+    assert warn_of_terms(np.asarray([[0.5, 0.2], [1e-9, 1e-9]])) == []
 
 
 def test_of_forms_that_describe_the_runs_alike_none_is_warned_of() -> None:

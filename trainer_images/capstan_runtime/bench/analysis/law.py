@@ -102,4 +102,5 @@ def _losses(trials: Trials, metric: str) -> Iterator[Series]:
             arm=cases[labels][0][0].arm,
             values=tuple(loss for _, loss in cases[labels]),
             trials=tuple(ref.trial for ref, _ in cases[labels]),
+            is_headline=True,
         )

@@ -12,6 +12,9 @@ _OF_SIZE = (0.2, 0.5, 0.8)
 """Share of the model's size in the rest."""
 _ALMOST_NONE = 1e-12
 
+_VANISHED = -20.0
+"""e of an E that is printed as 0: of a loss it is less than a float32 shows."""
+
 
 class Chinchilla:
     """theta is (a, b, e, alpha, beta): a = log A and so on, of centred runs."""
@@ -33,18 +36,20 @@ class Chinchilla:
         )
 
     def predict(self, theta_RK: Floats, runs: Runs) -> tuple[Floats, Floats]:
-        a, b, e, alpha, beta = theta_RK.T[..., None]
-        logs_RNJ = np.stack(np.broadcast_arrays(a - alpha * runs.x_N, b - beta * runs.y_N, e), axis=-1)
-        log_loss_RN, shares_RNJ = soft_maximum(logs_RNJ)
+        log_loss_RN, shares_RNJ = soft_maximum(_logs(theta_RK, runs))
         jacobian_RNK = np.concatenate(
             (shares_RNJ, -runs.x_N[:, None] * shares_RNJ[..., :1], -runs.y_N[:, None] * shares_RNJ[..., 1:2]), axis=-1
         )
         return log_loss_RN, jacobian_RNK
 
+    def shares(self, theta_1K: Floats, runs: Runs) -> Floats:
+        return soft_maximum(_logs(theta_1K, runs))[1][0, :, :2]
+
     def print_values(self, theta_RK: Floats, runs: Runs) -> Floats:
         e_R, trade = theta_RK[:, 2], self.tradeoff(theta_RK, runs)
-        logs = (e_R + runs.mean_loss, trade.log_a_R, trade.log_b_R)
-        return np.stack((*(exp_within_floats(each) for each in logs), trade.alpha_R, trade.beta_R), axis=-1)
+        floor_R = np.where(e_R < _VANISHED, 0.0, exp_within_floats(e_R + runs.mean_loss))
+        a_R, b_R = exp_within_floats(trade.log_a_R), exp_within_floats(trade.log_b_R)
+        return np.stack((floor_R, a_R, b_R, trade.alpha_R, trade.beta_R), axis=-1)
 
     def tradeoff(self, theta_RK: Floats, runs: Runs) -> Tradeoff:
         a, b, _, alpha, beta = theta_RK.T
@@ -61,3 +66,9 @@ class Chinchilla:
 
     def theta(self, shape: Floats, coefficients_J: Floats) -> Floats:
         return np.concatenate((np.log(np.maximum(coefficients_J, _ALMOST_NONE)), shape))
+
+
+def _logs(theta_RK: Floats, runs: Runs) -> Floats:
+    """Of the terms of size and data, and of E, (R, N, 3)."""
+    a, b, e, alpha, beta = theta_RK.T[..., None]
+    return np.stack(np.broadcast_arrays(a - alpha * runs.x_N, b - beta * runs.y_N, e), axis=-1)

@@ -11,13 +11,21 @@ from capstan_runtime.bench.laws.newton import refine
 from capstan_runtime.bench.laws.objective import DELTA, evaluate, huber_losses
 from capstan_runtime.bench.laws.runs import FEWEST_RUNS, Floats, Runs
 from capstan_runtime.bench.laws.search import search_by_projection, search_from_grid
-from capstan_runtime.bench.laws.trust import warn_of_exponents, warn_of_rivals, warn_of_runs, warn_of_search
+from capstan_runtime.bench.laws.trust import (
+    warn_of_exponents,
+    warn_of_rivals,
+    warn_of_runs,
+    warn_of_search,
+    warn_of_terms,
+)
 from capstan_runtime.bench.result import Law, LawFit, LawParameter
 
 FORMS: tuple[Form, ...] = (Chinchilla(), Kaplan())
 RESAMPLES = 1000
 """Of the runs. The ends of an interval then wander by a few percent of its width from seed to seed."""
-_RESAMPLE_TOLERANCE = 1e-4
+_RESAMPLE_TOLERANCE = 1e-3
+_STEPS_FROM_GRID = 40
+"""Enough for most to arrive; those that have not by then are in a valley without an end."""
 _STEEPEST = 1e-6
 """Gradient that a minimum may have left, beside the largest there can be."""
 _ALIKE = 1e-3
@@ -72,6 +80,7 @@ def _fit(
     predicted, errors = _extrapolate(form, kept, largest, confidence, rng, resamples)
 
     warnings = warn_of_runs(points, theta_1K.shape[1]) + warn_of_exponents(parameters, form.exponents)
+    warnings += warn_of_terms(form.shares(theta_1K, runs))
     widths = np.asarray([each.high - each.low for each in parameters])
     projected_P = form.print_values(projected_1K, runs)[0]
     warnings += warn_of_search(values_P, projected_P, widths, form.printed, form.exponents)
@@ -92,9 +101,17 @@ def _fit(
 
 
 def _resample(form: Form, theta_1K: Floats, runs: Runs, rng: np.random.Generator, resamples: int) -> Floats:
-    """Theta (R, K) of as many runs drawn with replacement, R times. Each starts at the best fit of all runs."""
+    """Theta (R, K) of as many runs drawn with replacement, R times. Each starts at the best fit of all runs and
+    somewhere on the grid, and the better end counts: where a term of the best fit has vanished its gradient has, too,
+    and from there alone no resample would leave."""
     weight_RN = rng.multinomial(len(runs), np.full(len(runs), 1 / len(runs)), size=resamples).astype(np.float64)
-    return refine(form, np.repeat(theta_1K, resamples, axis=0), runs, weight_RN, _RESAMPLE_TOLERANCE)
+    best_RK = np.repeat(theta_1K, resamples, axis=0)
+    best_RK = refine(form, best_RK, runs, weight_RN, _RESAMPLE_TOLERANCE)
+    grid_SK = form.starts()
+    other_RK = grid_SK[rng.integers(0, len(grid_SK), resamples)]
+    other_RK = refine(form, other_RK, runs, weight_RN, _RESAMPLE_TOLERANCE, _STEPS_FROM_GRID)
+    best_R, other_R = (evaluate(form, theta_RK, runs, weight_RN).objective_R for theta_RK in (best_RK, other_RK))
+    return np.where((best_R <= other_R)[:, None], best_RK, other_RK)
 
 
 def _derive(

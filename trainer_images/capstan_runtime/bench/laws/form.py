@@ -67,6 +67,10 @@ class Form(Protocol):
         """Log of the loss (R, N), less its mean, and its Jacobian (R, N, K)."""
         ...
 
+    def shares(self, theta_1K: Floats, runs: Runs) -> Floats:
+        """Of the terms of model size and data in the sum, for each run, (N, 2)."""
+        ...
+
     def print_values(self, theta_RK: Floats, runs: Runs) -> Floats:
         """Values of `printed`, (R, P), in the runs' own units."""
         ...

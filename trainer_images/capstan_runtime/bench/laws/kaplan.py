@@ -31,14 +31,16 @@ class Kaplan:
         )
 
     def predict(self, theta_RK: Floats, runs: Runs) -> tuple[Floats, Floats]:
-        n, d, ratio, power = theta_RK.T[..., None]
-        logs_RNJ = np.stack(np.broadcast_arrays(n - ratio * runs.x_N, d - runs.y_N), axis=-1)
-        log_sum_RN, shares_RNJ = soft_maximum(logs_RNJ)
+        power = theta_RK[:, 3, None]
+        log_sum_RN, shares_RNJ = soft_maximum(_logs(theta_RK, runs))
         powered_RNJ = power[..., None] * shares_RNJ
         jacobian_RNK = np.concatenate(
             (powered_RNJ, -runs.x_N[:, None] * powered_RNJ[..., :1], log_sum_RN[..., None]), axis=-1
         )
         return power * log_sum_RN, jacobian_RNK
+
+    def shares(self, theta_1K: Floats, runs: Runs) -> Floats:
+        return soft_maximum(_logs(theta_1K, runs))[1][0]
 
     def print_values(self, theta_RK: Floats, runs: Runs) -> Floats:
         trade = self.tradeoff(theta_RK, runs)
@@ -63,3 +65,9 @@ class Kaplan:
 
     def theta(self, shape: Floats, coefficients_J: Floats) -> Floats:
         return np.concatenate((np.log(np.maximum(coefficients_J, _ALMOST_NONE)), shape))
+
+
+def _logs(theta_RK: Floats, runs: Runs) -> Floats:
+    """Of the terms of size and data, (R, N, 2)."""
+    n, d, ratio, _ = theta_RK.T[..., None]
+    return np.stack(np.broadcast_arrays(n - ratio * runs.x_N, d - runs.y_N), axis=-1)

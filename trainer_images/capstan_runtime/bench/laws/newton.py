@@ -6,29 +6,35 @@ from capstan_runtime.bench.laws.form import Form
 from capstan_runtime.bench.laws.objective import DELTA, Evaluation, evaluate, huber_weights
 from capstan_runtime.bench.laws.runs import Floats, Runs
 
-_MOST_STEPS = 300
+MOST_STEPS = 300
 _SMALLEST_DAMPING, _LARGEST_DAMPING = 1e-9, 1e9
 _BLOCK_NUMBERS = 60_000
 """Runs times resamples in one block: its arrays stay in a core's cache."""
 
 
-def refine(form: Form, theta_RK: Floats, runs: Runs, weight_RN: Floats, tolerance: float) -> Floats:
+def refine(
+    form: Form, theta_RK: Floats, runs: Runs, weight_RN: Floats, tolerance: float, most_steps: int = MOST_STEPS
+) -> Floats:
     """The theta (R, K) at the minimum next to each start. A resample is done when its gradient's norm is below
-    `tolerance` times DELTA times its runs, or when no step makes it better."""
+    `tolerance` times DELTA times its runs, when no step makes it better, or after `most_steps`."""
     size = max(1, _BLOCK_NUMBERS // len(runs))
     blocks = [
-        _refine_block(form, theta_RK[first : first + size], runs, weight_RN[first : first + size], tolerance)
+        _refine_block(
+            form, theta_RK[first : first + size], runs, weight_RN[first : first + size], tolerance, most_steps
+        )
         for first in range(0, len(theta_RK), size)
     ]
     return np.concatenate(blocks)
 
 
-def _refine_block(form: Form, theta_RK: Floats, runs: Runs, weight_RN: Floats, tolerance: float) -> Floats:
+def _refine_block(
+    form: Form, theta_RK: Floats, runs: Runs, weight_RN: Floats, tolerance: float, most_steps: int
+) -> Floats:
     found_RK = theta_RK.copy()
     open_R = np.arange(len(theta_RK))
     theta_RK, damping_R = theta_RK.copy(), np.full(len(theta_RK), 1.0)
     here = evaluate(form, theta_RK, runs, weight_RN)
-    for _ in range(_MOST_STEPS):
+    for _ in range(most_steps):
         enough_R = tolerance * DELTA * weight_RN.sum(axis=-1)
         going_R = (np.linalg.norm(here.gradient_RK, axis=-1) > enough_R) & (damping_R < _LARGEST_DAMPING)
         if not going_R.all():

@@ -12,6 +12,7 @@ _FEWEST_SIZES = 3
 _FEWEST_BUDGETS = 4
 _RUNS_PER_PARAMETER = 2
 _RESAMPLES = 1000
+_LEAST_SHARE = 1e-3
 _ALIKE = 0.05
 """In the logarithm: sizes this close are one size, read twice from a plot or with a few weights more."""
 
@@ -40,11 +41,30 @@ def warn_of_runs(points: Sequence[tuple[float, float, float]], fitted_parameters
 
 
 def warn_of_exponents(parameters: Iterable[LawParameter], exponents: Sequence[str]) -> list[str]:
-    """Exponents that may be 0: then the loss may not depend on model size, or data, at all."""
+    """Exponents that may be 0, where the loss may not depend on model size, or data, at all; and those that may be
+    nearly anything."""
+    warnings = []
+    for each in parameters:
+        if each.name not in exponents:
+            continue
+        its_interval = f"{each.name}: its interval {each.low:.3g} to {each.high:.3g}"
+        if each.low <= 0 <= each.high:
+            warnings.append(f"{its_interval} holds 0; add runs, or span more")
+        elif each.high - each.low > abs(each.value):
+            warnings.append(f"{its_interval} is wider than its value {each.value:.3g}; add runs, or span more")
+    return warnings
+
+
+def warn_of_terms(share_NJ: Floats) -> list[str]:
+    """Terms that are in no run a part of the loss worth the name: their coefficient and exponent are anything.
+    `share_NJ` holds those of model size and of data, of every run."""
     return [
-        f"{each.name}: its interval {each.low:.3g} to {each.high:.3g} holds 0; add runs, or span more"
-        for each in parameters
-        if each.name in exponents and each.low <= 0 <= each.high
+        f"{field}: its term is less than {100 * _LEAST_SHARE:g} % of the loss of every run, so the runs say nothing of "
+        f"it; add {more}"
+        for field, more, most in zip(
+            ("parameters", "tokens"), ("smaller models", "shorter runs"), share_NJ.max(axis=0), strict=True
+        )
+        if most < _LEAST_SHARE
     ]
 
 
