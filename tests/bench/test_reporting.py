@@ -186,7 +186,9 @@ def test_trials_of_one_arm_on_unlike_hardware_are_refused(report: Report, store:
     baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1"))
     code, words, output = report(task("second", refs, baseline=baseline))
     assert code == 0, output
-    problem = "candidate trials ran on unlike hardware: cpu a CPU and another CPU; pin them with spec.pods.nodeSelector"
+    problem = (
+        "candidate trials ran on unlike hardware: cpu a CPU and another CPU; pin them to alike nodes (nodeSelector)"
+    )
     assert Summary.model_validate_json(words).reason == f"unlike hardware is not compared: {problem}"
     assert problem in kept(store, "second").notes
 

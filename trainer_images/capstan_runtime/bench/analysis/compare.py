@@ -201,7 +201,7 @@ def unlike(environments: Sequence[Environment], whose: str) -> str | None:
     """Why trials that ran on these cannot stand for one thing; None: they are alike."""
     for other in environments[1:]:
         if (problem := hardware_difference(environments[0], other)) is not None:
-            return f"{whose} trials ran on unlike hardware: {problem}; pin them with spec.pods.nodeSelector"
+            return f"{whose} trials ran on unlike hardware: {problem}; pin them to alike nodes (nodeSelector)"
     return None
 
 
