@@ -131,8 +131,8 @@ def _log(key: ObjectKey, decision: BenchDecision) -> None:
         extra={
             "benchmark": str(key),
             "reason": decision.status.reason,
-            "created": [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in decision.create],
-            "deleted": [f"{deletion.kind} {deletion.name}" for deletion in decision.delete],
+            "children_made": [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in decision.create],
+            "children_deleted": [f"{deletion.kind} {deletion.name}" for deletion in decision.delete],
             "events": [note.reason for note in decision.events],
         },
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -132,6 +133,11 @@ def task_of(pod: Document) -> Document:
     return task
 
 
+@pytest.fixture(autouse=True)
+def as_talkative_as_in_a_pod(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+
 @asynccontextmanager
 async def running(api: FakeApi, machine: Machine) -> AsyncIterator[RunningOperator]:
     async def run_for_ever() -> None:
@@ -146,6 +152,7 @@ async def running(api: FakeApi, machine: Machine) -> AsyncIterator[RunningOperat
         finally:
             at_work.cancel()
             await asyncio.gather(at_work, return_exceptions=True)
+        assert operator.value("reconciles_total", result="error") == 0
 
 
 async def test_runs_are_made_one_after_the_other_and_reported(api: FakeApi) -> None:
@@ -153,6 +160,7 @@ async def test_runs_are_made_one_after_the_other_and_reported(api: FakeApi) -> N
     async with running(api, machine) as operator:
         api.put(BENCHMARKS, benchmark())
         await eventually(is_in(api, "Succeeded"))
+        await eventually(lambda: "Reported" in [event["reason"] for event in api.of(EVENTS)])
         assert operator.metrics.registry.get_sample_value("capstan_benchmarks", {"phase": "Succeeded"}) == 1
     status = status_of(api)
     report = status["report"]["log"]
@@ -175,6 +183,7 @@ async def test_a_run_that_fails_is_repeated_and_told(api: FakeApi, monkeypatch: 
     async with running(api, machine):
         api.put(BENCHMARKS, benchmark())
         await eventually(is_in(api, "Succeeded"))
+        await eventually(lambda: "Reported" in [event["reason"] for event in api.of(EVENTS)])
     status = status_of(api)
     assert [(one["trial"], one["attempt"]) for one in status["trials"]] == [("t00", 2), ("t01", 1)]
     repeat = {"trial": "t00", "attempt": 1, "reason": "pod bench-t00: RuntimeError: no luck"}
@@ -333,6 +342,7 @@ async def test_another_gate_is_judged_by_a_report_alone(api: FakeApi) -> None:
         gate = {"minimumEffectPercent": 30}
         api.change(BENCHMARKS, "default", "bench", lambda one: one["spec"].update(gate=gate))
         await eventually(lambda: status_of(api).get("verdict") == "Passed")
+        await eventually(lambda: "Passed" in [event["reason"] for event in api.of(EVENTS)])
     second = status_of(api)
     assert (second["trials"], second["startedAt"]) == (first["trials"], first["startedAt"])
     assert second["report"]["log"] != first["report"]["log"]

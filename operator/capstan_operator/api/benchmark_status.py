@@ -45,7 +45,7 @@ class ProgressStatus(Record):
 
     done: Annotated[int, Field(description="Runs that are finished.")] = 0
     total: Annotated[int, Field(description="Runs in all.")] = 0
-    summary: Annotated[str, Field(description="done/total.")] = ""
+    summary: Annotated[str | None, Field(description="done/total; absent: nothing was planned yet.")] = None
 
 
 class FigureStatus(Record):

@@ -70,8 +70,8 @@ def _of_benchmark(observed: ObservedBenching, spec: BenchmarkSpec) -> Standard |
     if wanted.rerun:
         return Standard(task, other)
     if not is_true(found.status, BenchmarkCondition.SUCCEEDED):
-        phase = found.status.phase
-        return Missing(BenchReason.BASELINE_NOT_READY, f"Benchmark {wanted.name} is {phase}, and must have succeeded")
+        message = f"Benchmark {wanted.name}, which spec.baseline names, has not succeeded yet"
+        return Missing(BenchReason.BASELINE_NOT_READY, message)
     return Standard(task)
 
 
