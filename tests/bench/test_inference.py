@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capstan_runtime.bench.models import RandomTensors, fresh_signature
+from capstan_runtime.bench.models import RandomTensors, fresh_signature, left_in
 from capstan_runtime.bench.trial import result_key
 from capstan_runtime.bench.workloads import inference
 from capstan_runtime.bench.workloads.inference import run
@@ -267,6 +267,19 @@ def test_what_cannot_be_measured_is_refused_with_its_fix(
     with pytest.raises(ConfigError) as refused:
         run(trial(**work), FolderStore(tmp_path), {})
     assert str(refused.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "left"), [("1000", "700", 550), ("1000", "1300", 0), ("max", "700", None), (None, "700", None)]
+)
+def test_files_that_were_read_count_as_free_memory(
+    limit: str | None, used: str, left: int | None, tmp_path: Path
+) -> None:
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    (tmp_path / "memory.stat").write_text("anon 400\nactive_file 50\ninactive_file 250\n")
+    assert left_in(tmp_path, "memory.max", "memory.current", "inactive_file") == left
 
 
 def test_a_batch_for_which_the_device_has_too_little_memory_is_named(

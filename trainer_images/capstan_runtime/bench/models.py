@@ -21,10 +21,11 @@ _FP32_BYTES = 4
 _GPU_CONTROL = Path("/dev/nvidiactl")
 _MEMORY_INFO = Path("/proc/meminfo")
 _LIMITS = (
-    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
-    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""A container's limit and what it uses of it, of either version of control groups."""
+"""Of either version of control groups: its folder, and where it says a container's limit, what is used of it, and how
+much of that are files that were read a while ago."""
 
 
 class RandomTensors:
@@ -154,7 +155,7 @@ def sees_gpu(environ: Mapping[str, str]) -> bool:
 
 def available_bytes() -> int | None:
     """Memory of the host that this process may still take; None: nobody says."""
-    found = [left for left in (_left_on_machine(), *(_left_in(*files) for files in _LIMITS)) if left is not None]
+    found = [left for left in (_left_on_machine(), *(left_in(*group) for group in _LIMITS)) if left is not None]
     return min(found, default=None)
 
 
@@ -167,11 +168,18 @@ def _left_on_machine() -> int | None:
     return kibibytes[0] * 1024 if kibibytes else None
 
 
-def _left_in(limit: Path, used: Path) -> int | None:
+def left_in(folder: Path, limit: str, used: str, reclaimable: str) -> int | None:
+    """Of a container's memory; None: there is no such control group, or no limit. Files that were read are given up
+    when memory is needed, so they count as free, as for the kubelet."""
     try:
-        return max(0, int(limit.read_text()) - int(used.read_text()))
-    except (OSError, ValueError):  # no such version of control groups, or no limit ("max")
+        taken = int((folder / used).read_text()) - _stat((folder / "memory.stat").read_text(), reclaimable)
+        return max(0, int((folder / limit).read_text()) - taken)
+    except (OSError, ValueError):  # "max" is no number
         return None
+
+
+def _stat(text: str, name: str) -> int:
+    return next((int(value) for key, value in map(str.split, text.splitlines()) if key == name), 0)
 
 
 def _shown(size: int) -> str:
