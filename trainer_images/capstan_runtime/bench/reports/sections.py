@@ -275,8 +275,8 @@ def _law(result: BenchmarkResult) -> Section:
     said: list[str] = []
     tables = []
     for fit in law.fits:
-        said.append(f"{'Fitted' if fit.is_trusted else 'Not to be relied on'} ({fit.form}): {fit.formula}.")
-        said += [f"Warning ({fit.form}): {warning}." for warning in fit.warnings]
+        why = f" Warnings: {'; '.join(fit.warnings)}." if fit.warnings else ""
+        said.append(f"{'Fitted' if fit.is_trusted else 'Not to be relied on'} ({fit.form}): {fit.formula}.{why}")
         rows = [_parameter(one) for one in (*fit.parameters, *fit.derived)]
         rows.append(("sum of Huber losses", words.number(fit.objective), ""))
         columns = (fit.form, "value", f"{confidence(result)} interval")
@@ -296,7 +296,13 @@ def _run(parameters: float, tokens: float, loss: float) -> tuple[str, ...]:
 
 
 def _parameter(one: LawParameter) -> tuple[str, str, str]:
-    return one.name, words.number(one.value), f"{words.number(one.low)} – {words.number(one.high)}"
+    text = words.count if one.name.startswith("best ") else _coefficient
+    return one.name, text(one.value), f"{text(one.low)} – {text(one.high)}"
+
+
+def _coefficient(value: float) -> str:
+    """Over so many magnitudes that digits are worth less than the exponent."""
+    return words.number(value) if abs(value) < 1e6 else f"{value:.4g}"
 
 
 def _collectives(result: BenchmarkResult) -> Section:

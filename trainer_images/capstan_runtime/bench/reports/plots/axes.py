@@ -140,7 +140,7 @@ def decades(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def set_powers(axes: Axes, which: str, low: float, high: float, unit: str = "") -> None:
-    """A logarithmic axis over `low` to `high` with ticks such as 100 GFLOP/s, or 1e9 without a unit."""
+    """A logarithmic axis over `low` to `high` with ticks such as 100 GFLOP/s; unit `count`: 100K; none: 1e9."""
     axis = axes.xaxis if which == "x" else axes.yaxis
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
@@ -148,6 +148,8 @@ def set_powers(axes: Axes, which: str, low: float, high: float, unit: str = "") 
     axis.set_minor_locator(NullLocator())
 
     def text(value: float, _: object) -> str:
+        if unit == "count":
+            return words.count(value)
         if unit:
             scale, scaled = words.scale_of(value * 1.0000001, unit)
             return words.join(words.number(value / scale, 3), scaled)

@@ -52,7 +52,7 @@ def _over_tokens(law: Law, fit: LawFit, sizes: list[float]) -> Plot:
                 label=f"{words.count(size)} parameters",
             )
         tokens = [tokens for _, tokens, _ in law.points]
-        set_powers(axes, "x", min(tokens) / 1.5, max(tokens) * 1.5)
+        set_powers(axes, "x", min(tokens) / 1.5, max(tokens) * 1.5, "count")
         _set_loss(axes, "y", [*predicted, *(loss for _, _, loss in law.points)])
         axes.set_xlabel("tokens")
         axes.set_ylabel("loss")
