@@ -120,6 +120,16 @@ def test_figures_that_the_generator_limited_are_no_headlines(limit: dict[str, fl
     assert [point.metric for point in load_points(load, [rung]) if point.is_headline] == headlines
 
 
+def test_a_ladder_that_ends_where_the_generator_was_in_the_way_says_nothing_of_the_service() -> None:
+    load = load_of(2.0, 4.0, objective={"p99_milliseconds": 200})
+    rungs = [rung_of(2.0, [0.1, 0.2], lag_p99=0.05), rung_of(4.0, [0.3, 0.3], lag_p99=0.15)]
+    sustained = next(point for point in load_points(load, rungs) if point.metric == "sustained_requests_per_second")
+    assert (sustained.value, sustained.is_headline) == (2.0, False)
+    assert load_notes(load, rungs)[-1] == (
+        "the first rate that misses the objective is one of those: the service may keep up with more"
+    )
+
+
 def test_where_the_generator_was_in_the_way_is_told_once_for_all_rates() -> None:
     rungs = [rung_of(rate, [0.1], lag_p99=lag) for rate, lag in ((2.0, 0.0042), (4.0, 0.0009), (8.0, 0.012))]
     rungs.append(rung_of(16.0, [0.1], lag_p99=0.5, cpu_share=0.93))

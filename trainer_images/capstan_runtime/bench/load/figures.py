@@ -22,12 +22,16 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 def load_points(load: Load, rungs: Sequence[Rung]) -> list[Point]:
     """Headline: the highest rate that keeps the objective, or without one the answers per second at the highest rate;
     and the median latency at the lowest rate, whose interval is narrow where that of a p99 of a few hundred requests is
-    not. None that the generator limited: latencies by its delays, rates by its processor time."""
+    not. None that the generator limited: latencies by its delays, rates by its processor time, the highest rate by
+    either where it ends the ladder."""
     lowest, highest = min(load.rates), max(load.rates)
     points = []
     if load.objective is not None:
         kept = highest_kept_rate(rungs, load.objective)
-        points.append(point("sustained_requests_per_second", "requests/s", "higher", kept, is_headline=True))
+        is_the_service_s = not _is_cut_by_generator(rungs, load.objective)
+        points.append(
+            point("sustained_requests_per_second", "requests/s", "higher", kept, is_headline=is_the_service_s)
+        )
     for rung in rungs:
         is_rate_headline = load.objective is None and rung.rate == highest and rung.cpu_share < MOST_CPU_SHARE
         is_latency_headline = rung.rate == lowest and not rung.is_limited_by_generator
@@ -50,6 +54,8 @@ def load_notes(load: Load, rungs: Sequence[Rung]) -> list[str]:
                 f"at {rung.rate:g} requests/s {sum(reasons.values())} of {len(rung.latency)} requests failed ({most}); "
                 "each counts as a latency without end"
             )
+    if load.objective is not None and _is_cut_by_generator(rungs, load.objective):
+        notes.append("the first rate that misses the objective is one of those: the service may keep up with more")
     if load.objective is not None and highest_kept_rate(rungs, load.objective) == max(load.rates):
         notes.append(f"the highest rate, {max(load.rates):g} requests/s, keeps the objective: the limit is above it")
     return notes
@@ -85,6 +91,12 @@ def highest_kept_rate(rungs: Sequence[Rung], objective: ServiceLevel) -> float:
             break
         kept = rung.rate
     return kept
+
+
+def _is_cut_by_generator(rungs: Sequence[Rung], objective: ServiceLevel) -> bool:
+    """The ladder ends where the generator was in the way."""
+    missed = [rung for rung in rungs if not keeps(rung, objective)]
+    return bool(missed) and min(missed, key=lambda rung: rung.rate).is_limited_by_generator
 
 
 def keeps(rung: Rung, objective: ServiceLevel) -> bool:
