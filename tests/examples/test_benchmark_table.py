@@ -60,6 +60,19 @@ def test_a_report_is_kept_without_the_machines_name(tmp_path: Path, monkeypatch:
     assert BenchmarkResult.model_validate_json(kept["result.json"]).series == result.series
 
 
+KEPT = sorted(Path("examples").glob("bench-*/report/result.json"))
+
+
+@pytest.mark.parametrize("path", KEPT, ids=str)
+def test_a_report_that_was_kept_can_be_read_and_names_no_machine(path: Path) -> None:
+    result = BenchmarkResult.model_validate_json(path.read_bytes())
+    assert path.parts[1] == {"after": "bench-regression"}.get(result.name, result.name)
+    assert {one.node for one in result.environments} == {""}
+    sizes = {file.name: file.stat().st_size for file in path.parent.iterdir()}
+    assert sizes.keys() == {"report.html", "report.md", "result.json"}
+    assert max(sizes.values()) < bench.LARGEST_REPORT
+
+
 def test_a_verdict_that_is_not_what_it_must_be_fails_the_demo() -> None:
     ended = bench.Ended("after", "bench-regression", {"status": {"verdict": "Passed"}}, Path(), 1.0)
     with pytest.raises(bench.ExampleFailed, match="after is called Passed and not Regressed"):
