@@ -62,14 +62,14 @@ def row(mode: str, workers: int, speedup: tuple[float, float, float], serial: fl
     )
 
 
-def test_speedup_is_over_the_best_single_worker_in_the_same_repetition() -> None:
+def test_speedup_is_over_one_worker_of_the_same_mode_in_the_same_repetition() -> None:
     # The machine was half as fast in the second repetition: pairs do not see it.
     series, trials = measured(
         {
             ("strong", 2): {0: 180.0, 1: 90.0, 2: 180.0},
             ("strong", 1): {0: 100.0, 1: 50.0, 2: 100.0},
             ("weak", 1): {0: 80.0, 1: 40.0, 2: 80.0},
-            ("weak", 4): {0: 300.0, 1: 150.0, 2: 320.0},
+            ("weak", 4): {0: 240.0, 1: 120.0, 2: 256.0},
         }
     )
     derived = derive(series, trials, 0.95, seed=0)
@@ -77,14 +77,14 @@ def test_speedup_is_over_the_best_single_worker_in_the_same_repetition() -> None
     assert derived["scaling"] == (
         row("strong", 1, (1.0, 1.0, 1.0), None),
         row("strong", 2, (1.8, 1.8, 1.8), (1 / 1.8 - 1 / 2) / (1 - 1 / 2)),
-        row("weak", 1, (0.8, 0.8, 0.8), None),
+        row("weak", 1, (1.0, 1.0, 1.0), None),
         row("weak", 4, (3.0, 3.0, 3.2), None),
     )
 
     def added(metric: str, unit: str, mode: str, workers: int, values: tuple[float, ...]) -> Series:
         return Series(
             metric=metric,
-            labels={"workers": str(workers), "mode": mode},
+            labels={"mode": mode, "workers": str(workers)},
             unit=unit,
             better="higher",
             arm="candidate",

@@ -45,18 +45,19 @@ def derive(series: tuple[Series, ...], trials: Trials, confidence: float, seed: 
     """`scaling`: a row for each mode and number of workers; `series`: speed-up and efficiency of every repetition;
     `headline`. Nothing where no trial ran with one worker. `series` and `trials` are those of one arm.
 
-    Speed-up is throughput over that of the best configuration of one worker, whichever mode it belongs to: weak scaling
-    does n times the work in as long, so its speed-up is that of throughput, too, and efficiency is speed-up over n in
-    both. Repetitions are paired, since what slows a machine for a while slows both; where pairs are missing, medians
-    are divided.
+    Speed-up is throughput over that of one worker of the same mode: weak scaling does n times the work in as long, so
+    its speed-up is that of throughput, too, and efficiency is speed-up over n in both. One worker is the same
+    configuration in both modes, and the better of the two would be the luckier one. Repetitions are paired, since what
+    slows a machine for a while slows both; where pairs are missing, medians are divided.
     """
     rng = np.random.default_rng(seed)
     cases = _cases(series, trials)
-    base = max((case for case in cases if case.workers == 1), key=lambda case: case.median, default=None)
-    if base is None:
+    bases = {case.mode: case for case in cases if case.workers == 1}
+    compared = [(case, bases[case.mode]) for case in cases if case.mode in bases]
+    if not compared:
         return {}
-    rows = tuple(_row(case, _speedup(case, base, confidence, rng)) for case in cases)
-    added = tuple(each for case in cases for each in _added(case, base))
+    rows = tuple(_row(case, _speedup(case, base, confidence, rng)) for case, base in compared)
+    added = tuple(each for case, base in compared for each in _added(case, base))
     return {"scaling": rows, "series": added, "headline": _headline(rows)}
 
 
@@ -132,14 +133,14 @@ def _serial_fraction(case: _Case, speedup: float) -> float | None:
 
 
 def _added(case: _Case, base: _Case) -> Iterator[Series]:
-    """One value for each repetition that both have. Not of one worker: there it is 1, or says which mode is better."""
+    """One value for each repetition that both have. Not of one worker, where it is 1."""
     ratios = _ratios(case, base)
     if case.workers == 1 or not ratios:
         return
     for metric, unit, divisor in (("speedup", "x", 1), ("efficiency", "1", case.workers)):
         yield Series(
             metric=metric,
-            labels={"workers": str(case.workers), "mode": case.mode},
+            labels={"mode": case.mode, "workers": str(case.workers)},
             unit=unit,
             better="higher",
             arm=case.arm,
