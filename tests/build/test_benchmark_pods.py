@@ -57,7 +57,7 @@ def variables(manifest: dict[str, Any]) -> dict[str, Any]:
 
 def test_a_pod_that_measures_a_cpu_is_this_and_nothing_else() -> None:
     manifest = built(pods=Pods.parse({"resources": {"cpu": "1500m"}}))
-    task = container(manifest)["env"][3]["value"]
+    task = container(manifest)["env"][4]["value"]
     assert BenchTask.model_validate_json(task) == trial()
     wanted = {"cpu": "1500m"}
     assert manifest == {
@@ -100,11 +100,11 @@ def test_a_pod_that_measures_a_cpu_is_this_and_nothing_else() -> None:
                     "command": ["python", "-m", "capstan_runtime.bench"],
                     "env": [
                         {"name": "CAPSTAN_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+                        {"name": "CAPSTAN_IMAGE", "value": "capstan/deepspeed-trainer:latest"},
                         {"name": "CAPSTAN_POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}},
                         {"name": "CAPSTAN_POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
                         {"name": "CAPSTAN_BENCH", "value": task},
                         {"name": "CAPSTAN_TERMINATION_LOG", "value": "/dev/termination-log"},
-                        {"name": "CAPSTAN_IMAGE", "value": "capstan/deepspeed-trainer:latest"},
                         {"name": "CAPSTAN_STORE", "value": "/var/lib/capstan/store/default"},
                         {"name": "DS_ACCELERATOR", "value": "cpu"},
                         {"name": "OMP_NUM_THREADS", "value": "2"},

@@ -219,6 +219,15 @@ def test_the_secret_holds_the_resolved_run_and_the_token() -> None:
     assert run.training.virtual_ranks == 2
 
 
+def test_a_pod_that_records_its_steps_knows_its_node_and_its_image_and_any_other_does_not() -> None:
+    plain, recording = (environment(pod_of(recordSteps=asked)) for asked in (False, True))
+    assert {name: recording[name] for name in recording.keys() - plain.keys()} == {
+        "CAPSTAN_NODE_NAME": {"fieldRef": {"fieldPath": "spec.nodeName"}},
+        "CAPSTAN_IMAGE": "capstan/flax-trainer:latest",
+    }
+    assert plain == {name: recording[name] for name in plain}
+
+
 def test_the_runs_digest_changes_with_what_the_pods_read_and_with_nothing_else() -> None:
     digest = run_digest(build_run_config(make_job(), parsed()))
     same = parsed(workers={"resources": {"cpu": "1"}}, recovery={"budgets": {"crash": 9}}, suspend=True)

@@ -15,6 +15,7 @@ from capstan_operator.build.pod_parts import (
     env_entries,
     hardened_container,
     hardened_pod,
+    machine_entries,
     scheduling,
     whole_cores,
 )
@@ -131,7 +132,6 @@ def _env(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> list[dict[s
         # Kubernetes would put variables in where a user's text says $(NAME).
         TASK: task.replace("$", "$$"),
         env.TERMINATION_LOG: TERMINATION_LOG,
-        "CAPSTAN_IMAGE": bench_image(pod.pods, pod.runtime, settings),
         **store_env(pod.store, owner.namespace),
     }
     if trial is not None and trial.world > 1:
@@ -144,8 +144,7 @@ def _env(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> list[dict[s
     if "cpu" in pod.pods.resources:
         # Libraries count the cores of the node, not of the container, and start that many threads.
         plain["OMP_NUM_THREADS"] = str(whole_cores(pod.pods.resources["cpu"]))
-    node = {"name": "CAPSTAN_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}
-    return [node, *env_entries(plain)]
+    return [*machine_entries(bench_image(pod.pods, pod.runtime, settings)), *env_entries(plain)]
 
 
 def _volumes(pod: BenchPod) -> list[dict[str, Any]]:

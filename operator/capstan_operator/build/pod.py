@@ -12,6 +12,7 @@ from capstan_operator.build.pod_parts import (
     env_entries,
     hardened_container,
     hardened_pod,
+    machine_entries,
     scheduling,
     whole_cores,
 )
@@ -87,11 +88,12 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         mounts.append({"name": SIGNING_VOLUME, "mountPath": SIGNING_FOLDER, "readOnly": True})
     if spec.workers.gpus:
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
+    image = spec.workers.image or images[spec.framework.kind]
     return {
         "name": TRAINER,
-        "image": spec.workers.image or images[spec.framework.kind],
+        "image": image,
         "command": SUPERVISOR,
-        "env": _env(job, spec, settings),
+        "env": [*(machine_entries(image) if spec.record_steps else []), *_env(job, spec, settings)],
         **store_env_from(spec.checkpoint.store),
         "ports": [{"name": "supervisor", "containerPort": env.SUPERVISOR_PORT}],
         **container_resources(spec.workers.resources, spec.workers.gpus),

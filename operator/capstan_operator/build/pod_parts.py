@@ -64,6 +64,14 @@ def env_entries(plain: Mapping[str, str]) -> list[dict[str, Any]]:
     ]
 
 
+def machine_entries(image: str) -> list[dict[str, Any]]:
+    """The variables of a container that keeps what it was measured on."""
+    return [
+        {"name": "CAPSTAN_NODE_NAME", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}},
+        {"name": "CAPSTAN_IMAGE", "value": image},
+    ]
+
+
 def whole_cores(quantity: str) -> int:
     """CPUs of a Kubernetes quantity, rounded up, at least 1.
 
