@@ -155,6 +155,11 @@ REFUSED: dict[str, tuple[Document, str]] = {
         "set exactly one of service, url",
     ),
     "no load": (spec_of({"serving": {"url": "http://x"}}), "rates"),
+    "a rate twice": (spec_of({"serving": LOAD | {"url": "http://x", "rates": [5, 7, 5]}}), "rates: holds a rate twice"),
+    "two requests of one name": (
+        spec_of({"serving": LOAD | {"url": "http://x", "scenario": [{"name": "a", "path": "/"}] * 2}}),
+        "two kinds of requests have the same name",
+    ),
     "collectives of one": (spec_of({"collectives": {"framework": {"flax": {}}, "workers": 1}}), "workers"),
     "a size in other units": (
         spec_of({"checkpoint": {"state": "64MB"}}),

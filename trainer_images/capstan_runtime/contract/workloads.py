@@ -184,9 +184,18 @@ class ServiceLevel(Record):
     error_percent: Annotated[float, Field(ge=0, lt=100, description="At most so many requests fail.")] = 0.1
 
 
+_RATES_ONCE = "rates: holds a rate twice, and figures are told by rate; remove one of them"
+_NAMES_ONCE = "scenario: two kinds of requests have the same name, and figures are told by name; change one of them"
+
+
 class Load(Record):
     """Open-loop load: requests are due at times that do not depend on the answers, and a latency counts from when its
     request was due. So a server that stalls cannot slow down what measures it."""
+
+    model_config = cel(
+        ("self.rates.all(one, self.rates.exists_one(other, other == one))", f"'{_RATES_ONCE}'"),
+        ("self.scenario.all(one, self.scenario.exists_one(other, other.name == one.name))", f"'{_NAMES_ONCE}'"),
+    )
 
     rates: Annotated[
         list[Annotated[float, Field(gt=0, le=1_000_000)]],
@@ -207,6 +216,14 @@ class Load(Record):
     objective: Annotated[
         ServiceLevel | None, Field(description="Given: the highest rate that keeps it is reported.")
     ] = None
+
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        if len(set(self.rates)) < len(self.rates):
+            raise ValueError(_RATES_ONCE)
+        if len({request.name for request in self.scenario}) < len(self.scenario):
+            raise ValueError(_NAMES_ONCE)
+        return self
 
 
 Operation = Literal["allReduce", "allGather", "reduceScatter", "allToAll"]

@@ -51,13 +51,13 @@ def load_notes(load: Load, rungs: Sequence[Rung]) -> list[str]:
                 reasons[reason] += count
             most = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common(3))
             notes.append(
-                f"at {rung.rate:g} requests/s {sum(reasons.values())} of {len(rung.latency)} requests failed ({most}); "
+                f"at {rung.name} requests/s {sum(reasons.values())} of {len(rung.latency)} requests failed ({most}); "
                 "each counts as a latency without end"
             )
     if load.objective is not None and _is_cut_by_generator(rungs, load.objective):
         notes.append("the first rate that misses the objective is one of those: the service may keep up with more")
     if load.objective is not None and highest_kept_rate(rungs, load.objective) == max(load.rates):
-        notes.append(f"the highest rate, {max(load.rates):g} requests/s, keeps the objective: the limit is above it")
+        notes.append(f"the highest rate, {max(load.rates):.12g} requests/s, keeps the objective: the limit is above it")
     return notes
 
 
@@ -79,7 +79,7 @@ def _limits(rungs: Sequence[Rung]) -> Iterator[str]:
 
 
 def _rates(rungs: Sequence[Rung]) -> str:
-    return ", ".join(f"{rung.rate:g}" for rung in rungs) + " requests/s"
+    return ", ".join(rung.name for rung in rungs) + " requests/s"
 
 
 def highest_kept_rate(rungs: Sequence[Rung], objective: ServiceLevel) -> float:
@@ -118,7 +118,7 @@ def answered_per_second(rung: Rung, within_seconds: float = math.inf) -> float:
 
 
 def _of_rung(load: Load, rung: Rung, *, is_rate_headline: bool, is_latency_headline: bool) -> Iterator[Point]:
-    labels = {"rate": f"{rung.rate:g}"}
+    labels = {"rate": rung.name}
     yield point(
         "requests_per_second",
         "requests/s",
@@ -152,7 +152,7 @@ def _of_kinds(load: Load, rung: Rung) -> Iterator[Point]:
         latency = rung.latency[rung.kinds == kind]
         if not len(latency):
             continue
-        labels = {"rate": f"{rung.rate:g}", "request": request.name}
+        labels = {"rate": rung.name, "request": request.name}
         rising = np.sort(latency)
         yield point("requests", "requests", "neither", float(len(latency)), labels=labels)
         for name in ("p50", "p99"):

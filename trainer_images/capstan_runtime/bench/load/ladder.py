@@ -49,6 +49,11 @@ class Rung:
     """Of one core, that the generator used."""
 
     @property
+    def name(self) -> str:
+        """Its rate, for labels and files."""
+        return f"{self.rate:.12g}"
+
+    @property
     def is_limited_by_generator(self) -> bool:
         return self.cpu_share >= MOST_CPU_SHARE or self.lag_p99 >= MOST_LAG_SECONDS
 

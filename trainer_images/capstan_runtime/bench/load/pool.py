@@ -6,6 +6,7 @@ import time
 from array import array
 from collections import Counter, deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 from capstan_runtime.bench.load.connection import Connection
 from capstan_runtime.bench.load.target import Target
@@ -18,6 +19,7 @@ IDLE_SECONDS = 2.0
 under way would fail for no fault of the server's."""
 _LOOK_SECONDS = 0.02
 """Between two looks for requests whose time is up."""
+_GOODBYE_SECONDS = 5.0
 TIMEOUT = "not answered in time"
 
 
@@ -84,9 +86,10 @@ class Pool:
         await asyncio.gather(self._looking, *self._connecting, return_exceptions=True)
         for connection in list(self._open):
             connection.end()
-        async with asyncio.timeout(5):
-            while self._open:
-                await asyncio.sleep(0.001)
+        with suppress(TimeoutError):  # they are aborted, and nothing is left to say
+            async with asyncio.timeout(_GOODBYE_SECONDS):
+                while self._open:
+                    await asyncio.sleep(0.001)
 
     # ---- what a rung does
 

@@ -98,11 +98,7 @@ def _own_headers(request: Request, where: str, environ: Mapping[str, str]) -> di
 def scenario_bytes(
     scenario: Sequence[Request], target: Target, environ: Mapping[str, str], service: str | None = None
 ) -> list[bytes]:
-    """`request_bytes` of each. Raises ConfigError, also for two requests of one name."""
-    names = [request.name for request in scenario]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"workload.serving.scenario: {name} is there twice; names tell kinds apart, change one")
+    """`request_bytes` of each. Raises ConfigError."""
     return [request_bytes(request, target, environ, service) for request in scenario]
 
 

@@ -39,7 +39,7 @@ def run(trial: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured:
     requests = scenario_bytes(load.scenario, target, environ, trial.service)
     rungs = run_quickly(_climb(load, target, requests, trial.seed))
     files = {
-        f"locust_{rung.rate:g}_stats.csv": locust_stats(rung, load.scenario, load.timeout_seconds).encode()
+        f"locust_{rung.name}_stats.csv": locust_stats(rung, load.scenario, load.timeout_seconds).encode()
         for rung in rungs
     }
     return Measured(load_points(load, rungs), load_notes(load, rungs), files)
