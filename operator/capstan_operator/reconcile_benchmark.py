@@ -13,6 +13,7 @@ from capstan_operator.cluster.events import EventWriter, ObjectRef
 from capstan_operator.cluster.kinds import INFERENCE_SERVICES, PODS, TRAINING_JOBS
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
+from capstan_operator.cluster.serving_store import STUCK_SECONDS
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.bench.reasons import BenchReason
@@ -65,6 +66,8 @@ class BenchmarkReconciler:
         did = await self._carry_out(benchmark, observed, decision)
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
+        if any(pod.phase == "Pending" for pod in observed.pods):
+            self._queue.add_after(key, STUCK_SECONDS)
         return "written" if did else "unchanged"
 
     async def refresh(self, key: ObjectKey) -> None:

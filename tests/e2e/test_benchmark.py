@@ -18,6 +18,7 @@ from tests.e2e.cluster import GROUP, NAMESPACE, VERSION, Cluster, Status, TimedO
 PLACE = (GROUP, VERSION, NAMESPACE, "benchmarks")
 CLAIM = "benchmarks-lives"
 SECONDS = 240.0
+embedded_only = pytest.mark.parametrize("cluster", ["embedded"], indirect=True, scope="session")
 ROOFLINE: dict[str, Any] = {"roofline": {"runtime": "torch", "matrixSizes": [64], "seconds": 0.05}}
 
 
@@ -84,19 +85,19 @@ def results(cluster: Cluster, name: str, uid: str) -> dict[str, float]:
 
 def test_runs_outlive_a_deleted_pod_and_a_killed_operator(claimed: Cluster, kubectl: str) -> None:
     cluster = claimed
-    uid = create(cluster, "peak", ROOFLINE, repetitions=4)
+    uid = create(cluster, "peak", ROOFLINE, repetitions=3)
     wait(cluster, "peak", lambda status: "uid" in status.get("running", {}))
     cluster.core.delete_namespaced_pod("peak-t00", NAMESPACE, grace_period_seconds=0)
-    wait(cluster, "peak", lambda status: status.get("progress", {}).get("done", 0) >= 2)
+    wait(cluster, "peak", lambda status: status.get("progress", {}).get("done", 0) >= 1)
     before = results(cluster, "peak", uid)
     cluster.restart_operator()
     status = wait(cluster, "peak", lambda status: status.get("phase") == "Succeeded")
     trials = [(one["trial"], one["attempt"]) for one in status["trials"]]
-    assert trials == [("t00", 2), ("t01", 1), ("t02", 1), ("t03", 1)]
+    assert trials == [("t00", 2), ("t01", 1), ("t02", 1)]
     assert status["repeats"][0]["reason"] == "pod peak-t00 was deleted before it was done"
     assert status["repeated"] == 1, status["repeats"]
     after = results(cluster, "peak", uid)
-    assert sorted(after) == ["t00.2.json", "t01.1.json", "t02.1.json", "t03.1.json"]
+    assert sorted(after) == ["t00.2.json", "t01.1.json", "t02.1.json"]
     assert before.items() <= after.items(), "what was measured is not measured again"
     assert ("Normal", "Begun") in events(cluster, "peak")
     assert ("Warning", "Repeated") in events(cluster, "peak")
@@ -111,6 +112,7 @@ def test_runs_outlive_a_deleted_pod_and_a_killed_operator(claimed: Cluster, kube
     delete(cluster, "peak")
 
 
+@embedded_only
 def test_a_suspended_benchmark_frees_the_machine_and_goes_on(claimed: Cluster) -> None:
     cluster = claimed
     create(cluster, "paused", ROOFLINE, repetitions=1)
@@ -153,7 +155,7 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(claimed: Clus
     delete(cluster, "uneven")
 
 
-@pytest.mark.parametrize("cluster", ["embedded"], indirect=True, scope="session")
+@embedded_only
 def test_a_spec_that_breaks_a_rule_is_refused_by_the_api_server(claimed: Cluster) -> None:
     with pytest.raises(ApiException) as caught:
         create(claimed, "alone", {"scaling": {"workers": [2, 4]}})

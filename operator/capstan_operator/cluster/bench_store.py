@@ -4,8 +4,11 @@ As in `store.py`, everything that arrives goes through here, older versions are 
 the Benchmark it belongs to.
 """
 
+import re
 import sys
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import orjson
@@ -17,7 +20,7 @@ from capstan_operator.cluster.family import Child, Family
 from capstan_operator.cluster.kinds import BENCHMARKS
 from capstan_operator.cluster.objects import ObjectRecord, Objects
 from capstan_operator.cluster.pods import MAX_TERMINATION_BYTES, Pod, exit_reason, seconds_of, waiting
-from capstan_operator.cluster.serving_store import ServingStore
+from capstan_operator.cluster.serving_store import STUCK, STUCK_SECONDS, ServingStore
 from capstan_operator.cluster.statuses import read_known_status
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.work_queue import ObjectKey, Priority
@@ -71,7 +74,7 @@ class BenchStore:
         return ObservedBenching(
             benchmark=self._observe_benchmark(record),
             baseline=self._observe_benchmark(baseline) if baseline is not None else None,
-            pods=tuple(child.seen for child in self.pods.of(key) if child.owner_uid == record.uid),
+            pods=tuple(_judged(child) for child in self.pods.of(key) if child.owner_uid == record.uid),
             jobs=tuple(map(self._observe_job, self._of_jobs.of(record.uid))),
             services=tuple(map(self._observe_service, self._of_services.of(record.uid))),
             lingering=self._lingering(key),
@@ -107,9 +110,9 @@ class BenchStore:
 
     def _lingering(self, key: ObjectKey) -> tuple[str, ...]:
         """Services whose pods are there, of which the Benchmark made some: those that are named as its trials are."""
-        prefix = f"{key.name}-t"
+        is_of_a_trial = re.compile(rf"{re.escape(key.name)}-t[0-9]{{2,}}(-[0-9]+)?").fullmatch
         owners = self._services.replicas.owners()
-        return tuple(sorted(o.name for o in owners if o.namespace == key.namespace and o.name.startswith(prefix)))
+        return tuple(sorted(o.name for o in owners if o.namespace == key.namespace and is_of_a_trial(o.name)))
 
     def _changed(self, key: ObjectKey) -> None:
         record = self.benchmarks.get(key)
@@ -166,6 +169,12 @@ class _Children:
         for owner in {before, after} - {None}:
             assert owner is not None
             self._wake(owner)
+
+
+def _judged(pod: Child[ObservedBenchPod]) -> ObservedBenchPod:
+    """The pod as it is now: one whose container is not created for long says so."""
+    is_stuck = pod.seen.phase == "Pending" and not pod.seen.waiting and time.time() - pod.created_at >= STUCK_SECONDS
+    return replace(pod.seen, waiting=STUCK) if is_stuck else pod.seen
 
 
 def _baseline_name(record: ObjectRecord) -> str | None:

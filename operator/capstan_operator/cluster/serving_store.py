@@ -55,9 +55,7 @@ from capstan_operator.observe import (
 
 STUCK_SECONDS = 60.0
 """Long for creating a container, unless its image is large: until then nothing is said."""
-_STUCK = (
-    "ContainerCreating: a Secret or a volume may be missing, or the image is large; kubectl describe pod says which"
-)
+STUCK = "ContainerCreating: a Secret or a volume may be missing, or the image is large; kubectl describe pod says which"
 
 
 class Counts(Protocol):
@@ -237,7 +235,7 @@ def _judged(pod: Child[ObservedReplica]) -> ObservedReplica:
     """The pod as it is now: one whose container is not created for long says so."""
     if pod.seen.is_prepared or pod.seen.waiting or time.time() - pod.created_at < STUCK_SECONDS:
         return pod.seen
-    return replace(pod.seen, is_stuck=True, waiting=_STUCK)
+    return replace(pod.seen, is_stuck=True, waiting=STUCK)
 
 
 def _step_began(service: ObjectRecord) -> str | None:
