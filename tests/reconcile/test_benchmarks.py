@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from capstan_operator.api.meta import API_VERSION
 from capstan_operator.cluster.kinds import (
     BENCHMARKS,
     EVENTS,
@@ -314,19 +315,22 @@ async def test_somebody_elses_object_of_the_name_is_never_touched(
         assert api.get(resource, "bench-t00") == stranger
 
 
-async def test_a_benchmark_made_anew_under_its_name_begins_anew(api: FakeApi) -> None:
-    machine = Machine(api)
-    async with running(api, machine):
-        api.put(BENCHMARKS, benchmark(repetitions=5))
-        await eventually(lambda: status_of(api).get("progress", {}).get("done", 0) >= 1)
-        first = api.get(BENCHMARKS, "bench")["metadata"]["uid"]
-        api.remove(BENCHMARKS, "default", "bench", cascades=False)
+async def test_a_benchmark_made_anew_under_its_name_waits_for_the_old_ones_pods_and_begins_anew(api: FakeApi) -> None:
+    owner = {"apiVersion": API_VERSION, "kind": "Benchmark", "name": "bench", "uid": "old", "controller": True}
+    labels = {"app.kubernetes.io/managed-by": "capstan", "capstan.dev/benchmark": "bench", "capstan.dev/trial": "t00"}
+    left = {"name": "bench-t00", "namespace": "default", "uid": "left", "resourceVersion": "7", "labels": labels}
+    ended = {"phase": "Succeeded"}
+    # Past the garbage collector of the fake, which would take it at once.
+    api.objects["pods", "default", "bench-t00"] = {"metadata": left | {"ownerReferences": [owner]}, "status": ended}
+    async with running(api, Machine(api)):
         api.put(BENCHMARKS, benchmark(repetitions=1))
+        await eventually(lambda: status_of(api).get("reason") == "PredecessorLeaving")
+        assert status_of(api)["trials"] == [], "what another one measured does not count"
+        api.remove(PODS, "default", "bench-t00")
         await eventually(is_in(api, "Succeeded"), seconds=30)
-        second = api.get(BENCHMARKS, "bench")["metadata"]["uid"]
-        owners = {pod["metadata"]["ownerReferences"][0]["uid"] for pod in api.of(PODS)}
-    assert (first != second, owners) == (True, {second})
-    assert [one["trial"] for one in status_of(api)["trials"]] == ["t00"]
+    uid = api.get(BENCHMARKS, "bench")["metadata"]["uid"]
+    assert {pod["metadata"]["ownerReferences"][0]["uid"] for pod in api.of(PODS)} == {uid}
+    assert ([one["trial"] for one in status_of(api)["trials"]], status_of(api)["repeated"]) == (["t00"], 0)
 
 
 async def test_another_gate_is_judged_by_a_report_alone(api: FakeApi) -> None:
