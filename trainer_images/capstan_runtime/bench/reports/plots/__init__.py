@@ -1,5 +1,9 @@
 """The plots of a report, chosen by what there is to show."""
 
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+
 from capstan_runtime.bench.reports.plots.bars import bars, runs_of
 from capstan_runtime.bench.reports.plots.collectives import collectives
 from capstan_runtime.bench.reports.plots.effects import effects
@@ -10,6 +14,7 @@ from capstan_runtime.bench.reports.plots.scaling import scaling
 from capstan_runtime.bench.reports.plots.svg import Plot
 from capstan_runtime.bench.reports.plots.sweeps import MOST_SWEEPS, ladder, sweep
 from capstan_runtime.bench.result import BenchmarkResult
+from capstan_runtime.contract.benchmark import Figure
 
 _DRAWN_ELSEWHERE = {
     "scaling": ("speedup", "efficiency"),
@@ -26,16 +31,26 @@ _DRAWN_ELSEWHERE = {
 
 def plots_of(result: BenchmarkResult) -> dict[str, list[Plot]]:
     """By the key of the section they belong to."""
-    effect, roof = effects(result), roofline(result)
-    return {
-        "comparison": [effect] if effect else [],
-        "scaling": scaling(result),
-        "roofline": [roof] if roof else [],
-        "law": law_plots(result),
-        "collectives": collectives(result) if result.workload == "collectives" else [],
-        "figures": [*(ladder(result) if result.workload == "serving" else []), *_figures(result)],
-        "latency": distributions(result),
+    made = {
+        "comparison": _drawn(lambda: [effects(result)]),
+        "scaling": _drawn(lambda: scaling(result)),
+        "roofline": _drawn(lambda: [roofline(result)]),
+        "law": _drawn(lambda: law_plots(result)),
+        "collectives": _drawn(lambda: collectives(result)) if result.workload == "collectives" else [],
+        "figures": [*(_drawn(lambda: ladder(result)) if result.workload == "serving" else []), *_figures(result)],
+        "latency": _drawn(lambda: distributions(result)),
     }
+    return made
+
+
+def _drawn(make: Callable[[], Sequence[Plot | None]]) -> list[Plot]:
+    """Without those whose numbers no axis can hold: tables have them, and what was measured for hours is not lost to a
+    picture."""
+    try:
+        return [plot for plot in make() if plot is not None]
+    except (ArithmeticError, ValueError) as error:
+        print(f"a plot is left out: {type(error).__name__}: {error}", file=sys.stderr)
+        return []
 
 
 def _figures(result: BenchmarkResult) -> list[Plot]:
@@ -51,9 +66,10 @@ def _figures(result: BenchmarkResult) -> list[Plot]:
         first = next(one for one in result.figures if one.metric == metric)
         if first.better == "neither" and not first.is_headline:
             continue
-        plot = sweep(result, metric) or bars(result, metric)
-        if plot is None:
-            plot = runs_of(result, first) if first.is_headline else None
-        if plot is not None:
-            plots.append(plot)
+        plots += _drawn(partial(_figure, result, first))
     return plots
+
+
+def _figure(result: BenchmarkResult, first: Figure) -> list[Plot | None]:
+    metric = first.metric
+    return [sweep(result, metric) or bars(result, metric) or (runs_of(result, first) if first.is_headline else None)]

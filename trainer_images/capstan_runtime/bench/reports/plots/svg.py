@@ -87,8 +87,8 @@ def draw(
     """The plot that `paint` makes on empty axes. `key` must be the only one of its page."""
     parameters: Any = mpl.rcParams
     with mpl.rc_context(), warnings.catch_warnings():
-        # Letters that matplotlib's own font lacks are drawn by the browser's.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        # Of letters that matplotlib's own font lacks, which are drawn by the browser's, and of numbers beyond an axis.
+        warnings.simplefilter("ignore")
         parameters.update(mpl.rcParamsDefault)
         parameters.update(_STYLE)
         parameters["svg.hashsalt"] = key
