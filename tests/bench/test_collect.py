@@ -93,6 +93,7 @@ def test_series_hold_one_value_for_each_trial_in_the_order_of_repetitions(tmp_pa
 def test_a_training_job_is_measured_by_its_windows_after_warm_up(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     keep(store, "bm-t00/u7/record.3.r0.json", record(tokens_per_sample=16))
+    keep(store, "bm-t00/u7/record.3.r1.json", record(rank=1))
     ref = TrialRef(trial="t00", attempt=1, arm="candidate", repetition=0, job="bm-t00/u7")
 
     series = build_series(read_trials(store, "bm", "u1", [ref]), warmup_steps=8)
@@ -121,6 +122,11 @@ def test_a_job_without_tokens_has_samples_as_its_headline() -> None:
             ConfigError,
             "trial t04: bm-t04/u7 was interrupted, and its last attempt began at step 40; only a run",
         ),
+        (
+            {"record.1.r0.json": record(world=6), "record.1.r2.json": record(rank=2, world=6)},
+            StoreUnavailable,
+            "trial t04: bm-t04/u7 had 6 ranks, and record.1.r1.json, record.1.r3.json, record.1.r4.json, … are not in ",
+        ),
         ({"record.1.r0.json": record(is_complete=False)}, ConfigError, "trial t04: bm-t04/u7 did not do all its steps"),
         (
             {"record.1.r0.json": record(schema_version=2)},
@@ -138,6 +144,33 @@ def test_a_training_job_that_cannot_stand_for_a_trial_is_refused(
     ref = TrialRef(trial="t04", attempt=1, arm="candidate", repetition=0, job="bm-t04/u7")
     with pytest.raises(error, match=re.escape(told)):
         read_trials(store, "bm", "u1", [ref])
+
+
+def test_every_rank_tells_what_it_ran_on(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    other = HERE.model_copy(update={"cpu": "another CPU"})
+    keep(store, "bm-t00/u7/record.1.r0.json", record())
+    keep(store, "bm-t00/u7/record.1.r1.json", record(rank=1, environment=other))
+    pod = result("t01").model_copy(update={"world": 2, "peers": (other,)})
+    keep(store, "bm/u1/trials/t01.1.json", pod)
+    refs = [
+        TrialRef(trial="t00", attempt=1, arm="baseline", repetition=0, job="bm-t00/u7"),
+        TrialRef(trial="t01", attempt=1, arm="candidate", repetition=0),
+    ]
+    trials = read_trials(store, "bm", "u1", refs)
+    assert trials.of("baseline").environments == (HERE, other)
+    assert trials.of("candidate").environments == (HERE, other)
+    assert trials.environments == (HERE, HERE, other, other)
+
+
+def test_a_series_says_how_many_ranks_it_is_of_and_never_mixes_them() -> None:
+    refs = [TrialRef(trial=f"t0{index}", attempt=1, arm="candidate", repetition=index) for index in range(2)]
+    results = [result(ref.trial, latency(1.0)).model_copy(update={"world": 2}) for ref in refs]
+    (series,) = build_series(Trials(results=tuple(zip(refs, results, strict=True))))
+    assert series.world == 2
+    results[1] = results[1].model_copy(update={"world": 4})
+    with pytest.raises(ConfigError, match=r"trial t01: number of ranks is 4, and 2 in trial t00 at the same place"):
+        build_series(Trials(results=tuple(zip(refs, results, strict=True))))
 
 
 def test_a_trial_that_is_missing_or_broken_is_refused_by_name(tmp_path: Path) -> None:

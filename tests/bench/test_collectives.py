@@ -1,5 +1,6 @@
 """Bandwidth between ranks: the arithmetic, what must come out of an operation, and both frameworks' real ones."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract.benchmark import COORDINATOR, TrialTask, TrialWork
 from capstan_runtime.contract.workloads import Collectives, Operation, size_bytes
 from capstan_runtime.errors import ConfigError, PeerLost
+from capstan_runtime.metrics.environment import observe_environment
 from tests.support.rank_threads import Exchange, run_rank_threads
 from tests.support.ranks import run_ranks
 
@@ -182,6 +184,7 @@ def measure_for_real(rank: int, world: int, coordinator: str, kind: str) -> Meas
 def test_real_processes_measure_right_results_and_rank_0_tells(kind: str, world: int) -> None:
     measured, *others = run_ranks(measure_for_real, world, kind)
     assert others == [None] * (world - 1)
+    assert [peer.hardware for peer in measured.peers] == [observe_environment(os.environ).hardware] * (world - 1)
     small, large = ("1KiB", "64KiB") if world == 2 else ("1020B", "65532B")
     figures: list[Any] = [(p.metric, p.labels, p.unit, p.better, p.is_headline) for p in measured.points]
     assert figures == [

@@ -149,6 +149,18 @@ def test_a_regression_is_told_even_where_something_else_is_missing() -> None:
     assert compared.verdict == "Regressed"
 
 
+def test_figures_of_unlike_numbers_of_ranks_are_not_compared() -> None:
+    then = side(series(QUIET, world=1), series(QUIET, "same", world=2))
+    now = side(series(times(0.3), world=4), series(QUIET, "same", world=2))
+    compared = compare(then, now, DEFAULT_GATE, seed=1)
+    assert verdicts(compared) == [("latency_seconds", "Inconclusive"), ("same", "Passed")]
+    assert (compared.verdict, compared.reason) == (
+        "Inconclusive",
+        "latency seconds: the number of ranks must be the same, and was 1 in the baseline and 4 now; workload scaling "
+        "compares numbers of workers",
+    )
+
+
 def test_many_metrics_need_more_runs_and_that_is_said() -> None:
     names = [f"m{index}" for index in range(8)]
     then = side(*(series(QUIET, name) for name in names))

@@ -204,8 +204,10 @@ def test_a_published_row_is_shown_and_never_judged(report: Report, store: Folder
     assert result.comparisons == ()
 
 
-def keep_jobs(store: FolderStore, arm: str, first: int, workers: int, seconds: float) -> tuple[TrialRef, ...]:
-    """A TrainingJob for each of five repetitions, and who reads their records."""
+def keep_jobs(
+    store: FolderStore, arm: str, first: int, workers: int, seconds: float, peers: Environment = HERE
+) -> tuple[TrialRef, ...]:
+    """A TrainingJob for each of five repetitions, whose ranks from 1 on ran on `peers`, and who reads their records."""
     refs = []
     for repetition in range(5):
         trial = f"t{first + repetition:02d}"
@@ -222,11 +224,24 @@ def keep_jobs(store: FolderStore, arm: str, first: int, workers: int, seconds: f
             environment=HERE,
             is_complete=True,
         )
-        text = record.model_dump_json(by_alias=True, exclude_none=True)
-        store.put(f"bm-{trial}/u7/record.1.r0.json", [text.encode()])
+        for rank in range(workers):
+            environment = HERE if rank == 0 else peers
+            text = record.model_copy(update={"rank": rank, "environment": environment}).model_dump_json(by_alias=True)
+            store.put(f"bm-{trial}/u7/record.1.r{rank}.json", [text.encode()])
         ref = {"trial": trial, "attempt": 1, "arm": arm, "repetition": repetition, "job": f"bm-{trial}/u7"}
         refs.append(TrialRef.model_validate(ref | {"labels": {"workers": str(workers), "mode": "strong"}}))
     return tuple(refs)
+
+
+def test_a_rank_on_unlike_hardware_is_refused_whichever_it_is(report: Report, store: FolderStore) -> None:
+    other = HERE.model_copy(update={"cpu": "another CPU"})
+    refs = keep_jobs(store, "candidate", 0, 2, 1.0, peers=other) + keep_jobs(store, "baseline", 5, 2, 1.0)
+    baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1", is_rerun=True))
+    code, words, output = report(task("second", refs, baseline=baseline, workload="training", warmup_steps=1))
+    assert code == 0, output
+    told = "candidate trials ran on unlike hardware: cpu a CPU and another CPU; pin them to alike nodes (nodeSelector)"
+    assert Summary.model_validate_json(words).reason == f"unlike hardware is not compared: {told}"
+    assert kept(store, "second").environments == (HERE, other)
 
 
 def test_what_a_workload_derives_is_told_and_compared_of_both_arms(report: Report, store: FolderStore) -> None:

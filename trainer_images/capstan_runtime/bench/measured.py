@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.contract.benchmark import Better, Point
+from capstan_runtime.contract.benchmark import Better, Environment, Point
 
 MOST_SAMPLES = 10_000
 """Kept of one point; of more, every k-th."""
@@ -24,6 +24,8 @@ class Measured:
     """What a reader of the figures must know."""
     files: Mapping[str, bytes] = field(default_factory=dict)
     """Kept beside the result as `trials/<trial>.<attempt>.<name>`, for other tools: nothing here reads them."""
+    peers: Sequence[Environment] = field(default=())
+    """What the other ranks ran on."""
 
 
 def time_calls(call: Callable[[], object], seconds: float, warmup_seconds: float = 0.0, fewest: int = 3) -> list[float]:

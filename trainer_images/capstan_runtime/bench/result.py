@@ -35,6 +35,8 @@ class Series(Finding):
     """One for each trial, in the order of repetitions."""
     trials: tuple[str, ...]
     """Their ids."""
+    world: int = 1
+    """Ranks that measured together in each trial."""
     is_headline: bool = False
 
 

@@ -84,6 +84,8 @@ def _measure(task: BenchTask, trial: TrialTask, environ: Mapping[str, str]) -> s
         trial=trial.trial,
         attempt=trial.attempt,
         environment=observe_environment(environ),
+        world=trial.world,
+        peers=tuple(measured.peers),
         control_seconds=(*before, *measure_control()),
         points=tuple(measured.points),
         notes=tuple(measured.notes),

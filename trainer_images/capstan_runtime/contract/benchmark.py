@@ -121,6 +121,10 @@ class TrialResult(Finding):
     """`t07`: its place in the order in which trials run."""
     attempt: Annotated[int, Field(ge=1)] = 1
     environment: Environment
+    world: Annotated[int, Field(ge=1)] = 1
+    """Ranks that measured together."""
+    peers: tuple[Environment, ...] = ()
+    """What the other ranks ran on."""
     control_seconds: tuple[float, ...] = ()
     """What a fixed piece of arithmetic took before and after the measurement: tells a slow machine from slow code."""
     points: tuple[Point, ...]

@@ -1,7 +1,7 @@
 """The trials of a Benchmark, read from its store, and the series of figures they make."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from capstan_runtime.errors import ConfigError, StoreUnavailable
 _Kept = TypeVar("_Kept", TrialResult, TrainingRecord)
 _RECORD = re.compile(r"record\.(\d+)\.r0\.json")
 """Rank 0's of one attempt of a TrainingJob; the number is the attempt's fence."""
+_MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,18 +37,22 @@ class Trials:
     """Of trials in pods of their own."""
     records: tuple[tuple[TrialRef, TrainingRecord], ...] = ()
     """Of trials that were TrainingJobs: rank 0's."""
+    peers: tuple[tuple[TrialRef, Environment], ...] = ()
+    """What the other ranks of these ran on."""
 
     def of(self, arm: Arm) -> "Trials":
         """Those of one arm."""
         return Trials(
             results=tuple(pair for pair in self.results if pair[0].arm == arm),
             records=tuple(pair for pair in self.records if pair[0].arm == arm),
+            peers=tuple(pair for pair in self.peers if pair[0].arm == arm),
         )
 
     @property
     def environments(self) -> tuple[Environment, ...]:
-        """Of every trial."""
-        return tuple(kept.environment for kept in self.kept)
+        """Of every rank of every trial; first those of rank 0."""
+        peers = [peer for _, result in self.results for peer in result.peers]
+        return (*(kept.environment for kept in self.kept), *peers, *(peer for _, peer in self.peers))
 
     @property
     def control_seconds(self) -> tuple[float, ...]:
@@ -66,19 +71,23 @@ def read_trials(store: Store, benchmark: str, uid: str, refs: Sequence[TrialRef]
     Raises StoreUnavailable when a file is not there (another node may have written it a moment ago), and ConfigError
     when one cannot be used; both name the trial. OSError as the store does.
     """
-    results, records = [], []
+    results, records, peers = [], [], []
     for ref in sorted(refs, key=lambda ref: (len(ref.trial), ref.trial)):
         if ref.job is None:
             key = result_key(benchmark, uid, ref.trial, ref.attempt)
             results.append((ref, _read(store, key, ref, TrialResult)))
         else:
-            records.append((ref, _read_record(store, ref, ref.job)))
-    return Trials(results=tuple(results), records=tuple(records))
+            record, others = _read_records(store, ref, ref.job)
+            records.append((ref, record))
+            peers += [(ref, other.environment) for other in others]
+    return Trials(results=tuple(results), records=tuple(records), peers=tuple(peers))
 
 
-def _read_record(store: Store, ref: TrialRef, job: str) -> TrainingRecord:
-    """Of the job's newest attempt, which must have been its only one: an interrupted run measures something else."""
-    fences = sorted(int(found[1]) for name in store.children(job) if (found := _RECORD.fullmatch(name)))
+def _read_records(store: Store, ref: TrialRef, job: str) -> tuple[TrainingRecord, list[TrainingRecord]]:
+    """Rank 0's and the others', of the job's newest attempt, which must have been its only one: an interrupted run
+    measures something else."""
+    names = store.children(job)
+    fences = sorted(int(found[1]) for name in names if (found := _RECORD.fullmatch(name)))
     if not fences:
         raise StoreUnavailable(
             f"trial {ref.trial}: {job}/record.<fence>.r0.json is not in {store.place}; all nodes must share "
@@ -92,7 +101,14 @@ def _read_record(store: Store, ref: TrialRef, job: str) -> TrainingRecord:
         )
     if not record.is_complete:
         raise ConfigError(f"trial {ref.trial}: {job} did not do all its steps; run the Benchmark again")
-    return record
+    others = [f"record.{fences[-1]}.r{rank}.json" for rank in range(1, record.world)]
+    if missing := sorted(set(others) - set(names)):
+        more = ", …" if len(missing) > _MOST_NAMED else ""
+        raise StoreUnavailable(
+            f"trial {ref.trial}: {job} had {record.world} ranks, and {', '.join(missing[:_MOST_NAMED])}{more} are not in "
+            f"{store.place}, so what these ran on is not known; all nodes must share results.store"
+        )
+    return record, [_read(store, f"{job}/{name}", ref, TrainingRecord) for name in others]
 
 
 def _read(store: Readable, key: str, ref: TrialRef, kind: type[_Kept]) -> _Kept:
@@ -118,9 +134,10 @@ def build_series(trials: Trials, warmup_steps: int = 0) -> tuple[Series, ...]:
     """One Series for each metric, place it was measured at, and arm; the candidate's first. Metrics are in the order in
     which workloads tell them, places in that of their numbers.
 
-    `warmup_steps` are left out of every TrainingRecord. Raises ConfigError when that leaves nothing, and when a trial
-    tells one figure twice.
+    `warmup_steps` are left out of every TrainingRecord. Raises ConfigError when that leaves nothing, when a trial tells
+    one figure twice, and when the trials of one figure had unlike numbers of ranks.
     """
+    worlds = {ref.trial: kept.world for ref, kept in (*trials.results, *trials.records)}
     found: dict[tuple[Arm, str, tuple[tuple[str, str], ...]], list[tuple[int, str, Point]]] = {}
     for ref, point in _points(trials, warmup_steps):
         labels = ref.labels | point.labels
@@ -132,12 +149,20 @@ def build_series(trials: Trials, warmup_steps: int = 0) -> tuple[Series, ...]:
         entries.append((ref.repetition, ref.trial, point))
     metrics = list(dict.fromkeys(metric for _, metric, _ in found))
     keys = sorted(found, key=lambda key: (key[0] != "candidate", metrics.index(key[1]), natural_order(dict(key[2]))))
-    return tuple(_series(key[0], dict(key[2]), found[key]) for key in keys)
+    return tuple(_series(key[0], dict(key[2]), found[key], worlds) for key in keys)
 
 
-def _series(arm: Arm, labels: dict[str, str], entries: list[tuple[int, str, Point]]) -> Series:
+def _series(
+    arm: Arm, labels: dict[str, str], entries: list[tuple[int, str, Point]], worlds: Mapping[str, int]
+) -> Series:
     entries = sorted(entries, key=lambda entry: entry[:2])
-    first = entries[0][2]
+    _, trial, first = entries[0]
+    for _, other, _ in entries:
+        if worlds[other] != worlds[trial]:
+            raise ConfigError(
+                f"trial {other}: number of ranks is {worlds[other]}, and {worlds[trial]} in trial {trial} at the same "
+                "place, so they are not one figure; run the Benchmark again"
+            )
     return Series(
         metric=first.metric,
         labels=labels,
@@ -146,6 +171,7 @@ def _series(arm: Arm, labels: dict[str, str], entries: list[tuple[int, str, Poin
         arm=arm,
         values=tuple(point.value for _, _, point in entries),
         trials=tuple(trial for _, trial, _ in entries),
+        world=worlds[trial],
         # A trial may withdraw it, such as one whose generator of load was itself the bottleneck.
         is_headline=all(point.is_headline for _, _, point in entries),
     )

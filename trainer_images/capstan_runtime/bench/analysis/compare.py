@@ -59,6 +59,9 @@ def compare(
     refused: dict[_Place, str] = {}
     allowed_p = rule.allowed_p / max(1, len(shared))
     for place in shared:
+        if (problem := _unlike_worlds(then[place], now[place])) is not None:
+            refused[place] = problem
+            continue
         try:
             effects[place] = _effect(then[place], now[place], rule, allowed_p, seed, repetitions)
         except ValueError as error:
@@ -110,6 +113,15 @@ def _one_sided(
             what = "is no headline" if place(missing) in measured else "is missing"
             problems.append(f"{name(missing)} {what} {where}, so it cannot be compared")
     return problems
+
+
+def _unlike_worlds(then: Series, now: Series) -> str | None:
+    if then.world == now.world:
+        return None
+    return (
+        f"the number of ranks must be the same, and was {then.world} in the baseline and {now.world} now; workload "
+        "scaling compares numbers of workers"
+    )
 
 
 def _drift(baseline: Side, candidate: Side, rule: Rule, seed: int) -> tuple[Effect | None, str | None]:

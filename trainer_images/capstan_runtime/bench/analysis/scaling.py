@@ -26,6 +26,8 @@ class _Case:
     throughput: dict[int, float]
     trials: dict[int, str]
     """Their ids."""
+    world: int
+    """Ranks."""
 
     @property
     def median(self) -> float:
@@ -71,6 +73,7 @@ def _cases(series: Iterable[Series], trials: Trials) -> list[_Case]:
             arm=each.arm,
             throughput={repetitions[trial]: value for trial, value in zip(each.trials, each.values, strict=True)},
             trials={repetitions[trial]: trial for trial in each.trials},
+            world=each.world,
         )
         for each in series
         if each.metric == _THROUGHPUT and {"mode", "workers"} <= each.labels.keys()
@@ -146,5 +149,6 @@ def _added(case: _Case, base: _Case) -> Iterator[Series]:
             arm=case.arm,
             values=tuple(value / divisor for value in ratios.values()),
             trials=tuple(case.trials[repetition] for repetition in ratios),
+            world=case.world,
             is_headline=metric == "efficiency",
         )

@@ -8,10 +8,11 @@ from capstan_runtime.bench.collectives import Ranks
 from capstan_runtime.bench.measured import Measured, median_point, point
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract import env
-from capstan_runtime.contract.benchmark import COORDINATOR, Point, TrialTask
+from capstan_runtime.contract.benchmark import COORDINATOR, Environment, Point, TrialTask
 from capstan_runtime.contract.run_config import Deadlines, Membership
 from capstan_runtime.contract.workloads import Collectives, Operation, size_bytes
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.metrics.environment import observe_environment
 
 Join = Callable[[Membership, Deadlines], Ranks]
 
@@ -37,8 +38,10 @@ def run(trial: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured 
             seconds = collectives.measure(ranks, operation, size, task.iterations)
             points += _points(operation, ranks.size, size, seconds, is_headline=size == sizes[-1])
     notes = _notes(task, ranks)
+    told = ranks.exchange(observe_environment(environ).model_dump_json().encode())
     ranks.leave()
-    return Measured(points, notes) if trial.rank == 0 else None
+    peers = [Environment.model_validate_json(each) for rank, each in enumerate(told) if rank != trial.rank]
+    return Measured(points, notes, peers=peers) if trial.rank == 0 else None
 
 
 def _points(operation: Operation, ranks: int, size: int, seconds: Sequence[float], is_headline: bool) -> list[Point]:
