@@ -105,8 +105,8 @@ def _read_records(store: Store, ref: TrialRef, job: str) -> tuple[TrainingRecord
     if missing := sorted(set(others) - set(names)):
         more = ", …" if len(missing) > _MOST_NAMED else ""
         raise StoreUnavailable(
-            f"trial {ref.trial}: {job} had {record.world} ranks, and {', '.join(missing[:_MOST_NAMED])}{more} are not in "
-            f"{store.place}, so what these ran on is not known; all nodes must share results.store"
+            f"trial {ref.trial}: {job} had {record.world} ranks, and {', '.join(missing[:_MOST_NAMED])}{more} are not "
+            f"in {store.place}, so what these ran on is not known; all nodes must share results.store"
         )
     return record, [_read(store, f"{job}/{name}", ref, TrainingRecord) for name in others]
 
@@ -137,7 +137,8 @@ def build_series(trials: Trials, warmup_steps: int = 0) -> tuple[Series, ...]:
     `warmup_steps` are left out of every TrainingRecord. Raises ConfigError when that leaves nothing, when a trial tells
     one figure twice, and when the trials of one figure had unlike numbers of ranks.
     """
-    worlds = {ref.trial: kept.world for ref, kept in (*trials.results, *trials.records)}
+    worlds = {ref.trial: result.world for ref, result in trials.results}
+    worlds |= {ref.trial: record.world for ref, record in trials.records}
     found: dict[tuple[Arm, str, tuple[tuple[str, str], ...]], list[tuple[int, str, Point]]] = {}
     for ref, point in _points(trials, warmup_steps):
         labels = ref.labels | point.labels
