@@ -112,6 +112,8 @@ ACCEPTED: dict[str, Document] = {
     "checkpoints": spec_of({"checkpoint": {"state": "64MiB", "beside": ["TorchDCP"]}}),
     "the control plane": spec_of({"controlPlane": {}}, pods={"serviceAccountName": "bursts"}),
     "a gate": spec_of(repetitions=5, baseline=BEFORE, gate={"metrics": ["samples_per_second"]}),
+    "a confidence that so many runs reach": spec_of(repetitions=6, baseline=BEFORE, gate={"confidence": 0.995}),
+    "all the confidence there is": spec_of(repetitions=13, baseline=BEFORE, gate={"confidence": 0.9999999}),
     "a rerun": spec_of(baseline={"benchmark": {"name": "before", "rerun": True}}),
     "a kept result": spec_of(repetitions=5, baseline={"configMap": {"name": "kept"}}, gate={}),
     "all the rest": spec_of(
@@ -191,6 +193,16 @@ REFUSED: dict[str, tuple[Document, str]] = {
     "a gate that nothing could pass": (
         spec_of(repetitions=4, baseline=BEFORE, gate={}),
         "repetitions: 4 cannot be judged; a gate needs 5 or more: raise repetitions, or remove gate",
+    ),
+    "a confidence that so few runs cannot reach": (
+        spec_of(repetitions=5, baseline=BEFORE, gate={"confidence": 0.995}),
+        "repetitions: 5 cannot reach gate.confidence 0.995, however large a difference is; raise repetitions to 6, or "
+        "lower gate.confidence",
+    ),
+    "near certainty": (
+        spec_of(repetitions=12, baseline=BEFORE, gate={"confidence": 0.99999999}),
+        "repetitions: 12 cannot reach gate.confidence 0.99999999, however large a difference is; raise repetitions to "
+        "13, or",
     ),
     "a gate at a published row": (
         spec_of(

@@ -337,7 +337,7 @@ async def test_another_gate_is_judged_by_a_report_alone(api: FakeApi) -> None:
     machine = Machine(api)
     machine.verdict = "Regressed"
     async with running(api, machine):
-        api.put(BENCHMARKS, benchmark("before"))
+        api.put(BENCHMARKS, benchmark("before", repetitions=5))
         against = {"benchmark": {"name": "before"}}
         api.put(BENCHMARKS, benchmark(repetitions=5, baseline=against, gate={"minimumEffectPercent": 1}))
         await eventually(lambda: status_of(api).get("verdict") == "Regressed", seconds=30)

@@ -1,5 +1,6 @@
 """Benchmark: its spec, and the rules that bind several fields."""
 
+import math
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -23,6 +24,9 @@ from capstan_runtime.contract.workloads import (
 
 FEWEST_TO_JUDGE = 5
 """Repetitions. Mann-Whitney cannot reach p < 0.05 below 4 against 4, and 5 against 5 leaves room for one outlier."""
+_CHANCES = tuple(math.comb(2 * runs, runs) / 2 for runs in range(FEWEST_TO_JUDGE, 13))
+"""One over the smallest p that Mann-Whitney can reach with so many runs on either side, from FEWEST_TO_JUDGE on.
+More of them reach whatever anybody may want."""
 MOST_TRIALS = 200
 """Of one Benchmark, both arms together: status lists them all."""
 
@@ -197,6 +201,15 @@ _NO_JOB = "job: is run by no part of this workload; remove it"
 _NEEDS_BASELINE = "gate: compares with a baseline, and there is none; add spec.baseline, or remove gate"
 _NOT_REPEATED = "gate: this scalingLaw runs nothing that could be repeated; remove gate, or use scalingLaw.grid"
 _NO_REFERENCE = "baseline.reference: a published row is never a gate, only shown beside; remove gate"
+_CEL_CHANCES = f"[{', '.join(map(str, _CHANCES))}]"
+_BELOW_CHANCE = (
+    f"!has(self.gate) || self.repetitions < {FEWEST_TO_JUDGE} || self.repetitions >= {FEWEST_TO_JUDGE + len(_CHANCES)} "
+    f"|| (1.0 - self.gate.confidence) * {_CEL_CHANCES}[self.repetitions - {FEWEST_TO_JUDGE}] >= 1.0",
+    "'repetitions: ' + string(self.repetitions) + ' cannot reach gate.confidence ' + string(self.gate.confidence) + "
+    "', however large a difference is; raise repetitions to ' + "
+    f"string({FEWEST_TO_JUDGE} + {_CEL_CHANCES}.filter(chance, (1.0 - self.gate.confidence) * chance < 1.0).size()) + "
+    "', or lower gate.confidence'",
+)
 _FROZEN = ("workload", "repetitions", "seed", "results", "pods")
 
 
@@ -214,6 +227,7 @@ class BenchmarkSpec(Record):
             f"'repetitions: ' + string(self.repetitions) + ' cannot be judged; a gate needs {FEWEST_TO_JUDGE} or more: "
             "raise repetitions, or remove gate'",
         ),
+        _BELOW_CHANCE,
         *(
             (
                 f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
@@ -291,6 +305,12 @@ class BenchmarkSpec(Record):
             raise ValueError(
                 f"repetitions: {self.repetitions} cannot be judged; a gate needs {FEWEST_TO_JUDGE} or more: raise "
                 "repetitions, or remove gate"
+            )
+        too_few = [chance for chance in _CHANCES if (1 - self.gate.confidence) * chance < 1]
+        if self.repetitions < FEWEST_TO_JUDGE + len(too_few):
+            raise ValueError(
+                f"repetitions: {self.repetitions} cannot reach gate.confidence {self.gate.confidence}, however large a "
+                f"difference is; raise repetitions to {FEWEST_TO_JUDGE + len(too_few)}, or lower gate.confidence"
             )
         return self
 

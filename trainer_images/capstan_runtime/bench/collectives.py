@@ -13,12 +13,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.contract.workloads import Operation
+from capstan_runtime.contract.workloads import FP32_BYTES, Operation
 
 WARMUPS = 5
 """Calls before those that count, as in nccl-tests."""
-ITEM_BYTES = 4
-"""What is moved are fp32 numbers."""
 _PERIOD = 31
 """Prime, so that no two ranks' parts begin alike; small, so that sums over 1,024 ranks are exact in fp32."""
 
@@ -88,20 +86,6 @@ def bus_bandwidth(operation: Operation, ranks: int, size: int, seconds: float) -
     return algorithm_bandwidth(size, seconds) * bus_factor(operation, ranks)
 
 
-def sweep(smallest: int, largest: int, factor: int, ranks: int) -> list[int]:
-    """Sizes in bytes: from `smallest` on, each `factor` times the one before, and `largest` whatever comes before it.
-
-    Each is rounded down to the same count of whole numbers for every rank, at least one. Ascending, none twice.
-    """
-    wanted = []
-    size = smallest
-    while size < largest:
-        wanted.append(size)
-        size *= factor
-    unit = ranks * ITEM_BYTES
-    return sorted({max(1, size // unit) * unit for size in (*wanted, largest)})
-
-
 def size_text(size: int) -> str:
     """As `size_bytes` reads it: 65536 is 64KiB.
 
@@ -141,7 +125,7 @@ def measure(ranks: Ranks, operation: Operation, size: int, iterations: int) -> l
     Every rank tells its own times after all of them were taken, so the telling is no part of what is timed. What comes
     out is checked before and after. Raises RuntimeError, on every rank, if a number is wrong on one; PeerLost.
     """
-    items = size // ITEM_BYTES
+    items = size // FP32_BYTES
     call = ranks.prepare(operation, items)
     _require_right(ranks, call, operation, items)
     call.load(np.zeros_like(input_of(operation, items, ranks.rank, ranks.size)))  # sums in place would grow for ever
@@ -166,7 +150,7 @@ def _require_right(ranks: Ranks, call: Call, operation: Operation, items: int) -
     problem = _problem(call.result(), expected_of(operation, items, ranks.rank, ranks.size))
     for rank, told in enumerate(ranks.exchange(problem.encode())):
         if told:
-            size = size_text(items * ITEM_BYTES)
+            size = size_text(items * FP32_BYTES)
             raise RuntimeError(f"{operation} of {size} by {ranks.backend} is wrong at rank {rank}: {told.decode()}")
 
 

@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from capstan_runtime.contract.base import OneOf, Record, cel
 from capstan_runtime.contract.config import Framework, Model, Positive
 
+FP32_BYTES = 4
+"""Of what collectives move."""
 _UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = "^[1-9][0-9]*(B|KiB|MiB|GiB)$"
 Size = Annotated[str, Field(max_length=16, description="Bytes with their unit: B, KiB, MiB or GiB, such as 64MiB.")]
@@ -24,6 +26,20 @@ def size_bytes(size: str) -> int:
     if match is None:
         raise ValueError(f"{size} is no size; write a whole number with one of {', '.join(_UNITS)}, such as 64MiB")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def sweep(smallest: int, largest: int, factor: int, ranks: int) -> list[int]:
+    """Sizes in bytes: from `smallest` on, each `factor` times the one before, and `largest` whatever comes before it.
+
+    Each is rounded down to the same count of whole numbers for every rank, at least one. Ascending, none twice.
+    """
+    wanted = []
+    size = smallest
+    while size < largest:
+        wanted.append(size)
+        size *= factor
+    unit = ranks * FP32_BYTES
+    return sorted({max(1, size // unit) * unit for size in (*wanted, largest)})
 
 
 def _size_rule(field: str) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from capstan_operator.api.benchmark import BenchmarkSpec
 from capstan_operator.api.meta import BenchmarkCondition
 from capstan_operator.decide.bench.blueprint import read_spec
+from capstan_operator.decide.bench.gate import gate_problem
 from capstan_operator.decide.bench.plan import PlanError, plan_trials
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.blueprint import Refusal
@@ -93,4 +94,5 @@ def _unfit(name: str, spec: BenchmarkSpec, other: BenchmarkSpec | Refusal) -> st
             plan_trials(spec, other)
         except PlanError as error:
             return str(error)
-    return None
+        return None
+    return gate_problem(spec, min(spec.repetitions, other.repetitions))

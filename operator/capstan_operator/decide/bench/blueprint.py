@@ -16,6 +16,7 @@ from capstan_operator.build.benchmark_pod import BenchPod, build_bench_pod
 from capstan_operator.build.pod_parts import GPU
 from capstan_operator.build.pod_patch import PodPatchError
 from capstan_operator.decide.bench.cases import cases_of, job_spec
+from capstan_operator.decide.bench.gate import gate_problem
 from capstan_operator.decide.bench.plan import PlanError, plan_trials
 from capstan_operator.decide.blueprint import Refusal, read_blueprint
 from capstan_operator.decide.validation import explain
@@ -79,7 +80,8 @@ def _plan_problems(spec: BenchmarkSpec) -> list[str]:
         plan_trials(spec)
     except PlanError as error:
         return [f"spec.{error}"]
-    return []
+    unreachable = gate_problem(spec)
+    return [f"spec.{unreachable}"] if unreachable else []
 
 
 def _job_problems(namespace: str, name: str, spec: BenchmarkSpec, settings: OperatorSettings) -> list[str]:

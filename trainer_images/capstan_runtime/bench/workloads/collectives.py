@@ -10,7 +10,7 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract import env
 from capstan_runtime.contract.benchmark import COORDINATOR, Environment, Point, TrialTask
 from capstan_runtime.contract.run_config import Deadlines, Membership
-from capstan_runtime.contract.workloads import Collectives, Operation, size_bytes
+from capstan_runtime.contract.workloads import Collectives, Operation, size_bytes, sweep
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.metrics.environment import observe_environment
 
@@ -32,7 +32,7 @@ def run(trial: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured 
     assert task is not None
     ranks = _join(task.framework.kind)(_membership(trial, environ), _deadlines(trial))
     points: list[Point] = []
-    sizes = collectives.sweep(size_bytes(task.smallest), size_bytes(task.largest), task.factor, ranks.size)
+    sizes = sweep(size_bytes(task.smallest), size_bytes(task.largest), task.factor, ranks.size)
     for operation in task.operations:
         for size in sizes:
             seconds = collectives.measure(ranks, operation, size, task.iterations)
