@@ -190,14 +190,14 @@ def test_warm_up_that_leaves_no_window_is_refused_with_the_fields_to_change() ->
         build_series(Trials(records=((ref, record()),)), warmup_steps=21)
 
 
-def test_a_headline_that_one_trial_withdraws_is_none() -> None:
-    doubtful = latency(2.0).model_copy(update={"is_headline": False})
+def test_a_figure_that_one_trial_withdraws_is_withdrawn() -> None:
+    doubtful = latency(2.0).model_copy(update={"is_withdrawn": True})
     results = [
         (TrialRef(trial=f"t0{index}", attempt=1, arm="candidate", repetition=index), result(f"t0{index}", point))
         for index, point in enumerate((latency(1.0), doubtful))
     ]
     (series,) = build_series(Trials(results=tuple(results)))
-    assert (series.values, series.is_headline) == ((1.0, 2.0), False)
+    assert (series.values, series.is_withdrawn, series.is_shown_first) == ((1.0, 2.0), True, False)
 
 
 def test_one_figure_told_twice_is_refused() -> None:

@@ -149,6 +149,20 @@ def test_a_regression_is_told_even_where_something_else_is_missing() -> None:
     assert compared.verdict == "Regressed"
 
 
+@pytest.mark.parametrize(
+    ("then", "now", "where"),
+    [(False, True, "now"), (True, False, "in the baseline"), (True, True, "now and in the base")],
+)
+@pytest.mark.parametrize("metrics", [(), ("latency_seconds",)])
+def test_what_was_withdrawn_is_not_judged_even_where_the_gate_names_it(
+    then: bool, now: bool, where: str, metrics: tuple[str, ...]
+) -> None:
+    gate = DEFAULT_GATE.model_copy(update={"metrics": metrics})
+    compared = compare(side(series(QUIET, is_withdrawn=then)), side(series(times(1.3), is_withdrawn=now)), gate, seed=1)
+    assert verdicts(compared) == [("latency_seconds", "Inconclusive")]
+    assert compared.reason.startswith(f"latency seconds: what measured it was in the way {where}")
+
+
 def test_figures_of_unlike_numbers_of_ranks_are_not_compared() -> None:
     then = side(series(QUIET, world=1), series(QUIET, "same", world=2))
     now = side(series(times(0.3), world=4), series(QUIET, "same", world=2))

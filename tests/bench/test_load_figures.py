@@ -112,19 +112,27 @@ def test_with_an_objective_the_rate_that_keeps_it_is_the_headline_and_goodput_is
 
 
 @pytest.mark.parametrize(
-    ("limit", "headlines"), [({"lag_p99": 0.0042}, ["requests_per_second"]), ({"cpu_share": 0.93}, [])]
+    ("limit", "kept"),
+    [
+        ({}, None),
+        ({"lag_p99": 0.0042}, {"requests_per_second", "requests"}),
+        ({"cpu_share": 0.93}, {"requests"}),
+    ],
 )
-def test_figures_that_the_generator_limited_are_no_headlines(limit: dict[str, float], headlines: list[str]) -> None:
-    load = load_of(2.0)
+def test_figures_that_the_generator_limited_are_withdrawn(limit: dict[str, float], kept: set[str] | None) -> None:
+    load = load_of(2.0, scenario=(ASK, LOOK))
     rung = rung_of(2.0, [0.1, 0.2], **limit)
-    assert [point.metric for point in load_points(load, [rung]) if point.is_headline] == headlines
+    points = [point for point in load_points(load, [rung]) if not point.metric.startswith("generator_")]
+    metrics = {point.metric for point in points}
+    assert {point.metric for point in points if not point.is_withdrawn} == (metrics if kept is None else kept)
+    assert [point.metric for point in points if point.is_headline] == ["requests_per_second", "latency_p50_seconds"]
 
 
 def test_a_ladder_that_ends_where_the_generator_was_in_the_way_says_nothing_of_the_service() -> None:
     load = load_of(2.0, 4.0, objective={"p99_milliseconds": 200})
     rungs = [rung_of(2.0, [0.1, 0.2], lag_p99=0.05), rung_of(4.0, [0.3, 0.3], lag_p99=0.15)]
     sustained = next(point for point in load_points(load, rungs) if point.metric == "sustained_requests_per_second")
-    assert (sustained.value, sustained.is_headline) == (2.0, False)
+    assert (sustained.value, sustained.is_headline, sustained.is_withdrawn) == (2.0, True, True)
     assert load_notes(load, rungs)[-1] == (
         "the first rate that misses the objective is one of those: the service may keep up with more"
     )
@@ -135,9 +143,9 @@ def test_where_the_generator_was_in_the_way_is_told_once_for_all_rates() -> None
     rungs.append(rung_of(16.0, [0.1], lag_p99=0.5, cpu_share=0.93))
     assert load_notes(load_of(2.0, 4.0, 8.0, 16.0), rungs) == [
         "at 16 requests/s the generator was the bottleneck: it used up to 0.93 of a core (limit 0.7); no figure there "
-        "is a headline",
+        "is judged",
         "at 2, 8 requests/s the generator was kept waiting for a core: up to 12.0 ms behind its schedule at p99 (limit "
-        "1 ms); latencies there hold its delay and are no headline",
+        "1 ms); latencies there hold its delay and are not judged",
     ]
 
 

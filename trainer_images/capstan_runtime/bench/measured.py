@@ -59,6 +59,7 @@ def point(
     samples: Sequence[float] = (),
     samples_unit: str | None = None,
     is_headline: bool = False,
+    is_withdrawn: bool = False,
 ) -> Point:
     """A Point; `samples` are thinned out to at most MOST_SAMPLES."""
     every = -(-len(samples) // MOST_SAMPLES) if samples else 1
@@ -71,6 +72,7 @@ def point(
         samples=tuple(samples[::every]),
         samples_unit=samples_unit,
         is_headline=is_headline,
+        is_withdrawn=is_withdrawn,
     )
 
 

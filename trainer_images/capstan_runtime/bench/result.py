@@ -38,6 +38,12 @@ class Series(Finding):
     world: int = 1
     """Ranks that measured together in each trial."""
     is_headline: bool = False
+    is_withdrawn: bool = False
+    """Of one trial at least: then of all."""
+
+    @property
+    def is_shown_first(self) -> bool:
+        return self.is_headline and not self.is_withdrawn
 
 
 class Distribution(Finding):

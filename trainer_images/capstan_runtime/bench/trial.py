@@ -101,7 +101,9 @@ def _measure(task: BenchTask, trial: TrialTask, environ: Mapping[str, str]) -> s
 
 
 def _told(result: TrialResult) -> str:
-    headlines = [point for point in result.points if point.is_headline] or list(result.points)
+    headlines = [point for point in result.points if point.is_headline and not point.is_withdrawn] or list(
+        result.points
+    )
     if not headlines:
         return "nothing was measured"
     first = headlines[0]

@@ -32,6 +32,8 @@ COORDINATOR = "CAPSTAN_BENCH_COORDINATOR"
 `env.BENCH_COORDINATOR_PORT`."""
 MOUNTED_BASELINE = "/etc/capstan/baseline"
 """Folder where `baseline.configMap` is mounted."""
+UNKNOWN_GPU = "unknown"
+"""In `Environment.gpus`: comparable with nothing, not even with another unknown one."""
 SCHEMA_VERSION = 1
 """Of results. A reader refuses a newer one."""
 
@@ -61,7 +63,7 @@ class Environment(Record):
     """That the process may use."""
     memory_bytes: int
     gpus: tuple[str, ...] = ()
-    """Model name of each that the process sees."""
+    """Model name of each that the process sees; UNKNOWN_GPU where there are some that could not be told."""
     driver: str | None = None
     """Of the GPUs."""
     governor: str | None = None
@@ -111,6 +113,9 @@ class Point(Finding):
     samples_unit: str | None = None
     is_headline: bool = False
     """Shown first, and judged when the gate names no metrics."""
+    is_withdrawn: bool = False
+    """What measured it was in the way, so it says nothing of what was to be measured: shown, but neither first nor
+    judged, whatever the gate names. A note says why."""
 
 
 class TrialResult(Finding):

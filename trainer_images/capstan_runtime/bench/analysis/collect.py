@@ -173,8 +173,8 @@ def _series(
         values=tuple(point.value for _, _, point in entries),
         trials=tuple(trial for _, trial, _ in entries),
         world=worlds[trial],
-        # A trial may withdraw it, such as one whose generator of load was itself the bottleneck.
         is_headline=all(point.is_headline for _, _, point in entries),
+        is_withdrawn=any(point.is_withdrawn for _, _, point in entries),
     )
 
 

@@ -59,7 +59,7 @@ def compare(
     refused: dict[_Place, str] = {}
     allowed_p = rule.allowed_p / max(1, len(shared))
     for place in shared:
-        if (problem := _unlike_worlds(then[place], now[place])) is not None:
+        if (problem := _unfit(then[place], now[place])) is not None:
             refused[place] = problem
             continue
         try:
@@ -115,7 +115,10 @@ def _one_sided(
     return problems
 
 
-def _unlike_worlds(then: Series, now: Series) -> str | None:
+def _unfit(then: Series, now: Series) -> str | None:
+    """Why these two cannot be compared whatever their values are; None: they can be."""
+    if withdrawn := [where for where, one in (("now", now), ("in the baseline", then)) if one.is_withdrawn]:
+        return f"what measured it was in the way {' and '.join(withdrawn)} (see the notes), so it cannot be compared"
     if then.world == now.world:
         return None
     return (

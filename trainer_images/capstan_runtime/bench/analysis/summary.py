@@ -21,7 +21,7 @@ _LONGEST_TEXT = 500
 def build_figures(series: Sequence[Series], confidence: float, seed: int) -> tuple[Figure, ...]:
     """Of the candidate's series, headlines first: the median over trials, with its interval."""
     candidates = [one for one in series if one.arm == "candidate"]
-    return tuple(_figure(one, confidence, seed) for one in sorted(candidates, key=lambda one: not one.is_headline))
+    return tuple(_figure(one, confidence, seed) for one in sorted(candidates, key=lambda one: not one.is_shown_first))
 
 
 def _figure(one: Series, confidence: float, seed: int) -> Figure:
@@ -37,14 +37,14 @@ def _figure(one: Series, confidence: float, seed: int) -> Figure:
         low=low,
         high=high,
         outliers=len(find_outliers(values)),
-        is_headline=one.is_headline,
+        is_headline=one.is_shown_first,
     )
 
 
 def outlier_notes(series: Sequence[Series]) -> Iterator[str]:
     """One sentence for each headline metric of which trials lie far from the others. They stay in."""
     for one in series:
-        far = find_outliers(one.values) if one.is_headline else []
+        far = find_outliers(one.values) if one.is_shown_first else []
         if far:
             told = ", ".join(f"{one.trials[index]} ({words.quantity(one.values[index], one.unit)})" for index in far)
             yield (

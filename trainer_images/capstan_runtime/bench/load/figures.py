@@ -22,20 +22,25 @@ PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
 def load_points(load: Load, rungs: Sequence[Rung]) -> list[Point]:
     """Headline: the highest rate that keeps the objective, or without one the answers per second at the highest rate;
     and the median latency at the lowest rate, whose interval is narrow where that of a p99 of a few hundred requests is
-    not. None that the generator limited: latencies by its delays, rates by its processor time, the highest rate by
-    either where it ends the ladder."""
+    not. Withdrawn is what the generator limited: latencies and what follows from them by its delays, rates by its
+    processor time, the highest rate by either where it ends the ladder."""
     lowest, highest = min(load.rates), max(load.rates)
     points = []
     if load.objective is not None:
         kept = highest_kept_rate(rungs, load.objective)
-        is_the_service_s = not _is_cut_by_generator(rungs, load.objective)
         points.append(
-            point("sustained_requests_per_second", "requests/s", "higher", kept, is_headline=is_the_service_s)
+            point(
+                "sustained_requests_per_second",
+                "requests/s",
+                "higher",
+                kept,
+                is_headline=True,
+                is_withdrawn=_is_cut_by_generator(rungs, load.objective),
+            )
         )
     for rung in rungs:
-        is_rate_headline = load.objective is None and rung.rate == highest and rung.cpu_share < MOST_CPU_SHARE
-        is_latency_headline = rung.rate == lowest and not rung.is_limited_by_generator
-        points += _of_rung(load, rung, is_rate_headline=is_rate_headline, is_latency_headline=is_latency_headline)
+        is_rate_headline = load.objective is None and rung.rate == highest
+        points += _of_rung(load, rung, is_rate_headline=is_rate_headline, is_latency_headline=rung.rate == lowest)
         if len(load.scenario) > 1:
             points += _of_kinds(load, rung)
     return points
@@ -68,13 +73,13 @@ def _limits(rungs: Sequence[Rung]) -> Iterator[str]:
         most = max(rung.cpu_share for rung in busy)
         yield (
             f"at {_rates(busy)} the generator was the bottleneck: it used up to {most:.2f} of a core (limit "
-            f"{MOST_CPU_SHARE:g}); no figure there is a headline"
+            f"{MOST_CPU_SHARE:g}); no figure there is judged"
         )
     if late:
         most = 1e3 * max(rung.lag_p99 for rung in late)
         yield (
             f"at {_rates(late)} the generator was kept waiting for a core: up to {most:.1f} ms behind its schedule at "
-            f"p99 (limit {1e3 * MOST_LAG_SECONDS:g} ms); latencies there hold its delay and are no headline"
+            f"p99 (limit {1e3 * MOST_LAG_SECONDS:g} ms); latencies there hold its delay and are not judged"
         )
 
 
@@ -126,10 +131,12 @@ def _of_rung(load: Load, rung: Rung, *, is_rate_headline: bool, is_latency_headl
         answered_per_second(rung),
         labels=labels,
         is_headline=is_rate_headline,
+        is_withdrawn=rung.cpu_share >= MOST_CPU_SHARE,
     )
+    is_late = rung.is_limited_by_generator
     if load.objective is not None:
         goodput = answered_per_second(rung, load.objective.p99_milliseconds / 1e3)
-        yield point("goodput_requests_per_second", "requests/s", "higher", goodput, labels=labels)
+        yield point("goodput_requests_per_second", "requests/s", "higher", goodput, labels=labels, is_withdrawn=is_late)
     rising = np.sort(rung.latency)
     for name, share in PERCENTILES.items() if len(rising) else ():
         yield point(
@@ -140,9 +147,11 @@ def _of_rung(load: Load, rung: Rung, *, is_rate_headline: bool, is_latency_headl
             labels=labels,
             samples=rung.latency.tolist() if name == "p50" else (),
             is_headline=is_latency_headline and name == "p50",
+            is_withdrawn=is_late,
         )
     if len(rising):
-        yield point("error_ratio", "failed/request", "lower", error_ratio(rung.latency), labels=labels)
+        failed = error_ratio(rung.latency)
+        yield point("error_ratio", "failed/request", "lower", failed, labels=labels, is_withdrawn=is_late)
     yield point("generator_lag_p99_seconds", "s", "neither", rung.lag_p99, labels=labels)
     yield point("generator_cpu_ratio", "cores", "neither", rung.cpu_share, labels=labels)
 
@@ -153,9 +162,11 @@ def _of_kinds(load: Load, rung: Rung) -> Iterator[Point]:
         if not len(latency):
             continue
         labels = {"rate": rung.name, "request": request.name}
+        is_late = rung.is_limited_by_generator
         rising = np.sort(latency)
         yield point("requests", "requests", "neither", float(len(latency)), labels=labels)
         for name in ("p50", "p99"):
             value = percentile(rising, PERCENTILES[name])
-            yield point(f"latency_{name}_seconds", "s", "lower", value, labels=labels)
-        yield point("error_ratio", "failed/request", "lower", error_ratio(latency), labels=labels)
+            yield point(f"latency_{name}_seconds", "s", "lower", value, labels=labels, is_withdrawn=is_late)
+        failed = error_ratio(latency)
+        yield point("error_ratio", "failed/request", "lower", failed, labels=labels, is_withdrawn=is_late)

@@ -182,7 +182,7 @@ def _figures(result: BenchmarkResult) -> Section:
             ", ".join(words.quantity(value, one.unit) for value in one.values),
         )
         for one in result.series
-        if one.is_headline
+        if one.is_shown_first
     ]
     if runs:
         tables.append(Table(("metric", "at", "arm", "each run, in order"), runs, title="Every run", is_aside=True))
