@@ -15,7 +15,7 @@ from capstan_runtime.bench.analysis.compare import (
     software_differences,
 )
 from capstan_runtime.bench.result import Series
-from capstan_runtime.contract.benchmark import Environment, GateTask
+from capstan_runtime.contract.benchmark import UNKNOWN_GPU, Environment, GateTask
 
 QUIET = (1.0, 1.01, 0.99, 1.005, 0.995)
 REPETITIONS = {f"t{index:02d}": index % 8 for index in range(16)}
@@ -240,6 +240,14 @@ HERE = Environment(cpu="a CPU", cores=2, memory_bytes=2**34, kernel="6.1", pytho
 )
 def test_the_first_difference_of_hardware_is_named(changed: dict[str, Any], problem: str | None) -> None:
     assert hardware_difference(HERE, HERE.model_copy(update=changed)) == problem
+
+
+def test_unknown_gpus_are_like_no_others_not_even_themselves() -> None:
+    unknown = HERE.model_copy(update={"gpus": (UNKNOWN_GPU,)})
+    problems = {hardware_difference(*pair) for pair in ((HERE, unknown), (unknown, HERE), (unknown, unknown))}
+    (problem,) = problems
+    assert problem is not None
+    assert problem.startswith("which GPUs there are is not known")
 
 
 def test_differences_of_software_are_listed() -> None:

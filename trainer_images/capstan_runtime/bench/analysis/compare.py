@@ -11,7 +11,7 @@ from capstan_runtime.bench.statistics import holm
 from capstan_runtime.bench.statistics.effect import Effect, can_pair, measure_effect
 from capstan_runtime.bench.statistics.verdict import Judged, Rule, judge, machine_changed, overall
 from capstan_runtime.contract import words
-from capstan_runtime.contract.benchmark import Comparison, Environment, GateTask, Verdict
+from capstan_runtime.contract.benchmark import UNKNOWN_GPU, Comparison, Environment, GateTask, Verdict
 
 DEFAULT_GATE = GateTask(minimum_effect_percent=5.0, confidence=0.95)
 """Of a comparison without a gate: the defaults of spec.gate."""
@@ -222,6 +222,11 @@ def unlike(environments: Sequence[Environment], whose: str) -> str | None:
 
 def hardware_difference(one: Environment, other: Environment) -> str | None:
     """The first field that differs, with both values; None: the same hardware."""
+    if UNKNOWN_GPU in (*one.gpus, *other.gpus):
+        return (
+            "which GPUs there are is not known (nvidia-smi does not tell those of CUDA_VISIBLE_DEVICES); make it work "
+            "in the pod, or set CUDA_VISIBLE_DEVICES=-1 where none is used"
+        )
     if one.fingerprint == other.fingerprint:
         return None
     ours, theirs = one.hardware, other.hardware
