@@ -138,16 +138,18 @@ def test_a_change_of_the_baseline_wakes_who_compares_with_it() -> None:
 def test_pods_of_a_service_that_is_gone_are_seen_and_those_of_a_namesake_are_not() -> None:
     known = Known()
     known.put()
-    for service in ("bench-t00", "bench-t03-2", "bench-test", "bench-t0", "benchmark-t00"):
+    for service in ("bench-t00", "bench-t03-2", "bench-t04", "bench-t05", "bench-test", "bench-t0", "benchmark-t00"):
         labels = {
             "capstan.dev/service": service,
             "capstan.dev/revision": f"{service}-1",
             "app.kubernetes.io/managed-by": "capstan",
         }
         known.put_pod(f"{service}-pod", replica_set=f"{service}-1-abc", labels=labels)
+    for service, owner in (("bench-t03-2", "bench-uid"), ("bench-t04", "an older one"), ("bench-t05", None)):
+        known.services.services.put({"metadata": known.metadata(service, owner), "spec": {}})
     seen = known.store.observe(KEY)
     assert seen is not None
-    assert seen.lingering == ("bench-t00", "bench-t03-2")
+    assert seen.lingering == ("bench-t00", "bench-t03-2", "bench-t04")
 
 
 def test_a_pod_whose_container_is_not_created_for_a_minute_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

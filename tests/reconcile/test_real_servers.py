@@ -183,11 +183,11 @@ async def test_a_benchmark_lives_on_a_real_server(cluster: Cluster) -> None:
             TRAINING_JOBS, cluster.namespace, "bench-t00", status, lane=Lane.SYSTEM, subresource="status"
         )
         await cluster.until(BENCHMARKS, "bench", "phase", "Reporting")
-        await until_there(cluster, PODS, "bench-report-44136fa3")
+        await until_there(cluster, PODS, "bench-report-1")
         ended = {"exitCode": 0, "message": summary()}
         container = {"name": "bench", "image": "", "imageID": "", "ready": False, "restartCount": 0}
         statuses = [container | {"state": {"terminated": ended}}]
-        await cluster.set_pod_status("bench-report-44136fa3", phase="Succeeded", containerStatuses=statuses)
+        await cluster.set_pod_status("bench-report-1", phase="Succeeded", containerStatuses=statuses)
         found = await cluster.until(BENCHMARKS, "bench", "phase", "Succeeded")
         assert found["status"]["result"] == "100 samples/s ±1 %"
         assert found["metadata"]["generation"] == 1

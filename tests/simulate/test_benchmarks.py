@@ -45,6 +45,10 @@ class Life:
     finished: set[tuple[str, int]] = field(default_factory=set)
     """(run, attempt) of children that succeeded."""
     deaths: int = 0
+    judgements: int = 0
+    """How often the user will still choose another baseline."""
+    written: str = ""
+    """The report that wrote last."""
 
     def __post_init__(self) -> None:
         self.relist()
@@ -196,13 +200,15 @@ class Life:
         return world == 1 or len(same) == world
 
     def note(self, child: str) -> None:
+        if "-report-" in child:
+            self.written = child
         parts = child.removeprefix("bench-").split("-")
         attempt = int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else 1
         self.finished.add((parts[0], attempt))
 
     def go_on(self) -> None:
         what = self.random.choices(
-            ["act", "hear", "machine", "time", "relist", "suspend", "resume"], [8, 8, 5, 5, 0.3, 0.1, 0.6]
+            ["act", "hear", "machine", "time", "relist", "suspend", "resume", "judge"], [8, 8, 5, 5, 0.3, 0.1, 0.6, 0.2]
         )[0]
         match what:
             case "act":
@@ -217,6 +223,18 @@ class Life:
                 self.relist()
             case "suspend" | "resume" if self.world.spec.get("suspend", False) != (what == "suspend"):
                 self.world.edit(suspend=what == "suspend")
+            case "judge" if self.judgements and self.world.status.progress.done == 4:
+                self.judgements -= 1
+                self.world.edit(baseline=kept(self.random.choice("ab")))
+
+
+def kept(key: str) -> dict[str, Any]:
+    return {"configMap": {"name": "kept", "key": key}}
+
+
+def is_told(life: Life) -> bool:
+    """What status says is said of the spec as it is."""
+    return life.world.status.observed_generation == life.world.generation
 
 
 @pytest.mark.parametrize("workload", ["training", "collectives", "serving", "roofline"])
@@ -224,11 +242,12 @@ class Life:
 def test_no_run_is_lost_counted_twice_or_disturbed(workload: str, seed: int) -> None:
     spec = full_spec({} if workload == "roofline" else {"workload": workload}) | {"repetitions": 4}
     rng = random.Random(f"{workload} {seed}")
-    life = Life(rng, World(spec), failing=rng.choice([0.0, 0.1, 0.3]))
+    life = Life(rng, World(spec | {"baseline": kept("a")}), failing=rng.choice([0.0, 0.1, 0.3]), judgements=5)
     for _ in range(MOST_STEPS):
         life.go_on()
         status = life.world.status
-        if status.phase in ENDED and not life.world.spec.get("suspend"):
+        is_over = status.phase in ENDED and (status.phase == "Failed" or not life.judgements)
+        if is_over and is_told(life) and not life.world.spec.get("suspend"):
             break
     assert status.phase in ENDED, status.message
     if status.phase == "Succeeded":
@@ -238,6 +257,8 @@ def test_no_run_is_lost_counted_twice_or_disturbed(workload: str, seed: int) -> 
         assert [(one["trial"], one["attempt"]) for one in told["trials"]] == [
             (one.trial, one.attempt) for one in status.trials
         ]
+        assert told["baseline"]["file"].endswith(f"/{life.world.spec['baseline']['configMap']['key']}")
+        assert status.report.log == life.written, "what is in the store is what status says"
     else:
         assert sum(repeat.trial == status.given_up for repeat in status.repeats) == 3
     life.relist()

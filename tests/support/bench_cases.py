@@ -7,7 +7,8 @@ given:
   story     what happened, in order: `settle` (look until nothing changes), `look` (once), {wait: seconds},
             {start: pod}, {end: pod, code: n, words: text, reason: word}, {fails: pod} (with a trial's last words),
             {wrong: pod} (the same, and another try is of no use), {vanish: pod or job}, {stuck: pod, why: text},
-            {report: verdict or null}, {job: name, ends: Succeeded | Failed, reason: word, pods: alive},
+            {leaves: pod} (it is being deleted), {report: verdict or null},
+            {job: name, ends: Succeeded | Failed, reason: word, pods: alive},
             {job: name, restarts: n}, {serve: service}, clear (pods of services that are gone are gone), {spec: fields}
             {runs: n} (so many runs are made and succeed)
 expected:
@@ -159,6 +160,8 @@ def _happen(world: World, chapter: Any) -> None:
             world.pods.pop(name, None)
             world.jobs.pop(name, None)
             world.services.pop(name, None)
+        case {"leaves": pod}:
+            world.pods[pod] = replace(world.pods[pod], is_deleting=True)
         case {"stuck": pod, "why": why}:
             world.pods[pod] = replace(world.pods[pod], waiting=why)
         case {"report": verdict}:

@@ -140,7 +140,9 @@ class World:
 
     def report(self, verdict: str | None = None) -> None:
         """The report that is under way succeeds."""
-        name = next(name for name, pod in self.pods.items() if "-report-" in name and pod.phase != "Failed")
+        name = next(
+            name for name, pod in self.pods.items() if "-report-" in name and pod.phase in ("Pending", "Running")
+        )
         self.end(name, words=summary(verdict))
 
     def set_job(self, name: str, live_pods: int = 0, **status: Any) -> None:

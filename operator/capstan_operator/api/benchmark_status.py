@@ -121,6 +121,13 @@ class BenchmarkStatus(Record):
     comparisons: Annotated[list[ComparisonStatus], Field(description="The most important comparisons.")] = []
     environment: Annotated[EnvironmentStatus | None, Field(description="What it was measured on.")] = None
     report: Annotated[ReportStatus | None, Field(description="Where the report is.")] = None
+    reports: Annotated[
+        int,
+        Field(description="Reports that were begun, each for another baseline or gate; the newest is report-<this>."),
+    ] = 0
+    judging: Annotated[
+        str | None, Field(description="Digest of the baseline and gate that the newest of them judges by.")
+    ] = None
     running: Annotated[RunningTrialStatus | None, Field(description="The run, or the report, under way.")] = None
     trials: Annotated[list[TrialStatus], Field(description="Finished runs, in order.")] = []
     repeats: Annotated[list[RepeatStatus], Field(description="Runs that were repeated, newest last, at most 20.")] = []

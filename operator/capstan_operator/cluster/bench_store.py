@@ -109,10 +109,13 @@ class BenchStore:
         )
 
     def _lingering(self, key: ObjectKey) -> tuple[str, ...]:
-        """Services whose pods are there, of which the Benchmark made some: those that are named as its trials are."""
+        """Services whose pods are there, of which the Benchmark made some: those that are named as its trials are, but
+        for a user's own, which runs on and would be waited for for ever."""
         is_of_a_trial = re.compile(rf"{re.escape(key.name)}-t[0-9]{{2,}}(-[0-9]+)?").fullmatch
         owners = self._services.replicas.owners()
-        return tuple(sorted(o.name for o in owners if o.namespace == key.namespace and is_of_a_trial(o.name)))
+        named = [o for o in owners if o.namespace == key.namespace and is_of_a_trial(o.name)]
+        known = ((owner.name, self._services.services.get(owner)) for owner in named)
+        return tuple(sorted(name for name, record in known if record is None or record.owner_uid is not None))
 
     def _changed(self, key: ObjectKey) -> None:
         record = self.benchmarks.get(key)

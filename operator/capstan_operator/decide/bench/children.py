@@ -50,11 +50,12 @@ def plan_children(look: Look) -> Plan:
     late, pause = seconds_until_late(look, running), _pause(look, running)
     if pause > 0:
         return Plan(delete, requeue_after=pause)
-    if trial is None:
-        return Plan(delete, _missing_pods(look, running, None), requeue_after=late)
-    waits = _alive(look, mine)
+    # A report reads what is finished, and nothing else is measured beside it; but of two only one may write.
+    waits = _alive(look, mine) if trial else next((f"pod {pod.name}" for pod in _others(look, mine)), None)
     if waits is not None:
         return Plan(delete, waits=f"waits until {waits} has ended", requeue_after=IDLE_LOOK_SECONDS)
+    if trial is None:
+        return Plan(delete, _missing_pods(look, running, None), requeue_after=late)
     return Plan(delete, tuple(_missing(look, running, trial)), requeue_after=late)
 
 
@@ -115,7 +116,7 @@ def _all(look: Look) -> Iterator[BenchDeletion]:
 def _alive(look: Look, mine: frozenset[str]) -> str | None:
     """The first child of another attempt that is still at work; None: the machine is idle."""
     found = [
-        *(f"pod {pod.name}" for pod in look.seen.pods if pod.name not in mine and _is_live(pod)),
+        *(f"pod {pod.name}" for pod in _others(look, mine)),
         *(
             f"TrainingJob {one.job.name}"
             for one in look.seen.jobs
@@ -125,6 +126,11 @@ def _alive(look: Look, mine: frozenset[str]) -> str | None:
         *(f"InferenceService {name}" for name in look.seen.lingering if name not in mine),
     ]
     return next(iter(found), None)
+
+
+def _others(look: Look, mine: frozenset[str]) -> Iterator[ObservedBenchPod]:
+    """Pods of other attempts that have not ended."""
+    return (pod for pod in look.seen.pods if pod.name not in mine and _is_live(pod))
 
 
 def _is_live(pod: ObservedBenchPod) -> bool:

@@ -7,7 +7,7 @@ from capstan_operator.api.meta import BenchmarkCondition
 from capstan_operator.decide.bench.baseline import Missing
 from capstan_operator.decide.bench.look import MOST_ATTEMPTS, REPORT, Look
 from capstan_operator.decide.bench.reasons import BenchReason
-from capstan_operator.decide.conditions import find, put_condition
+from capstan_operator.decide.conditions import find, is_true, put_condition
 from capstan_operator.observe import ObservedBenchmark
 
 _AGAIN = "set spec.suspend to true and to false again for one more attempt"
@@ -32,7 +32,7 @@ def describe(look: Look, waits: str | None) -> BenchmarkStatus:
     is_progressing = phase in ("Running", "Reporting") and not isinstance(_obstacle(look), Missing)
     said = _SAID.get(reason, message)
     status = _put(look, status, BenchmarkCondition.PROGRESSING, is_progressing, reason, said)
-    return _put_verdict(look, _put_end(look, status, reason, message))
+    return _put_verdict(look, _put_end(look, status, reason, message), reason, said)
 
 
 def describe_waiting(
@@ -139,20 +139,23 @@ def _put_end(look: Look, status: BenchmarkStatus, reason: BenchReason, message: 
         if find(status, succeeded) is not None:
             status = _put(look, status, succeeded, False, reason, message)
         return status
-    if status.report is not None:
+    if status.report is not None or is_true(status, succeeded):
         status = _put(look, status, succeeded, True, BenchReason.REPORTED, _SAID[BenchReason.REPORTED])
     if find(status, failed) is not None:
         status = _put(look, status, failed, False, BenchReason.REPORTED, "it goes on")
     return status
 
 
-def _put_verdict(look: Look, status: BenchmarkStatus) -> BenchmarkStatus:
+def _put_verdict(look: Look, status: BenchmarkStatus, reason: BenchReason, message: str) -> BenchmarkStatus:
+    """Of the baseline and gate that the spec has now; Unknown while there is no report that judges by them."""
     kind = BenchmarkCondition.NOT_REGRESSED
+    if status.verdict is None and not look.is_reported and find(status, kind) is not None:
+        return _put(look, status, kind, None, reason, message)
     if status.verdict is None:
         others = [condition for condition in status.conditions if condition.type != kind]
         return status.model_copy(update={"conditions": others})
-    reason = BenchReason(status.verdict)
-    return _put(look, status, kind, _MET[status.verdict], reason, status.verdict_reason or status.verdict)
+    verdict = BenchReason(status.verdict)
+    return _put(look, status, kind, _MET[status.verdict], verdict, status.verdict_reason or status.verdict)
 
 
 def _put(

@@ -39,8 +39,10 @@ class Look:
 
     @property
     def report(self) -> str:
-        """Name of the report that is to be made, as a run is called."""
-        return f"{REPORT}-{self.judged}"
+        """Name of the report that is to be made, as a run is called. One for each change of baseline or gate, and
+        never that of an earlier one: what that one's pod said may be of a result that was written over since."""
+        is_begun = self.status.judging == self.judged
+        return f"{REPORT}-{self.status.reports + (0 if is_begun else 1)}"
 
     @property
     def is_measured(self) -> bool:

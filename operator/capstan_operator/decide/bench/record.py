@@ -2,7 +2,7 @@
 
 from capstan_operator.api.benchmark_status import BenchmarkStatus, RepeatStatus, RunningTrialStatus, TrialStatus
 from capstan_operator.decide.bench.baseline import Missing
-from capstan_operator.decide.bench.look import MOST_ATTEMPTS, Look
+from capstan_operator.decide.bench.look import MOST_ATTEMPTS, REPORT, Look
 from capstan_operator.decide.bench.outcome import Broken, Done, Underway, outcome_of
 from capstan_operator.decide.bench.summary import with_summary
 from capstan_operator.decide.times import rfc3339
@@ -13,6 +13,7 @@ REPEATS_KEPT = 20
 def record(look: Look) -> BenchmarkStatus:
     """Status with what has ended, and which run is next; the same when nothing is new."""
     look = look.after(_revived(look))
+    look = look.after(_outdated(look))
     look = look.after(_ended(look))
     return _finished(look.after(_begun(look)))
 
@@ -22,6 +23,15 @@ def _revived(look: Look) -> BenchmarkStatus:
     if not (look.has_failed and look.spec.suspend):
         return look.status
     return look.status.model_copy(update={"given_up": None, "finished_at": None})
+
+
+def _outdated(look: Look) -> BenchmarkStatus:
+    """Without what was judged by another baseline or gate. What was measured stays."""
+    report = look.status.report
+    if report is None or report.judged == look.judged:
+        return look.status
+    nothing = {"verdict": None, "verdict_reason": None, "comparisons": [], "report": None}
+    return look.status.model_copy(update=nothing)
 
 
 def _ended(look: Look) -> BenchmarkStatus:
@@ -81,6 +91,8 @@ def _begun(look: Look) -> BenchmarkStatus:
         "started_at": status.started_at or rfc3339(look.now),
         "given_up": None,
     }
+    if look.is_measured:
+        update |= {"reports": int(due.removeprefix(f"{REPORT}-")), "judging": look.judged}
     return status.model_copy(update=update)
 
 
