@@ -3,26 +3,29 @@
 observed ─▶ spec, baseline ─▶ plan of runs ─▶ record what happened ─▶ children follow ─▶ describe
 """
 
+from dataclasses import replace
+
 from capstan_operator.api.benchmark import BenchmarkSpec
-from capstan_operator.api.benchmark_status import BenchmarkStatus
-from capstan_operator.decide.bench.baseline import Missing, Standard, find_standard
+from capstan_operator.decide.bench.baseline import Missing, Standard, find_standard, judged_by
 from capstan_operator.decide.bench.blueprint import read_spec
 from capstan_operator.decide.bench.children import plan_children
 from capstan_operator.decide.bench.describe import describe, describe_refused, describe_waiting
 from capstan_operator.decide.bench.events import tell
 from capstan_operator.decide.bench.look import Look
 from capstan_operator.decide.bench.outcome import Underway, outcome_of
-from capstan_operator.decide.bench.plan import plan_digest, plan_trials
+from capstan_operator.decide.bench.plan import plan_digest, plan_trials, recorded_trials
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.bench.record import record
+from capstan_operator.decide.bench.standstill import stand_still
+from capstan_operator.decide.bench.summary import without_other
 from capstan_operator.decide.bench.types import BenchDecision
 from capstan_operator.decide.blueprint import Refusal
-from capstan_operator.observe import ObservedBenching
+from capstan_operator.observe import ObservedBenching, ObservedBenchmark
 
 LEAST_WAIT_SECONDS = 0.05
 _CHANGED = (
-    "spec.baseline: the runs that were made so far had another one beside them, or none; put it back, or create a new "
-    "Benchmark with a new name"
+    "spec: the runs that were made so far were of another workload, job, pods or results.store, or had another "
+    "baseline beside them, or none; put it back, or create a new Benchmark with a new name"
 )
 
 
@@ -39,14 +42,17 @@ def decide_benchmark(observed: ObservedBenching, now: float) -> BenchDecision:
         return BenchDecision(status=old)
     spec = read_spec(benchmark, observed.settings)
     if isinstance(spec, Refusal):
-        return _only_said(old, describe_refused(benchmark, BenchReason.INVALID_SPEC, spec.problems, now))
+        return stand_still(observed, describe_refused(benchmark, BenchReason.INVALID_SPEC, spec.problems, now), now)
     standard = find_standard(observed, spec)
-    if isinstance(standard, Missing) and _is_rerun(spec):
-        waiting = describe_waiting(benchmark, spec.workload.kind, standard, now, is_suspended=spec.suspend)
-        return _only_said(old, waiting)
-    look = _look(observed, spec, standard, now)
+    look = _look_at_the_end(observed, spec, standard, now)
+    if look is None and isinstance(standard, Missing) and _is_rerun(spec):
+        judged = _judged(benchmark, spec)
+        waiting = describe_waiting(judged, spec.workload.kind, standard, now, is_suspended=spec.suspend)
+        return stand_still(observed, waiting, now)
+    look = look or _look(observed, spec, standard, now)
     if old.plan is not None and old.plan != look.digest:
-        return _only_said(old, describe_refused(benchmark, BenchReason.PLAN_CHANGED, (_CHANGED,), now))
+        changed = describe_refused(_judged(benchmark, spec), BenchReason.PLAN_CHANGED, (_CHANGED,), now)
+        return stand_still(observed, changed, now)
     recorded = look.after(record(look))
     if recorded.status != old:
         status = describe(recorded, None)
@@ -59,10 +65,22 @@ def decide_benchmark(observed: ObservedBenching, now: float) -> BenchDecision:
     )
 
 
+def _look_at_the_end(
+    observed: ObservedBenching, spec: BenchmarkSpec, standard: Standard | Missing, now: float
+) -> Look | None:
+    """None: it is not over. Of what is over the plan is that on record: a baseline that is removed or made anew after
+    the end changes nothing."""
+    old = observed.benchmark.status
+    if old.plan is None or old.running is not None:
+        return None
+    look = Look(observed, spec, standard, recorded_trials(old), old.plan, old, now)
+    return look if look.is_over else None
+
+
 def _look(observed: ObservedBenching, spec: BenchmarkSpec, standard: Standard | Missing, now: float) -> Look:
     rerun = standard.rerun if isinstance(standard, Standard) else None
     trials = plan_trials(spec, rerun)
-    return Look(observed, spec, standard, trials, plan_digest(trials, rerun), observed.benchmark.status, now)
+    return Look(observed, spec, standard, trials, plan_digest(trials, spec, rerun), observed.benchmark.status, now)
 
 
 def _is_rerun(spec: BenchmarkSpec) -> bool:
@@ -77,5 +95,6 @@ def _waits(look: Look) -> str | None:
     return outcome.waits if isinstance(outcome, Underway) else None
 
 
-def _only_said(old: BenchmarkStatus, status: BenchmarkStatus) -> BenchDecision:
-    return BenchDecision(status=status, events=tell(old, status))
+def _judged(benchmark: ObservedBenchmark, spec: BenchmarkSpec) -> ObservedBenchmark:
+    """`benchmark` without what was judged by another baseline or gate than that of `spec`."""
+    return replace(benchmark, status=without_other(benchmark.status, judged_by(spec)))

@@ -23,26 +23,29 @@ def training(batch_sizes: list[int], **more: Any) -> BenchmarkSpec:
 
 @given(
     sizes=st.lists(st.integers(1, 64).map(lambda n: n * 4), min_size=1, max_size=6, unique=True),
-    others=st.lists(st.integers(1, 64).map(lambda n: n * 4), min_size=1, max_size=6, unique=True),
+    more=st.lists(st.integers(1, 64).map(lambda n: n * 4), max_size=6),
+    fewer=st.integers(0, 1),
     repetitions=st.integers(1, 15),
     seed=st.integers(0, 2**31 - 1),
 )
 @settings(max_examples=60, deadline=None)
 def test_every_case_is_run_as_often_as_asked_for_in_turns(
-    sizes: list[int], others: list[int], repetitions: int, seed: int
+    sizes: list[int], more: list[int], fewer: int, repetitions: int, seed: int
 ) -> None:
+    others = list(dict.fromkeys([*sizes[fewer:], *more])) or [2]
     spec = training(sizes, repetitions=repetitions, seed=seed)
     baseline = training(others)
-    common = {f"batchSize={size}" for size in sizes} & {f"batchSize={size}" for size in others}
-    if not common:
-        with pytest.raises(PlanError, match="no case in common"):
+    common = {f"batchSize={size}" for size in sizes}
+    alone = [f"batchSize={size}" for size in sizes if size not in others]
+    if alone:
+        with pytest.raises(PlanError, match=f"has no case {'; '.join(alone)}, so that could not be compared"):
             plan_trials(spec, baseline)
         return
     trials = plan_trials(spec, baseline)
     assert trials == plan_trials(spec, baseline)
     assert [trial.name for trial in trials] == [f"t{place:02d}" for place in range(len(trials))]
     expected = Counter({("candidate", f"batchSize={size}"): repetitions for size in sizes})
-    expected |= Counter({("baseline", case): repetitions for case in common})
+    expected += Counter({("baseline", case): repetitions for case in common})
     assert Counter((trial.arm, trial.case.text) for trial in trials) == expected
     # Whole repetitions follow each other, and so do the two arms of a case, each as often first as the other.
     assert [trial.repetition for trial in trials] == sorted(trial.repetition for trial in trials)
@@ -97,10 +100,26 @@ def test_a_law_of_given_points_is_fitted_once() -> None:
 def test_the_plan_is_another_one_beside_another_baseline() -> None:
     spec, one, other = training([4], seed=1), training([4]), training([4], pods={"image": "x"})
     digests = [
-        plan_digest(plan_trials(spec, baseline), baseline) for baseline in (None, one, other, training([4], seed=9))
+        plan_digest(plan_trials(spec, baseline), spec, baseline)
+        for baseline in (None, one, other, training([4], seed=9))
     ]
     assert len(set(digests)) == 3
     assert digests[1] == digests[3], "neither seed nor repetitions of the baseline count"
+
+
+def test_the_plan_is_another_one_of_another_run() -> None:
+    job = job_of(steps=77)
+    elsewhere = {"store": {"claim": {"name": "other"}}}
+    others = [
+        training([4]),
+        BenchmarkSpec.parse(spec_of({"training": {"batchSizes": [4], "warmupSteps": 3}}, job=job_of())),
+        BenchmarkSpec.parse(spec_of({"training": {"batchSizes": [4]}}, job=job)),
+        training([4], pods={"image": "x"}),
+        training([4], results=elsewhere),
+    ]
+    assert len({plan_digest(plan_trials(spec), spec, None) for spec in others}) == len(others)
+    judged = training([4], suspend=True, baseline={"configMap": {"name": "kept"}}, trialDeadlineSeconds=60)
+    assert plan_digest(plan_trials(judged), judged, None) == plan_digest(plan_trials(others[0]), others[0], None)
 
 
 JOBS: dict[str, tuple[Document, list[tuple[str, Document]]]] = {

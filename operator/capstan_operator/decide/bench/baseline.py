@@ -12,10 +12,17 @@ from capstan_operator.decide.bench.plan import PlanError, plan_trials
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.conditions import is_true
-from capstan_operator.observe import ObservedBenching
+from capstan_operator.observe import ObservedBenching, ObservedBenchmark
 from capstan_runtime.contract.benchmark import MOUNTED_BASELINE, BaselineBenchmark, BaselineTask
 
 DIGEST_DIGITS = 8
+_BUSY = (
+    "Benchmark {name}, which spec.baseline names, has not ended yet ({what}), and measuring side by side would disturb "
+    "both; it is waited for, or suspend it"
+)
+
+
+_UNENDED = ("Pending", "Running", "Reporting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +76,23 @@ def _of_benchmark(observed: ObservedBenching, spec: BenchmarkSpec) -> Standard |
     assert isinstance(other, BenchmarkSpec)
     task = BaselineTask(benchmark=BaselineBenchmark(name=found.name, uid=found.uid, is_rerun=wanted.rerun))
     if wanted.rerun:
+        is_begun = observed.benchmark.status.plan is not None
+        if not is_begun and _is_busy(found, other, observed.benchmark.name):
+            return Missing(BenchReason.BASELINE_NOT_READY, _BUSY.format(name=wanted.name, what=found.status.phase))
         return Standard(task, other)
     if not is_true(found.status, BenchmarkCondition.SUCCEEDED):
         message = f"Benchmark {wanted.name}, which spec.baseline names, has not succeeded yet"
         return Missing(BenchReason.BASELINE_NOT_READY, message)
     return Standard(task)
+
+
+def _is_busy(found: ObservedBenchmark, other: BenchmarkSpec, name: str) -> bool:
+    """It measures, or will without being asked. `name` is that of the one that is to wait for it."""
+    its = other.baseline.benchmark if other.baseline else None
+    if found.status.running is not None:
+        return True
+    is_waiting_for_us = its is not None and its.name == name
+    return found.status.phase in _UNENDED and not other.suspend and not is_waiting_for_us
 
 
 def _unfit(name: str, spec: BenchmarkSpec, other: BenchmarkSpec | Refusal) -> str | None:

@@ -16,7 +16,7 @@ from capstan_operator.decide.bench.types import BenchDeletion
 from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.times import seconds_after
 from capstan_operator.decide.types import Manifest
-from capstan_operator.observe import ObservedBenchPod, ObservedTrialJob
+from capstan_operator.observe import ObservedBenching, ObservedBenchPod, ObservedTrialJob
 from capstan_runtime.contract import env
 
 PAUSE_SECONDS = {2: 2.0, 3: 10.0}
@@ -43,7 +43,7 @@ def plan_children(look: Look) -> Plan:
     if ttl is not None and ttl <= 0:
         return Plan(delete=tuple(_all(look)))
     mine = _mine(look)
-    delete = (*_strays(look, mine), *_superfluous(look))
+    delete = (*strays(look.seen, mine), *_superfluous(look))
     running, trial = look.status.running, look.current
     if running is None:
         return Plan(delete=delete, requeue_after=ttl)
@@ -77,15 +77,16 @@ def _mine(look: Look) -> frozenset[str]:
     return frozenset({name, *(pod_names(look, trial, running.attempt) if trial else ())})
 
 
-def _strays(look: Look, mine: frozenset[str]) -> Iterator[BenchDeletion]:
-    """What lives and belongs to no attempt under way. What has ended stays, for its log; a service never ends."""
-    for pod in look.seen.pods:
+def strays(seen: ObservedBenching, mine: frozenset[str]) -> Iterator[BenchDeletion]:
+    """What lives and is none of `mine`, the children of the attempt under way. What has ended stays, for its log; a
+    service never ends."""
+    for pod in seen.pods:
         if pod.name not in mine and _is_live(pod) and not pod.is_deleting:
             yield BenchDeletion("Pod", pod.name, pod.uid)
-    for one in look.seen.jobs:
+    for one in seen.jobs:
         if one.job.name not in mine and not _has_ended(one) and not one.job.is_deleting:
             yield BenchDeletion("TrainingJob", one.job.name, one.job.uid)
-    for service in look.seen.services:
+    for service in seen.services:
         if service.name not in mine and not service.is_deleting:
             yield BenchDeletion("InferenceService", service.name, service.uid)
 

@@ -53,13 +53,14 @@ def describe_waiting(
     accepted = BenchmarkCondition.ACCEPTED
     status = put_condition(status, accepted, True, BenchReason.VALID, "the spec is valid", now, benchmark.generation)
     kind = BenchmarkCondition.PROGRESSING
-    return put_condition(status, kind, False, missing.reason, missing.message, now, benchmark.generation)
+    status = put_condition(status, kind, False, missing.reason, missing.message, now, benchmark.generation)
+    return _put_unjudged(benchmark, status, missing.reason, missing.message, now)
 
 
 def describe_refused(
     benchmark: ObservedBenchmark, reason: BenchReason, problems: tuple[str, ...], now: float
 ) -> BenchmarkStatus:
-    """Status of one whose spec is refused: what was measured stays, and what runs is left alone."""
+    """Status of one whose spec is refused: what was measured stays."""
     message = "\n".join(problems)
     status = benchmark.status.model_copy(
         update={
@@ -72,7 +73,8 @@ def describe_refused(
     generation = benchmark.generation
     status = put_condition(status, BenchmarkCondition.ACCEPTED, False, reason, message, now, generation)
     said = "nothing is done until the spec is valid"
-    return put_condition(status, BenchmarkCondition.PROGRESSING, False, reason, said, now, generation)
+    status = put_condition(status, BenchmarkCondition.PROGRESSING, False, reason, said, now, generation)
+    return _put_unjudged(benchmark, status, reason, said, now)
 
 
 _SAID = {
@@ -149,13 +151,23 @@ def _put_end(look: Look, status: BenchmarkStatus, reason: BenchReason, message: 
 def _put_verdict(look: Look, status: BenchmarkStatus, reason: BenchReason, message: str) -> BenchmarkStatus:
     """Of the baseline and gate that the spec has now; Unknown while there is no report that judges by them."""
     kind = BenchmarkCondition.NOT_REGRESSED
-    if status.verdict is None and not look.is_reported and find(status, kind) is not None:
-        return _put(look, status, kind, None, reason, message)
+    if status.verdict is None and not look.is_reported:
+        return _put_unjudged(look.seen.benchmark, status, reason, message, look.now)
     if status.verdict is None:
         others = [condition for condition in status.conditions if condition.type != kind]
         return status.model_copy(update={"conditions": others})
     verdict = BenchReason(status.verdict)
     return _put(look, status, kind, _MET[status.verdict], verdict, status.verdict_reason or status.verdict)
+
+
+def _put_unjudged(
+    benchmark: ObservedBenchmark, status: BenchmarkStatus, reason: BenchReason, message: str, now: float
+) -> BenchmarkStatus:
+    """That nothing is known of regressions any more, where something was."""
+    kind = BenchmarkCondition.NOT_REGRESSED
+    if status.verdict is not None or find(status, kind) is None:
+        return status
+    return put_condition(status, kind, None, reason, message, now, benchmark.generation)
 
 
 def _put(

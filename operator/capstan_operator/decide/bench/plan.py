@@ -3,8 +3,10 @@
 import hashlib
 import json
 from dataclasses import dataclass
+from typing import Any
 
 from capstan_operator.api.benchmark import MOST_TRIALS, BenchmarkSpec
+from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.decide.bench.cases import MOST_SEED, Case, cases_of
 from capstan_runtime.contract.benchmark import Arm
 
@@ -34,14 +36,15 @@ def plan_trials(spec: BenchmarkSpec, baseline: BenchmarkSpec | None = None) -> t
     first. The same for the same specs. Raises PlanError.
     """
     cases = cases_of(spec)
-    others = set(cases_by_label(baseline)) if baseline else set()
-    if baseline and not others & {case.labels for case in cases}:
+    baselines = cases_by_label(baseline) if baseline else {}
+    alone = [case.text or "without any" for case in cases if baseline and case.labels not in baselines]
+    if alone:
         raise PlanError(
-            "baseline.benchmark: has no case in common with this one, so nothing could be compared; choose the same "
-            "batch sizes, workers or models"
+            f"baseline.benchmark: has no case {'; '.join(alone)}, so that could not be compared, and no comparison "
+            "could pass; choose the same batch sizes, workers or models"
         )
     repetitions = 1 if is_run_once(spec) else spec.repetitions
-    total = repetitions * (len(cases) + sum(case.labels in others for case in cases))
+    total = repetitions * len(cases) * (2 if baseline else 1)
     if total > MOST_TRIALS:
         arms = ", each beside one of the baseline," if baseline else ""
         most = max(1, MOST_TRIALS * repetitions // total)
@@ -49,12 +52,11 @@ def plan_trials(spec: BenchmarkSpec, baseline: BenchmarkSpec | None = None) -> t
             f"repetitions: {repetitions} of {len(cases)} cases{arms} are {total} runs, and {MOST_TRIALS} are the most; "
             f"choose at most {most} repetitions, or fewer cases"
         )
-    baselines = cases_by_label(baseline) if baseline else {}
     runs: list[tuple[Arm, Case, int]] = []
     for repetition in range(repetitions):
         for case in _shuffled(cases, spec.seed, repetition):
             pair: list[tuple[Arm, Case, int]] = [("candidate", case, repetition)]
-            if case.labels in baselines:
+            if baseline:
                 pair.append(("baseline", baselines[case.labels], repetition))
             runs += pair if repetition % 2 == 0 else reversed(pair)
     return tuple(
@@ -73,12 +75,25 @@ def cases_by_label(spec: BenchmarkSpec) -> dict[tuple[tuple[str, str], ...], Cas
     return {case.labels: case for case in cases_of(spec)}
 
 
-def plan_digest(trials: tuple[Trial, ...], baseline: BenchmarkSpec | None) -> str:
-    """Digest of what is run; what a newer operator fills in for fields that nobody wrote makes no other plan."""
+def recorded_trials(status: BenchmarkStatus) -> tuple[Trial, ...]:
+    """As many as were planned, and of each what is on record: of what is over no more is needed."""
+    arms = {done.trial: done.arm for done in status.trials}
+    names = (f"t{place:02d}" for place in range(status.progress.total))
+    return tuple(Trial(name, arms.get(name, "candidate"), Case(), 0, 0) for name in names)
+
+
+def plan_digest(trials: tuple[Trial, ...], spec: BenchmarkSpec, baseline: BenchmarkSpec | None) -> str:
+    """Digest of what is run; what a newer operator fills in for fields that nobody wrote makes no other plan. Of `spec`
+    it is in the digest, too: API servers without CEL let it change."""
     runs = [[trial.arm, trial.case.text, trial.repetition, trial.seed] for trial in trials]
-    told = {"workload", "job", "pods"}
-    other = baseline.model_dump(mode="json", by_alias=True, include=told, exclude_defaults=True) if baseline else None
-    return "sha256:" + hashlib.sha256(json.dumps([runs, other], sort_keys=True).encode()).hexdigest()[:16]
+    told = json.dumps([runs, _run_of(spec), _run_of(baseline) if baseline else None], sort_keys=True)
+    return "sha256:" + hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _run_of(spec: BenchmarkSpec) -> dict[str, Any]:
+    """What makes a run what it is."""
+    told = {"workload", "job", "pods", "results"}
+    return spec.model_dump(mode="json", by_alias=True, include=told, exclude_defaults=True)
 
 
 def _shuffled(cases: tuple[Case, ...], seed: int, repetition: int) -> list[Case]:

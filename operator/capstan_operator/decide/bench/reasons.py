@@ -11,13 +11,13 @@ class BenchReason(StrEnum):
     INVALID_SPEC = "InvalidSpec"
     """The spec breaks a rule; the message has one line per field."""
     PLAN_CHANGED = "PlanChanged"
-    """Runs were made of another plan: spec.baseline asks for a rerun that was not planned, or its Benchmark is another
-    one by now."""
+    """Runs were made of another plan: the workload, job, pods or store are others, spec.baseline asks for a rerun that
+    was not planned, or its Benchmark is another one by now."""
 
     BASELINE_NOT_FOUND = "BaselineNotFound"
     """There is no Benchmark of the name in spec.baseline."""
     BASELINE_NOT_READY = "BaselineNotReady"
-    """That Benchmark has not succeeded yet."""
+    """That Benchmark has not succeeded yet; of one that is run again: it still measures."""
     BASELINE_UNFIT = "BaselineUnfit"
     """That Benchmark measures something else, keeps its results elsewhere, or its spec is invalid."""
 

@@ -4,7 +4,7 @@ from capstan_operator.api.benchmark_status import BenchmarkStatus, RepeatStatus,
 from capstan_operator.decide.bench.baseline import Missing
 from capstan_operator.decide.bench.look import MOST_ATTEMPTS, REPORT, Look
 from capstan_operator.decide.bench.outcome import Broken, Done, Underway, outcome_of
-from capstan_operator.decide.bench.summary import with_summary
+from capstan_operator.decide.bench.summary import with_summary, without_other
 from capstan_operator.decide.times import rfc3339
 
 REPEATS_KEPT = 20
@@ -13,7 +13,7 @@ REPEATS_KEPT = 20
 def record(look: Look) -> BenchmarkStatus:
     """Status with what has ended, and which run is next; the same when nothing is new."""
     look = look.after(_revived(look))
-    look = look.after(_outdated(look))
+    look = look.after(without_other(look.status, look.judged))
     look = look.after(_ended(look))
     return _finished(look.after(_begun(look)))
 
@@ -23,15 +23,6 @@ def _revived(look: Look) -> BenchmarkStatus:
     if not (look.has_failed and look.spec.suspend):
         return look.status
     return look.status.model_copy(update={"given_up": None, "finished_at": None})
-
-
-def _outdated(look: Look) -> BenchmarkStatus:
-    """Without what was judged by another baseline or gate. What was measured stays."""
-    report = look.status.report
-    if report is None or report.judged == look.judged:
-        return look.status
-    nothing = {"verdict": None, "verdict_reason": None, "comparisons": [], "report": None}
-    return look.status.model_copy(update=nothing)
 
 
 def _ended(look: Look) -> BenchmarkStatus:

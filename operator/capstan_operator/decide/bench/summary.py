@@ -26,6 +26,14 @@ def with_summary(status: BenchmarkStatus, summary: Summary, pod: str, judged: st
     )
 
 
+def without_other(status: BenchmarkStatus, judged: str) -> BenchmarkStatus:
+    """`status` without what was judged by another baseline or gate than that of digest `judged`. What was measured
+    stays."""
+    if status.report is None or status.report.judged == judged:
+        return status
+    return status.model_copy(update={"verdict": None, "verdict_reason": None, "comparisons": [], "report": None})
+
+
 def _figure(figure: Figure) -> FigureStatus:
     return FigureStatus(
         metric=figure.metric,
