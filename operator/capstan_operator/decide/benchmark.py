@@ -16,6 +16,7 @@ from capstan_operator.decide.bench.outcome import Underway, outcome_of
 from capstan_operator.decide.bench.plan import plan_digest, plan_trials, recorded_trials
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.bench.record import record
+from capstan_operator.decide.bench.size import report_problem
 from capstan_operator.decide.bench.standstill import stand_still
 from capstan_operator.decide.bench.summary import without_other
 from capstan_operator.decide.bench.types import BenchDecision
@@ -53,6 +54,9 @@ def decide_benchmark(observed: ObservedBenching, now: float) -> BenchDecision:
     if old.plan is not None and old.plan != look.digest:
         changed = describe_refused(_judged(benchmark, spec), BenchReason.PLAN_CHANGED, (_CHANGED,), now)
         return stand_still(observed, changed, now)
+    problem = report_problem(look) if old.plan is None else None
+    if problem is not None:
+        return stand_still(observed, describe_refused(benchmark, BenchReason.INVALID_SPEC, (problem,), now), now)
     recorded = look.after(record(look))
     if recorded.status != old:
         status = describe(recorded, None)

@@ -204,4 +204,6 @@ def _missing(kind: str, name: str, uid: str | None, waits: str | None = None) ->
 
 
 def _short(text: str) -> str:
+    """Characters that JSON writes in six bytes are left out: `size.py` counts on four."""
+    text = "".join(one if one.isprintable() or one == "\n" else " " for one in text)
     return text if len(text) <= REASON_LENGTH else f"{text[: REASON_LENGTH - 1]}…"
