@@ -13,6 +13,7 @@ from capstan_runtime.bench.analysis.compare import (
     compare,
     hardware_difference,
     software_differences,
+    spec_differences,
 )
 from capstan_runtime.bench.result import Series
 from capstan_runtime.contract.benchmark import UNKNOWN_GPU, Environment, GateTask
@@ -248,6 +249,27 @@ def test_unknown_gpus_are_like_no_others_not_even_themselves() -> None:
     (problem,) = problems
     assert problem is not None
     assert problem.startswith("which GPUs there are is not known")
+
+
+def test_differences_of_what_is_measured_are_listed_by_field() -> None:
+    then = {
+        "workload": {"training": {"batchSizes": [8, 16]}},
+        "job": {"model": {"mlp": {"hidden": [8]}}, "workers": {"max": 1}},
+        "repetitions": 5,
+    }
+    now = {
+        "workload": {"training": {"batchSizes": [8, 16]}},
+        "job": {"model": {"transformer": {"layers": 2}}, "workers": {"max": 4}},
+        "pods": {"image": "x" * 80},
+        "repetitions": 10,
+    }
+    assert spec_differences(then, now) == (
+        "job.model.transformer.layers none -> 2",
+        "job.workers.max 1 -> 4",
+        f'pods.image none -> "{"x" * 58}…',
+        "job.model.mlp.hidden [8] -> none",
+    )
+    assert spec_differences(then, {**then, "repetitions": 7}) == ()
 
 
 def test_differences_of_software_are_listed() -> None:

@@ -14,6 +14,7 @@ from capstan_runtime.bench.reporting import run_report
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.layout import SaveName, new_attempt
 from capstan_runtime.contract.benchmark import (
     BaselineBenchmark,
     BaselineTask,
@@ -173,6 +174,74 @@ def test_unlike_hardware_is_refused_and_unlike_software_listed(report: Report, s
     assert result.baseline is not None
     assert (result.baseline.is_comparable, result.baseline.problem) == (False, "cores 4 and 2")
     assert result.baseline.differences == ("jax 0.10.2 -> none", "numpy 2.3.0 -> 2.4.1")
+
+
+def other_specs(workers: int) -> dict[str, Any]:
+    return {"repetitions": 5, "job": {"workers": {"max": workers}, "model": {"mlp": {"hidden": [8 * workers]}}}}
+
+
+@pytest.mark.parametrize("is_rerun", [False, True])
+def test_another_spec_is_compared_and_said(report: Report, store: FolderStore, is_rerun: bool) -> None:
+    refs = keep_trials(store, "first", STEADY)
+    assert report(task("first", refs, spec=other_specs(1)))[0] == 0
+    refs = keep_trials(store, "second", STEADY)
+    if is_rerun:
+        refs += keep_trials(store, "second", STEADY, arm="baseline", first=5)
+    baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1", is_rerun=is_rerun))
+    code, words, output = report(task("second", refs, baseline=baseline, spec=other_specs(4)))
+    assert code == 0, output
+    summary = Summary.model_validate_json(words)
+    assert summary.verdict == "Passed"
+    assert summary.reason.endswith("; the specs differ: job.workers.max 1 -> 4 and 1 more")
+    result = kept(store, "second")
+    assert result.baseline is not None
+    assert result.baseline.spec_differences == ("job.workers.max 1 -> 4", "job.model.mlp.hidden [8] -> [32]")
+    assert result.notes[0] == (
+        "the baseline's spec is another one, so differences may come of that: job.workers.max 1 -> 4; "
+        "job.model.mlp.hidden [8] -> [32]"
+    )
+    assert "Differs: job.workers.max 1 -> 4" in output
+
+
+def test_a_rerun_of_a_benchmark_without_a_result_is_compared_all_the_same(report: Report, store: FolderStore) -> None:
+    refs = keep_trials(store, "second", STEADY) + keep_trials(store, "second", STEADY, arm="baseline", first=5)
+    baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1", is_rerun=True))
+    assert report(task("second", refs, baseline=baseline))[0] == 0
+    result = kept(store, "second")
+    assert result.baseline is not None
+    assert (result.verdict, result.baseline.spec_differences) == ("Passed", ())
+
+
+def test_a_kept_baseline_on_gpus_is_no_sure_one_and_that_is_said(report: Report, store: FolderStore) -> None:
+    here = HERE.model_copy(update={"gpus": ("NVIDIA H200",), "driver": "580.65"})
+    assert report(task("first", keep_trials(store, "first", STEADY, environment=here)))[0] == 0
+    refs = keep_trials(store, "second", STEADY, environment=here)
+    baseline = BaselineTask(benchmark=BaselineBenchmark(name="first", uid="u1"))
+    assert report(task("second", refs, baseline=baseline))[0] == 0
+    result = kept(store, "second")
+    assert result.verdict == "Passed"
+    assert [note for note in result.notes if "a GPU that is slower now looks like slower code" in note]
+
+
+def test_checkpoints_of_the_trials_own_jobs_are_removed_and_nothing_else(report: Report, store: FolderStore) -> None:
+    refs = keep_jobs(store, "candidate", 0, 1, 1.0)
+    own = f"{SaveName(20, 1, new_attempt('u7'))}"
+    pinned, foreign = f"{SaveName(10, 1, new_attempt('u7'))}", f"{SaveName(20, 1, new_attempt('another'))}"
+    for name in ("bm-t00", "bm-t04", "another-t00", "bm-train"):
+        for folder in (own, foreign):
+            store.put(f"{name}/u7/{folder}/COMMIT", [b"{}"])
+    store.put(f"bm-t00/u7/{pinned}/PINNED", [b""])
+    store.put("bm-t00/u7/notes/kept", [b"mine"])
+    again = task("bm", refs, workload="training", warmup_steps=1)
+    assert report(again)[0] == 0
+    left = {name: store.children(f"{name}/u7") for name in ("bm-t00", "bm-t04", "another-t00", "bm-train")}
+    assert left == {
+        "bm-t00": sorted([pinned, foreign, "notes", "record.1.r0.json"]),
+        "bm-t04": sorted([foreign, "record.1.r0.json"]),
+        "another-t00": sorted([own, foreign]),
+        "bm-train": sorted([own, foreign]),
+    }
+    assert report(again)[0] == 0
 
 
 def test_trials_of_one_arm_on_unlike_hardware_are_refused(report: Report, store: FolderStore) -> None:

@@ -111,11 +111,6 @@ def require_same(library: str, saved: State, restored: State) -> None:
             raise RuntimeError(f"{library} did not bring back what was saved: {name} differs")
 
 
-def _bits(array: Array) -> Array:
-    """As numbers of which no two are equal that differ: not as NaN and NaN, 0 and -0."""
-    return array.reshape(-1).view(np.uint8)
-
-
 class Capstan:
     """One rank's saver as the training loop uses it, in a world of one."""
 

@@ -5,6 +5,7 @@ store: trials ─▶ series ─▶ figures, what the workload derives, compariso
 
 import importlib
 import json
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -21,12 +22,13 @@ from capstan_runtime.bench.analysis.compare import (
     Side,
     unlike,
 )
-from capstan_runtime.bench.analysis.judged import compare_alike, look_at
+from capstan_runtime.bench.analysis.judged import compare_alike, look_at, notes_on
 from capstan_runtime.bench.analysis.summary import build_figures, headline, outlier_notes, summarize
 from capstan_runtime.bench.reports import markdown, write_reports
 from capstan_runtime.bench.result import Baseline, BenchmarkResult, Series
 from capstan_runtime.bench.trial import write_last_words
 from capstan_runtime.checkpoint.digest import digest_of, name_of
+from capstan_runtime.checkpoint.layout import PINNED, SaveName
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.store import ObjectMissing, Store
 from capstan_runtime.contract import env
@@ -74,6 +76,7 @@ def run_report(task: BenchTask, environ: Mapping[str, str]) -> int:
         store = open_store(place, environ)
         result = build_result(task, store, environ)
         digest = keep_result(result, store)
+        remove_saves(task, store)
         where = f"{place.rstrip('/')}/{result_folder(task.benchmark, task.uid)}"
         write_last_words(summarize(result, digest, where), environ)
     except Exception as error:
@@ -104,6 +107,25 @@ def keep_result(result: BenchmarkResult, store: Store) -> str:
     return name_of(digest_of(text))
 
 
+def remove_saves(task: BenchTask, store: Store) -> None:
+    """Of trials that were TrainingJobs, the checkpoints that these leave when they end are removed: nobody asked for
+    them. Their records stay, since a report may be made again, and so does what a person pinned. What cannot be removed
+    is told, and spoils no report."""
+    assert task.report is not None
+    for ref in task.report.trials:
+        name, _, uid = (ref.job or "").partition("/")
+        if not name.startswith(f"{task.benchmark}-t"):
+            continue
+        try:
+            for child in store.children(f"{name}/{uid}"):
+                save = SaveName.parse(child)
+                folder = f"{name}/{uid}/{child}"
+                if save is not None and save.is_of_run(uid) and PINNED not in store.children(folder):
+                    store.remove_all(folder)
+        except OSError as error:
+            print(f"trial {ref.trial}: its checkpoint stays in {store.place}/{name}/{uid}: {error}", file=sys.stderr)
+
+
 def build_result(task: BenchTask, store: Store, environ: Mapping[str, str]) -> BenchmarkResult:
     """Everything the Benchmark found. Raises ConfigError, StoreUnavailable, OSError."""
     report = task.report
@@ -119,6 +141,7 @@ def build_result(task: BenchTask, store: Store, environ: Mapping[str, str]) -> B
     figures = build_figures(series, confidence, task.seed)
     baseline, compared, verdict = _against_baseline(task, report, store, environ, trials, series)
     mixed = unlike(candidates.environments, "candidate")
+    told = notes_on(baseline) if baseline is not None else ()
     started, finished = _times(candidates)
     notes = [
         f"{'' if ref.arm == 'candidate' else 'baseline: '}{note}" for ref, one in trials.results for note in one.notes
@@ -145,7 +168,7 @@ def build_result(task: BenchTask, store: Store, environ: Mapping[str, str]) -> B
         reference=REFERENCE_ROWS.get(report.baseline.reference or "") if report.baseline else None,
         gate=gate if compared else None,
         repeats=report.repeats,
-        notes=tuple(dict.fromkeys([*([mixed] if mixed else []), *outlier_notes(series), *notes])),
+        notes=tuple(dict.fromkeys([*([mixed] if mixed else []), *told, *outlier_notes(series), *notes])),
         **derived,
     )
 
@@ -210,16 +233,28 @@ def _against_baseline(
         if not environments:
             raise ConfigError("baseline.benchmark.rerun: no trial of the baseline was run; create the Benchmark again")
         theirs = Side(tuple(one for one in series if one.arm == "baseline"))
+        spec = _own_spec(wanted, store)
     else:
         kept = read_kept(wanted, store, environ, report.workload)
-        environments = kept.environments
+        environments, spec = kept.environments, kept.spec
         theirs = Side(tuple(one for one in kept.series if one.arm == "candidate"), kept.control_seconds)
     kind = "rerun" if is_rerun else wanted.kind
     name = wanted.benchmark.name if wanted.benchmark else str(wanted.value)
-    baseline = look_at(kind, name, environments, candidates.environments)
+    specs = (spec, report.spec) if spec is not None else None
+    baseline = look_at(kind, name, environments, candidates.environments, specs)
     repetitions = {ref.trial: ref.repetition for ref in report.trials} if is_rerun else None
     compared = compare_alike(baseline, theirs, ours, gate, task.seed, repetitions)
     return baseline, compared, compared.verdict
+
+
+def _own_spec(wanted: BaselineTask, store: Store) -> Mapping[str, Any] | None:
+    """Of the Benchmark that was run again, from its own result; None: it has none yet, or none that can be read."""
+    assert wanted.benchmark is not None
+    try:
+        text = store.get(f"{result_folder(wanted.benchmark.name, wanted.benchmark.uid)}/{RESULT}")
+        return parse_result(text, wanted.benchmark.name).spec
+    except (ObjectMissing, ConfigError):
+        return None
 
 
 def _reference(name: str) -> Baseline:

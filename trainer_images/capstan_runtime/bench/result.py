@@ -170,6 +170,8 @@ class Baseline(Finding):
     """Why not."""
     differences: tuple[str, ...] = ()
     """Software that differs: `jax 0.10.1 -> 0.10.2`."""
+    spec_differences: tuple[str, ...] = ()
+    """What of workload, job and pods the two specs say differently: `job.workers.max 1 -> 4`."""
 
 
 class BenchmarkResult(Finding):

@@ -1,8 +1,10 @@
 """A candidate against its baseline: whether they may be compared at all, what differs, and what that means."""
 
+import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +18,9 @@ from capstan_runtime.contract.benchmark import UNKNOWN_GPU, Comparison, Environm
 DEFAULT_GATE = GateTask(minimum_effect_percent=5.0, confidence=0.95)
 """Of a comparison without a gate: the defaults of spec.gate."""
 _LONGEST_REASON = 400
+_LONGEST_VALUE = 60
+_COMPARED_OF_SPECS = ("workload", "job", "pods")
+"""What is measured; the rest says how often, where it is kept and how it is judged."""
 _Place = tuple[str, tuple[tuple[str, str], ...]]
 
 
@@ -245,6 +250,29 @@ def software_differences(baseline: Environment, candidate: Environment) -> tuple
         *((package, baseline.packages.get(package), candidate.packages.get(package)) for package in names),
     ]
     return tuple(f"{what} {_shown(then)} -> {_shown(now)}" for what, then, now in pairs if then != now)
+
+
+def spec_differences(baseline: Mapping[str, Any], candidate: Mapping[str, Any]) -> tuple[str, ...]:
+    """`job.workers.max 1 -> 4`: what of workload, job and pods two specs say differently. It may be what is compared,
+    such as two models, so it is told and not refused."""
+    then, now = _leaves(baseline), _leaves(candidate)
+    fields = [
+        field for field in (*now, *(field for field in then if field not in now)) if then.get(field) != now.get(field)
+    ]
+    return tuple(f"{field} {then.get(field, 'none')} -> {now.get(field, 'none')}" for field in fields)
+
+
+def _leaves(spec: Mapping[str, Any]) -> dict[str, str]:
+    """By dotted path."""
+    found: dict[str, str] = {}
+    todo = [(key, spec[key]) for key in reversed(_COMPARED_OF_SPECS) if key in spec]
+    while todo:
+        path, value = todo.pop()
+        if isinstance(value, Mapping) and value:
+            todo += [(f"{path}.{key}", value[key]) for key in reversed(value)]
+        else:
+            found[path] = words.shortened(json.dumps(value, ensure_ascii=False), _LONGEST_VALUE)
+    return found
 
 
 def _shown(value: object) -> str:

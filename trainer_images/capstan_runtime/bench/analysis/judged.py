@@ -1,6 +1,8 @@
 """A result against a baseline: first whether the machines are alike, then what the numbers say."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 from capstan_runtime.bench.analysis.compare import (
     Compared,
@@ -8,15 +10,28 @@ from capstan_runtime.bench.analysis.compare import (
     compare,
     hardware_difference,
     software_differences,
+    spec_differences,
     unlike,
 )
 from capstan_runtime.bench.result import Baseline, BenchmarkResult
+from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Environment, GateTask
 from capstan_runtime.errors import ConfigError
 
+Spec = Mapping[str, Any]
+_MOST_TOLD = 3
+_LONGEST_FIRST = 80
 
-def look_at(kind: str, name: str, theirs: Sequence[Environment], ours: Sequence[Environment]) -> Baseline:
-    """The baseline that was measured on `theirs`, and whether `ours` may be compared with it."""
+
+def look_at(
+    kind: str,
+    name: str,
+    theirs: Sequence[Environment],
+    ours: Sequence[Environment],
+    specs: tuple[Spec, Spec] | None = None,
+) -> Baseline:
+    """The baseline that was measured on `theirs`, whether `ours` may be compared with it, and what else differs.
+    `specs` are the baseline's and the candidate's; None: the baseline's is not known."""
     problem = unlike(ours, "candidate") or unlike(theirs, "baseline") or hardware_difference(theirs[0], ours[0])
     return Baseline(
         kind=kind,
@@ -25,6 +40,7 @@ def look_at(kind: str, name: str, theirs: Sequence[Environment], ours: Sequence[
         is_comparable=problem is None,
         problem=problem,
         differences=software_differences(theirs[0], ours[0]),
+        spec_differences=spec_differences(*specs) if specs else (),
     )
 
 
@@ -36,10 +52,34 @@ def compare_alike(
     seed: int,
     repetitions: Mapping[str, int] | None = None,
 ) -> Compared:
-    """As `compare` says; Inconclusive, and nothing compared, where the machines are not alike."""
+    """As `compare` says, and that the specs differ; Inconclusive, and nothing compared, where the machines are not
+    alike."""
     if baseline.problem is not None:
         return Compared((), "Inconclusive", f"unlike hardware is not compared: {baseline.problem}")
-    return compare(theirs, ours, gate, seed, repetitions)
+    compared = compare(theirs, ours, gate, seed, repetitions)
+    if not baseline.spec_differences:
+        return compared
+    first, *others = baseline.spec_differences
+    more = f" and {len(others)} more" if others else ""
+    return replace(
+        compared, reason=f"{compared.reason}; the specs differ: {words.shortened(first, _LONGEST_FIRST)}{more}"
+    )
+
+
+def notes_on(baseline: Baseline) -> Iterator[str]:
+    """What a reader must know of a comparison beside its verdict."""
+    if baseline.spec_differences:
+        told = "; ".join(baseline.spec_differences[:_MOST_TOLD])
+        more = f"; and {len(baseline.spec_differences) - _MOST_TOLD} more" * (
+            len(baseline.spec_differences) > _MOST_TOLD
+        )
+        yield f"the baseline's spec is another one, so differences may come of that: {told}{more}"
+    if baseline.kind in ("benchmark", "file") and baseline.environment is not None and baseline.environment.gpus:
+        yield (
+            "the baseline was kept, and the control, which tells whether the machine changed since, is arithmetic on "
+            "its CPU: a GPU that is slower now looks like slower code; baseline.benchmark.rerun: true measures both in "
+            "turns"
+        )
 
 
 def judge_anew(baseline: BenchmarkResult, candidate: BenchmarkResult, gate: GateTask) -> BenchmarkResult:
@@ -53,7 +93,8 @@ def judge_anew(baseline: BenchmarkResult, candidate: BenchmarkResult, gate: Gate
     for what, one in (("BASELINE", baseline), ("CANDIDATE", candidate)):
         if not one.environments:
             raise ConfigError(f"{what} does not say what it ran on, so it cannot be compared; measure it again")
-    looked_at = look_at("benchmark", baseline.name, baseline.environments, candidate.environments)
+    specs = baseline.spec, candidate.spec
+    looked_at = look_at("benchmark", baseline.name, baseline.environments, candidate.environments, specs)
     compared = compare_alike(looked_at, _side(baseline), _side(candidate), gate, candidate.seed)
     return candidate.model_copy(
         update={
@@ -63,6 +104,7 @@ def judge_anew(baseline: BenchmarkResult, candidate: BenchmarkResult, gate: Gate
             "comparisons": compared.comparisons,
             "verdict": compared.verdict,
             "reason": compared.reason,
+            "notes": tuple(dict.fromkeys([*candidate.notes, *notes_on(looked_at)])),
         }
     )
 

@@ -157,7 +157,8 @@ def _comparison(result: BenchmarkResult) -> Section:
             is_aside=True,
         )
     ] * bool(rows)
-    return Section("comparison", "Comparison", said, tables, [f"Differs: {one}" for one in baseline.differences])
+    differences = (*baseline.spec_differences, *baseline.differences)
+    return Section("comparison", "Comparison", said, tables, [f"Differs: {one}" for one in differences])
 
 
 def _chance(comparison: Comparison) -> str:
