@@ -101,6 +101,30 @@ def test_speedup_is_over_one_worker_of_the_same_mode_in_the_same_repetition() ->
     )
 
 
+def test_one_run_of_one_worker_is_the_base_of_both_modes() -> None:
+    strong = {("strong", 1): {0: 100.0, 1: 50.0}, ("strong", 2): {0: 180.0, 1: 90.0}}
+    both = strong | {("weak", 2): {0: 190.0, 1: 95.0}}
+    derived = derive(*measured(both), 0.95, seed=0)
+    assert derived["scaling"] == (
+        row("strong", 1, (1.0, 1.0, 1.0), None),
+        row("strong", 2, (1.8, 1.8, 1.8), (1 / 1.8 - 1 / 2) / (1 - 1 / 2)),
+        row("weak", 1, (1.0, 1.0, 1.0), None),
+        row("weak", 2, (1.9, 1.9, 1.9), None),
+    )
+    assert [(one.metric, one.labels["mode"], one.values) for one in derived["series"]] == [
+        ("speedup", "strong", (1.8, 1.8)),
+        ("efficiency", "strong", (0.9, 0.9)),
+        ("speedup", "weak", (1.9, 1.9)),
+        ("efficiency", "weak", (0.95, 0.95)),
+    ]
+    # Of weak scaling alone it is weak scaling's, and no row is told of a mode that nobody asked for.
+    weak = {("weak", 1): {0: 100.0}, ("weak", 2): {0: 190.0}}
+    assert [(one.mode, one.workers) for one in derive(*measured(weak), 0.95, seed=0)["scaling"]] == [
+        ("weak", 1),
+        ("weak", 2),
+    ]
+
+
 def test_without_pairs_medians_are_divided_and_both_are_resampled() -> None:
     series, trials = measured(
         {("strong", 1): {0: 90.0, 1: 100.0, 2: 110.0}, ("strong", 2): {3: 150.0, 4: 160.0, 5: 170.0}}

@@ -1,7 +1,7 @@
 """What more workers bring: speed-up and efficiency of a TrainingJob over numbers of workers."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,17 +47,20 @@ def derive(series: tuple[Series, ...], trials: Trials, confidence: float, seed: 
     """`scaling`: a row for each mode and number of workers; `series`: speed-up and efficiency of every repetition;
     `headline`. Nothing where no trial ran with one worker. `series` and `trials` are those of one arm.
 
-    Speed-up is throughput over that of one worker of the same mode: weak scaling does n times the work in as long, so
-    its speed-up is that of throughput, too, and efficiency is speed-up over n in both. One worker is the same
-    configuration in both modes, and the better of the two would be the luckier one. Repetitions are paired, since what
-    slows a machine for a while slows both; where pairs are missing, medians are divided.
+    Speed-up is throughput over that of one worker: weak scaling does n times the work in as long, so its speed-up is
+    that of throughput, too, and efficiency is speed-up over n in both. One worker is the same configuration in both
+    modes, so it is measured once and is the base of both. Repetitions are paired, since what slows a machine for a
+    while slows both; where pairs are missing, medians are divided.
     """
     rng = np.random.default_rng(seed)
     cases = _cases(series, trials)
-    bases = {case.mode: case for case in cases if case.workers == 1}
-    compared = [(case, bases[case.mode]) for case in cases if case.mode in bases]
-    if not compared:
+    alone = [case for case in cases if case.workers == 1]
+    if not alone:
         return {}
+    bases = {mode: replace(alone[0], mode=mode) for mode in dict.fromkeys(case.mode for case in cases)}
+    bases |= {case.mode: case for case in alone}
+    several = [case for case in cases if case.workers > 1]
+    compared = [(case, bases[case.mode]) for case in sorted([*bases.values(), *several], key=_order)]
     rows = tuple(_row(case, _speedup(case, base, confidence, rng)) for case, base in compared)
     added = tuple(each for case, base in compared for each in _added(case, base))
     return {"scaling": rows, "series": added, "headline": _headline(rows)}
@@ -78,7 +81,11 @@ def _cases(series: Iterable[Series], trials: Trials) -> list[_Case]:
         for each in series
         if each.metric == _THROUGHPUT and {"mode", "workers"} <= each.labels.keys()
     ]
-    return sorted(found, key=lambda case: (case.mode, case.workers))
+    return sorted(found, key=_order)
+
+
+def _order(case: _Case) -> tuple[str, int]:
+    return case.mode, case.workers
 
 
 def _ratios(case: _Case, base: _Case) -> dict[int, float]:
