@@ -43,6 +43,7 @@ JUDGED: dict[str, tuple[Document, list[str], int]] = {
     "training of one size": ({"training": {}}, [], 1),
     "two names of training": (batches(3), ["samples_per_second", "step_seconds"], 6),
     "scaling": ({"scaling": {"workers": [1, 2, 4]}}, [], 3 + 2),
+    "strong and weak scaling": ({"scaling": {"workers": [1, 2, 4], "weak": True}}, [], 1 + 4 + 4),
     "efficiency alone": ({"scaling": {"workers": [1, 2, 4]}}, ["efficiency"], 2),
     "a grid": ({"scalingLaw": {"grid": GRID}}, [], 18),
     "the loss of a grid": ({"scalingLaw": {"grid": GRID}}, ["loss"], 9),

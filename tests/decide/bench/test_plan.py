@@ -128,11 +128,17 @@ JOBS: dict[str, tuple[Document, list[tuple[str, Document]]]] = {
         {"training": {"batchSizes": [32, 16]}},
         [("batchSize=32", {"globalBatchSize": 32}), ("batchSize=16", {"globalBatchSize": 16})],
     ),
+    "weak scaling": (
+        {"scaling": {"workers": [1, 2], "strong": False, "weak": True}},
+        [
+            ("workers=1, mode=weak", {"globalBatchSize": 64, "virtualRanks": 1, "max": 1}),
+            ("workers=2, mode=weak", {"globalBatchSize": 128, "virtualRanks": 2, "max": 2}),
+        ],
+    ),
     "strong and weak scaling": (
         {"scaling": {"workers": [1, 2], "weak": True}},
         [
             ("workers=1, mode=strong", {"globalBatchSize": 64, "virtualRanks": 1, "max": 1}),
-            ("workers=1, mode=weak", {"globalBatchSize": 64, "virtualRanks": 1, "max": 1}),
             ("workers=2, mode=strong", {"globalBatchSize": 64, "virtualRanks": 2, "max": 2}),
             ("workers=2, mode=weak", {"globalBatchSize": 128, "virtualRanks": 2, "max": 2}),
         ],

@@ -77,7 +77,8 @@ def _sizes(spec: BenchmarkSpec) -> Iterator[Case]:
     batch = job.training.global_batch_size
     modes = [mode for mode, is_wanted in (("strong", scaling.strong), ("weak", scaling.weak)) if is_wanted]
     for workers in scaling.workers:
-        for mode in modes:
+        # One worker is the same job in either mode: it is run once, and is the base of both.
+        for mode in modes if workers > 1 else modes[:1]:
             size = batch * workers if mode == "weak" else batch
             yield _case(
                 {"workers": str(workers), "mode": mode},
