@@ -13,8 +13,8 @@ from capstan_runtime.bench import cli
 from capstan_runtime.bench.reports import markdown
 from capstan_runtime.bench.result import BenchmarkResult, Series
 from capstan_runtime.contract.benchmark import Verdict
-from tests.support import bench_results
-from tests.support.bench_results import CPU, GPU
+from tests.support import bench_maker, bench_results
+from tests.support.bench_maker import CPU, GPU
 
 
 def keep(result: BenchmarkResult, folder: Path) -> Path:
@@ -38,7 +38,7 @@ def measured(name: str, factor: float = 1.0, workload: str = "training") -> Benc
         is_headline=True,
     )
     control = tuple(0.01 + 1e-6 * at for at in range(10))
-    result = bench_results.Maker().result(workload, "1,000 samples/s", name=name, control_seconds=control)
+    result = bench_maker.Maker().result(workload, "1,000 samples/s", name=name, control_seconds=control)
     return result.model_copy(update={"series": (series,)})
 
 

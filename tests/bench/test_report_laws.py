@@ -27,7 +27,8 @@ from capstan_runtime.bench.result import (
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.benchmark import Comparison, Figure, GateTask
 from capstan_runtime.contract.reference import REFERENCE_ROWS
-from tests.support.bench_results import CPU, RESULTS
+from tests.support.bench_maker import CPU
+from tests.support.bench_results import RESULTS
 
 NUMBER = st.one_of(
     st.sampled_from([0.0, -0.0, 1.0, -1.0, 5e-324, 1.7e308, -1.7e308, float("nan"), float("inf"), float("-inf")]),

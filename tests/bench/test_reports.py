@@ -24,8 +24,9 @@ from capstan_runtime.bench.reports.prometheus import exposition
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract import words
-from tests.support import bench_results
-from tests.support.bench_results import EDGES, HOSTILE, RESULTS
+from tests.support import bench_maker, bench_results
+from tests.support.bench_edges import EDGES, HOSTILE
+from tests.support.bench_results import RESULTS
 
 
 @pytest.mark.parametrize("workload", RESULTS)
@@ -77,7 +78,7 @@ def test_prometheus_reads_back_every_figure_in_base_units(workload: str) -> None
 
 
 def test_labels_of_a_case_cannot_pass_for_those_of_the_benchmark() -> None:
-    make = bench_results.Maker()
+    make = bench_maker.Maker()
     make.measure("steps_per_second", "steps/s", "higher", 3.0, {"namespace": "other", "batchSize": "1", "0": HOSTILE})
     families = {
         family.name: family

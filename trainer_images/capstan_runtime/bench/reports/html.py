@@ -14,9 +14,10 @@ from typing import get_args
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
+from capstan_runtime.bench.reports.parts import Section, Table
 from capstan_runtime.bench.reports.plots import plots_of
 from capstan_runtime.bench.reports.plots.svg import Plot
-from capstan_runtime.bench.reports.sections import VERDICT_MEANS, Section, Table, about, sections
+from capstan_runtime.bench.reports.sections import VERDICT_MEANS, about, sections
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Verdict

@@ -4,7 +4,8 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 
-from capstan_runtime.bench.reports.sections import Section, Table, about, sections
+from capstan_runtime.bench.reports.parts import Section, Table
+from capstan_runtime.bench.reports.sections import about, sections
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.contract import words
 

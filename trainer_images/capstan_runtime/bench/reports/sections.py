@@ -2,14 +2,15 @@
 
 import re
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 
-from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, Distribution, LawParameter
+from capstan_runtime.bench.reports import derived
+from capstan_runtime.bench.reports.parts import Section, Table, confidence
+from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, Distribution
 from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison, Environment, Figure
 
-DEFAULT_CONFIDENCE = 0.95
 VERDICT_MEANS = {
     "Passed": "any difference is smaller than what counts",
     "Improved": "it is better by more than what counts, for certain",
@@ -20,41 +21,14 @@ _BETTER = {"higher": "↑ higher", "lower": "↓ lower", "neither": "–"}
 _SHOWN_PERCENTS = {"p50": 50.0, "p90": 90.0, "p99": 99.0, "p99.9": 99.9, "max": 100.0}
 
 
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Text in rows."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    numeric: frozenset[int] = frozenset()
-    """Columns that are set to the right."""
-    title: str = ""
-    """Where a section has several; empty: its section's will do."""
-    is_aside: bool = False
-    """For who wants every number: folded where that can be, left out of Markdown."""
-
-
-@dataclass(frozen=True, slots=True)
-class Section:
-    """One part of a report."""
-
-    key: str
-    """By which plots find their place."""
-    title: str
-    paragraphs: Sequence[str] = ()
-    tables: Sequence[Table] = ()
-    items: Sequence[str] = field(default=())
-    """A list after the tables."""
-
-
 def sections(result: BenchmarkResult) -> list[Section]:
     """All of them that have something to say."""
     made = (
         _comparison(result),
-        _scaling(result),
-        _roofline(result),
-        _law(result),
-        _collectives(result),
+        derived.scaling(result),
+        derived.roofline(result),
+        derived.law(result),
+        derived.collectives(result),
         _figures(result),
         _latency(result),
         _reference(result),
@@ -104,11 +78,6 @@ def machine(environment: Environment) -> str:
 
 def _gpus(environment: Environment) -> list[str]:
     return [f"{environment.gpus.count(name)} × {name}" for name in dict.fromkeys(environment.gpus)]
-
-
-def confidence(result: BenchmarkResult) -> str:
-    """Of its intervals: `95 %`."""
-    return f"{100 * (result.gate.confidence if result.gate else DEFAULT_CONFIDENCE):.4g} %"
 
 
 def baseline_words(baseline: Baseline) -> str:
@@ -216,111 +185,6 @@ def _steadiness(result: BenchmarkResult) -> list[str]:
         "A fixed piece of arithmetic, timed beside each run, took "
         f"{words.interval(least, most, 's', most)}: how steady the machine was."
     ]
-
-
-def _scaling(result: BenchmarkResult) -> Section:
-    rows = [
-        (
-            row.mode,
-            str(row.workers),
-            words.quantity(row.speedup, "x"),
-            words.interval(row.speedup_low, row.speedup_high, "x", row.speedup),
-            words.percent(100 * row.efficiency, is_signed=False),
-            f"{words.number(100 * row.efficiency_low, 3)} – {words.number(100 * row.efficiency_high, 3)} %",
-            "" if row.serial_fraction is None else words.number(row.serial_fraction, 3),
-        )
-        for row in result.scaling
-    ]
-    interval = f"{confidence(result)} interval"
-    columns = ("scaling", "workers", "speed-up", interval, "efficiency", interval, "serial fraction")
-    return Section("scaling", "Scaling", (), [Table(columns, rows, frozenset(range(1, 7)))] if rows else [])
-
-
-def _roofline(result: BenchmarkResult) -> Section:
-    interval = f"{confidence(result)} interval"
-    tables = []
-    if result.roofs:
-        rows = [
-            (
-                roof.name,
-                roof.kind,
-                words.quantity(roof.median, roof.unit),
-                words.interval(roof.low, roof.high, roof.unit, roof.median),
-            )
-            for roof in result.roofs
-        ]
-        tables.append(Table(("ceiling", "of", "median", interval), rows, frozenset({2, 3}), "Ceilings"))
-    if result.dots:
-        dots = [
-            (
-                str(number),
-                dot.name,
-                words.number(dot.intensity),
-                words.quantity(dot.performance, "FLOP/s"),
-                words.interval(dot.low, dot.high, "FLOP/s", dot.performance),
-                dot.bound,
-                dot.ceiling,
-                words.percent(100 * dot.share, is_signed=False),
-            )
-            for number, dot in enumerate(result.dots, 1)
-        ]
-        columns = ("", "name", "FLOP/B", "performance", interval, "bound by", "ceiling", "of the roof")
-        tables.append(Table(columns, dots, frozenset({0, 2, 3, 4, 7}), "Kernels and models"))
-    return Section("roofline", "Roofline", (), tables)
-
-
-def _law(result: BenchmarkResult) -> Section:
-    law = result.law
-    if law is None:
-        return Section("law", "Scaling law")
-    said: list[str] = []
-    tables = []
-    for fit in law.fits:
-        why = f" Warnings: {'; '.join(fit.warnings)}." if fit.warnings else ""
-        said.append(f"{'Fitted' if fit.is_trusted else 'Not to be relied on'} ({fit.form}): {fit.formula}.{why}")
-        rows = [_parameter(one) for one in (*fit.parameters, *fit.derived)]
-        rows.append(("sum of Huber losses", words.number(fit.objective), ""))
-        columns = (fit.form, "value", f"{confidence(result)} interval")
-        tables.append(Table(columns, rows, frozenset({1, 2}), f"Fit: {fit.form}"))
-    if law.held_out:
-        rows_out = [(*_run(*row[:3]), words.number(row[3])) for row in law.held_out]
-        columns_out = ("parameters", "tokens", "loss", "predicted by the others")
-        tables.append(Table(columns_out, rows_out, frozenset(range(4)), "Held out"))
-    runs = [(*_run(*point), *(f"{fit.residuals[at]:+.4f}" for fit in law.fits)) for at, point in enumerate(law.points)]
-    columns_runs = ("parameters", "tokens", "loss", *(f"residual, {fit.form}" for fit in law.fits))
-    tables.append(Table(columns_runs, runs, frozenset(range(len(columns_runs))), "Every run", is_aside=True))
-    return Section("law", "Scaling law", said, tables)
-
-
-def _run(parameters: float, tokens: float, loss: float) -> tuple[str, ...]:
-    return words.count(parameters), words.count(tokens), words.number(loss)
-
-
-def _parameter(one: LawParameter) -> tuple[str, str, str]:
-    text = words.count if one.name.startswith("best ") else _coefficient
-    return one.name, text(one.value), f"{text(one.low)} – {text(one.high)}"
-
-
-def _coefficient(value: float) -> str:
-    """Over so many magnitudes that digits are worth less than the exponent."""
-    return words.number(value) if abs(value) < 1e6 else f"{value:.4g}"
-
-
-def _collectives(result: BenchmarkResult) -> Section:
-    rows = [
-        (
-            words.words(fit.operation),
-            words.quantity(fit.latency_seconds, "s"),
-            words.interval(fit.latency_low, fit.latency_high, "s", fit.latency_seconds),
-            words.quantity(fit.bandwidth_bytes_per_second, "B/s"),
-            words.interval(fit.bandwidth_low, fit.bandwidth_high, "B/s", fit.bandwidth_bytes_per_second),
-        )
-        for fit in result.collectives
-    ]
-    interval = f"{confidence(result)} interval"
-    table = Table(("operation", "latency", interval, "bandwidth", interval), rows, frozenset(range(1, 5)))
-    said = ["Fitted: time = latency + size / bandwidth."] if rows else []
-    return Section("collectives", "Collectives", said, [table] if rows else [])
 
 
 def _latency(result: BenchmarkResult) -> Section:

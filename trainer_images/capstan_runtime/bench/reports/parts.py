@@ -1,0 +1,40 @@
+"""What sections of a report are made of, however they are shown."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from capstan_runtime.bench.result import BenchmarkResult
+
+DEFAULT_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Text in rows."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    numeric: frozenset[int] = frozenset()
+    """Columns that are set to the right."""
+    title: str = ""
+    """Where a section has several; empty: its section's will do."""
+    is_aside: bool = False
+    """For who wants every number: folded where that can be, left out of Markdown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part of a report."""
+
+    key: str
+    """By which plots find their place."""
+    title: str
+    paragraphs: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    items: Sequence[str] = field(default=())
+    """A list after the tables."""
+
+
+def confidence(result: BenchmarkResult) -> str:
+    """Of its intervals: `95 %`."""
+    return f"{100 * (result.gate.confidence if result.gate else DEFAULT_CONFIDENCE):.4g} %"
