@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import json
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, get_args
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from capstan_local.schema.structural import check_structural, compile_schema
+from capstan_operator.api import benchmark
 from capstan_operator.api.benchmark import BenchmarkSpec
 from capstan_operator.api.meta import API_VERSION
 from capstan_operator.cluster.errors import ApiError
@@ -17,7 +19,10 @@ from capstan_operator.cluster.kinds import BENCHMARKS
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.crdgen import MAX_CRD_BYTES, benchmark_crd, render
 from capstan_operator.decide.bench.blueprint import name_problem
-from tests.support.benchmarks import job_of, spec_of
+from capstan_runtime.contract import workloads
+from capstan_runtime.contract.base import OneOf
+from tests.support.benchmark_specs import ACCEPTED, BEFORE, REFUSED
+from tests.support.benchmarks import spec_of
 from tests.support.control_planes import ControlPlane
 from tests.support.real_cluster import Cluster, real_cluster
 
@@ -25,18 +30,6 @@ Document = dict[str, Any]
 CRD = benchmark_crd()
 SCHEMA = CRD["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 COMPILED = compile_schema(SCHEMA)
-DIGEST = "blake3:" + "0" * 64
-MODEL: Document = {
-    "fresh": {"architecture": {"mlp": {"hidden": [8]}}, "input": {"vector": {"features": 4, "classes": 2}}}
-}
-LOAD: Document = {"rates": [5], "scenario": [{"name": "predict", "path": "/"}]}
-SERVICE: Document = {"modelRef": {"trainingJob": {"name": "digits"}}}
-GRID: Document = {
-    "models": [{"name": f"m{n}", "architecture": {"mlp": {"hidden": [n]}}} for n in (4, 8, 16)],
-    "steps": [10, 20, 30],
-}
-POINTS: list[Document] = [{"parameters": 10.0 * n, "tokens": 100.0 * n, "loss": 9.0 - n} for n in range(1, 6)]
-BEFORE: Document = {"benchmark": {"name": "before"}}
 
 
 def a_benchmark(spec: Document, name: str = "bench") -> Document:
@@ -95,138 +88,10 @@ def test_the_api_server_fills_in_what_the_models_fill_in() -> None:
         assert defaulted == BenchmarkSpec.parse(spec).document()
 
 
-ACCEPTED: dict[str, Document] = {
-    "a roofline": spec_of(),
-    "training": spec_of({"training": {"batchSizes": [16, 32]}}, job=job_of()),
-    "scaling": spec_of({"scaling": {"workers": [1, 2], "weak": True}}, job=job_of()),
-    "inference of a fresh model": spec_of({"inference": {"runtime": "torch", "model": MODEL}}),
-    "inference of a checkpoint": spec_of(
-        {"inference": {"runtime": "flax", "model": {"checkpoint": {"run": "a/b/c", "digest": DIGEST}}}}
-    ),
-    "load on a service of its own": spec_of({"serving": {"service": SERVICE} | LOAD}),
-    "load on a URL": spec_of({"serving": {"url": "http://digits:8480"} | LOAD}),
-    "collectives": spec_of({"collectives": {"framework": {"flax": {}}, "workers": 4}}),
-    "a grid": spec_of({"scalingLaw": {"grid": GRID}}, job=job_of()),
-    "points": spec_of({"scalingLaw": {"points": POINTS}}),
-    "a file": spec_of({"scalingLaw": {"file": "runs.csv"}}),
-    "checkpoints": spec_of({"checkpoint": {"state": "64MiB", "beside": ["TorchDCP"]}}),
-    "the control plane": spec_of({"controlPlane": {}}, pods={"serviceAccountName": "bursts"}),
-    "a gate": spec_of(repetitions=5, baseline=BEFORE, gate={"metrics": ["samples_per_second"]}),
-    "a confidence that so many runs reach": spec_of(repetitions=6, baseline=BEFORE, gate={"confidence": 0.995}),
-    "all the confidence there is": spec_of(repetitions=13, baseline=BEFORE, gate={"confidence": 0.9999999}),
-    "a rerun": spec_of(baseline={"benchmark": {"name": "before", "rerun": True}}),
-    "a kept result": spec_of(repetitions=5, baseline={"configMap": {"name": "kept"}}, gate={}),
-    "all the rest": spec_of(
-        seed=7,
-        suspend=True,
-        trialDeadlineSeconds=60,
-        ttlSecondsAfterFinished=0,
-        pods={"image": "x", "gpus": 1, "nodeSelector": {"a": "b"}, "podPatch": {"spec": {"priorityClassName": "low"}}},
-    ),
-}
-
-
 @pytest.mark.parametrize("what", ACCEPTED)
 def test_both_accept(what: str) -> None:
     assert schema_refusals(ACCEPTED[what]) == []
     assert model_refusal(ACCEPTED[what]) is None
-
-
-REFUSED: dict[str, tuple[Document, str]] = {
-    "an unknown field": (spec_of(cases=3), "cases"),
-    "no workload": (spec_of({"none": {}}), "workload"),
-    "two workloads": (
-        spec_of({"roofline": {"runtime": "torch"}, "controlPlane": {}}),
-        "got roofline, controlPlane: set exactly one of",
-    ),
-    "training without a job": (
-        spec_of({"training": {}}),
-        "job: is missing, and this workload runs TrainingJobs; add the job to run",
-    ),
-    "a job that nobody runs": (spec_of(job=job_of()), "job: is run by no part of this workload; remove it"),
-    "a job for given points": (
-        spec_of({"scalingLaw": {"points": POINTS}}, job=job_of()),
-        "job: is run by no part of this workload; remove it",
-    ),
-    "scaling without a base": (
-        spec_of({"scaling": {"workers": [2, 4]}}, job=job_of()),
-        "workers: holds no 1, which all others are compared with; add 1",
-    ),
-    "a service and a URL": (
-        spec_of({"serving": {"service": SERVICE, "url": "http://x"} | LOAD}),
-        "set exactly one of service, url",
-    ),
-    "no load": (spec_of({"serving": {"url": "http://x"}}), "rates"),
-    "a rate twice": (spec_of({"serving": LOAD | {"url": "http://x", "rates": [5, 7, 5]}}), "rates: holds a rate twice"),
-    "two requests of one name": (
-        spec_of({"serving": LOAD | {"url": "http://x", "scenario": [{"name": "a", "path": "/"}] * 2}}),
-        "two kinds of requests have the same name",
-    ),
-    "collectives of one": (spec_of({"collectives": {"framework": {"flax": {}}, "workers": 1}}), "workers"),
-    "a size in other units": (
-        spec_of({"checkpoint": {"state": "64MB"}}),
-        "64MB is no size; write a whole number with one of B, KiB, MiB, GiB, such as 64MiB",
-    ),
-    "too few points": (spec_of({"scalingLaw": {"points": POINTS[:4]}}), "points"),
-    "a model that takes something else": (
-        spec_of(
-            {
-                "inference": {
-                    "runtime": "torch",
-                    "model": {
-                        "fresh": {
-                            "architecture": {"mlp": {"hidden": [8]}},
-                            "input": {"tokens": {"vocabulary": 9, "sequenceLength": 8}},
-                        }
-                    },
-                }
-            }
-        ),
-        "input: transformer takes tokens, cnn takes image, mlp takes image or vector; change input or architecture",
-    ),
-    "no repetition": (spec_of(repetitions=0), "repetitions"),
-    "more repetitions than anybody waits for": (spec_of(repetitions=101), "repetitions"),
-    "a gate without a baseline": (
-        spec_of(repetitions=5, gate={}),
-        "gate: compares with a baseline, and there is none; add spec.baseline, or remove gate",
-    ),
-    "a gate that nothing could pass": (
-        spec_of(repetitions=4, baseline=BEFORE, gate={}),
-        "repetitions: 4 cannot be judged; a gate needs 5 or more: raise repetitions, or remove gate",
-    ),
-    "a confidence that so few runs cannot reach": (
-        spec_of(repetitions=5, baseline=BEFORE, gate={"confidence": 0.995}),
-        "repetitions: 5 cannot reach gate.confidence 0.995, however large a difference is; raise repetitions to 6, or "
-        "lower gate.confidence",
-    ),
-    "near certainty": (
-        spec_of(repetitions=12, baseline=BEFORE, gate={"confidence": 0.99999999}),
-        "repetitions: 12 cannot reach gate.confidence 0.99999999, however large a difference is; raise repetitions to "
-        "13, or",
-    ),
-    "a gate at a published row": (
-        spec_of(
-            {"training": {}},
-            job=job_of(),
-            repetitions=5,
-            baseline={"reference": "bert-base-flax"},
-            gate={},
-        ),
-        "baseline.reference: a published row is never a gate, only shown beside; remove gate",
-    ),
-    "a gate for given points": (
-        spec_of({"scalingLaw": {"points": POINTS}}, repetitions=5, baseline=BEFORE, gate={}),
-        "gate: this scalingLaw runs nothing that could be repeated; remove gate, or use scalingLaw.grid",
-    ),
-    "two baselines": (
-        spec_of(baseline=BEFORE | {"configMap": {"name": "kept"}}),
-        "got benchmark, configMap: set exactly one of benchmark, configMap, reference",
-    ),
-    "no effect": (spec_of(repetitions=5, baseline=BEFORE, gate={"minimumEffectPercent": 0}), "minimumEffectPercent"),
-    "certainty": (spec_of(repetitions=5, baseline=BEFORE, gate={"confidence": 1.0}), "confidence"),
-    "nowhere to keep results": ({"workload": {"roofline": {"runtime": "torch"}}}, "results"),
-    "a deadline that is over at once": (spec_of(trialDeadlineSeconds=1), "trialDeadlineSeconds"),
-}
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -254,6 +119,72 @@ def test_what_was_measured_cannot_change_and_what_is_made_of_it_can(what: str) -
     assert (refusals == []) == is_allowed
     rule = "cannot change after the benchmark was created; create one with a new name"
     assert is_allowed or rule in refusals[0]
+
+
+TWINS: dict[str, tuple[str, ...]] = {
+    "BenchmarkSpec._fields_agree": ("job: is missing", "job: is run by no part"),
+    "BenchmarkSpec._gate_can_judge": (
+        "gate: compares with",
+        "a published row is never a gate",
+        "gate: this scalingLaw",
+        "cannot be judged",
+        "cannot reach gate.confidence",
+    ),
+    "BenchmarkSpec._reference_is_known": ("is no published row",),
+    "BenchmarkSpec._deadline_holds_the_plan": ("inference measures", "serving measures", "roofline measures"),
+    "CheckpointIo._is_a_size": ("state: '",),
+    "CheckpointIo._tells_figures_apart": ("beside: holds",),
+    "Collectives._sizes_rise": ("smallest: '", "largest: '", "is above largest"),
+    "Collectives._tells_figures_apart": ("operations: holds",),
+    "FreshModel._takes_its_input": ("input: transformer takes tokens",),
+    "Gate._judges_each_once": ("metrics: holds",),
+    "Inference._tells_figures_apart": ("batchSizes: holds",),
+    "LawGrid._tells_figures_apart": ("models: holds", "steps: holds"),
+    "Load._fits_into_memory": ("are the most; lower rates",),
+    "Load._tells_figures_apart": ("rates: holds", "scenario: holds"),
+    "Roofline._tells_figures_apart": ("dtypes: holds", "matrixSizes: holds", "models: holds"),
+    "RooflineModel._takes_its_input": ("input: transformer takes tokens",),
+    "ScalingWorkload._has_a_base": ("workers: holds no 1", "strong: false"),
+    "ScalingWorkload._tells_figures_apart": ("workers: holds",),
+    "ServingWorkload._one_target": ("set exactly one of service, url",),
+    "ServingWorkload._url_is_a_place": ("url: holds a user", "has a query"),
+    "TrainingWorkload._tells_figures_apart": ("batchSizes: holds",),
+}
+"""Every validator of a Benchmark's own models, and what its twins in the CRD say."""
+
+
+def test_every_rule_of_the_models_is_one_of_the_crd() -> None:
+    found: dict[str, set[str]] = {}
+    for model in own_models(BenchmarkSpec):
+        said = [rule["messageExpression"] for rule in own_rules(model)]
+        for name in model.__pydantic_decorators__.model_validators:
+            if (owner := next(one for one in model.__mro__ if name in vars(one))) is not OneOf:
+                validator = f"{owner.__name__}.{name}"
+                texts = TWINS.get(validator, ())
+                found[validator] = {text for text in texts if any(text in message for message in said)}
+    assert found == {name: set(texts) for name, texts in TWINS.items()}
+
+
+def own_models(model: type[BaseModel]) -> set[type[BaseModel]]:
+    """`model` and all below it that came with Benchmarks; jobs, services and stores have tests of their own."""
+    found = {model}
+    for field in model.model_fields.values():
+        for below in models_in(field.annotation):
+            if below.__module__ in (benchmark.__name__, workloads.__name__):
+                found |= own_models(below)
+    return found
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from models_in(argument)
+
+
+def own_rules(model: type[BaseModel]) -> list[Document]:
+    rules: list[Document] = model.model_json_schema(by_alias=True).get("x-kubernetes-validations", [])
+    return rules
 
 
 NAMES = ["bench", "a", "a" * 32, "a-1", "1bench", "a" * 33, "bench.v2", "-a", "a-"]

@@ -23,7 +23,8 @@ from capstan_runtime.bench.measured import Measured
 from capstan_runtime.bench.workloads.collectives import run
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract.benchmark import COORDINATOR, TrialTask, TrialWork
-from capstan_runtime.contract.workloads import Collectives, Operation, size_bytes, sweep
+from capstan_runtime.contract.sizes import size_bytes, sweep
+from capstan_runtime.contract.workloads import Collectives, Operation
 from capstan_runtime.errors import ConfigError, PeerLost
 from capstan_runtime.metrics.environment import observe_environment
 from tests.support.rank_threads import Exchange, run_rank_threads

@@ -48,7 +48,7 @@ def told(points: Sequence[Point]) -> list[tuple[str, str, bool]]:
 
 @pytest.mark.parametrize("runtime", FRAMEWORKS)
 def test_a_classifier_tells_its_rate_and_its_latencies_at_every_batch_size(runtime: Framework, tmp_path: Path) -> None:
-    measured = run(trial(runtime=runtime, batchSizes=[4, 1, 4]), FolderStore(tmp_path), {})
+    measured = run(trial(runtime=runtime, batchSizes=[4, 1]), FolderStore(tmp_path), {})
     assert told(measured.points) == [
         ("samples_per_second", "1", True),
         ("latency_p50_seconds", "1", False),

@@ -196,3 +196,12 @@ def test_locusts_file_holds_its_columns_and_a_row_for_each_kind() -> None:
             *("200", "400", "400", *["2000"] * 8),
         ],
     ]
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@sum(a1)", "\t=1"])
+def test_a_name_that_a_spreadsheet_would_run_is_text_in_locusts_file(name: str) -> None:
+    rung = rung_of(4.0, [0.1])
+    (_, row, _) = csv.reader(
+        io.StringIO(locust_stats(rung, load_of(4.0, scenario=(ASK | {"name": name},)).scenario, 2))
+    )
+    assert row[:2] == ["POST", f"'{name}"]

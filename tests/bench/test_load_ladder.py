@@ -78,6 +78,7 @@ def test_what_servers_do_wrong_is_counted_by_kind_and_the_run_goes_on() -> None:
         rungs_asked = len(server.asked)
     assert failures_by_name(load, rung) == {
         "error": {"status 500"},
+        "moved": {"status 302"},
         "unauthorized": {"status 401"},
         "limited": {"status 429"},
         "rubbish": {"bad answer: the first line is no status of HTTP/1"},

@@ -82,7 +82,9 @@ def test_a_request_that_cannot_be_sent_is_refused_with_the_fix(request_: dict[st
     assert problem in str(refused.value)
 
 
-@pytest.mark.parametrize("url", ["http://", "ftp://host", "http://user:key@host", "http://host:port"])
+@pytest.mark.parametrize(
+    "url", ["http://", "ftp://host", "http://user:key@host", "http://host:port", "http://host/a?key=1", "http://host#b"]
+)
 def test_a_url_that_names_no_server_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match=r"workload\.serving\.url"):
         read_target(url)
@@ -109,4 +111,6 @@ def test_a_service_that_is_not_there_is_worth_another_try_and_one_that_refuses_i
     with load_server() as server:
         with pytest.raises(ConfigError, match=r"scenario\[unknown\]: POST /unauthorized at .*: status 401; correct"):
             wait_for(load_of(known, unknown), server.url, 0.1)
+        with pytest.raises(ConfigError, match=r"scenario\[moved\]: POST /moved at .*: status 302; correct its path"):
+            wait_for(load_of(known, {"name": "moved", "path": "/moved"}), server.url, 0.1)
         wait_for(load_of(known, {"name": "limited", "path": "/limited"}), server.url, 5.0)

@@ -14,6 +14,7 @@ OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}"
 ANSWERS = {
     "/ok": OK,
     "/error": b"HTTP/1.1 500 Oh\r\ncontent-length: 3\r\n\r\nbad",
+    "/moved": b"HTTP/1.1 302 There\r\nlocation: /ok\r\ncontent-length: 0\r\n\r\n",
     "/unauthorized": b"HTTP/1.1 401 Who\r\ncontent-length: 0\r\n\r\n",
     "/limited": b"HTTP/1.1 429 Slow\r\ncontent-length: 0\r\n\r\n",
     "/chunked": b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\n{}\r\n3;a=b\r\n{  \r\n0\r\nx: y\r\n\r\n",

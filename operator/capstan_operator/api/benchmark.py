@@ -1,15 +1,32 @@
 """Benchmark: its spec, and the rules that bind several fields."""
 
-import math
+import re
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from capstan_operator.api.benchmark_rules import (
+    FEWEST_TO_JUDGE,
+    HAS_QUERY,
+    HAS_USER,
+    NEEDS_BASELINE,
+    NEEDS_JOB,
+    NO_JOB,
+    NO_REFERENCE,
+    NOT_REPEATED,
+    PLANNED,
+    QUERY_IN_URL,
+    RULES,
+    URL_RULES,
+    USER_IN_URL,
+    repetitions_for,
+    rows_of,
+)
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.store import Store
 from capstan_operator.api.training_job import Run
-from capstan_runtime.contract.base import OneOf, Record, cel, rules_of
+from capstan_runtime.contract.base import OneOf, Record, cel, once, require_once, rules_of
 from capstan_runtime.contract.config import Positive
 from capstan_runtime.contract.reference import names_for
 from capstan_runtime.contract.workloads import (
@@ -22,11 +39,6 @@ from capstan_runtime.contract.workloads import (
     ScalingLaw,
 )
 
-FEWEST_TO_JUDGE = 5
-"""Repetitions. Mann-Whitney cannot reach p < 0.05 below 4 against 4, and 5 against 5 leaves room for one outlier."""
-_CHANCES = tuple(math.comb(2 * runs, runs) / 2 for runs in range(FEWEST_TO_JUDGE, 13))
-"""One over the smallest p that Mann-Whitney can reach with so many runs on either side, from FEWEST_TO_JUDGE on.
-More of them reach whatever anybody may want."""
 MOST_TRIALS = 200
 """Of one Benchmark, both arms together: status lists them all."""
 
@@ -38,6 +50,8 @@ WarmupSteps = Annotated[
 class TrainingWorkload(Record):
     """Throughput and step time of spec.job."""
 
+    model_config = cel(once("batchSizes"))
+
     batch_sizes: Annotated[
         list[Positive],
         Field(
@@ -47,11 +61,23 @@ class TrainingWorkload(Record):
     ] = []
     warmup_steps: WarmupSteps = 10
 
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        require_once(batchSizes=self.batch_sizes)
+        return self
+
+
+_NOTHING_TO_SCALE = "strong: false, and weak is false, too, so nothing is left to measure; set one of them"
+
 
 class ScalingWorkload(Record):
     """Speed-up and efficiency of spec.job over numbers of workers. virtualRanks is the number of workers."""
 
-    model_config = cel(("1 in self.workers", "'workers: holds no 1, which all others are compared with; add 1'"))
+    model_config = cel(
+        ("1 in self.workers", "'workers: holds no 1, which all others are compared with; add 1'"),
+        ("self.strong || self.weak", f"'{_NOTHING_TO_SCALE}'"),
+        once("workers"),
+    )
 
     workers: Annotated[
         list[Positive], Field(min_length=2, max_length=16, description="Numbers of workers; 1 must be among them.")
@@ -65,7 +91,12 @@ class ScalingWorkload(Record):
         if 1 not in self.workers:
             raise ValueError("workers: holds no 1, which all others are compared with; add 1")
         if not (self.strong or self.weak):
-            raise ValueError("strong and weak are both false: nothing is left to measure; set one of them")
+            raise ValueError(_NOTHING_TO_SCALE)
+        return self
+
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        require_once(workers=self.workers)
         return self
 
 
@@ -75,6 +106,7 @@ class ServingWorkload(Load):
     model_config = cel(
         *rules_of(Load),
         ("has(self.service) != has(self.url)", "'set exactly one of service, url'"),
+        *URL_RULES,
     )
 
     service: Annotated[
@@ -94,6 +126,14 @@ class ServingWorkload(Load):
     def _one_target(self) -> Self:
         if (self.service is None) == (self.url is None):
             raise ValueError("set exactly one of service, url")
+        return self
+
+    @model_validator(mode="after")
+    def _url_is_a_place(self) -> Self:
+        if self.url is not None and re.search(HAS_USER, self.url):
+            raise ValueError(USER_IN_URL)
+        if self.url is not None and re.search(HAS_QUERY, self.url):
+            raise ValueError(f"url: {self.url} {QUERY_IN_URL}")
         return self
 
 
@@ -124,11 +164,15 @@ class BenchmarkBaseline(Record):
     ] = False
 
 
+_KEY = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
+"""As Kubernetes has keys of a ConfigMap: each is the name of a file, so neither "." nor what begins with ".."."""
+
+
 class ConfigMapBaseline(Record):
     """A result.json in a ConfigMap: kubectl create configmap NAME --from-file=result.json."""
 
     name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the ConfigMap.")]
-    key: Annotated[str, Field(min_length=1, max_length=253, description="Key in it.")] = "result.json"
+    key: Annotated[str, Field(min_length=1, pattern=_KEY, max_length=253, description="Key in it.")] = "result.json"
 
 
 class Baseline(OneOf):
@@ -150,6 +194,8 @@ class Baseline(OneOf):
 class Gate(Record):
     """When a difference is one."""
 
+    model_config = cel(once("metrics"))
+
     minimum_effect_percent: Annotated[
         float, Field(gt=0, le=1000, description="Differences below this are none, however certain.")
     ] = 5.0
@@ -158,6 +204,11 @@ class Gate(Record):
         list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=63)]],
         Field(max_length=32, description="Metrics that are judged. Left out: the headline figures."),
     ] = []
+
+    @model_validator(mode="after")
+    def _judges_each_once(self) -> Self:
+        require_once(metrics=self.metrics)
+        return self
 
 
 class Results(Record):
@@ -193,48 +244,11 @@ class Pods(Placement):
     ] = None
 
 
-_RUNS_JOBS = "has(self.workload.training) || has(self.workload.scaling)"
-_RUNS_GRID = "(has(self.workload.scalingLaw) && has(self.workload.scalingLaw.grid))"
-_ONCE = "(has(self.workload.scalingLaw) && !has(self.workload.scalingLaw.grid))"
-_NEEDS_JOB = "job: is missing, and this workload runs TrainingJobs; add the job to run"
-_NO_JOB = "job: is run by no part of this workload; remove it"
-_NEEDS_BASELINE = "gate: compares with a baseline, and there is none; add spec.baseline, or remove gate"
-_NOT_REPEATED = "gate: this scalingLaw runs nothing that could be repeated; remove gate, or use scalingLaw.grid"
-_NO_REFERENCE = "baseline.reference: a published row is never a gate, only shown beside; remove gate"
-_CEL_CHANCES = f"[{', '.join(map(str, _CHANCES))}]"
-_BELOW_CHANCE = (
-    f"!has(self.gate) || self.repetitions < {FEWEST_TO_JUDGE} || self.repetitions >= {FEWEST_TO_JUDGE + len(_CHANCES)} "
-    f"|| (1.0 - self.gate.confidence) * {_CEL_CHANCES}[self.repetitions - {FEWEST_TO_JUDGE}] >= 1.0",
-    "'repetitions: ' + string(self.repetitions) + ' cannot reach gate.confidence ' + string(self.gate.confidence) + "
-    "', however large a difference is; raise repetitions to ' + "
-    f"string({FEWEST_TO_JUDGE} + {_CEL_CHANCES}.filter(chance, (1.0 - self.gate.confidence) * chance < 1.0).size()) + "
-    "', or lower gate.confidence'",
-)
-_FROZEN = ("workload", "repetitions", "seed", "results", "pods")
-
-
 class BenchmarkSpec(Record):
     """What to measure and what to compare it with. The operator never writes here."""
 
     model_config = cel(
-        (f"!({_RUNS_JOBS} || {_RUNS_GRID}) || has(self.job)", f"'{_NEEDS_JOB}'"),
-        (f"({_RUNS_JOBS} || {_RUNS_GRID}) || !has(self.job)", f"'{_NO_JOB}'"),
-        ("!has(self.gate) || has(self.baseline)", f"'{_NEEDS_BASELINE}'"),
-        ("!has(self.gate) || !has(self.baseline) || !has(self.baseline.reference)", f"'{_NO_REFERENCE}'"),
-        (f"!has(self.gate) || !{_ONCE}", f"'{_NOT_REPEATED}'"),
-        (
-            f"!has(self.gate) || self.repetitions >= {FEWEST_TO_JUDGE}",
-            f"'repetitions: ' + string(self.repetitions) + ' cannot be judged; a gate needs {FEWEST_TO_JUDGE} or more: "
-            "raise repetitions, or remove gate'",
-        ),
-        _BELOW_CHANCE,
-        *(
-            (
-                f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
-                f"'{field}: cannot change after the benchmark was created; create one with a new name'",
-            )
-            for field in (*_FROZEN, "job")
-        ),
+        *RULES,
     )
 
     workload: Annotated[Workload, Field(description="What is measured.")]
@@ -285,9 +299,9 @@ class BenchmarkSpec(Record):
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
         if self.runs_jobs and self.job is None:
-            raise ValueError(_NEEDS_JOB)
+            raise ValueError(NEEDS_JOB)
         if not self.runs_jobs and self.job is not None:
-            raise ValueError(_NO_JOB)
+            raise ValueError(NO_JOB)
         return self
 
     @model_validator(mode="after")
@@ -295,30 +309,45 @@ class BenchmarkSpec(Record):
         if self.gate is None:
             return self
         if self.baseline is None:
-            raise ValueError(_NEEDS_BASELINE)
+            raise ValueError(NEEDS_BASELINE)
         if self.baseline.reference is not None:
-            raise ValueError(_NO_REFERENCE)
+            raise ValueError(NO_REFERENCE)
         law = self.workload.scaling_law
         if law is not None and law.grid is None:
-            raise ValueError(_NOT_REPEATED)
+            raise ValueError(NOT_REPEATED)
         if self.repetitions < FEWEST_TO_JUDGE:
             raise ValueError(
                 f"repetitions: {self.repetitions} cannot be judged; a gate needs {FEWEST_TO_JUDGE} or more: raise "
                 "repetitions, or remove gate"
             )
-        too_few = [chance for chance in _CHANCES if (1 - self.gate.confidence) * chance < 1]
-        if self.repetitions < FEWEST_TO_JUDGE + len(too_few):
+        needed = repetitions_for(self.gate.confidence)
+        if self.repetitions < needed:
             raise ValueError(
                 f"repetitions: {self.repetitions} cannot reach gate.confidence {self.gate.confidence}, however large a "
-                f"difference is; raise repetitions to {FEWEST_TO_JUDGE + len(too_few)}, or lower gate.confidence"
+                f"difference is; raise repetitions to {needed}, or lower gate.confidence"
             )
         return self
 
     @model_validator(mode="after")
     def _reference_is_known(self) -> Self:
         name = self.baseline.reference if self.baseline else None
-        known = names_for(self.workload.kind)
-        if name is not None and name not in known:
-            choices = f"choose one of {', '.join(known)}" if known else "remove it: there is none for this workload"
-            raise ValueError(f"baseline.reference: {name} is no published row of {self.workload.kind}; {choices}")
+        if name is not None and name not in names_for(self.workload.kind):
+            raise ValueError(f"baseline.reference: {name} is no published row of {rows_of(self.workload.kind)}")
+        return self
+
+    @model_validator(mode="after")
+    def _deadline_holds_the_plan(self) -> Self:
+        kind, work = self.workload.kind, self.workload
+        planned = 0.0
+        if work.inference is not None:
+            planned = len(work.inference.batch_sizes) * (work.inference.seconds + work.inference.warmup_seconds)
+        elif work.serving is not None:
+            planned = len(work.serving.rates) * work.serving.seconds + work.serving.warmup_seconds
+        elif work.roofline is not None:
+            planned = len(work.roofline.dtypes) * len(work.roofline.matrix_sizes) * work.roofline.seconds
+        if planned > self.trial_deadline_seconds:
+            raise ValueError(
+                f"trialDeadlineSeconds: {self.trial_deadline_seconds} cannot hold the {planned:.12g} s that {kind} "
+                f"measures in one run, {PLANNED[kind][0]}; raise it, or lower those"
+            )
         return self

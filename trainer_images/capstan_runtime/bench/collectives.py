@@ -13,7 +13,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.contract.workloads import FP32_BYTES, Operation
+from capstan_runtime.contract.sizes import FP32_BYTES
+from capstan_runtime.contract.workloads import Operation
 
 WARMUPS = 5
 """Calls before those that count, as in nccl-tests."""

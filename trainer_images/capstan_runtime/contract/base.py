@@ -1,6 +1,6 @@
 """The two model shapes of everything that crosses a process or is stored: a record, and a choice of one."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, model_validator
@@ -35,6 +35,26 @@ def cel(*rules: tuple[str, str]) -> ConfigDict:
     """
     validations: list[Any] = [{"rule": rule, "messageExpression": message} for rule, message in rules]
     return ConfigDict(json_schema_extra={"x-kubernetes-validations": validations})
+
+
+def once(field: str, key: str = "") -> tuple[str, str]:
+    """The twin of `require_once` in CEL: no entry of list `field` is there twice. `key`: they are told by that."""
+    dot = f".{key}" if key else ""
+    others = f"self.{field}.exists_one(other, other{dot} == one{dot})"
+    first = f"string(self.{field}.filter(one, !{others})[0]{dot})"
+    return (
+        f"self.{field}.all(one, {others})",
+        f"'{field}: holds ' + {first} + ' twice, and figures are told apart by it; remove one of them'",
+    )
+
+
+def require_once(**lists: Sequence[Any]) -> None:
+    """Raises ValueError, which names list and entry, when an entry of one of `lists` is there twice."""
+    for field, entries in lists.items():
+        twice = next((one for one in entries if entries.count(one) > 1), None)
+        if twice is not None:
+            shown = f"{twice:.12g}" if isinstance(twice, float) else twice
+            raise ValueError(f"{field}: holds {shown} twice, and figures are told apart by it; remove one of them")
 
 
 def rules_of(model: type[BaseModel]) -> Iterator[tuple[str, str]]:

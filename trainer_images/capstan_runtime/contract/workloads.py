@@ -1,63 +1,13 @@
 """What a Benchmark's own pods measure. These models are embedded in the CRD's `spec` and travel unchanged to the pods;
 what TrainingJobs and InferenceServices measure is put together from them by the operator."""
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from capstan_runtime.contract.base import OneOf, Record, cel
+from capstan_runtime.contract.base import OneOf, Record, cel, once, require_once
 from capstan_runtime.contract.config import Framework, Model, Positive
-
-FP32_BYTES = 4
-"""Of what collectives move."""
-_UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
-_SIZE = "^[1-9][0-9]*(B|KiB|MiB|GiB)$"
-Size = Annotated[str, Field(max_length=16, description="Bytes with their unit: B, KiB, MiB or GiB, such as 64MiB.")]
-
-
-def size_bytes(size: str) -> int:
-    """Bytes of a Size. Raises ValueError, which names the units there are.
-
-    >>> size_bytes("64MiB")
-    67108864
-    """
-    match = re.fullmatch("([1-9][0-9]*)(B|KiB|MiB|GiB)", size)
-    if match is None:
-        raise ValueError(f"{size} is no size; write a whole number with one of {', '.join(_UNITS)}, such as 64MiB")
-    return int(match[1]) * _UNITS[match[2]]
-
-
-def sweep(smallest: int, largest: int, factor: int, ranks: int) -> list[int]:
-    """Sizes in bytes: from `smallest` on, each `factor` times the one before, and `largest` whatever comes before it.
-
-    Each is rounded down to the same count of whole numbers for every rank, at least one. Ascending, none twice.
-    """
-    wanted = []
-    size = smallest
-    while size < largest:
-        wanted.append(size)
-        size *= factor
-    unit = ranks * FP32_BYTES
-    return sorted({max(1, size // unit) * unit for size in (*wanted, largest)})
-
-
-def _size_rule(field: str) -> tuple[str, str]:
-    """The twin of `size_bytes` in CEL."""
-    return (
-        f"self.{field}.matches('{_SIZE}')",
-        f"'{field}: ' + self.{field} + ' is no size; write a whole number with one of {', '.join(_UNITS)}, such as "
-        "64MiB'",
-    )
-
-
-def _require_sizes(**sizes: str) -> None:
-    for field, size in sizes.items():
-        try:
-            size_bytes(size)
-        except ValueError as error:
-            raise ValueError(f"{field}: {error}") from None
-
+from capstan_runtime.contract.sizes import SIZE, Size, cel_bytes, require_sizes, size_bytes, size_rule
 
 Runtime = Literal["flax", "torch"]
 RuntimeField = Annotated[Runtime, Field(description="What computes: flax is JAX, torch is PyTorch.")]
@@ -135,7 +85,12 @@ class CheckpointModel(Record):
 
     run: Annotated[
         str,
-        Field(pattern=r"^[^/]+/[^/]+/[^/]+$", max_length=512, description="Its folder: <namespace>/<job>/<uid>."),
+        Field(
+            # Each part begins with a letter or digit, so none is "." or "..".
+            pattern=r"^[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*$",
+            max_length=512,
+            description="Its folder: <namespace>/<job>/<uid>. The namespace is that of the Benchmark.",
+        ),
     ]
     digest: Annotated[str, Field(pattern=r"^blake3:[0-9a-f]{64}$", description="The checkpoint's digest.")]
 
@@ -150,6 +105,8 @@ class MeasuredModel(OneOf):
 class Inference(Record):
     """Answers per second and seconds per answer of a model that is called directly, without a server."""
 
+    model_config = cel(once("batchSizes"))
+
     runtime: RuntimeField
     model: Annotated[MeasuredModel, Field(description="What is measured.")]
     batch_sizes: Annotated[
@@ -160,6 +117,11 @@ class Inference(Record):
     ] = 32
     seconds: Annotated[TrialSeconds, Field(description="How long each batch size is measured in each repetition.")] = 5
     warmup_seconds: Annotated[float, Field(ge=0, le=3600, description="Before that, calls that are not counted.")] = 1
+
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        require_once(batchSizes=self.batch_sizes)
+        return self
 
 
 class Request(Record):
@@ -200,8 +162,9 @@ class ServiceLevel(Record):
     error_percent: Annotated[float, Field(ge=0, lt=100, description="At most so many requests fail.")] = 0.1
 
 
-_RATES_ONCE = "rates: holds a rate twice, and figures are told by rate; remove one of them"
-_NAMES_ONCE = "scenario: two kinds of requests have the same name, and figures are told by name; change one of them"
+MOST_REQUESTS = 50_000_000
+"""Of one run. What becomes of each is kept in memory, in 25 bytes, and sorted at the end."""
+_CEL_REQUESTS = "self.rates.sum() * self.seconds + self.rates[0] * self.warmupSeconds"
 
 
 class Load(Record):
@@ -209,8 +172,13 @@ class Load(Record):
     request was due. So a server that stalls cannot slow down what measures it."""
 
     model_config = cel(
-        ("self.rates.all(one, self.rates.exists_one(other, other == one))", f"'{_RATES_ONCE}'"),
-        ("self.scenario.all(one, self.scenario.exists_one(other, other.name == one.name))", f"'{_NAMES_ONCE}'"),
+        once("rates"),
+        once("scenario", "name"),
+        (
+            f"{_CEL_REQUESTS} <= {MOST_REQUESTS}.0",
+            f"'rates: are ' + string({_CEL_REQUESTS}) + ' requests in seconds and warmupSeconds of one run, and "
+            f"{MOST_REQUESTS:,} are the most; lower rates or seconds'",
+        ),
     )
 
     rates: Annotated[
@@ -235,10 +203,17 @@ class Load(Record):
 
     @model_validator(mode="after")
     def _tells_figures_apart(self) -> Self:
-        if len(set(self.rates)) < len(self.rates):
-            raise ValueError(_RATES_ONCE)
-        if len({request.name for request in self.scenario}) < len(self.scenario):
-            raise ValueError(_NAMES_ONCE)
+        require_once(rates=self.rates, scenario=[request.name for request in self.scenario])
+        return self
+
+    @model_validator(mode="after")
+    def _fits_into_memory(self) -> Self:
+        requests = sum(self.rates) * self.seconds + self.rates[0] * self.warmup_seconds
+        if requests > MOST_REQUESTS:
+            raise ValueError(
+                f"rates: are {requests:.12g} requests in seconds and warmupSeconds of one run, and {MOST_REQUESTS:,} "
+                "are the most; lower rates or seconds"
+            )
         return self
 
 
@@ -249,7 +224,16 @@ class Collectives(Record):
     """Bandwidth between processes, by the definitions of nccl-tests: algorithm bandwidth is size over time, bus
     bandwidth that times what the operation must move."""
 
-    model_config = cel(_size_rule("smallest"), _size_rule("largest"))
+    model_config = cel(
+        size_rule("smallest"),
+        size_rule("largest"),
+        (
+            f"!self.smallest.matches('{SIZE}') || !self.largest.matches('{SIZE}')"
+            f" || {cel_bytes('smallest')} <= {cel_bytes('largest')}",
+            "'smallest: ' + self.smallest + ' is above largest ' + self.largest + '; exchange them'",
+        ),
+        once("operations"),
+    )
 
     framework: Annotated[Framework, Field(description="Whose collectives: flax is JAX's, deepspeed is torch's.")]
     workers: Annotated[int, Field(ge=2, le=1024, description="Pods that take part, one process each.")] = 2
@@ -266,9 +250,14 @@ class Collectives(Record):
 
     @model_validator(mode="after")
     def _sizes_rise(self) -> Self:
-        _require_sizes(smallest=self.smallest, largest=self.largest)
+        require_sizes(smallest=self.smallest, largest=self.largest)
         if size_bytes(self.smallest) > size_bytes(self.largest):
-            raise ValueError(f"smallest {self.smallest} is above largest {self.largest}; exchange them")
+            raise ValueError(f"smallest: {self.smallest} is above largest {self.largest}; exchange them")
+        return self
+
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        require_once(operations=self.operations)
         return self
 
 
@@ -293,6 +282,8 @@ class Roofline(Record):
     """What the machine can do at most, measured: arithmetic by matrix products, bandwidth by copies that no cache
     holds. And where kernels and models are under that roof (Williams et al., 2009)."""
 
+    model_config = cel(once("dtypes"), once("matrixSizes"), once("models", "name"))
+
     runtime: RuntimeField
     dtypes: Annotated[
         list[Literal["fp32", "bf16", "fp16"]], Field(min_length=1, max_length=3, description="Types of numbers.")
@@ -303,6 +294,12 @@ class Roofline(Record):
     ] = [512, 1024, 2048]
     seconds: Annotated[TrialSeconds, Field(description="How long each kernel is measured in each repetition.")] = 1
     models: Annotated[list[RooflineModel], Field(max_length=16, description="Models placed under the roof.")] = []
+
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        names = [model.name for model in self.models]
+        require_once(dtypes=self.dtypes, matrixSizes=self.matrix_sizes, models=names)
+        return self
 
 
 class LawPoint(Record):
@@ -323,10 +320,17 @@ class LawModel(Record):
 class LawGrid(Record):
     """Training runs of several sizes and lengths, made of spec.job; all of them are run."""
 
+    model_config = cel(once("models", "name"), once("steps"))
+
     models: Annotated[list[LawModel], Field(min_length=3, max_length=16, description="Sizes, three or more.")]
     steps: Annotated[
         list[Positive], Field(min_length=3, max_length=16, description="Lengths in optimizer steps, three or more.")
     ]
+
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        require_once(models=[model.name for model in self.models], steps=self.steps)
+        return self
 
 
 class ScalingLaw(OneOf):
@@ -346,7 +350,7 @@ class ScalingLaw(OneOf):
 class CheckpointIo(Record):
     """Seconds to save, restore and verify a state of a given size, beside other libraries."""
 
-    model_config = cel(_size_rule("state"))
+    model_config = cel(size_rule("state"), once("beside"))
 
     state: Annotated[Size, Field(description="Parameters and optimizer state of one process.")] = "256MiB"
     beside: Annotated[
@@ -357,7 +361,12 @@ class CheckpointIo(Record):
 
     @model_validator(mode="after")
     def _is_a_size(self) -> Self:
-        _require_sizes(state=self.state)
+        require_sizes(state=self.state)
+        return self
+
+    @model_validator(mode="after")
+    def _tells_figures_apart(self) -> Self:
+        require_once(beside=self.beside)
         return self
 
 

@@ -51,7 +51,15 @@ def _read(namespace: str, name: str, spec_json: str, settings: OperatorSettings)
     except ValidationError as error:
         return Refusal(explain(error, BenchmarkSpec))
     problems = [
-        *filter(None, [name_problem(name), _own_baseline(name, spec), _length_problem(spec_json)]),
+        *filter(
+            None,
+            [
+                name_problem(name),
+                _own_baseline(name, spec),
+                _length_problem(spec_json),
+                _other_namespace(namespace, spec),
+            ],
+        ),
         *_plan_problems(spec),
         *_job_problems(namespace, name, spec, settings),
         *_pod_problems(namespace, name, spec, settings),
@@ -64,6 +72,16 @@ def _own_baseline(name: str, spec: BenchmarkSpec) -> str | None:
     if other is None or other.name != name:
         return None
     return f"spec.baseline.benchmark.name: {name} is this Benchmark itself; name another one"
+
+
+def _other_namespace(namespace: str, spec: BenchmarkSpec) -> str | None:
+    model = spec.workload.inference.model.checkpoint if spec.workload.inference else None
+    if model is None or model.run.startswith(f"{namespace}/"):
+        return None
+    return (
+        f"spec.workload.inference.model.checkpoint.run: {model.run} is of another namespace than {namespace}, and only "
+        f"that folder of results.store is read; name a run of {namespace}, or create the Benchmark there"
+    )
 
 
 def _length_problem(spec_json: str) -> str | None:

@@ -3,9 +3,10 @@
 import math
 from collections.abc import Callable
 
-from capstan_operator.api.benchmark import FEWEST_TO_JUDGE, BenchmarkSpec, Gate
+from capstan_operator.api.benchmark import BenchmarkSpec, Gate
+from capstan_operator.api.benchmark_rules import FEWEST_TO_JUDGE
 from capstan_operator.decide.bench.cases import cases_of
-from capstan_runtime.contract.workloads import size_bytes, sweep
+from capstan_runtime.contract.sizes import size_bytes, sweep
 
 _OF_CHECKPOINTS = 3
 """Figures that are judged: saving, how long that holds up training, and restoring."""
@@ -45,7 +46,7 @@ def count_judged(spec: BenchmarkSpec) -> int:
     one is measured. Of names at least so many: there are some that only a run can know."""
     headlines, of_name = _COUNTS[spec.workload.kind](spec)
     names = spec.gate.metrics if spec.gate else []
-    return sum(of_name(name) for name in dict.fromkeys(names)) if names else headlines
+    return sum(of_name(name) for name in names) if names else headlines
 
 
 def _can_show(judged: int, ours: int, theirs: int, gate: Gate) -> bool:
@@ -85,7 +86,7 @@ def _scaling_law(spec: BenchmarkSpec) -> _Count:
 def _inference(spec: BenchmarkSpec) -> _Count:
     work = spec.workload.inference
     assert work is not None
-    sizes = len(set(work.batch_sizes))
+    sizes = len(work.batch_sizes)
     return sizes, lambda _: sizes
 
 
@@ -101,7 +102,7 @@ def _collectives(spec: BenchmarkSpec) -> _Count:
     """Bandwidth of each operation at the largest size; of a name, at each size."""
     work = spec.workload.collectives
     assert work is not None
-    operations = len(set(work.operations))
+    operations = len(work.operations)
     sizes = len(sweep(size_bytes(work.smallest), size_bytes(work.largest), work.factor, work.workers))
     return operations, lambda _: operations * sizes
 
@@ -110,7 +111,7 @@ def _roofline(spec: BenchmarkSpec) -> _Count:
     """The peak of each type of numbers, and the bandwidth of memory."""
     work = spec.workload.roofline
     assert work is not None
-    return len(set(work.dtypes)) + 1, lambda _: 1
+    return len(work.dtypes) + 1, lambda _: 1
 
 
 _COUNTS: dict[str, Callable[[BenchmarkSpec], _Count]] = {

@@ -20,7 +20,7 @@ from capstan_runtime.contract.benchmark import (
     TrialRef,
     TrialResult,
 )
-from capstan_runtime.contract.workloads import size_bytes
+from capstan_runtime.contract.sizes import size_bytes
 from capstan_runtime.errors import ConfigError, StoreUnavailable
 
 _Kept = TypeVar("_Kept", TrialResult, TrainingRecord)

@@ -9,7 +9,7 @@ from scipy.optimize import least_squares
 from capstan_runtime.bench.result import CollectiveFit, Series
 from capstan_runtime.bench.statistics.bootstrap import Floats, interval, median
 from capstan_runtime.contract.benchmark import Better
-from capstan_runtime.contract.workloads import size_bytes
+from capstan_runtime.contract.sizes import size_bytes
 
 if TYPE_CHECKING:
     from capstan_runtime.bench.analysis.collect import Trials

@@ -44,10 +44,15 @@ def locust_stats(rung: Rung, scenario: Sequence[Request], timeout_seconds: float
         if of_kind.any():
             size = rung.body_bytes.get(kind, 0)
             row = _row(milliseconds[of_kind], is_failed[of_kind], size, rung.duration)
-            writer.writerow([request.method, request.name, *row])
+            writer.writerow([request.method, _as_text(request.name), *row])
     size = sum(rung.body_bytes.values())
     writer.writerow(["", "Aggregated", *_row(milliseconds, is_failed, size, rung.duration)])
     return text.getvalue()
+
+
+def _as_text(name: str) -> str:
+    """Spreadsheets run what begins like a formula (OWASP, CSV Injection)."""
+    return f"'{name}" if name.startswith(("=", "+", "-", "@", "\t", "\r")) else name
 
 
 def _row(

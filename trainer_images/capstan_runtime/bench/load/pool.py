@@ -130,7 +130,7 @@ class Pool:
             return
         self.record.bytes[request.kind] += size
         seconds = time.monotonic() - request.due
-        if status >= 400:
+        if status >= 300:  # of a redirection nothing was served: nobody follows it
             self.failed(request, f"status {status}")
         elif seconds > self._timeout:
             self.failed(request, TIMEOUT)

@@ -48,6 +48,11 @@ def read_target(url: str) -> Target:
             f"workload.serving.url: {url} must be http:// or https:// with a host, and no user; credentials go into "
             "scenario[].headers"
         )
+    if parts.query or parts.fragment:
+        raise ConfigError(
+            f"workload.serving.url: {url} has a query or a fragment, which belong to one request; put the query into "
+            "scenario[].path"
+        )
     context = ssl.create_default_context() if parts.scheme == "https" else None
     if context is not None:
         context.set_alpn_protocols(["http/1.1"])

@@ -20,7 +20,8 @@ from capstan_runtime.bench.page_cache import forget_pages
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract.benchmark import TASK, BenchTask, Point, TrialTask
-from capstan_runtime.contract.workloads import CheckpointIo, size_bytes
+from capstan_runtime.contract.sizes import size_bytes
+from capstan_runtime.contract.workloads import CheckpointIo
 from capstan_runtime.errors import ConfigError
 
 ROUNDS = 3
@@ -158,7 +159,7 @@ def _notes(task: CheckpointIo, state: State, size: int, scratch: Scratch) -> Ite
 
 def _libraries(task: CheckpointIo, state: State, environ: Mapping[str, str], deadline_seconds: float) -> list[Library]:
     runtime = _module("runtime", task.runtime)
-    beside = [_module("beside", name).library(state, deadline_seconds) for name in dict.fromkeys(task.beside)]
+    beside = [_module("beside", name).library(state, deadline_seconds) for name in task.beside]
     return [Capstan(state, runtime.hold, runtime.fetch, environ, deadline_seconds), *beside]
 
 

@@ -10,7 +10,8 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract import env
 from capstan_runtime.contract.benchmark import COORDINATOR, Environment, Point, TrialTask
 from capstan_runtime.contract.run_config import Deadlines, Membership
-from capstan_runtime.contract.workloads import Collectives, Operation, size_bytes, sweep
+from capstan_runtime.contract.sizes import size_bytes, sweep
+from capstan_runtime.contract.workloads import Collectives, Operation
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.metrics.environment import observe_environment
 

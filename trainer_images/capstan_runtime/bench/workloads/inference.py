@@ -46,7 +46,7 @@ def run(task: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured:
     limit_threads(environ)
     signature, source = open_model(work.model, store, environ, task.seed, f"{_FIELD}.model")
     build = builder(work.runtime)
-    sizes = np.random.default_rng(task.seed).permutation(list(dict.fromkeys(work.batch_sizes))).tolist()
+    sizes = np.random.default_rng(task.seed).permutation(work.batch_sizes).tolist()
     measure = _measure_decoder if signature.kind == "tokens" else _measure_classifier
     measured = list(measure(work, signature, source, build, sizes, task.seed))
     measured.sort(key=lambda one: one.batch_size)

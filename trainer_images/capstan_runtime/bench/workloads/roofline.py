@@ -119,7 +119,7 @@ def _notes(kernels: Kernels, cache: int | None, environ: Mapping[str, str]) -> I
 
 def _products(work: Roofline, kernels: Kernels, seed: int) -> list[_Product]:
     """All sizes and types, measured; numpy's in turns with the framework's."""
-    cases = [(dtype, side) for dtype in dict.fromkeys(work.dtypes) for side in dict.fromkeys(work.matrix_sizes)]
+    cases = [(dtype, side) for dtype in work.dtypes for side in work.matrix_sizes]
     products: list[_Product] = []
     for index in np.random.default_rng(seed).permutation(len(cases)):
         dtype, side = cases[index]
@@ -167,7 +167,7 @@ def _models(work: Roofline, kernels: Kernels, seed: int, cache: int | None) -> l
             require_memory(
                 needed, f"{_FIELD}.models: batchSize {spec.batch_size} of {spec.name}", "choose a smaller one"
             )
-        for dtype in dict.fromkeys(work.dtypes):
+        for dtype in work.dtypes:
             model = kernels.forward(signature, RandomTensors(signature, seed), spec.batch_size, dtype)
             level = "cache" if cache and model.touched_bytes <= cache else "memory"
             placed.append(_Placed(spec, dtype, model, level, _Timed(model.kernel)))

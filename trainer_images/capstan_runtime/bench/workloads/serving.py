@@ -20,7 +20,9 @@ READY_SECONDS = 60.0
 """For the service to answer every kind of request once; its operator has called it ready, or its owner has."""
 _PAUSE_SECONDS = 0.25
 _PATIENCE_SECONDS = 10.0
-_OWN_FAULT = tuple(f"status {code}" for code in (400, 401, 403, 404, 405, 406, 411, 413, 414, 415, 422, 431))
+_OWN_FAULT = tuple(
+    f"status {code}" for code in (301, 302, 303, 307, 308, 400, 401, 403, 404, 405, 406, 411, 413, 414, 415, 422, 431)
+)
 _BUSY = "status 429"
 
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from capstan_runtime.bench.reports.plots.svg import MUTED, Plot, draw
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Figure
-from capstan_runtime.contract.workloads import size_bytes
+from capstan_runtime.contract.sizes import size_bytes
 
 _X_LABELS = {
     "batchSize": "batch size",
