@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from capstan_runtime.bench import cli
+from capstan_runtime.bench.analysis.compare import DEFAULT_GATE
+from capstan_runtime.bench.analysis.judged import judge_anew
 from capstan_runtime.bench.reports import markdown
 from capstan_runtime.bench.result import BenchmarkResult, Series
 from capstan_runtime.contract.benchmark import Verdict
@@ -40,6 +42,19 @@ def measured(name: str, factor: float = 1.0, workload: str = "training") -> Benc
     control = tuple(0.01 + 1e-6 * at for at in range(10))
     result = bench_maker.Maker().result(workload, "1,000 samples/s", name=name, control_seconds=control)
     return result.model_copy(update={"series": (series,)})
+
+
+def test_notes_on_a_comparison_go_with_it() -> None:
+    candidate = measured("now").model_copy(update={"notes": ("of the runs",)})
+    unlike = measured("then").model_copy(update={"spec": {"job": {"workers": {"max": 4}}}, "environments": (GPU,)})
+    first = judge_anew(unlike, candidate.model_copy(update={"environments": (GPU,)}), DEFAULT_GATE)
+    assert [note.partition(",")[0] for note in first.notes] == [
+        "the baseline's spec is another one",
+        "the baseline was kept",
+        "of the runs",
+    ]
+    again = judge_anew(measured("then"), first.model_copy(update={"environments": (CPU,)}), DEFAULT_GATE)
+    assert (again.verdict, again.notes) == ("Passed", ("of the runs",))
 
 
 def run(*arguments: object) -> int:

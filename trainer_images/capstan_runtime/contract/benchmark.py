@@ -75,7 +75,7 @@ class Environment(Record):
     packages: dict[str, str] = {}
     """Versions of what computes: capstan, numpy, jax, torch, …"""
     image: str | None = None
-    """Reference, with its digest where that is known."""
+    """Reference as the pod asks for it: with a digest only where it is written there. A tag may have moved."""
 
     @property
     def hardware(self) -> dict[str, Any]:

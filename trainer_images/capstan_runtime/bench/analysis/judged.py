@@ -96,6 +96,8 @@ def judge_anew(baseline: BenchmarkResult, candidate: BenchmarkResult, gate: Gate
     specs = baseline.spec, candidate.spec
     looked_at = look_at("benchmark", baseline.name, baseline.environments, candidate.environments, specs)
     compared = compare_alike(looked_at, _side(baseline), _side(candidate), gate, candidate.seed)
+    before = tuple(notes_on(candidate.baseline)) if candidate.baseline is not None else ()
+    notes = [note for note in candidate.notes if note not in before]
     return candidate.model_copy(
         update={
             "baseline": looked_at,
@@ -104,7 +106,7 @@ def judge_anew(baseline: BenchmarkResult, candidate: BenchmarkResult, gate: Gate
             "comparisons": compared.comparisons,
             "verdict": compared.verdict,
             "reason": compared.reason,
-            "notes": tuple(dict.fromkeys([*candidate.notes, *notes_on(looked_at)])),
+            "notes": (*notes_on(looked_at), *notes),
         }
     )
 
