@@ -1,5 +1,6 @@
 """Whole lives of Benchmarks in seeded random order: events are late or lost, answers are lost, the operator dies
-between any two writes, pods fail and vanish, the API server refuses, the user suspends."""
+between any two writes, pods fail and vanish, the API server refuses, the user suspends, breaks the spec and mends it,
+and wants another baseline."""
 
 from __future__ import annotations
 
@@ -208,7 +209,8 @@ class Life:
 
     def go_on(self) -> None:
         what = self.random.choices(
-            ["act", "hear", "machine", "time", "relist", "suspend", "resume", "judge"], [8, 8, 5, 5, 0.3, 0.1, 0.6, 0.2]
+            ["act", "hear", "machine", "time", "relist", "suspend", "resume", "judge", "break", "mend"],
+            [8, 8, 5, 5, 0.3, 0.1, 0.6, 0.2, 0.1, 0.6],
         )[0]
         match what:
             case "act":
@@ -223,9 +225,16 @@ class Life:
                 self.relist()
             case "suspend" | "resume" if self.world.spec.get("suspend", False) != (what == "suspend"):
                 self.world.edit(suspend=what == "suspend")
+            case "break" | "mend" if is_broken(self.world) != (what == "break"):
+                self.world.edit(gate={} if what == "break" else None)
             case "judge" if self.judgements and self.world.status.progress.done == 4:
                 self.judgements -= 1
                 self.world.edit(baseline=kept(self.random.choice("ab")))
+
+
+def is_broken(world: World) -> bool:
+    """Its spec is refused: four repetitions cannot be judged."""
+    return "gate" in world.spec
 
 
 def kept(key: str) -> dict[str, Any]:
@@ -247,7 +256,7 @@ def test_no_run_is_lost_counted_twice_or_disturbed(workload: str, seed: int) -> 
         life.go_on()
         status = life.world.status
         is_over = status.phase in ENDED and (status.phase == "Failed" or not life.judgements)
-        if is_over and is_told(life) and not life.world.spec.get("suspend"):
+        if is_over and is_told(life) and not life.world.spec.get("suspend") and not is_broken(life.world):
             break
     assert status.phase in ENDED, status.message
     if status.phase == "Succeeded":
@@ -266,3 +275,21 @@ def test_no_run_is_lost_counted_twice_or_disturbed(workload: str, seed: int) -> 
     for _ in range(50):
         life.look_and_act()
     assert life.world.made == before, "nothing is made after the end"
+
+
+@pytest.mark.parametrize("workload", ["training", "collectives", "serving", "roofline"])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_suspension_leaves_nothing_alive_though_the_spec_is_refused(workload: str, seed: int) -> None:
+    spec = full_spec({} if workload == "roofline" else {"workload": workload}) | {"repetitions": 4}
+    rng = random.Random(f"suspended {workload} {seed}")
+    life = Life(rng, World(spec | {"baseline": kept("a")}), failing=0.1)
+    for _ in range(rng.randrange(20, 300)):
+        life.go_on()
+    world = life.world
+    world.edit(suspend=True, gate={})
+    for _ in range(100):
+        life.relist()
+        life.look_and_act()
+    live = [name for name, pod in world.pods.items() if pod.phase not in ENDED]
+    live += [name for name, one in world.jobs.items() if not one.job.status.finished_at]
+    assert (live, list(world.services), world.status.running, world.status.phase) == ([], [], None, "Invalid")
