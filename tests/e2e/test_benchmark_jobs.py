@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from capstan_runtime.checkpoint.layout import SaveName
 from tests.e2e.cluster import ENDED, GROUP, NAMESPACE, VERSION, Cluster
 
 BENCHMARKS = "benchmarks"
@@ -106,6 +107,9 @@ def test_the_throughput_of_a_real_trainer_at_each_batch_size(claimed: Cluster) -
         assert samples_per_second > 0
     assert [trial["case"] for trial in status["trials"]].count("batchSize=16") == 1
     assert result["environments"][0]["packages"]["capstan"]
+    records = list(claimed.home.glob(f"**/{NAMESPACE}/throughput-t*/*/record.*.r0.json"))
+    left = [path.name for record in records for path in record.parent.iterdir() if SaveName.parse(path.name)]
+    assert (len(records), left) == (2, []), "runs leave their records in the store, and not their checkpoints"
 
 
 def test_the_speed_up_of_two_workers_over_one(claimed: Cluster) -> None:
