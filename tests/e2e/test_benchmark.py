@@ -3,21 +3,18 @@ is explained. What its workloads measure is told beside this file."""
 
 from __future__ import annotations
 
-import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kubernetes.client.exceptions import ApiException
 
-from tests.e2e.cluster import GROUP, NAMESPACE, VERSION, Cluster, Status, TimedOut
+from tests.e2e.benchmarks import PLACE, claim_of_benchmarks, create, delete, events, pods, wait
+from tests.e2e.cluster import NAMESPACE, Cluster
 
-PLACE = (GROUP, VERSION, NAMESPACE, "benchmarks")
 CLAIM = "benchmarks-lives"
-SECONDS = 240.0
 embedded_only = pytest.mark.parametrize("cluster", ["embedded"], indirect=True, scope="session")
 ROOFLINE: dict[str, Any] = {"roofline": {"runtime": "torch", "matrixSizes": [64], "seconds": 0.05}}
 
@@ -25,56 +22,8 @@ ROOFLINE: dict[str, Any] = {"roofline": {"runtime": "torch", "matrixSizes": [64]
 @pytest.fixture(scope="module")
 def claimed(cluster: Cluster) -> Iterator[Cluster]:
     """With a claim for the results of all that follow."""
-    cluster.claim(CLAIM)
-    yield cluster
-    cluster.core.delete_namespaced_persistent_volume_claim(CLAIM, NAMESPACE)
-
-
-def create(cluster: Cluster, name: str, workload: dict[str, Any], **spec: Any) -> str:
-    """Returns its uid."""
-    document = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "Benchmark",
-        "metadata": {"name": name},
-        "spec": {"workload": workload, "results": {"store": {"claim": {"name": CLAIM}}}, **spec},
-    }
-    created = cluster.custom.create_namespaced_custom_object(*PLACE, document)
-    uid: str = created["metadata"]["uid"]
-    return uid
-
-
-def delete(cluster: Cluster, name: str) -> None:
-    """And wait until its pods are gone, too."""
-    cluster.custom.delete_namespaced_custom_object(*PLACE, name)
-    cluster.wait_gone(lambda: pods(cluster, name), f"a pod of {name}", seconds=120)
-
-
-def status_of(cluster: Cluster, name: str) -> Status:
-    status: Status = cluster.custom.get_namespaced_custom_object(*PLACE, name).get("status") or {}
-    return status
-
-
-def pods(cluster: Cluster, name: str) -> list[Any]:
-    found: list[Any] = cluster.core.list_namespaced_pod(NAMESPACE, label_selector=f"capstan.dev/benchmark={name}").items
-    return found
-
-
-def events(cluster: Cluster, name: str) -> list[tuple[str, str]]:
-    """(type, reason), without repetitions."""
-    selector = f"involvedObject.kind=Benchmark,involvedObject.name={name}"
-    found = cluster.core.list_namespaced_event(NAMESPACE, field_selector=selector).items
-    return list(dict.fromkeys((event.type, event.reason) for event in found))
-
-
-def wait(cluster: Cluster, name: str, holds: Callable[[Status], Any]) -> Status:
-    """The first status for which `holds`; TimedOut with all that is known when it does not come."""
-    deadline = time.monotonic() + SECONDS
-    while not holds(status := status_of(cluster, name)):
-        if time.monotonic() > deadline:
-            seen = [f"{pod.metadata.name}: {pod.status.phase}" for pod in pods(cluster, name)]
-            raise TimedOut(f"{name}: {json.dumps(status, indent=1)}\n{seen}\n{events(cluster, name)}")
-        time.sleep(0.1)
-    return status
+    with claim_of_benchmarks(cluster, CLAIM):
+        yield cluster
 
 
 def results(cluster: Cluster, name: str, uid: str) -> dict[str, float]:
@@ -85,7 +34,7 @@ def results(cluster: Cluster, name: str, uid: str) -> dict[str, float]:
 
 def test_runs_outlive_a_deleted_pod_and_a_killed_operator(claimed: Cluster, kubectl: str) -> None:
     cluster = claimed
-    uid = create(cluster, "peak", ROOFLINE, repetitions=3)
+    uid = create(cluster, CLAIM, "peak", ROOFLINE, repetitions=3)
     wait(cluster, "peak", lambda status: "uid" in status.get("running", {}))
     cluster.core.delete_namespaced_pod("peak-t00", NAMESPACE, grace_period_seconds=0)
     wait(cluster, "peak", lambda status: status.get("progress", {}).get("done", 0) >= 1)
@@ -115,7 +64,7 @@ def test_runs_outlive_a_deleted_pod_and_a_killed_operator(claimed: Cluster, kube
 @embedded_only
 def test_a_suspended_benchmark_frees_the_machine_and_goes_on(claimed: Cluster) -> None:
     cluster = claimed
-    create(cluster, "paused", ROOFLINE, repetitions=1)
+    create(cluster, CLAIM, "paused", ROOFLINE, repetitions=1)
     wait(cluster, "paused", lambda _: pods(cluster, "paused"))
     cluster.custom.patch_namespaced_custom_object(*PLACE, "paused", {"spec": {"suspend": True}})
     wait(cluster, "paused", lambda status: status.get("phase") == "Suspended" and not pods(cluster, "paused"))
@@ -128,7 +77,7 @@ def test_a_suspended_benchmark_frees_the_machine_and_goes_on(claimed: Cluster) -
 def test_a_run_that_cannot_work_is_explained_and_nothing_is_tried_twice(claimed: Cluster) -> None:
     cluster = claimed
     broken = {"checkpoint": {"run": "default/no-such-job/uid", "digest": "blake3:" + "0" * 64}}
-    create(cluster, "broken", {"inference": {"runtime": "torch", "model": broken}}, repetitions=2)
+    create(cluster, CLAIM, "broken", {"inference": {"runtime": "torch", "model": broken}}, repetitions=2)
     status = wait(cluster, "broken", lambda status: status.get("phase") == "Failed")
     assert (status["reason"], [one["attempt"] for one in status["repeats"]]) == ("ConfigError", [1])
     assert [pod.metadata.name for pod in pods(cluster, "broken")] == ["broken-t00"]
@@ -146,7 +95,7 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(claimed: Clus
         "training": {"steps": 10, "globalBatchSize": 16},
         "workers": {"max": 1},
     }
-    create(cluster, "uneven", {"scaling": {"workers": [1, 3]}}, job=job)
+    create(cluster, CLAIM, "uneven", {"scaling": {"workers": [1, 3]}}, job=job)
     status = wait(cluster, "uneven", lambda status: status.get("phase") == "Invalid")
     assert status["message"] == (
         "spec.job.training: globalBatchSize 16 is not a multiple of virtualRanks 3; choose 15 or 18 (for workers=3, "
@@ -158,7 +107,7 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(claimed: Clus
 @embedded_only
 def test_a_spec_that_breaks_a_rule_is_refused_by_the_api_server(claimed: Cluster) -> None:
     with pytest.raises(ApiException) as caught:
-        create(claimed, "alone", {"scaling": {"workers": [2, 4]}})
+        create(claimed, CLAIM, "alone", {"scaling": {"workers": [2, 4]}})
     assert caught.value.status == 422
     for rule in ("holds no 1, which all others are compared with; add 1", "job: is missing"):
         assert rule in caught.value.body

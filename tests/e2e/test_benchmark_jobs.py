@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,11 +15,10 @@ from typing import Any
 import pytest
 
 from capstan_runtime.checkpoint.layout import SaveName
-from tests.e2e.cluster import ENDED, GROUP, NAMESPACE, VERSION, Cluster
+from tests.e2e.benchmarks import claim_of_benchmarks, run
+from tests.e2e.cluster import NAMESPACE, Cluster, Status
 
-BENCHMARKS = "benchmarks"
 CLAIM = "benchmarks-of-jobs"
-SECONDS = 240.0
 REPOSITORY = Path(__file__).parents[2]
 embedded_only = pytest.mark.parametrize("cluster", ["embedded"], indirect=True, scope="session")
 
@@ -28,11 +26,8 @@ embedded_only = pytest.mark.parametrize("cluster", ["embedded"], indirect=True, 
 @pytest.fixture(scope="module")
 def claimed(cluster: Cluster) -> Iterator[Cluster]:
     """With a claim for the results of all that follow."""
-    cluster.claim(CLAIM)
-    yield cluster
-    for name in [each["metadata"]["name"] for each in _list(cluster)]:
-        cluster.custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, name)
-    cluster.core.delete_namespaced_persistent_volume_claim(CLAIM, NAMESPACE)
+    with claim_of_benchmarks(cluster, CLAIM):
+        yield cluster
 
 
 def job(step_seconds: float, steps: int = 8) -> dict[str, Any]:
@@ -58,33 +53,11 @@ def job(step_seconds: float, steps: int = 8) -> dict[str, Any]:
     }
 
 
-def run(cluster: Cluster, name: str, workload: dict[str, Any], **spec: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+def measure(cluster: Cluster, name: str, workload: dict[str, Any], **spec: Any) -> tuple[Status, dict[str, Any]]:
     """Status and result of a Benchmark that has succeeded."""
-    document = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "Benchmark",
-        "metadata": {"name": name},
-        "spec": {"workload": workload, "results": {"store": {"claim": {"name": CLAIM}}}, "repetitions": 1, **spec},
-    }
-    cluster.custom.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, document)
-    deadline = time.monotonic() + SECONDS
-    while True:
-        found = cluster.custom.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, name)
-        status: dict[str, Any] = found.get("status") or {}
-        if status.get("phase") in ENDED or time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    assert status.get("phase") == "Succeeded", json.dumps(status, indent=1)
-    (path,) = cluster.home.glob(f"**/{NAMESPACE}/{name}/{found['metadata']['uid']}/result.json")
-    assert (path.with_name("report.html")).stat().st_size > 1000
-    return status, json.loads(path.read_bytes())
-
-
-def _list(cluster: Cluster) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = cluster.custom.list_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS)[
-        "items"
-    ]
-    return [each for each in found if each["spec"]["results"]["store"] == {"claim": {"name": CLAIM}}]
+    status, folder = run(cluster, CLAIM, name, workload, **spec)
+    assert (folder / "report.html").stat().st_size > 1000
+    return status, json.loads((folder / "result.json").read_bytes())
 
 
 def values(result: dict[str, Any], metric: str, **labels: str) -> list[float]:
@@ -99,7 +72,7 @@ def values(result: dict[str, Any], metric: str, **labels: str) -> list[float]:
 def test_the_throughput_of_a_real_trainer_at_each_batch_size(claimed: Cluster) -> None:
     real = job(0.0, steps=12)
     del real["workers"]["podPatch"]
-    status, result = run(claimed, "throughput", {"training": {"batchSizes": [16, 32], "warmupSteps": 4}}, job=real)
+    status, result = measure(claimed, "throughput", {"training": {"batchSizes": [16, 32], "warmupSteps": 4}}, job=real)
     assert status["progress"]["summary"] == "2/2"
     assert status["result"]
     for size in ("16", "32"):
@@ -114,7 +87,7 @@ def test_the_throughput_of_a_real_trainer_at_each_batch_size(claimed: Cluster) -
 
 def test_the_speed_up_of_two_workers_over_one(claimed: Cluster) -> None:
     workload = {"scaling": {"workers": [1, 2], "strong": True, "warmupSteps": 2}}
-    _, result = run(claimed, "speed-up", workload, job=job(0.01))
+    _, result = measure(claimed, "speed-up", workload, job=job(0.01))
     rows = {row["workers"]: row for row in result["scaling"]}
     assert rows.keys() == {1, 2}
     assert rows[2]["efficiency"] == pytest.approx(rows[2]["speedup"] / 2)
@@ -127,7 +100,7 @@ def test_a_law_of_runs_that_were_made_elsewhere(claimed: Cluster) -> None:
         for n in (1e6, 1e7, 1e8, 1e9)
         for d in (1e7, 1e8, 1e9, 1e10)
     ]
-    _, result = run(claimed, "law-of-points", {"scalingLaw": {"points": points}})
+    _, result = measure(claimed, "law-of-points", {"scalingLaw": {"points": points}})
     assert len(result["law"]["points"]) == 16
     fits = {fit["form"]: fit for fit in result["law"]["fits"]}
     assert max(map(abs, fits["chinchilla"]["residuals"])) < 1e-2
@@ -140,7 +113,7 @@ def test_a_law_of_a_grid_of_runs(claimed: Cluster) -> None:
         for width in (16, 32, 64)
     ]
     workload = {"scalingLaw": {"grid": {"models": models, "steps": [10, 20, 40]}}}
-    status, result = run(claimed, "law-of-a-grid", workload, job=job(0.0))
+    status, result = measure(claimed, "law-of-a-grid", workload, job=job(0.0))
     assert status["progress"]["summary"] == "9/9"
     found = {(parameters, tokens) for parameters, tokens, _ in result["law"]["points"]}
     assert found == {(10 * (width + 1), 32 * steps) for width in (16, 32, 64) for steps in (10, 20, 40)}
@@ -151,9 +124,9 @@ def test_a_slower_step_is_called_a_regression_and_the_same_step_is_not(claimed: 
     workload = {"training": {"warmupSteps": 2}}
     baseline = {"benchmark": {"name": "before", "rerun": True}}
     judged: dict[str, Any] = {"repetitions": 5, "baseline": baseline, "gate": {"minimumEffectPercent": 25}}
-    run(claimed, "before", workload, job=job(0.02))
-    slower, told = run(claimed, "slower", workload, job=job(0.04), **judged)
+    measure(claimed, "before", workload, job=job(0.02))
+    slower, told = measure(claimed, "slower", workload, job=job(0.04), **judged)
     assert slower["verdict"] == "Regressed", json.dumps(slower, indent=1)
     assert [each["verdict"] for each in told["comparisons"] if each["metric"] == "samples_per_second"] == ["Regressed"]
-    same, _ = run(claimed, "same", workload, job=job(0.02), **judged)
+    same, _ = measure(claimed, "same", workload, job=job(0.02), **judged)
     assert same["verdict"] in ("Passed", "Inconclusive"), json.dumps(same, indent=1)

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from kubernetes import client
 
-from tests.e2e.cluster import ENDED, GROUP, NAMESPACE, VERSION, Cluster
+from tests.e2e.benchmarks import claim_of_benchmarks, run
+from tests.e2e.cluster import GROUP, NAMESPACE, VERSION, Cluster
 from tests.e2e.jobs import small_job
 from tests.support.load_server import load_server
 
-BENCHMARKS, SERVICES = "benchmarks", "inferenceservices"
+SERVICES = "inferenceservices"
 CLAIM = "benchmarks-of-load"
 MODEL = "benchmarked-model"
-SECONDS = 300.0
 RIGHTS = Path("examples/bench-control-plane/bench.yaml")
 embedded_only = pytest.mark.parametrize("cluster", ["embedded"], indirect=True, scope="session")
 DIGIT = {"name": "input", "datatype": "FP32", "shape": [1, 8, 8, 1], "data": [0.0] * 64}
@@ -29,38 +27,13 @@ DIGIT = {"name": "input", "datatype": "FP32", "shape": [1, 8, 8, 1], "data": [0.
 @pytest.fixture(scope="module")
 def claimed(cluster: Cluster) -> Iterator[Cluster]:
     """With a claim for the results of all that follow."""
-    cluster.claim(CLAIM)
-    yield cluster
-    for name in ("by-url", "made", "jobs"):
-        if name in names(cluster, BENCHMARKS):
-            cluster.custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, name)
-    cluster.core.delete_namespaced_persistent_volume_claim(CLAIM, NAMESPACE)
+    with claim_of_benchmarks(cluster, CLAIM):
+        yield cluster
 
 
 def names(cluster: Cluster, plural: str) -> list[str]:
     found = cluster.custom.list_namespaced_custom_object(GROUP, VERSION, NAMESPACE, plural)["items"]
     return [each["metadata"]["name"] for each in found]
-
-
-def run(cluster: Cluster, name: str, workload: dict[str, Any], **spec: Any) -> tuple[dict[str, Any], Path]:
-    """Status of a Benchmark of one repetition that has succeeded, and the folder of its results."""
-    document = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "Benchmark",
-        "metadata": {"name": name},
-        "spec": {"workload": workload, "results": {"store": {"claim": {"name": CLAIM}}}, "repetitions": 1, **spec},
-    }
-    cluster.custom.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, document)
-    deadline = time.monotonic() + SECONDS
-    while True:
-        found = cluster.custom.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, name)
-        status: dict[str, Any] = found.get("status") or {}
-        if status.get("phase") in ENDED or time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    assert status.get("phase") == "Succeeded", json.dumps(status, indent=1)
-    (result,) = cluster.home.glob(f"**/{NAMESPACE}/{name}/{found['metadata']['uid']}/result.json")
-    return status, result.parent
 
 
 def values(folder: Path, metric: str) -> dict[tuple[str, ...], float]:
@@ -89,7 +62,7 @@ def test_a_service_is_asked_by_its_url_with_a_key_that_only_a_secret_and_the_pod
     patch = {"spec": {"containers": [{"name": "bench", "env": [variable]}]}}
     with load_server() as server:
         workload = {"serving": {**serving, "url": server.url}}
-        status, folder = run(claimed, "by-url", workload, pods={"podPatch": patch})
+        status, folder = run(claimed, CLAIM, "by-url", workload, pods={"podPatch": patch})
     claimed.core.delete_namespaced_secret("load-key", NAMESPACE)
     assert len(server.asked) == 1 + 20 + 40, "once to see whether it is ready, then each request of both rates"
     assert all(f"authorization: Bearer {key}\r\n".encode() in request for request in server.asked)
@@ -118,7 +91,7 @@ def test_a_service_is_made_for_the_run_and_removed(claimed: Cluster) -> None:
             {"name": "kserve", "path": "/v1/models/$(SERVICE):predict", "body": {"instances": [DIGIT["data"]]}},
         ],
     }
-    _, folder = run(claimed, "made", {"serving": serving})
+    _, folder = run(claimed, CLAIM, "made", {"serving": serving})
     assert values(folder, "error_ratio") == {("20",): 0.0, ("20", "oip"): 0.0, ("20", "kserve"): 0.0}
     claimed.wait_gone(lambda: [name for name in names(claimed, SERVICES) if name.startswith("made-")], "the service")
     claimed.delete_job(MODEL)
@@ -135,7 +108,7 @@ def test_the_control_plane_gets_through_a_burst_of_jobs_and_nothing_is_left_of_i
         if document["kind"] in makers:
             makers[document["kind"]](NAMESPACE, document)
     account = {"serviceAccountName": "capstan-bench"}
-    _, folder = run(claimed, "jobs", {"controlPlane": {"jobs": 4, "workers": 2}}, pods=account)
+    _, folder = run(claimed, CLAIM, "jobs", {"controlPlane": {"jobs": 4, "workers": 2}}, pods=account)
     assert values(folder, "pods") == {(): 8.0}
     assert values(folder, "jobs_per_second")[()] > 0
     assert bool(values(folder, "api_calls_per_job")) == (claimed.name == "embedded"), "whose operator knows its URL"

@@ -3,63 +3,29 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.cluster import ENDED, GROUP, NAMESPACE, VERSION, Cluster
+from tests.e2e.benchmarks import claim_of_benchmarks, create, run, wait_ended
+from tests.e2e.cluster import NAMESPACE, Cluster
 from tests.e2e.jobs import small_job
 
-BENCHMARKS = "benchmarks"
 CLAIM = "benchmarks-of-models"
 MODEL = "measured-model"
-SECONDS = 240.0
 
 
 @pytest.fixture(scope="module")
 def claimed(cluster: Cluster) -> Iterator[Cluster]:
     """With a claim for the results of all that follow."""
-    cluster.claim(CLAIM)
-    yield cluster
-    found = cluster.custom.list_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS)["items"]
-    for each in found:
-        if each["spec"]["results"] == _results():
-            cluster.custom.delete_namespaced_custom_object(
-                GROUP, VERSION, NAMESPACE, BENCHMARKS, each["metadata"]["name"]
-            )
-    cluster.core.delete_namespaced_persistent_volume_claim(CLAIM, NAMESPACE)
+    with claim_of_benchmarks(cluster, CLAIM):
+        yield cluster
 
 
-def _results() -> dict[str, Any]:
-    return {"store": {"claim": {"name": CLAIM}}}
-
-
-def run(cluster: Cluster, name: str, workload: dict[str, Any], phase: str = "Succeeded") -> tuple[dict[str, Any], Path]:
-    """Status of a Benchmark of one repetition that has ended in `phase`, and the folder of its results."""
-    document = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "Benchmark",
-        "metadata": {"name": name},
-        "spec": {"workload": workload, "results": _results(), "repetitions": 1},
-    }
-    cluster.custom.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, document)
-    deadline = time.monotonic() + SECONDS
-    while True:
-        found = cluster.custom.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, BENCHMARKS, name)
-        status: dict[str, Any] = found.get("status") or {}
-        if status.get("phase") in ENDED or time.monotonic() > deadline:
-            break
-        time.sleep(0.2)
-    assert status.get("phase") == phase, json.dumps(status, indent=1)
-    return status, Path(name) / found["metadata"]["uid"]
-
-
-def result(cluster: Cluster, folder: Path) -> dict[str, Any]:
-    (path,) = cluster.home.glob(f"**/{NAMESPACE}/{folder}/result.json")
-    found: dict[str, Any] = json.loads(path.read_bytes())
+def result(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "result.json").read_bytes())
     return found
 
 
@@ -80,17 +46,18 @@ def test_the_checkpoint_that_a_job_saved_is_measured_in_either_framework_and_no_
             "inference": {"runtime": "torch", "model": model, "batchSizes": [1, 8], "seconds": 0.2, "warmupSeconds": 0}
         }
 
-    status, folder = run(claimed, "checkpoint", inference(root))
+    status, folder = run(claimed, CLAIM, "checkpoint", inference(root))
     rates = {
         one["labels"]["batchSize"]: one["values"]
-        for one in result(claimed, folder)["series"]
+        for one in result(folder)["series"]
         if one["metric"] == "samples_per_second"
     }
     assert {size: [value > 0 for value in values] for size, values in rates.items()} == {"1": [True], "8": [True]}
     assert "samples/s" in status["result"]
 
     other = f"blake3:{'0' * 64}"
-    status, _ = run(claimed, "another-checkpoint", inference(other), "Failed")
+    create(claimed, CLAIM, "another-checkpoint", inference(other), repetitions=1)
+    status = wait_ended(claimed, "another-checkpoint", "Failed")
     assert "workload.inference.model.checkpoint.digest: " in json.dumps(status)
     assert f"holds no checkpoint {other}" in json.dumps(status)
     claimed.delete_job(MODEL)
@@ -104,8 +71,8 @@ def test_models_are_placed_under_the_roof_of_the_machine(claimed: Cluster) -> No
     }
     models = [{"name": "mlp", **mlp}, {"name": "cnn", **cnn}]
     workload = {"roofline": {"runtime": "torch", "matrixSizes": [128], "seconds": 0.1, "models": models}}
-    status, folder = run(claimed, "roof", workload)
-    found = result(claimed, folder)
+    status, folder = run(claimed, CLAIM, "roof", workload)
+    found = result(folder)
     roofs = {roof["name"]: roof["median"] for roof in found["roofs"]}
     assert roofs.keys() == {"matmul fp32", "numpy matmul fp32", "memory", "cache"}
     assert {dot["name"]: 0 < dot["share"] <= 1.1 for dot in found["dots"]} == {"mlp": True, "cnn": True}

@@ -2,51 +2,36 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from capstan_runtime.bench.result import BenchmarkResult
-from tests.e2e.cluster import ENDED, GROUP, NAMESPACE, VERSION, Cluster
+from tests.e2e.benchmarks import claim_of_benchmarks, run
+from tests.e2e.cluster import Cluster
 
-PLURAL = "benchmarks"
-SECONDS = 240.0
-"""Until the report is there, on a machine that has other things to do."""
+CLAIM = "benchmarks-of-pods"
+
+
+@pytest.fixture(scope="module")
+def claimed(cluster: Cluster) -> Iterator[Cluster]:
+    """With a claim for the results of all that follow."""
+    with claim_of_benchmarks(cluster, CLAIM):
+        yield cluster
 
 
 def measure(cluster: Cluster, name: str, workload: dict[str, Any]) -> tuple[BenchmarkResult, Path]:
-    """The result of one repetition, and the folder that it is in. Everything but that folder is removed."""
-    cluster.claim(name)
-    body = {
-        "apiVersion": f"{GROUP}/{VERSION}",
-        "kind": "Benchmark",
-        "metadata": {"name": name},
-        "spec": {"workload": workload, "repetitions": 1, "results": {"store": {"claim": {"name": name}}}},
-    }
-    cluster.custom.create_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, body)
-    deadline = time.monotonic() + SECONDS
-    while True:
-        found = cluster.custom.get_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name)
-        status = found.get("status") or {}
-        if status.get("phase") in ENDED:
-            break
-        assert time.monotonic() < deadline, status
-        time.sleep(0.2)
-    assert (status["phase"], status["repeated"]) == ("Succeeded", 0), status
-    (folder,) = cluster.home.glob(f"**/volumes/*/*/{NAMESPACE}/{name}/{found['metadata']['uid']}")
-    cluster.custom.delete_namespaced_custom_object(GROUP, VERSION, NAMESPACE, PLURAL, name)
-    selector = f"capstan.dev/benchmark={name}"
-    cluster.wait_gone(
-        lambda: cluster.core.list_namespaced_pod(NAMESPACE, label_selector=selector).items, f"pods of {name}"
-    )
+    """The result of one repetition, at the first attempt, and the folder that it is in."""
+    status, folder = run(cluster, CLAIM, name, workload)
+    assert status["repeated"] == 0, status
     return BenchmarkResult.model_validate_json((folder / "result.json").read_bytes()), folder
 
 
 @pytest.mark.parametrize("framework", ["flax", "deepspeed"])
-def test_two_pods_meet_and_what_they_move_is_right_and_measured(cluster: Cluster, framework: str) -> None:
-    if framework == "flax" and cluster.name != "embedded":
+def test_two_pods_meet_and_what_they_move_is_right_and_measured(claimed: Cluster, framework: str) -> None:
+    if framework == "flax" and claimed.name != "embedded":
         pytest.skip("one framework shows that pods meet there, too")
     operations = ["allReduce", "allToAll"]
     collectives = {
@@ -57,7 +42,7 @@ def test_two_pods_meet_and_what_they_move_is_right_and_measured(cluster: Cluster
         "factor": 16,
         "iterations": 5,
     }
-    result, _ = measure(cluster, f"between-{framework}", {"collectives": collectives})
+    result, _ = measure(claimed, f"between-{framework}", {"collectives": collectives})
     assert {(one.metric, *one.labels.values()) for one in result.figures if one.is_headline} == {
         ("bus_bandwidth_bytes_per_second", operation, "64KiB") for operation in operations
     }
@@ -66,9 +51,9 @@ def test_two_pods_meet_and_what_they_move_is_right_and_measured(cluster: Cluster
     assert any(f"2 ranks, fp32, backend gloo of {backend}" in note for note in result.notes)
 
 
-def test_checkpoints_are_measured_beside_torchs_and_none_is_left(cluster: Cluster) -> None:
+def test_checkpoints_are_measured_beside_torchs_and_none_is_left(claimed: Cluster) -> None:
     workload = {"checkpoint": {"state": "1MiB", "beside": ["TorchDCP"]}}
-    result, folder = measure(cluster, "disk", workload)
+    result, folder = measure(claimed, "disk", workload)
     saved = {one.labels["library"]: one.median for one in result.figures if one.metric == "save_bytes_per_second"}
     assert saved.keys() == {"Capstan", "TorchDCP"}
     assert all(rate > 0 for rate in saved.values())
