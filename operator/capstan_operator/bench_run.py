@@ -131,9 +131,9 @@ async def _run(manifests: Manifests, options: argparse.Namespace) -> int:
     if options.namespace and namespace != options.namespace:
         raise Usage(f"--namespace: {options.namespace} is not {namespace}, which the file names; leave one out")
     async with KubeClient(credentials, Limiter(), Metrics()) as client:
-        await _apply(client, namespace, manifests)
         try:
             async with asyncio.timeout(options.timeout):
+                await _apply(client, namespace, manifests, is_rerun=options.rerun)
                 ended = await _follow(client, namespace, manifests.name)
         except TimeoutError:
             raise Failure(
@@ -148,10 +148,13 @@ async def _run(manifests: Manifests, options: argparse.Namespace) -> int:
     return _exit_code(namespace, manifests.name, status)
 
 
-async def _apply(client: KubeClient, namespace: str, manifests: Manifests) -> None:
-    """Creates what is missing. A Benchmark that is there already must be the same one."""
+async def _apply(client: KubeClient, namespace: str, manifests: Manifests, *, is_rerun: bool) -> None:
+    """Creates what is missing. A Benchmark that is there already must be the same one, and not have ended: its verdict
+    is not of what is there now. `is_rerun` makes one that has ended anew."""
     for resource, document in manifests.beside:
         await _create(client, resource, namespace, document)
+    if is_rerun:
+        await _remove_ended(client, namespace, manifests.name)
     if await _create(client, BENCHMARKS, namespace, manifests.benchmark):
         print(f"benchmark {namespace}/{manifests.name} created")
         return
@@ -172,7 +175,35 @@ async def _apply(client: KubeClient, namespace: str, manifests: Manifests) -> No
             f"this one a new metadata.name, or delete the other: kubectl -n {namespace} delete benchmark "
             f"{manifests.name}"
         )
+    # One that is Invalid was not measured either, and says itself what is wrong.
+    if _has_ended(there) and there["status"]["phase"] != "Invalid":
+        when = there["status"].get("finishedAt")
+        raise Failure(
+            f"Benchmark {namespace}/{manifests.name} finished{f' at {when}' if when else ''}, and nothing was measured "
+            "now; give this one a new metadata.name, or --rerun, which deletes that one and measures anew"
+        )
     print(f"benchmark {namespace}/{manifests.name} is there already; following it")
+
+
+async def _remove_ended(client: KubeClient, namespace: str, name: str) -> None:
+    """Deletes the Benchmark of that name if it has ended; returns once it is gone."""
+    try:
+        there: Document = orjson.loads(await client.get(BENCHMARKS, namespace, name))
+        if not _has_ended(there):
+            return
+        uid = there["metadata"]["uid"]
+        await client.delete(BENCHMARKS, namespace, name, uid=uid, grace_seconds=None, lane=Lane.CREATE)
+        print(f"benchmark {namespace}/{name} has ended and is deleted", flush=True)
+        while there["metadata"]["uid"] == uid:
+            await asyncio.sleep(LOOK_SECONDS)
+            there = orjson.loads(await client.get(BENCHMARKS, namespace, name))
+    except ApiError as error:
+        if not error.is_not_found:
+            raise
+
+
+def _has_ended(benchmark: Document) -> bool:
+    return _is_current(benchmark) and benchmark.get("status", {}).get("phase") in _ENDED
 
 
 async def _create(client: KubeClient, resource: Resource, namespace: str, document: Document) -> bool:
@@ -210,8 +241,7 @@ async def _follow(client: KubeClient, namespace: str, name: str) -> Document:
             if line not in said:
                 print(f"{time.strftime('%H:%M:%S')} {line}", flush=True)
                 said.append(line)
-        status = benchmark.get("status", {})
-        if _is_current(benchmark) and status.get("phase") in _ENDED:
+        if _has_ended(benchmark):
             return benchmark
         await asyncio.sleep(LOOK_SECONDS)
 

@@ -104,6 +104,7 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     run.add_argument("-n", "--namespace", help="default: that of the file, else of the context")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop looking after so long; it goes on")
     run.add_argument("--output", type=Path, metavar="FOLDER", help="bring the reports there")
+    run.add_argument("--rerun", action="store_true", help="one that has ended is deleted, and measured anew")
     run.set_defaults(call=_bench_run)
     # Listed for --help only; main() hands their arguments on unread.
     for name, description in _OF_RESULTS.items():

@@ -130,6 +130,10 @@ TWINS: dict[str, tuple[str, ...]] = {
         "cannot be judged",
         "cannot reach gate.confidence",
     ),
+    "BenchmarkSpec._warmup_leaves_a_window": (
+        "workload.training.warmupSteps: ",
+        "workload.scaling.warmupSteps: ",
+    ),
     "BenchmarkSpec._reference_is_known": ("is no published row",),
     "BenchmarkSpec._deadline_holds_the_plan": ("inference measures", "serving measures", "roofline measures"),
     "CheckpointIo._is_a_size": ("state: '",),

@@ -224,16 +224,60 @@ async def test_a_status_of_an_older_spec_is_not_the_end(
 async def test_the_same_benchmark_is_followed_and_another_refused(
     server: Embedded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    await end(server, capsys, tmp_path, SUCCEEDED)
+    follower = Follower(server, capsys, manifest(tmp_path))
+    await follower.prints("created")
     again = Follower(server, capsys, manifest(tmp_path, CLAIM, seed=0))
-    assert await again.code() == 0
-    assert again.out.startswith("benchmark default/io is there already; following it\n")
+    await again.prints("benchmark default/io is there already; following it\n")
+    await say(server, **SUCCEEDED)
+    assert [await follower.code(), await again.code()] == [0, 0]
     other = Follower(server, capsys, manifest(tmp_path, repetitions=7))
     assert await other.code() == 1
     assert other.err == (
         "capstan bench run: Benchmark default/io is there with another spec (differs in repetitions); give this one a "
         "new metadata.name, or delete the other: kubectl -n default delete benchmark io\n"
     )
+
+
+async def test_the_verdict_of_one_that_had_ended_before_is_not_given_again(
+    server: Embedded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await end(server, capsys, tmp_path, SUCCEEDED | {"verdict": "Passed", "finishedAt": "2026-11-29T04:00:00Z"})
+    again = Follower(server, capsys, manifest(tmp_path))
+    assert await again.code() == 1
+    assert (again.out, again.err) == (
+        "",
+        "capstan bench run: Benchmark default/io finished at 2026-11-29T04:00:00Z, and nothing was measured now; give "
+        "this one a new metadata.name, or --rerun, which deletes that one and measures anew\n",
+    )
+
+
+async def test_a_rerun_measures_anew_once_the_old_one_is_gone(
+    server: Embedded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    await end(server, capsys, tmp_path, SUCCEEDED)
+    hold = {"metadata": {"finalizers": ["example.com/hold"]}}
+    await server.call("PATCH", f"{BENCHMARKS}/io", hold, code=200, content_type=MERGE)
+    before = await server.call("GET", f"{BENCHMARKS}/io", code=200)
+    rerun = Follower(server, capsys, manifest(tmp_path), "--rerun")
+    await rerun.prints("benchmark default/io has ended and is deleted\n")
+    assert "created" not in rerun.out
+    await server.call("PATCH", f"{BENCHMARKS}/io", {"metadata": {"finalizers": None}}, code=200, content_type=MERGE)
+    await rerun.prints("benchmark default/io created\n")
+    now = await server.call("GET", f"{BENCHMARKS}/io", code=200)
+    assert now["metadata"]["uid"] != before["metadata"]["uid"]
+    await say(server, **SUCCEEDED | {"verdict": "Regressed"})
+    assert await rerun.code() == 3
+
+
+async def test_a_rerun_of_one_that_still_runs_or_was_never_made_only_follows_it(
+    server: Embedded, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rerun = Follower(server, capsys, manifest(tmp_path), "--rerun")
+    await rerun.prints("benchmark default/io created\n")
+    again = Follower(server, capsys, manifest(tmp_path), "--rerun")
+    await again.prints("is there already; following it")
+    await say(server, **SUCCEEDED)
+    assert [await rerun.code(), await again.code()] == [0, 0]
 
 
 async def test_one_that_takes_too_long_goes_on(

@@ -92,7 +92,7 @@ def test_a_plan_that_cannot_be_run_is_refused_before_anything_runs(claimed: Clus
         "data": {"digits": {}},
         "optimizer": {"adamw": {"learningRate": 0.001}},
         "schedule": {"constant": {}},
-        "training": {"steps": 10, "globalBatchSize": 16},
+        "training": {"steps": 20, "globalBatchSize": 16},
         "workers": {"max": 1},
     }
     create(cluster, CLAIM, "uneven", {"scaling": {"workers": [1, 3]}}, job=job)

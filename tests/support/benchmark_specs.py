@@ -24,6 +24,13 @@ ACCEPTED: dict[str, Document] = {
     "a roofline": spec_of(),
     "training": spec_of({"training": {"batchSizes": [16, 32]}}, job=job_of()),
     "scaling": spec_of({"scaling": {"workers": [1, 2], "weak": True}}, job=job_of()),
+    "a warm-up of epochs": spec_of(
+        {"training": {"warmupSteps": 500}},
+        job=job_of() | {"training": {"epochs": 1, "globalBatchSize": 16}},
+    ),
+    "a warm-up that leaves one window": spec_of(
+        {"training": {"warmupSteps": 101}}, job=job_of(steps=120, logEverySteps=10)
+    ),
     "inference of a fresh model": spec_of({"inference": {"runtime": "torch", "model": MODEL}}),
     "inference of a checkpoint": spec_of(
         {"inference": {"runtime": "flax", "model": {"checkpoint": {"run": "a/b/c", "digest": DIGEST}}}}
@@ -115,6 +122,15 @@ REFUSED: dict[str, tuple[Document, str]] = {
     "a job for given points": (
         spec_of({"scalingLaw": {"points": POINTS}}, job=job_of()),
         "job: is run by no part of this workload; remove it",
+    ),
+    "a warm-up longer than the job": (
+        spec_of({"training": {"warmupSteps": 500}}, job=job_of(steps=120, logEverySteps=10)),
+        "workload.training.warmupSteps: 500 leaves no whole window of job.training.logEverySteps 10 of the 120 steps, "
+        "so nothing would be measured; lower warmupSteps or job.training.logEverySteps, or raise job.training.steps",
+    ),
+    "a warm-up that leaves part of a window": (
+        spec_of({"scaling": {"workers": [1, 2], "warmupSteps": 101}}, job=job_of(steps=119, logEverySteps=10)),
+        "workload.scaling.warmupSteps: 101 leaves no whole window of job.training.logEverySteps 10 of the 119 steps",
     ),
     "scaling without a base": (
         spec_of({"scaling": {"workers": [2, 4]}}, job=job_of()),

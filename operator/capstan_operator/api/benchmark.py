@@ -19,6 +19,7 @@ from capstan_operator.api.benchmark_rules import (
     RULES,
     URL_RULES,
     USER_IN_URL,
+    WINDOW_FIX,
     repetitions_for,
     rows_of,
 )
@@ -302,6 +303,21 @@ class BenchmarkSpec(Record):
             raise ValueError(NEEDS_JOB)
         if not self.runs_jobs and self.job is not None:
             raise ValueError(NO_JOB)
+        return self
+
+    @model_validator(mode="after")
+    def _warmup_leaves_a_window(self) -> Self:
+        kind, measured = self.workload.kind, self.workload.training or self.workload.scaling
+        if measured is None or self.job is None:
+            return self
+        steps, every, warmup = self.job.training.steps, self.job.training.log_every_steps, measured.warmup_steps
+        # Windows end with every logEverySteps-th step; the first one that begins after the warm-up must be whole. How
+        # many steps epochs are, only the data says.
+        if steps is not None and -(-warmup // every) * every + every > steps:
+            raise ValueError(
+                f"workload.{kind}.warmupSteps: {warmup} leaves no whole window of job.training.logEverySteps {every} "
+                f"of the {steps} steps, so nothing would be measured; {WINDOW_FIX}"
+            )
         return self
 
     @model_validator(mode="after")

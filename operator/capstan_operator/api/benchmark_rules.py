@@ -63,6 +63,21 @@ _BELOW_CHANCE = (
     f"string({FEWEST_TO_JUDGE} + {_CEL_CHANCES}.filter(chance, (1.0 - self.gate.confidence) * chance < 1.0).size()) + "
     "', or lower gate.confidence'",
 )
+WINDOW_FIX = "lower warmupSteps or job.training.logEverySteps, or raise job.training.steps"
+_EVERY, _STEPS = "self.job.training.logEverySteps", "self.job.training.steps"
+
+
+def _leaves_a_window(workload: str) -> tuple[str, str]:
+    warmup = f"self.workload.{workload}.warmupSteps"
+    return (
+        f"!has(self.workload.{workload}) || !has(self.job) || !has({_STEPS}) || "
+        f"({warmup} + {_EVERY} - 1) / {_EVERY} * {_EVERY} + {_EVERY} <= {_STEPS}",
+        f"'workload.{workload}.warmupSteps: ' + string({warmup}) + ' leaves no whole window of "
+        f"job.training.logEverySteps ' + string({_EVERY}) + ' of the ' + string({_STEPS}) + ' steps, so nothing would "
+        f"be measured; {WINDOW_FIX}'",
+    )
+
+
 _FROZEN = ("workload", "repetitions", "seed", "results", "pods")
 
 
@@ -82,6 +97,8 @@ _ROWS = " : ".join(f"has(self.workload.{workload}) ? '{rows_of(workload)}'" for 
 RULES = (
     (f"!({_RUNS_JOBS} || {_RUNS_GRID}) || has(self.job)", f"'{NEEDS_JOB}'"),
     (f"({_RUNS_JOBS} || {_RUNS_GRID}) || !has(self.job)", f"'{NO_JOB}'"),
+    _leaves_a_window("training"),
+    _leaves_a_window("scaling"),
     ("!has(self.gate) || has(self.baseline)", f"'{NEEDS_BASELINE}'"),
     ("!has(self.gate) || !has(self.baseline) || !has(self.baseline.reference)", f"'{NO_REFERENCE}'"),
     (f"!has(self.gate) || !{_ONCE}", f"'{NOT_REPEATED}'"),
