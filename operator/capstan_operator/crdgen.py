@@ -242,10 +242,10 @@ INFERENCE_SERVICE_COLUMNS = [
 BENCHMARK_COLUMNS = [
     _column("Workload", "string", ".status.workload", "What is measured."),
     _column("Phase", "string", ".status.phase", "One word for where the benchmark is."),
+    _column("Runs", "string", ".status.progress.summary", "Runs that are finished, of all."),
     _column("Result", "string", ".status.result", "The headline figure with its interval."),
     _column("Verdict", "string", ".status.verdict", "What the comparison with the baseline says."),
     _column("Age", "date", ".metadata.creationTimestamp", "Time since it was created."),
-    _column("Runs", "string", ".status.progress.summary", "Runs that are finished, of all.", wide=True),
     _column("Repeated", "integer", ".status.repeated", "Runs that failed and were repeated.", wide=True),
     _column("Reason", "string", ".status.reason", "Why it is in this phase.", wide=True),
     _column("Message", "string", ".status.message", "The reason in one sentence.", wide=True),

@@ -72,7 +72,7 @@ def test_the_schema_is_structural_and_small() -> None:
 def test_the_columns_answer_what_was_measured_and_what_that_means() -> None:
     version = CRD["spec"]["versions"][0]
     shown = [column["name"] for column in version["additionalPrinterColumns"] if "priority" not in column]
-    assert shown == ["Workload", "Phase", "Result", "Verdict", "Age"]
+    assert shown == ["Workload", "Phase", "Runs", "Result", "Verdict", "Age"]
     assert (CRD["spec"]["names"]["shortNames"], "status" in version["subresources"]) == (["bm"], True)
 
 

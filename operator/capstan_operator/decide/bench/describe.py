@@ -11,6 +11,13 @@ from capstan_operator.decide.conditions import find, is_true, put_condition
 from capstan_operator.observe import ObservedBenchmark
 
 _AGAIN = "set spec.suspend to true and to false again for one more attempt"
+_NEW = "create a Benchmark with a new name"
+_CONFIGURED = {
+    True: f"change spec.baseline or spec.gate, which tries the report again, or {_NEW}",
+    False: f"what is run cannot be changed, so {_NEW}",
+}
+"""What can be done about a report, and about a run, that cannot work."""
+_OUTSIDE = f"where the cause is not in the spec, mend it, and {_AGAIN}"
 _MET = {"Passed": True, "Improved": True, "Regressed": False, "Inconclusive": None}
 
 
@@ -119,11 +126,12 @@ def _failure(look: Look) -> tuple[BenchReason, str]:
     attempts = newest.attempt if newest else 0
     is_report = name.startswith(REPORT)
     what = "the report" if is_report else f"run {name}"
-    fix = f"{len(status.trials)} of {len(look.trials)} runs are finished; when it is mended, {_AGAIN}"
+    done = f"{len(status.trials)} of {len(look.trials)} runs are finished"
     if attempts < MOST_ATTEMPTS:
-        return BenchReason.CONFIG_ERROR, f"{what} cannot work as it is configured: {why}; {fix}"
+        fix = f"{_CONFIGURED[is_report]}; {_OUTSIDE}"
+        return BenchReason.CONFIG_ERROR, f"{what} cannot work as it is configured: {why}; {done}; {fix}"
     reason = BenchReason.REPORT_FAILED if is_report else BenchReason.ATTEMPTS_USED_UP
-    return reason, f"{what} failed {attempts} times, the last time: {why}; {fix}"
+    return reason, f"{what} failed {attempts} times, the last time: {why}; {done}; when it is mended, {_AGAIN}"
 
 
 def _obstacle(look: Look) -> Missing | None:

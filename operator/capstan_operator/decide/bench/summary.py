@@ -10,6 +10,9 @@ from capstan_operator.api.benchmark_status import (
 from capstan_operator.decide.bench.cases import case_text
 from capstan_runtime.contract.benchmark import Comparison, Environment, Figure, Summary
 
+DIGITS = 6
+"""Significant ones, of numbers on status."""
+
 
 def with_summary(status: BenchmarkStatus, summary: Summary, pod: str, judged: str) -> BenchmarkStatus:
     """`status` with what the report in `pod` found, and nothing of what an earlier one did."""
@@ -34,15 +37,20 @@ def without_other(status: BenchmarkStatus, judged: str) -> BenchmarkStatus:
     return status.model_copy(update={"verdict": None, "verdict_reason": None, "comparisons": [], "report": None})
 
 
+def _rounded(value: float) -> float:
+    """What a person reads. All digits are in result.json."""
+    return float(f"{value:.{DIGITS}g}")
+
+
 def _figure(figure: Figure) -> FigureStatus:
     return FigureStatus(
         metric=figure.metric,
         case=case_text(figure.labels) or None,
         unit=figure.unit,
         n=figure.n,
-        median=figure.median,
-        low=figure.low,
-        high=figure.high,
+        median=_rounded(figure.median),
+        low=_rounded(figure.low),
+        high=_rounded(figure.high),
     )
 
 
@@ -50,12 +58,12 @@ def _comparison(comparison: Comparison) -> ComparisonStatus:
     return ComparisonStatus(
         metric=comparison.metric,
         case=case_text(comparison.labels) or None,
-        baseline=comparison.baseline,
-        candidate=comparison.candidate,
-        effect_percent=comparison.effect_percent,
-        low_percent=comparison.low_percent,
-        high_percent=comparison.high_percent,
-        p_value=comparison.p_value,
+        baseline=_rounded(comparison.baseline),
+        candidate=_rounded(comparison.candidate),
+        effect_percent=_rounded(comparison.effect_percent),
+        low_percent=_rounded(comparison.low_percent),
+        high_percent=_rounded(comparison.high_percent),
+        p_value=_rounded(comparison.p_value),
         verdict=comparison.verdict,
     )
 
