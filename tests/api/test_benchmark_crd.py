@@ -125,7 +125,7 @@ TWINS: dict[str, tuple[str, ...]] = {
     "BenchmarkSpec._fields_agree": ("job: is missing", "job: is run by no part"),
     "BenchmarkSpec._gate_can_judge": (
         "gate: compares with",
-        "a published row is never a gate",
+        "a reference row is never a gate",
         "gate: this scalingLaw",
         "cannot be judged",
         "cannot reach gate.confidence",
@@ -134,7 +134,7 @@ TWINS: dict[str, tuple[str, ...]] = {
         "workload.training.warmupSteps: ",
         "workload.scaling.warmupSteps: ",
     ),
-    "BenchmarkSpec._reference_is_known": ("is no published row",),
+    "BenchmarkSpec._reference_is_known": ("is no reference row",),
     "BenchmarkSpec._deadline_holds_the_plan": ("inference measures", "serving measures", "roofline measures"),
     "CheckpointIo._is_a_size": ("state: '",),
     "CheckpointIo._tells_figures_apart": ("beside: holds",),

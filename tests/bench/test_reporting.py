@@ -262,7 +262,7 @@ def test_trials_of_one_arm_on_unlike_hardware_are_refused(report: Report, store:
     assert problem in kept(store, "second").notes
 
 
-def test_a_published_row_is_shown_and_never_judged(report: Report, store: FolderStore) -> None:
+def test_a_reference_row_is_shown_and_never_judged(report: Report, store: FolderStore) -> None:
     refs = keep_trials(store, "first", STEADY)
     code, words, output = report(task("first", refs, baseline=BaselineTask(reference="flax-mlp")))
     assert code == 0, output
@@ -270,6 +270,9 @@ def test_a_published_row_is_shown_and_never_judged(report: Report, store: Folder
     result = kept(store, "first")
     assert result.reference is not None
     assert result.reference.name == "flax-mlp"
+    source = "given as a reference with the requirements of Capstan; measured by others on an unnamed GPU"
+    assert result.reference.source == source
+    assert f"Flax MLP, inference: {source}." in output
     assert result.comparisons == ()
 
 

@@ -62,7 +62,7 @@ def nothing() -> BenchmarkResult:
 
 
 def big_cluster() -> BenchmarkResult:
-    """Scaling up to 1,024 workers beside published figures, and a law over 200 runs of 200 sizes."""
+    """Scaling up to 1,024 workers beside reference figures, and a law over 200 runs of 200 sizes."""
     rng = np.random.default_rng(10)
     rows = []
     for workers in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024):

@@ -25,7 +25,7 @@ from tests.support.bench_maker import CPU, GPU, RUNS, Maker
 def inference(
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32), runs: int = RUNS, spread: float = 0.02
 ) -> BenchmarkResult:
-    """Throughput and latency over batch sizes, beside a published row."""
+    """Throughput and latency over batch sizes, beside a reference row."""
     make = Maker()
     for batch in batches:
         labels = {"batchSize": str(batch)}

@@ -46,7 +46,7 @@ ACCEPTED: dict[str, Document] = {
     "one size of collectives": spec_of(
         {"collectives": {"framework": {"flax": {}}, "smallest": "1024KiB", "largest": "1MiB"}}
     ),
-    "a published row": spec_of({"training": {}}, job=job_of(), baseline={"reference": "a100-1b-2-gpus"}),
+    "a reference row": spec_of({"training": {}}, job=job_of(), baseline={"reference": "a100-1b-2-gpus"}),
     "a key with dots": spec_of(baseline={"configMap": {"name": "kept", "key": ".a..json"}}),
     "collectives": spec_of({"collectives": {"framework": {"flax": {}}, "workers": 4}}),
     "a grid": spec_of({"scalingLaw": {"grid": GRID}}, job=job_of()),
@@ -177,13 +177,13 @@ REFUSED: dict[str, tuple[Document, str]] = {
         spec_of({"collectives": {"framework": {"flax": {}}, "smallest": "2MiB", "largest": "2047KiB"}}),
         "smallest: 2MiB is above largest 2047KiB; exchange them",
     ),
-    "a row that nobody published": (
+    "a row that does not exist": (
         spec_of({"training": {}}, job=job_of(), baseline={"reference": "flax-mlp"}),
-        "baseline.reference: flax-mlp is no published row of training; choose one of a100-1b-2-gpus,",
+        "baseline.reference: flax-mlp is no reference row of training; choose one of a100-1b-2-gpus,",
     ),
-    "a row for what nobody publishes": (
+    "a row for a workload that has none": (
         spec_of(baseline={"reference": "flax-mlp"}),
-        "baseline.reference: flax-mlp is no published row of this workload; remove it: there is none",
+        "baseline.reference: flax-mlp is no reference row of this workload; remove it: there is none",
     ),
     "a folder above that of results": (
         spec_of({"inference": {"runtime": "flax", "model": {"checkpoint": {"run": "a/../c", "digest": DIGEST}}}}),
@@ -246,7 +246,7 @@ REFUSED: dict[str, tuple[Document, str]] = {
         "repetitions: 12 cannot reach gate.confidence 0.99999999, however large a difference is; raise repetitions to "
         "13, or",
     ),
-    "a gate at a published row": (
+    "a gate at a reference row": (
         spec_of(
             {"training": {}},
             job=job_of(),
@@ -254,7 +254,7 @@ REFUSED: dict[str, tuple[Document, str]] = {
             baseline={"reference": "a100-1b-2-gpus"},
             gate={},
         ),
-        "baseline.reference: a published row is never a gate, only shown beside; remove gate",
+        "baseline.reference: a reference row is never a gate, only shown beside; remove gate",
     ),
     "a gate for given points": (
         spec_of({"scalingLaw": {"points": POINTS}}, repetitions=5, baseline=BEFORE, gate={}),

@@ -186,8 +186,8 @@ class Baseline(OneOf):
         Field(
             min_length=1,
             max_length=63,
-            description="Name of a published row that ships with the product. It is shown beside the result, and never "
-            "judged against it where the hardware is another.",
+            description="Name of a reference row that ships with the product: figures that were given with its "
+            "requirements, measured by others. It is shown beside the result, and never judged against it.",
         ),
     ] = None
 
@@ -348,7 +348,7 @@ class BenchmarkSpec(Record):
     def _reference_is_known(self) -> Self:
         name = self.baseline.reference if self.baseline else None
         if name is not None and name not in names_for(self.workload.kind):
-            raise ValueError(f"baseline.reference: {name} is no published row of {rows_of(self.workload.kind)}")
+            raise ValueError(f"baseline.reference: {name} is no reference row of {rows_of(self.workload.kind)}")
         return self
 
     @model_validator(mode="after")

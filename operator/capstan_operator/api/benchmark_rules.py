@@ -53,7 +53,7 @@ NEEDS_JOB = "job: is missing, and this workload runs TrainingJobs; add the job t
 NO_JOB = "job: is run by no part of this workload; remove it"
 NEEDS_BASELINE = "gate: compares with a baseline, and there is none; add spec.baseline, or remove gate"
 NOT_REPEATED = "gate: this scalingLaw runs nothing that could be repeated; remove gate, or use scalingLaw.grid"
-NO_REFERENCE = "baseline.reference: a published row is never a gate, only shown beside; remove gate"
+NO_REFERENCE = "baseline.reference: a reference row is never a gate, only shown beside; remove gate"
 _CEL_CHANCES = f"[{', '.join(map(str, _CHANCES))}]"
 _BELOW_CHANCE = (
     f"!has(self.gate) || self.repetitions < {FEWEST_TO_JUDGE} || self.repetitions >= {FEWEST_TO_JUDGE + len(_CHANCES)} "
@@ -117,7 +117,7 @@ RULES = (
     ),
     (
         f"!has(self.baseline) || !has(self.baseline.reference) || {_KNOWN_ROW}",
-        f"'baseline.reference: ' + self.baseline.reference + ' is no published row of ' + ({_ROWS} : '{_NO_ROWS}')",
+        f"'baseline.reference: ' + self.baseline.reference + ' is no reference row of ' + ({_ROWS} : '{_NO_ROWS}')",
     ),
     *(
         (

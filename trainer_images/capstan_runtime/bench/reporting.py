@@ -219,7 +219,7 @@ def _against_baseline(
     trials: Trials,
     series: tuple[Series, ...],
 ) -> tuple[Baseline | None, Compared | None, Verdict | None]:
-    """What was compared with, what that says, and the verdict: None without a baseline, or with a published row."""
+    """What was compared with, what that says, and the verdict: None without a baseline, or with a reference row."""
     wanted = report.baseline
     if wanted is None:
         return None, None, None
@@ -260,8 +260,8 @@ def _own_spec(wanted: BaselineTask, store: Store) -> Mapping[str, Any] | None:
 def _reference(name: str) -> Baseline:
     row = REFERENCE_ROWS.get(name)
     if row is None:
-        raise ConfigError(f"baseline.reference: {name} is no published row; choose one of {', '.join(REFERENCE_ROWS)}")
-    problem = f"it was published for {row.hardware}, so it is shown beside and not judged"
+        raise ConfigError(f"baseline.reference: {name} is no reference row; choose one of {', '.join(REFERENCE_ROWS)}")
+    problem = f"it was measured by others on {row.hardware}, so it is shown beside and not judged"
     return Baseline(kind="reference", name=name, is_comparable=False, problem=problem)
 
 

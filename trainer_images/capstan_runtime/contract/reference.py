@@ -1,11 +1,11 @@
-"""Published figures that ship with the product, each with what it was measured on. Where that is not the machine at
-hand they are shown beside a result and never judged against it."""
+"""Reference figures that ship with the product: given with its requirements, measured by others, published nowhere. They
+are shown beside a result and never judged against it."""
 
 from capstan_runtime.contract.base import Record
 
 
 class ReferenceFigure(Record):
-    """One number of a published table."""
+    """One number of a row."""
 
     metric: str
     labels: dict[str, str]
@@ -14,18 +14,22 @@ class ReferenceFigure(Record):
 
 
 class ReferenceRow(Record):
-    """One row of a published table."""
+    """What one configuration was said to reach."""
 
     name: str
     workload: str
     title: str
     source: str
     hardware: str
-    """As the source says; `unnamed GPU` where it says no more."""
+    """As the source says; `an unnamed GPU` where it says no more."""
     figures: tuple[ReferenceFigure, ...]
 
 
-_REQUIREMENTS = "the figures that Capstan was asked to stand beside, 2026"
+_UNNAMED = "an unnamed GPU"
+
+
+def _source(hardware: str) -> str:
+    return f"given as a reference with the requirements of Capstan; measured by others on {hardware}"
 
 
 def _inference(name: str, title: str, at_1: float, at_32: float) -> ReferenceRow:
@@ -34,14 +38,24 @@ def _inference(name: str, title: str, at_1: float, at_32: float) -> ReferenceRow
         for size, value in (("1", at_1), ("32", at_32))
     )
     return ReferenceRow(
-        name=name, workload="inference", title=title, source=_REQUIREMENTS, hardware="unnamed GPU", figures=figures
+        name=name,
+        workload="inference",
+        title=title,
+        source=_source(_UNNAMED),
+        hardware=_UNNAMED,
+        figures=figures,
     )
 
 
 def _training(name: str, title: str, tokens_per_second: float) -> ReferenceRow:
     figure = ReferenceFigure(metric="tokens_per_second", labels={}, unit="tokens/s", value=tokens_per_second)
     return ReferenceRow(
-        name=name, workload="training", title=title, source=_REQUIREMENTS, hardware="A100-80GB", figures=(figure,)
+        name=name,
+        workload="training",
+        title=title,
+        source=_source("A100-80GB"),
+        hardware="A100-80GB",
+        figures=(figure,),
     )
 
 
@@ -54,8 +68,8 @@ def _scaling() -> ReferenceRow:
         name="data-parallel-speedup",
         workload="scaling",
         title="Speed-up of distributed training over one GPU",
-        source=_REQUIREMENTS,
-        hardware="unnamed GPU",
+        source=_source(_UNNAMED),
+        hardware=_UNNAMED,
         figures=figures,
     )
 

@@ -86,7 +86,7 @@ def baseline_words(baseline: Baseline) -> str:
         "benchmark": "what Benchmark {} found",
         "rerun": "Benchmark {}, run again in turns with this one",
         "file": "the result in {}",
-        "reference": "the published row {}",
+        "reference": "the reference row {}",
     }
     return kinds.get(baseline.kind, baseline.kind + " {}").format(baseline.name)
 
@@ -222,7 +222,7 @@ def distribution_name(one: Distribution) -> str:
 def _reference(result: BenchmarkResult) -> Section:
     row = result.reference
     if row is None:
-        return Section("reference", "Published figures")
+        return Section("reference", "Reference figures")
     ours = {(figure.metric, tuple(sorted(figure.labels.items()))): figure for figure in result.figures}
     rows = []
     for figure in row.figures:
@@ -236,11 +236,11 @@ def _reference(result: BenchmarkResult) -> Section:
             )
         )
     said = [
-        f"{row.title} ({row.source}).",
-        f"Not comparable: it was published for {row.hardware}. The two stand side by side, and are not judged.",
+        f"{row.title}: {row.source}.",
+        "Not comparable: the two stand side by side, and are not judged.",
     ]
-    table = Table(("metric", "at", f"published ({row.hardware})", "measured here"), rows, frozenset({2, 3}))
-    return Section("reference", "Published figures", said, [table])
+    table = Table(("metric", "at", f"reference ({row.hardware})", "measured here"), rows, frozenset({2, 3}))
+    return Section("reference", "Reference figures", said, [table])
 
 
 def _environment(result: BenchmarkResult) -> Section:

@@ -65,14 +65,14 @@ def scaling(result: BenchmarkResult) -> list[Plot]:
 
 
 def _speedup(result: BenchmarkResult, lines: list[Line]) -> Plot:
-    published = _published(result)
+    reference = _reference(result)
 
     def paint(axes: Axes) -> None:
         for number, line in enumerate(lines):
             draw_line(axes, line, number, with_dots=True)
         places = sorted({case.x for line in lines for case in line.cases})
         axes.plot(places, places, color=MUTED, linewidth=1.2, linestyle=(0, (2, 2)), label="ideal", zorder=1)
-        shown = [(x, value) for x, value in published if x <= places[-1]]
+        shown = [(x, value) for x, value in reference if x <= places[-1]]
         if shown:
             axes.plot(
                 [x for x, _ in shown],
@@ -82,7 +82,7 @@ def _speedup(result: BenchmarkResult, lines: list[Line]) -> Plot:
                 markersize=9,
                 markerfacecolor="none",
                 markeredgecolor=INK,
-                label="published, other hardware",
+                label="reference, other hardware",
             )
         is_linear = not spans_widely(places, _LOGARITHMIC_FROM)
         set_cases(axes, lines, "workers", is_linear=is_linear)
@@ -92,12 +92,12 @@ def _speedup(result: BenchmarkResult, lines: list[Line]) -> Plot:
         add_legend(axes, len(lines) + 1 + bool(shown))
 
     said = "How many times as fast as one worker, with the interval; the dotted line is the ideal."
-    if published and result.reference is not None:
-        said += f" Stars were published for {result.reference.hardware} and are not comparable."
+    if reference and result.reference is not None:
+        said += f" Stars are reference figures, measured by others on {result.reference.hardware}, and not comparable."
     return draw("scaling-speedup", "Speed-up over workers", said, paint)
 
 
-def _published(result: BenchmarkResult) -> list[tuple[float, float]]:
+def _reference(result: BenchmarkResult) -> list[tuple[float, float]]:
     figures = result.reference.figures if result.reference is not None else ()
     return [(float(one.labels["workers"]), one.value) for one in figures if one.metric == "speedup"]
 
