@@ -31,6 +31,8 @@ from capstan_runtime.contract.benchmark import VERDICT_EXIT
 
 DONE, COULD_NOT, USAGE, INTERRUPTED = 0, 1, 2, 130
 LOOK_SECONDS = 1.0
+_CONFIDENCE = 0.95
+"""Of intervals, where the spec has no gate."""
 _ENDED = ("Succeeded", "Failed", "Invalid")
 _BESIDE = (
     Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim"),
@@ -286,12 +288,16 @@ def told(namespace: str, name: str, benchmark: Document) -> Iterator[str]:
                 one["metric"],
                 one.get("case") or "-",
                 words.quantity(_number(one, "median"), one["unit"]),
-                words.interval(_number(one, "low"), _number(one, "high"), one["unit"], _number(one, "median")),
+                words.interval(_number(one, "low"), _number(one, "high"), one["unit"], _number(one, "median"))
+                if one["n"] > 1
+                else "one run: none",
                 str(one["n"]),
             )
             for one in status.get("figures", [])
         ],
     )
+    confidence = benchmark["spec"].get("gate", {}).get("confidence", _CONFIDENCE)
+    yield from words.few_runs((one["n"] for one in status.get("figures", [])), confidence)
     yield from _table(
         ("METRIC", "AT", "BASELINE", "NOW", "EFFECT", "P", "VERDICT"),
         [

@@ -110,7 +110,7 @@ def test_without_a_baseline_the_result_is_told_and_not_judged(report: Report, st
     code, words, output = report(task("first", refs))
     assert code == 0, output
     summary = Summary.model_validate_json(words)
-    assert summary.headline == "1,200 samples/s ±1.0 % at batch size 32"
+    assert summary.headline == "1,200 samples/s ±1.0 % in 5 runs at batch size 32"
     assert (summary.verdict, summary.left_out) == (None, 0)
     assert summary.reason == "1 figure of 5 runs; there is no baseline to judge by"
     assert summary.place == f"{store.place}/first/u1"

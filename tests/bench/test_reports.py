@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from capstan_runtime.bench.reports import markdown, write_reports
 from capstan_runtime.bench.reports.html import page
 from capstan_runtime.bench.reports.prometheus import exposition
+from capstan_runtime.bench.reports.sections import sections
 from capstan_runtime.bench.result import BenchmarkResult
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract import words
@@ -209,3 +210,25 @@ def test_another_process_makes_the_same_bytes(tmp_path: Path) -> None:
         [sys.executable, "-c", program, str(tmp_path / "result.json")], capture_output=True, check=True, timeout=120
     )
     assert made.stdout.decode() == page_of("scaling")
+
+
+@pytest.mark.parametrize(
+    ("runs", "column", "held"),
+    [
+        (1, "interval", ""),
+        (2, "interval", "50"),
+        (3, "interval", "75"),
+        (5, "interval", "93.8"),
+        (6, "95 % interval", ""),
+    ],
+)
+def test_an_interval_of_few_runs_is_not_called_what_it_cannot_be(runs: int, column: str, held: str) -> None:
+    figure = RESULTS["training"]().figures[0].model_copy(update={"n": runs})
+    result = RESULTS["training"]().model_copy(update={"figures": (figure,), "comparisons": ()})
+    (section,) = (one for one in sections(result) if one.key == "figures")
+    assert column in section.tables[0].columns
+    told = [
+        f"n = {runs}: the interval is from smallest to largest run; it holds the true median in {held} % of cases"
+    ] * bool(held)
+    assert list(section.items) == told
+    assert all(sentence in markdown(result) for sentence in told)

@@ -27,19 +27,25 @@ def figure(median: float, low: float, high: float, **more: Any) -> Figure:
 @pytest.mark.parametrize(
     ("figures", "told"),
     [
-        ([figure(1204, 1190, 1220, labels={"batchSize": "32"})], "1,204 samples/s ±1.3 % at batch size 32"),
+        ([figure(1204, 1190, 1220, labels={"batchSize": "32"})], "1,204 samples/s ±1.3 % in 5 runs at batch size 32"),
         ([figure(1204, 1204, 1204, n=1)], "1,204 samples/s"),
         (
-            [figure(100, 99, 101, labels={"batchSize": "1"}), figure(300, 297, 303, labels={"batchSize": "8"})],
-            "300 samples/s ±1.0 % at batch size 8",
+            [
+                figure(300, 297, 303, labels={"batchSize": "1"}, n=6),
+                figure(100, 99, 101, labels={"batchSize": "8"}, n=6),
+            ],
+            "100 samples/s ±1.0 % at batch size 8",
         ),
-        ([figure(0.0123, 0.012, 0.0125, unit="s", better="lower")], "12.3 ms ±2.4 %"),
-        ([figure(3.2e9, 3.1e9, 3.3e9, unit="B/s")], "3.2 GB/s ±3.1 %"),
-        ([figure(7.25e10, 7.2e10, 7.3e10, unit="FLOP/s")], "72.5 GFLOP/s ±0.7 %"),
+        ([figure(0.0123, 0.012, 0.0125, unit="s", better="lower")], "12.3 ms ±2.4 % in 5 runs"),
+        ([figure(3.2e9, 3.1e9, 3.3e9, unit="B/s")], "3.2 GB/s ±3.1 % in 5 runs"),
+        ([figure(7.25e10, 7.2e10, 7.3e10, unit="FLOP/s")], "72.5 GFLOP/s ±0.7 % in 5 runs"),
+        ([figure(933.5, 681, 1640, n=3)], "933.5 samples/s (681 to 1,640 in 3 runs)"),
+        ([figure(0.0123, 0.0119, 0.02, unit="s", n=8)], "12.3 ms (11.9 to 20)"),
+        ([figure(100, 99.9, 103, n=6)], "100 samples/s (99.9 to 103)"),
         ([figure(math.inf, 1.0, math.inf, unit="s", better="lower")], "∞ s"),
         (
             [figure(math.nan, math.nan, math.nan, labels={"a": "1"}), figure(2.0, 2.0, 2.0, labels={"a": "2"})],
-            "2 samples/s ±0.0 % at a 2",
+            "2 samples/s ±0.0 % in 5 runs at a 2",
         ),
         ([], "nothing was measured"),
     ],
@@ -68,6 +74,11 @@ def test_figures_are_the_candidates_headlines_first() -> None:
         ("b", 4, 1.0, 1.0, 1.0, 0),
         ("a", 5, 3.0, 1.0, 50.0, 1),
     ]
+
+
+def test_too_few_runs_for_the_confidence_have_all_of_them_as_their_interval() -> None:
+    (found,) = build_figures([series((1.0, 2.0, 3.0, 4.0))], 0.88, seed=1)
+    assert (found.low, found.high) == (1.0, 4.0)
 
 
 def test_outliers_are_told_by_trial_and_value() -> None:

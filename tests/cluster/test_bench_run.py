@@ -181,6 +181,7 @@ async def test_a_benchmark_and_its_claim_are_created_followed_and_told(
         "",
         "METRIC        AT               MEDIAN  INTERVAL      N",
         "save_seconds  library=capstan  210 ms  206 – 214 ms  5",
+        "n = 5: the interval is from smallest to largest run; it holds the true median in 93.8 % of cases",
         "",
         "METRIC        AT  BASELINE  NOW   EFFECT                 P      VERDICT",
         "save_seconds  -   0.1875    0.21  +12.0 % [+9.1, +15.0]  0.008  Regressed",

@@ -51,12 +51,13 @@ added to those that were measured, and compared like them; of the baseline's arm
 if there is one, takes the place of a figure's."""
 
 DERIVED = {
+    "serving": "capstan_runtime.bench.analysis.serving",
     "scaling": "capstan_runtime.bench.analysis.scaling",
     "scalingLaw": "capstan_runtime.bench.analysis.law",
     "roofline": "capstan_runtime.bench.analysis.roofline",
     "collectives": "capstan_runtime.bench.analysis.collectives",
 }
-"""Module of each workload that derives more than medians, by its key in the spec; each has a `derive: Derive`."""
+"""Module of each workload that says more than medians, by its key in the spec; each has a `derive: Derive`."""
 RESULT = "result.json"
 _LONGEST_MESSAGE = 1000
 

@@ -335,7 +335,7 @@ class Summary(Record):
     """Termination message of the report pod: at most 4,096 bytes of JSON, so long lists are cut and say so."""
 
     headline: str
-    """For the RESULT column: `1,204 samples/s ±1.3 % at batch 32`."""
+    """For the RESULT column: `1,204 samples/s ±1.3 % in 5 runs at batch size 32`."""
     verdict: Verdict | None = None
     """None: there is no baseline."""
     reason: str

@@ -1,5 +1,5 @@
-"""Reference figures that ship with the product: given with its requirements, measured by others, published nowhere. They
-are shown beside a result and never judged against it."""
+"""Reference figures that ship with the product: given with its requirements, measured by others, published nowhere.
+They are shown beside a result and never judged against it."""
 
 from capstan_runtime.contract.base import Record
 

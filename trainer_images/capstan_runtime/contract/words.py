@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 _DIGITS = 4
 _FINE = ((1.0, ""), (1e-3, "m"), (1e-6, "µ"), (1e-9, "n"))
@@ -106,6 +106,26 @@ def interval(low: float, high: float, unit: str, near: float) -> str:
     """
     scale, scaled = scale_of(near, unit)
     return join(f"{number(low / scale)} – {number(high / scale)}", scaled)
+
+
+def few_runs(numbers: Iterable[int], confidence: float) -> list[str]:
+    """What the interval of a median is where it cannot have that confidence: of `n` values smallest to largest, the
+    widest there is, holds the true median unless all are on one side of it, in 1 - 2^(1-n) of cases.
+
+    >>> few_runs([3, 8, 3], 0.95)
+    ['n = 3: the interval is from smallest to largest run; it holds the true median in 75 % of cases']
+    """
+    return [
+        f"n = {n}: the interval is from smallest to largest run; it holds the true median in "
+        f"{number(100 * held_by_all(n), 3)} % of cases"
+        for n in sorted(set(numbers))
+        if n > 1 and held_by_all(n) < confidence
+    ]
+
+
+def held_by_all(n: int) -> float:
+    """How often the true median is between the smallest and the largest of `n` values."""
+    return float(1 - 2.0 ** (1 - n))
 
 
 def percent(value: float, is_signed: bool = True) -> str:

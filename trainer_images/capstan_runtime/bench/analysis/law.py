@@ -48,12 +48,12 @@ def _fit(points: list[LawPoint], confidence: float, seed: int) -> Law:
 
 
 def _headline(law: Law) -> str:
-    """Of the first law that is to be believed."""
+    """Of the first law that is to be believed; why none is stands in the report."""
     for fit in law.fits:
         if fit.is_trusted:
             share = fit.derived[0]
             return f"best N grows as compute^{share.value:.2f} ({share.low:.2f} – {share.high:.2f}, {fit.form})"
-    return "no law to rely on: " + law.fits[0].warnings[0]
+    return "no law to rely on (see the report)"
 
 
 def _distrust(law: Law) -> Law:

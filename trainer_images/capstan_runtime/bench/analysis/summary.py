@@ -16,6 +16,11 @@ from capstan_runtime.contract.benchmark import Comparison, Figure, Summary
 LONGEST_SUMMARY = 4096
 """Bytes. Kubernetes keeps no more of a termination message, and cuts without saying so."""
 _LONGEST_TEXT = 500
+_WIDE = 0.05
+"""Part of the median from which on one side of an interval is not told by ±."""
+_LOPSIDED = 2
+"""How many times as long as the other one side may be for ±."""
+_USUAL_CONFIDENCE = 0.95
 
 
 def build_figures(series: Sequence[Series], confidence: float, seed: int) -> tuple[Figure, ...]:
@@ -26,7 +31,12 @@ def build_figures(series: Sequence[Series], confidence: float, seed: int) -> tup
 
 def _figure(one: Series, confidence: float, seed: int) -> Figure:
     values = [value for value in one.values if not math.isnan(value)]
-    low, high = interval(values, median_of, confidence, generator(seed, one)) if values else (math.nan, math.nan)
+    if not values:
+        low, high = math.nan, math.nan
+    elif words.held_by_all(len(values)) < confidence:
+        low, high = min(values), max(values)  # as near to that confidence as one gets
+    else:
+        low, high = interval(values, median_of, confidence, generator(seed, one))
     return Figure(
         metric=one.metric,
         labels=one.labels,
@@ -54,27 +64,32 @@ def outlier_notes(series: Sequence[Series]) -> Iterator[str]:
 
 
 def headline(figures: Sequence[Figure]) -> str:
-    """`1,204 samples/s ±1.3 % at batch size 32`: the best case of the first headline metric. The interval is told by
-    its farther end; of one trial there is none."""
+    """`1,204 samples/s ±1.3 % at batch size 32`: the last case of the first headline metric, in the order of the
+    report's tables: the largest number, the last name. It is not the best one, which may be another in each Benchmark.
+
+    An interval that is wide or lopsided is told by its ends: `933.5 samples/s (681 to 1,640)`. Fewer than six runs are
+    told: their interval is that of all runs, and no surer."""
     if not figures:
         return "nothing was measured"
     first = figures[0]
     cases = [figure for figure in figures if figure.metric == first.metric and figure.is_headline == first.is_headline]
     cases = [figure for figure in cases if not math.isnan(figure.median)] or cases
-    best = {
-        "higher": lambda: max(cases, key=lambda figure: figure.median),
-        "lower": lambda: min(cases, key=lambda figure: figure.median),
-        "neither": lambda: cases[0],
-    }[first.better]()
-    where = ", ".join(f"{words.words(label)} {words.words(value)}" for label, value in best.labels.items())
-    spread = _spread(best.median, best.low, best.high) if best.n > 1 else ""
-    return f"{words.quantity(best.median, best.unit)}{spread}{f' at {where}' if where else ''}"
+    last = cases[-1]
+    where = ", ".join(f"{words.words(label)} {words.words(value)}" for label, value in last.labels.items())
+    return f"{words.quantity(last.median, last.unit)}{_spread(last)}{f' at {where}' if where else ''}"
 
 
-def _spread(median: float, low: float, high: float) -> str:
-    if not math.isfinite(median) or median == 0:
+def _spread(figure: Figure) -> str:
+    if figure.n < 2 or not math.isfinite(figure.median):
         return ""
-    return f" ±{words.percent(100 * max(high - median, median - low) / abs(median), is_signed=False)}"
+    runs = f" in {figure.n} runs" if words.held_by_all(figure.n) < _USUAL_CONFIDENCE else ""
+    below, above = figure.median - figure.low, figure.high - figure.median
+    wider, narrower = max(below, above), min(below, above)
+    if wider > _WIDE * abs(figure.median) or wider > _LOPSIDED * narrower:
+        scale, _ = words.scale_of(figure.median, figure.unit)
+        return f" ({words.number(figure.low / scale)} to {words.number(figure.high / scale)}{runs})"
+    percent = 100 * wider / abs(figure.median) if wider else 0.0
+    return f" ±{words.percent(percent, is_signed=False)}{runs}"
 
 
 def summarize(result: BenchmarkResult, digest: str, place: str) -> str:

@@ -1,6 +1,6 @@
 """Sections of what a workload derives from its figures: scaling, roofs, laws, and lines through sweeps."""
 
-from capstan_runtime.bench.reports.parts import Section, Table, confidence
+from capstan_runtime.bench.reports.parts import Section, Table, confidence, interval_column
 from capstan_runtime.bench.result import BenchmarkResult, LawParameter
 from capstan_runtime.contract import words
 
@@ -19,14 +19,14 @@ def scaling(result: BenchmarkResult) -> Section:
         )
         for row in result.scaling
     ]
-    interval = f"{confidence(result)} interval"
+    interval = interval_column(result, result.figures)
     columns = ("scaling", "workers", "speed-up", interval, "efficiency", interval, "serial fraction")
     return Section("scaling", "Scaling", (), [Table(columns, rows, frozenset(range(1, 7)))] if rows else [])
 
 
 def roofline(result: BenchmarkResult) -> Section:
     """Ceilings, and what is under them."""
-    interval = f"{confidence(result)} interval"
+    interval = interval_column(result, result.figures)
     tables = []
     if result.roofs:
         rows = [
@@ -108,7 +108,7 @@ def collectives(result: BenchmarkResult) -> Section:
         )
         for fit in result.collectives
     ]
-    interval = f"{confidence(result)} interval"
+    interval = interval_column(result, result.figures)
     table = Table(("operation", "latency", interval, "bandwidth", interval), rows, frozenset(range(1, 5)))
     said = ["Fitted: time = latency + size / bandwidth."] if rows else []
     return Section("collectives", "Collectives", said, [table] if rows else [])

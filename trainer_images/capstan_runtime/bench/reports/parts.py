@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from capstan_runtime.bench.result import BenchmarkResult
+from capstan_runtime.contract import words
+from capstan_runtime.contract.benchmark import Figure
 
 DEFAULT_CONFIDENCE = 0.95
 
@@ -37,4 +39,19 @@ class Section:
 
 def confidence(result: BenchmarkResult) -> str:
     """Of its intervals: `95 %`."""
-    return f"{100 * (result.gate.confidence if result.gate else DEFAULT_CONFIDENCE):.4g} %"
+    return f"{100 * _confidence(result):.4g} %"
+
+
+def interval_column(result: BenchmarkResult, figures: Sequence[Figure]) -> str:
+    """What stands above the intervals of `figures`: `95 % interval`, or only `interval` where one has too few runs."""
+    is_short = any(words.held_by_all(figure.n) < _confidence(result) for figure in figures)
+    return "interval" if is_short else f"{confidence(result)} interval"
+
+
+def interval_notes(result: BenchmarkResult, figures: Sequence[Figure]) -> list[str]:
+    """What the intervals of figures with too few runs are."""
+    return words.few_runs((figure.n for figure in figures), _confidence(result))
+
+
+def _confidence(result: BenchmarkResult) -> float:
+    return result.gate.confidence if result.gate else DEFAULT_CONFIDENCE

@@ -2,11 +2,11 @@
 
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 
 from capstan_runtime.bench.reports import derived
-from capstan_runtime.bench.reports.parts import Section, Table, confidence
+from capstan_runtime.bench.reports.parts import Section, Table, confidence, interval_column, interval_notes
 from capstan_runtime.bench.result import QUANTILE_PERCENTS, Baseline, BenchmarkResult, Distribution
 from capstan_runtime.contract import words
 from capstan_runtime.contract.benchmark import Comparison, Environment, Figure
@@ -156,10 +156,10 @@ def _figures(result: BenchmarkResult) -> Section:
     ]
     if runs:
         tables.append(Table(("metric", "at", "arm", "each run, in order"), runs, title="Every run", is_aside=True))
-    return Section("figures", "Figures", _steadiness(result), tables)
+    return Section("figures", "Figures", _steadiness(result), tables, interval_notes(result, result.figures))
 
 
-def _figure_table(result: BenchmarkResult, figures: Iterable[Figure], title: str) -> Table:
+def _figure_table(result: BenchmarkResult, figures: Sequence[Figure], title: str) -> Table:
     rows = [
         (
             words.words(figure.metric),
@@ -172,7 +172,7 @@ def _figure_table(result: BenchmarkResult, figures: Iterable[Figure], title: str
         )
         for figure in figures
     ]
-    columns = ("metric", "at", "median", f"{confidence(result)} interval", "n", "outliers", "better")
+    columns = ("metric", "at", "median", interval_column(result, figures), "n", "outliers", "better")
     return Table(columns, rows, frozenset({2, 3, 4, 5}), title)
 
 
