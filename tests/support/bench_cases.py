@@ -9,7 +9,8 @@ given:
             {wrong: pod} (the same, and another try is of no use), {vanish: pod or job}, {stuck: pod, why: text},
             {leaves: pod} (it is being deleted), {report: verdict or null},
             {job: name, ends: Succeeded | Failed, reason: word, pods: alive},
-            {job: name, restarts: n}, {serve: service}, clear (pods of services that are gone are gone), {spec: fields}
+            {job: name, waits: reason, message: text}, {job: name, restarts: n}, {serve: service}, {spec: fields}
+            clear (pods of services that are gone are gone)
             {runs: n} (so many runs are made and succeed)
 expected:
   what the look after the story leads to: create, delete, events, requeue_after, and of status what changed
@@ -170,6 +171,8 @@ def _happen(world: World, chapter: Any) -> None:
             reason = more.get("reason", "Completed")
             world.end_job(name, how, reason, more.get("message", "done"))
             world.set_job(name, live_pods=more.get("pods", 0))
+        case {"job": name, "waits": reason, "message": message}:
+            world.set_job(name, phase="Pending", reason=reason, message=message)
         case {"job": name, "restarts": count}:
             world.set_job(name, live_pods=1, phase="Running", restarts={"total": count})
         case {"serve": name}:

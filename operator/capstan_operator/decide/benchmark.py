@@ -59,10 +59,11 @@ def decide_benchmark(observed: ObservedBenching, now: float) -> BenchDecision:
         return stand_still(observed, describe_refused(benchmark, BenchReason.INVALID_SPEC, (problem,), now), now)
     recorded = look.after(record(look))
     if recorded.status != old:
-        status = describe(recorded, None)
+        status = describe(recorded, Underway(None))
         return BenchDecision(status=status, events=tell(old, status), requeue_after=0.0)
     plan = plan_children(look)
-    status = describe(look, plan.waits or _waits(look))
+    underway = Underway(None, plan.waits) if plan.waits else _underway(look)
+    status = describe(look, underway)
     after = max(plan.requeue_after, LEAST_WAIT_SECONDS) if plan.requeue_after is not None else None
     return BenchDecision(
         status=status, delete=plan.delete, create=plan.create, events=tell(old, status), requeue_after=after
@@ -92,11 +93,11 @@ def _is_rerun(spec: BenchmarkSpec) -> bool:
     return baseline is not None and baseline.rerun
 
 
-def _waits(look: Look) -> str | None:
-    """What the run under way waits for, in a clause."""
+def _underway(look: Look) -> Underway:
+    """What the run under way waits for."""
     running = look.status.running
     outcome = outcome_of(look, running) if running else None
-    return outcome.waits if isinstance(outcome, Underway) else None
+    return outcome if isinstance(outcome, Underway) else Underway(None)
 
 
 def _judged(benchmark: ObservedBenchmark, spec: BenchmarkSpec) -> ObservedBenchmark:

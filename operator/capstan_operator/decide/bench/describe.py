@@ -6,6 +6,7 @@ from capstan_operator.api.benchmark_status import BenchmarkStatus, ProgressStatu
 from capstan_operator.api.meta import BenchmarkCondition
 from capstan_operator.decide.bench.baseline import Missing
 from capstan_operator.decide.bench.look import MOST_ATTEMPTS, REPORT, Look
+from capstan_operator.decide.bench.outcome import TROUBLES, Underway
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.conditions import find, is_true, put_condition
 from capstan_operator.observe import ObservedBenchmark
@@ -21,9 +22,9 @@ _OUTSIDE = f"where the cause is not in the spec, mend it, and {_AGAIN}"
 _MET = {"Passed": True, "Improved": True, "Regressed": False, "Inconclusive": None}
 
 
-def describe(look: Look, waits: str | None) -> BenchmarkStatus:
-    """Status of a Benchmark with a valid spec; `waits` is what the run under way waits for, in a clause."""
-    phase, reason, message = _headline(look, waits)
+def describe(look: Look, underway: Underway) -> BenchmarkStatus:
+    """Status of a Benchmark with a valid spec; `underway` says what the run that is due waits for."""
+    phase, reason, message = _headline(look, underway)
     done, total = len(look.status.trials), len(look.trials)
     status = look.status.model_copy(
         update={
@@ -36,7 +37,8 @@ def describe(look: Look, waits: str | None) -> BenchmarkStatus:
         }
     )
     status = _put(look, status, BenchmarkCondition.ACCEPTED, True, BenchReason.VALID, "the spec is valid")
-    is_progressing = phase in ("Running", "Reporting") and not isinstance(_obstacle(look), Missing)
+    is_held_up = reason in TROUBLES or isinstance(_obstacle(look), Missing)
+    is_progressing = phase in ("Running", "Reporting") and not is_held_up
     said = _SAID.get(reason, message)
     status = _put(look, status, BenchmarkCondition.PROGRESSING, is_progressing, reason, said)
     return _put_verdict(look, _put_end(look, status, reason, message), reason, said)
@@ -84,8 +86,9 @@ def describe_refused(
     return _put_unjudged(benchmark, status, reason, said, now)
 
 
-_SAID = {
+_SAID: dict[BenchReason, str] = {
     BenchReason.MEASURING: "runs are made, one after the other",
+    **dict.fromkeys(TROUBLES, "a pod does not start"),
     BenchReason.REPORTING: "all runs are finished; the report is made",
     BenchReason.SUSPENDED: "spec.suspend is true",
     BenchReason.REPORTED: "all was measured and reported",
@@ -93,7 +96,7 @@ _SAID = {
 """What a condition says, which does not change with every run."""
 
 
-def _headline(look: Look, waits: str | None) -> tuple[str, BenchReason, str]:
+def _headline(look: Look, underway: Underway) -> tuple[str, BenchReason, str]:
     """(phase, reason, message)."""
     status, total = look.status, len(look.trials)
     if look.has_failed:
@@ -108,14 +111,20 @@ def _headline(look: Look, waits: str | None) -> tuple[str, BenchReason, str]:
     if isinstance(missing, Missing):
         phase = "Reporting" if look.is_measured else "Pending"
         return phase, missing.reason, missing.message
-    clause = f"; {waits}" if waits else ""
+    clause = f"; {underway.waits}" if underway.waits else ""
     running = status.running
     again = f", attempt {running.attempt}" if running and running.attempt > 1 else ""
     if look.is_measured:
-        return "Reporting", BenchReason.REPORTING, f"all {total} runs are finished; the report is made{again}{clause}"
+        reason = underway.trouble or BenchReason.REPORTING
+        return "Reporting", reason, f"all {total} runs are finished; the report is made{again}{clause}"
     place = len(status.trials) + 1
     case = f" ({running.case})" if running and running.case else ""
-    return "Running", BenchReason.MEASURING, f"run {place} of {total}{case}{again}{clause}"
+    is_begun = bool(status.trials or status.repeats) or underway.trouble is None
+    return (
+        "Running" if is_begun else "Pending",
+        underway.trouble or BenchReason.MEASURING,
+        f"run {place} of {total}{case}{again}{clause}",
+    )
 
 
 def _failure(look: Look) -> tuple[BenchReason, str]:

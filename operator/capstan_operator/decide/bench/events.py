@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.api.meta import BenchmarkCondition
 from capstan_operator.decide.bench.look import REPORT
+from capstan_operator.decide.bench.outcome import TROUBLES
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.types import EventNote
@@ -29,6 +30,8 @@ def _of_waiting(old: BenchmarkStatus, new: BenchmarkStatus) -> Iterator[EventNot
     if new.reason in _WAITS and (old.reason, old.message) != (new.reason, new.message):
         is_coming = new.reason == BenchReason.BASELINE_NOT_READY
         yield EventNote("Normal" if is_coming else "Warning", new.reason, new.message)
+    if new.reason in TROUBLES and old.reason != new.reason:
+        yield EventNote("Warning", new.reason, new.message)
     if (old.phase == "Suspended") != (new.phase == "Suspended") and old.observed_generation is not None:
         reason = "Suspended" if new.phase == "Suspended" else "Resumed"
         yield EventNote("Normal", reason, new.message)

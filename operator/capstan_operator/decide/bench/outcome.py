@@ -1,6 +1,6 @@
 """What has become of the run under way."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -8,9 +8,11 @@ from capstan_operator.api.benchmark_status import RunningTrialStatus
 from capstan_operator.api.meta import InferenceServiceCondition, Phase, TrainingJobCondition
 from capstan_operator.decide.bench.look import Look, makes_service, pod_names
 from capstan_operator.decide.bench.plan import Trial
+from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.times import seconds_after
+from capstan_operator.decide.waiting import WAITING_REASONS
 from capstan_operator.observe import ObservedBenchPod, ObservedService
 from capstan_runtime.contract.benchmark import Summary, TrialEnd
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -20,6 +22,8 @@ GRACE_SECONDS = 30.0
 REASON_LENGTH = 400
 _FINAL = frozenset({Reason.CONFIG_ERROR.value, Reason.DO_NOT_RESTART.value})
 """How a TrainingJob fails that another attempt would only repeat."""
+TROUBLES = frozenset({BenchReason.UNSCHEDULABLE, BenchReason.IMAGE_NOT_PULLED, BenchReason.CONTAINER_NOT_CREATED})
+"""What keeps a pod from starting, called as a TrainingJob calls it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,8 @@ class Underway:
     """Of what was made for it; None: nothing was."""
     waits: str | None = None
     """What it waits for, in a clause; None: nothing is in its way."""
+    trouble: BenchReason | None = None
+    """Why a pod of it does not start; None: pods start, or nothing is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +110,10 @@ def _of_job(look: Look, name: str, uid: str | None) -> Outcome:
     if accepted is not None and accepted.reason == Reason.INVALID_SPEC.value:
         return Broken(_short(f"TrainingJob {name} is refused: {accepted.message}"), is_final=True)
     is_held_up = status.phase != Phase.RUNNING.value and status.message
-    return Underway(job.uid, f"TrainingJob {name}: {status.message}" if is_held_up else None)
+    if not is_held_up:
+        return Underway(job.uid)
+    trouble = BenchReason(status.reason) if status.reason in TROUBLES else None
+    return Underway(job.uid, f"TrainingJob {name}: {status.message}", trouble)
 
 
 def _of_service(look: Look, trial: Trial, running: RunningTrialStatus) -> Outcome:
@@ -116,7 +125,7 @@ def _of_service(look: Look, trial: Trial, running: RunningTrialStatus) -> Outcom
         return _missing("InferenceService", name, running.uid, f"InferenceService {name} is being deleted")
     if look.pod(name) is not None:
         load = _of_pods(look, pod_names(look, trial, running.attempt), None)
-        return Underway(service.uid, load.waits) if isinstance(load, Underway) else load
+        return replace(load, uid=service.uid) if isinstance(load, Underway) else load
     if url_of(service) is not None:
         return Underway(service.uid)
     refused = find(service.status, InferenceServiceCondition.ACCEPTED)
@@ -171,8 +180,17 @@ def _of_pods(look: Look, names: tuple[str, ...], uid: str | None) -> Outcome:
         # They were there, or it would not have come to an end.
         gone = next(name for name in names if look.pod(name) is None)
         return _missing("pod", gone, lead.uid)
-    waits = next((f"pod {pod.name}: {pod.waiting}" for pod in pods if pod.waiting), None)
-    return Underway(lead.uid, _short(waits) if waits else None)
+    held_up = next((pod for pod in pods if pod.waiting), None)
+    if held_up is None:
+        return Underway(lead.uid)
+    return Underway(lead.uid, _short(f"pod {held_up.name}: {held_up.waiting}"), _trouble_of(held_up))
+
+
+def _trouble_of(pod: ObservedBenchPod) -> BenchReason | None:
+    word = (pod.waiting or "").partition(":")[0]
+    # Told only of a container that is not created for long.
+    found = Reason.CONTAINER_NOT_CREATED if word == "ContainerCreating" else WAITING_REASONS.get(word)
+    return BenchReason(found.value) if found else None
 
 
 def _broken(pod: ObservedBenchPod) -> Broken | None:

@@ -23,6 +23,12 @@ class BenchReason(StrEnum):
 
     MEASURING = "Measuring"
     """Runs are made, one after the other."""
+    UNSCHEDULABLE = "Unschedulable"
+    """No node can take a pod of the run, or of the report, at present."""
+    IMAGE_NOT_PULLED = "ImageNotPulled"
+    """A node cannot get its image."""
+    CONTAINER_NOT_CREATED = "ContainerNotCreated"
+    """A node cannot create its container: a volume, Secret or security setting is in the way."""
     REPORTING = "Reporting"
     """All runs are finished; the results are put together and judged."""
     SUSPENDED = "Suspended"
