@@ -42,8 +42,13 @@ def trial(seed: int = 0, **work: Any) -> TrialTask:
 
 
 def told(points: Sequence[Point]) -> list[tuple[str, str, bool]]:
-    """What was measured at which batch size, and what is shown first."""
-    return [(point.metric, point.labels["batchSize"], point.is_headline) for point in points]
+    """What was measured at which batch size, and what is shown first; p99, for which a slow machine has too few calls,
+    apart."""
+    return [
+        (point.metric, point.labels["batchSize"], point.is_headline)
+        for point in points
+        if point.metric != "latency_p99_seconds"
+    ]
 
 
 @pytest.mark.parametrize("runtime", FRAMEWORKS)
@@ -52,17 +57,18 @@ def test_a_classifier_tells_its_rate_and_its_latencies_at_every_batch_size(runti
     assert told(measured.points) == [
         ("samples_per_second", "1", True),
         ("latency_p50_seconds", "1", False),
-        ("latency_p99_seconds", "1", False),
         ("samples_per_second", "4", True),
         ("latency_p50_seconds", "4", False),
-        ("latency_p99_seconds", "4", False),
     ]
-    for rate, middle, longest in (measured.points[:3], measured.points[3:]):
+    found = {(point.metric, point.labels["batchSize"]): point for point in measured.points}
+    for size in ("1", "4"):
+        rate, middle = found["samples_per_second", size], found["latency_p50_seconds", size]
         taken = middle.samples
         assert len(taken) >= 3
-        assert rate.value == pytest.approx(int(rate.labels["batchSize"]) * len(taken) / sum(taken))
-        assert longest.value in taken
-        assert middle.value <= longest.value
+        assert rate.value == pytest.approx(int(size) * len(taken) / sum(taken))
+        longest = found.get(("latency_p99_seconds", size))
+        assert (longest is not None) == (len(taken) >= 100)
+        assert longest is None or (longest.value in taken and middle.value <= longest.value)
 
 
 @pytest.mark.parametrize("runtime", FRAMEWORKS)
@@ -75,9 +81,8 @@ def test_a_decoder_tells_tokens_and_the_time_to_the_first(runtime: Framework, tm
         ("time_per_output_token_seconds", "2", False),
         ("samples_per_second", "2", False),
         ("latency_p50_seconds", "2", False),
-        ("latency_p99_seconds", "2", False),
     ]
-    tokens, first, each, samples, whole, _ = measured.points
+    tokens, first, each, samples, whole = measured.points[:5]
     assert tokens.value == pytest.approx(4 * samples.value)
     assert [to_first + 3 * one for to_first, one in zip(first.samples, each.samples, strict=True)] == pytest.approx(
         list(whole.samples)
@@ -154,12 +159,23 @@ def test_a_decoder_fills_its_context_with_a_prompt_and_the_new_tokens(
     assert calls == once * (len(calls) // len(once))
 
 
-def test_few_calls_are_said_to_make_no_p99(predictors: list[Counting], tmp_path: Path, monkeypatch: Any) -> None:
+def test_few_calls_make_no_p99_and_are_said(predictors: list[Counting], tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(inference, "time_calls", lambda *_: [0.5, 0.25, 1.0])
     measured = run(trial(batchSizes=[8, 2]), FolderStore(tmp_path), {})
-    assert measured.notes == ["fewer than 100 calls at batch size 2, 8: p99 is nearly the longest"]
-    assert [(point.metric, point.value) for point in measured.points[3:]] == [
+    assert measured.notes == [
+        "fewer than 100 calls at batch size 2, 8: too few for p99; raise workload.inference.seconds"
+    ]
+    assert [(point.metric, point.value) for point in measured.points[2:]] == [
         ("samples_per_second", 8 * 3 / 1.75),
+        ("latency_p50_seconds", 0.5),
+    ]
+
+
+def test_a_hundred_calls_make_a_p99(predictors: list[Counting], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(inference, "time_calls", lambda *_: [*[0.5] * 98, 0.75, 1.0])
+    measured = run(trial(batchSizes=[8]), FolderStore(tmp_path), {})
+    assert measured.notes == []
+    assert [(point.metric, point.value) for point in measured.points[1:]] == [
         ("latency_p50_seconds", 0.5),
         ("latency_p99_seconds", 1.0),
     ]
@@ -203,10 +219,9 @@ def of_checkpoint(digest: str, run: str = f"default/digits/{RUN}", **more: Any) 
 @pytest.mark.parametrize("runtime", FRAMEWORKS)
 def test_a_checkpoint_is_measured_as_it_would_be_served(checkpoint: str, runtime: Framework, tmp_path: Path) -> None:
     measured = run(of_checkpoint(checkpoint, runtime=runtime), FolderStore(tmp_path), {})
-    assert [point.metric for point in measured.points if point.value > 0] == [
+    assert [point.metric for point in measured.points if point.value > 0][:2] == [
         "samples_per_second",
         "latency_p50_seconds",
-        "latency_p99_seconds",
     ]
 
 

@@ -53,15 +53,31 @@ def test_a_rung_becomes_points_of_its_rate() -> None:
         # Due at 0, 0.25, 0.5 and 0.75 s: the last one is answered at 1.25 s, when the second was over.
         "requests_per_second": (2.0, "requests/s", "higher", True),
         "latency_p50_seconds": (0.3, "s", "lower", True),
-        "latency_p90_seconds": (INF, "s", "lower", False),
-        "latency_p99_seconds": (INF, "s", "lower", False),
-        "latency_p999_seconds": (INF, "s", "lower", False),
         "error_ratio": (0.25, "failed/request", "lower", False),
         "generator_lag_p99_seconds": (0.0001, "s", "neither", False),
         "generator_cpu_ratio": (0.1, "cores", "neither", False),
     }
     assert {tuple(point.labels.items()) for point in points} == {(("rate", "4"),)}
     assert [point.samples for point in points if point.samples] == [(0.1, 0.3, INF, 0.5)]
+
+
+@pytest.mark.parametrize(
+    ("count", "told"),
+    [
+        (0, []),
+        (1, ["p50"]),
+        (9, ["p50"]),
+        (10, ["p50", "p90"]),
+        (99, ["p50", "p90"]),
+        (100, ["p50", "p90", "p99"]),
+        (999, ["p50", "p90", "p99"]),
+        (1000, ["p50", "p90", "p99", "p999"]),
+    ],
+)
+def test_percentiles_are_told_as_far_as_there_are_requests(count: int, told: list[str]) -> None:
+    points = load_points(load_of(4.0), [rung_of(4.0, [0.1] * count)])
+    latencies = [point.metric for point in points if point.metric.startswith("latency_")]
+    assert latencies == [f"latency_{name}_seconds" for name in told]
 
 
 def test_kinds_of_requests_have_figures_of_their_own() -> None:
@@ -75,11 +91,9 @@ def test_kinds_of_requests_have_figures_of_their_own() -> None:
     assert found == {
         ("requests", "ask"): 1.0,
         ("latency_p50_seconds", "ask"): 0.1,
-        ("latency_p99_seconds", "ask"): 0.1,
         ("error_ratio", "ask"): 0.0,
         ("requests", "look"): 3.0,
         ("latency_p50_seconds", "look"): 0.4,
-        ("latency_p99_seconds", "look"): INF,
         ("error_ratio", "look"): pytest.approx(1 / 3),
     }
 

@@ -73,7 +73,29 @@ def test_a_report_that_was_kept_can_be_read_and_names_no_machine(path: Path) -> 
     assert max(sizes.values()) < bench.LARGEST_REPORT
 
 
-def test_a_verdict_that_is_not_what_it_must_be_fails_the_demo() -> None:
-    ended = bench.Ended("after", "bench-regression", {"status": {"verdict": "Passed"}}, Path(), 1.0)
-    with pytest.raises(bench.ExampleFailed, match="after is called Passed and not Regressed"):
-        bench.judge([ended])
+def ended_with(verdict: str | None) -> bench.Ended:
+    status = {"verdict": verdict, "verdictReason": "why"} if verdict else {}
+    return bench.Ended("after", "bench-regression", {"status": status}, Path(), 1.0)
+
+
+@pytest.mark.parametrize("verdict", ["Passed", "Improved", None])
+def test_a_verdict_that_is_wrong_or_missing_fails_the_demo(verdict: str | None) -> None:
+    with pytest.raises(bench.ExampleFailed, match=f"after is called {verdict} and not Regressed"):
+        bench.judge([ended_with(verdict)])
+
+
+@pytest.mark.parametrize(
+    ("verdict", "said"),
+    [
+        ("Regressed", ""),
+        (
+            "Inconclusive",
+            "    after is Inconclusive: this machine is too noisy now to see that it is Regressed: why\n",
+        ),
+    ],
+)
+def test_a_machine_too_noisy_to_tell_is_said_and_no_failure(
+    verdict: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.judge([ended_with(verdict)])
+    assert capsys.readouterr().out == said

@@ -85,6 +85,16 @@ def median_point(
     )
 
 
+def can_tell(share: float, count: int) -> bool:
+    """Whether `count` samples have one beyond that percentile: p99 takes 100 of them, p99.9 1,000; of fewer it is the
+    longest, by another name. A median takes one.
+
+    >>> can_tell(0.99, 99), can_tell(0.99, 100), can_tell(0.999, 1000)
+    (False, True, True)
+    """
+    return count > 0 and (share <= 0.5 or count * (1 - share) >= 1 - 1e-9)
+
+
 def percentile(rising: npt.NDArray[np.float64], share: float) -> float:
     """Of `rising` [n >= 1]: the smallest that at least `share` of all are not above (nearest rank). So it was seen, and
     infinities need no arithmetic."""

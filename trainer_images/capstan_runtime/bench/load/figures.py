@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from capstan_runtime.bench.load.ladder import MOST_CPU_SHARE, MOST_LAG_SECONDS, Rung
-from capstan_runtime.bench.measured import percentile, point
+from capstan_runtime.bench.measured import can_tell, percentile, point
 from capstan_runtime.contract.benchmark import Point
 from capstan_runtime.contract.workloads import Load, ServiceLevel
 
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p999": 0.999}
+"""Told as far as a rung has requests."""
 
 
 def load_points(load: Load, rungs: Sequence[Rung]) -> list[Point]:
@@ -138,7 +139,9 @@ def _of_rung(load: Load, rung: Rung, *, is_rate_headline: bool, is_latency_headl
         goodput = answered_per_second(rung, load.objective.p99_milliseconds / 1e3)
         yield point("goodput_requests_per_second", "requests/s", "higher", goodput, labels=labels, is_withdrawn=is_late)
     rising = np.sort(rung.latency)
-    for name, share in PERCENTILES.items() if len(rising) else ():
+    for name, share in PERCENTILES.items():
+        if not can_tell(share, len(rising)):
+            continue
         yield point(
             f"latency_{name}_seconds",
             "s",
@@ -166,6 +169,8 @@ def _of_kinds(load: Load, rung: Rung) -> Iterator[Point]:
         rising = np.sort(latency)
         yield point("requests", "requests", "neither", float(len(latency)), labels=labels)
         for name in ("p50", "p99"):
+            if not can_tell(PERCENTILES[name], len(rising)):
+                continue
             value = percentile(rising, PERCENTILES[name])
             yield point(f"latency_{name}_seconds", "s", "lower", value, labels=labels, is_withdrawn=is_late)
         failed = error_ratio(latency)

@@ -9,7 +9,7 @@ import numpy as np
 
 from capstan_runtime.bench.burst import Burst, nothing_left, paths, run_burst, trivial_job
 from capstan_runtime.bench.cluster import Cluster, Refused, read_account
-from capstan_runtime.bench.measured import Measured, percentile, point
+from capstan_runtime.bench.measured import Measured, can_tell, percentile, point
 from capstan_runtime.bench.operator_metrics import OperatorCounters, parse_counters
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract.benchmark import Point, TrialTask
@@ -116,7 +116,8 @@ def _percentiles(what: str, seconds: Iterable[float]) -> Iterator[Point]:
     samples = np.array([*seconds])
     rising = np.sort(samples)
     yield point(f"{what}_p50_seconds", "s", "lower", percentile(rising, 0.5), samples=samples.tolist())
-    yield point(f"{what}_p99_seconds", "s", "lower", percentile(rising, 0.99))
+    if can_tell(0.99, len(rising)):
+        yield point(f"{what}_p99_seconds", "s", "lower", percentile(rising, 0.99))
 
 
 async def _own_pod(cluster: Cluster, namespace: str, environ: Mapping[str, str]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.bench.measured import Measured, median_point, point, time_calls
+from capstan_runtime.bench.measured import Measured, can_tell, median_point, point, time_calls
 from capstan_runtime.bench.models import decoder_bytes, forward_bytes, open_model, require_memory, sees_gpu
 from capstan_runtime.bench.threads import limit_threads
 from capstan_runtime.checkpoint.store import Store
@@ -28,16 +28,14 @@ from capstan_runtime.serving.load import Build, builder
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
 _FIELD = "workload.inference"
-_FEWEST_FOR_P99 = 100
-"""Calls; of fewer, the 99th percentile is the longest or nearly so."""
 
 
 def run(task: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured:
     """The points of every batch size, measured in an order that the trial's seed shuffles.
 
     Of each: samples_per_second (calls that were counted over the time they took), latency_p50_seconds with the raw
-    latencies, latency_p99_seconds; of a decoder also tokens_per_second, time_to_first_token_seconds and
-    time_per_output_token_seconds. Compiling and the first `warmupSeconds` are left out.
+    latencies, latency_p99_seconds of 100 calls or more; of a decoder also tokens_per_second,
+    time_to_first_token_seconds and time_per_output_token_seconds. Compiling and the first `warmupSeconds` are left out.
 
     Raises ConfigError for what cannot be measured, CorruptCheckpoint, StoreUnavailable.
     """
@@ -50,9 +48,9 @@ def run(task: TrialTask, store: Store, environ: Mapping[str, str]) -> Measured:
     measure = _measure_decoder if signature.kind == "tokens" else _measure_classifier
     measured = list(measure(work, signature, source, build, sizes, task.seed))
     measured.sort(key=lambda one: one.batch_size)
-    few = [str(one.batch_size) for one in measured if len(one.latencies) < _FEWEST_FOR_P99]
+    few = [str(one.batch_size) for one in measured if not can_tell(0.99, len(one.latencies))]
     notes = (
-        [f"fewer than {_FEWEST_FOR_P99} calls at batch size {', '.join(few)}: p99 is nearly the longest"] if few else []
+        [f"fewer than 100 calls at batch size {', '.join(few)}: too few for p99; raise {_FIELD}.seconds"] if few else []
     )
     return Measured(points=[each for one in measured for each in one.points()], notes=notes)
 
@@ -84,6 +82,8 @@ class _OfBatchSize:
             "samples_per_second", "samples/s", "higher", rate, labels=labels, is_headline=self.new_tokens is None
         )
         yield median_point("latency_p50_seconds", self.latencies, labels=labels)
+        if not can_tell(0.99, len(self.latencies)):
+            return
         # Never between two calls: that a call took as long is a fact.
         longest = float(np.percentile(self.latencies, 99, method="higher"))
         yield point("latency_p99_seconds", "s", "lower", longest, labels=labels)
