@@ -19,6 +19,7 @@ from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.writer import SaveFailed
 from capstan_runtime.contract.benchmark import TASK, BenchTask, TrialTask, TrialWork
+from capstan_runtime.contract.judged import JUDGED
 from capstan_runtime.contract.workloads import CheckpointIo
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 from tests.support.ranks import run_ranks
@@ -174,6 +175,7 @@ def test_three_libraries_are_measured_and_nothing_is_left(runtime: str, tmp_path
         )
         if ours or not figure[0].startswith("verify")
     ]
+    assert {figure[0] for figure in figures} == set(JUDGED["checkpoint"])
     by_place = {(p.metric, *p.labels.values()): p.value for p in measured.points}
     for (metric, *place), value in by_place.items():
         if metric.endswith("_bytes_per_second"):

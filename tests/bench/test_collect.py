@@ -10,6 +10,7 @@ from capstan_runtime.bench.analysis.collect import Trials, build_distributions, 
 from capstan_runtime.bench.result import QUANTILE_PERCENTS, Series
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract.benchmark import Environment, Point, TrainingRecord, TrialRef, TrialResult
+from capstan_runtime.contract.judged import JUDGED
 from capstan_runtime.errors import ConfigError, StoreUnavailable
 
 HERE = Environment(cpu="a CPU", cores=2, memory_bytes=2**34, kernel="6.1", python="3.11.2")
@@ -104,6 +105,7 @@ def test_a_training_job_is_measured_by_its_windows_after_warm_up(tmp_path: Path)
         ("samples_per_second", (32 / 0.25,), False),
         ("step_seconds", (0.25,), False),
     ]
+    assert {one.metric for one in series} == set(JUDGED["training"])
 
 
 def test_a_job_without_tokens_has_samples_as_its_headline() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstan_runtime.bench.analysis.collectives import BANDWIDTH, LATENCY
 from capstan_runtime.bench.collectives import (
     Call,
     Values,
@@ -23,6 +24,7 @@ from capstan_runtime.bench.measured import Measured
 from capstan_runtime.bench.workloads.collectives import run
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract.benchmark import COORDINATOR, TrialTask, TrialWork
+from capstan_runtime.contract.judged import JUDGED
 from capstan_runtime.contract.sizes import size_bytes, sweep
 from capstan_runtime.contract.workloads import Collectives, Operation
 from capstan_runtime.errors import ConfigError, PeerLost
@@ -197,6 +199,7 @@ def test_real_processes_measure_right_results_and_rank_0_tells(kind: str, world:
             ("bus_bandwidth_bytes_per_second", labels, "B/s", "higher", size == large),
         )
     ]
+    assert {figure[0] for figure in figures} | {LATENCY, BANDWIDTH} == set(JUDGED["collectives"])
     for taken, algorithm, bus in zip(*(iter(measured.points),) * 3, strict=True):
         assert len(taken.samples) == 3
         assert algorithm.value == pytest.approx(size_bytes(taken.labels["size"]) / taken.value)

@@ -14,13 +14,14 @@ import pytest
 import yaml
 
 from capstan_operator.metrics import Metrics
-from capstan_runtime.bench.burst import LABEL, trivial_job
+from capstan_runtime.bench.burst import LABEL, Burst, trivial_job
 from capstan_runtime.bench.cluster import Access, Cluster
 from capstan_runtime.bench.operator_metrics import parse_counters
-from capstan_runtime.bench.workloads.control_plane import operator_points, run
+from capstan_runtime.bench.workloads.control_plane import burst_points, operator_points, run
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.contract.benchmark import TrialTask, TrialWork
 from capstan_runtime.contract.env import ACCOUNT_FOLDER, POD_MOUNTS
+from capstan_runtime.contract.judged import JUDGED
 from capstan_runtime.contract.workloads import ControlPlane as Workload
 from capstan_runtime.errors import ConfigError
 from tests.support.control_planes import ControlPlane
@@ -213,6 +214,10 @@ def test_what_the_operator_says_of_itself_is_counted_between_two_moments() -> No
         # The third of four is the last in the bucket up to 0.05 s; 0.96 of the one in that up to 0.1 s are left.
         "reconcile_p99_seconds": pytest.approx(0.05 + 0.96 * 0.05),
     }
+    seconds = {str(job): 1.0 for job in range(100)}
+    burst = Burst(seconds=1.0, job_seconds=seconds, first_pod_seconds=seconds, pods=1)
+    told = [*burst_points(burst), *operator_points(between, jobs=1)]
+    assert {point.metric for point in told if point.better != "neither"} == set(JUDGED["controlPlane"])
     assert before.since(after) is None, "counters that fall are another operator's"
     assert parse_counters("") == parse_counters("# nothing was counted yet\n")
 

@@ -19,6 +19,7 @@ from capstan_runtime.bench.workloads.inference import run
 from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract.benchmark import BenchTask, Point, TrialResult, TrialTask
+from capstan_runtime.contract.judged import JUDGED
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.contract.workloads import FreshModel
 from capstan_runtime.engine import TensorSource
@@ -82,6 +83,7 @@ def test_a_decoder_tells_tokens_and_the_time_to_the_first(runtime: Framework, tm
         ("samples_per_second", "2", False),
         ("latency_p50_seconds", "2", False),
     ]
+    assert {point.metric for point in measured.points} | {"latency_p99_seconds"} == set(JUDGED["inference"])
     tokens, first, each, samples, whole = measured.points[:5]
     assert tokens.value == pytest.approx(4 * samples.value)
     assert [to_first + 3 * one for to_first, one in zip(first.samples, each.samples, strict=True)] == pytest.approx(

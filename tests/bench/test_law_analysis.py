@@ -11,6 +11,7 @@ from capstan_runtime.bench.result import Series
 from capstan_runtime.bench.trial import run_trial
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract.benchmark import Arm, BenchTask, Environment, TrainingRecord, TrialRef
+from capstan_runtime.contract.judged import JUDGED
 from capstan_runtime.errors import ConfigError
 
 HERE = Environment(cpu="a CPU", cores=2, memory_bytes=2**34, kernel="6.1", python="3.11.2")
@@ -112,6 +113,9 @@ def test_where_samples_have_no_tokens_samples_are_counted_and_training_loss_is_n
     )
     assert [(fit.is_trusted, fit.warnings[-1]) for fit in law.fits] == [(False, warning)] * 2
     assert derived["headline"] == "no law to rely on (see the report)"
+    by_validation = derive((), grid(tokens_per_sample=16), 0.95, seed=0)["series"]
+    metrics = {one.metric for one in (*derived["series"], *by_validation)}
+    assert metrics == set(JUDGED["scalingLaw"]) - set(JUDGED["training"])
 
 
 def test_of_the_baseline_only_losses_are_used() -> None:

@@ -15,6 +15,7 @@ from capstan_runtime.bench.load.figures import highest_kept_rate, load_notes, lo
 from capstan_runtime.bench.load.ladder import Rung
 from capstan_runtime.bench.load.locust import locust_stats
 from capstan_runtime.bench.measured import percentile
+from capstan_runtime.contract.judged import JUDGED, OF_AN_OBJECTIVE
 from capstan_runtime.contract.workloads import Load, ServiceLevel
 
 INF = math.inf
@@ -123,6 +124,15 @@ def test_with_an_objective_the_rate_that_keeps_it_is_the_headline_and_goodput_is
     ]
     goodput = [point.value for point in points if point.metric == "goodput_requests_per_second"]
     assert goodput == [2.0, 3.0]
+
+
+def test_what_is_measured_and_can_be_judged_is_known_before() -> None:
+    rung = rung_of(4.0, [0.1] * 1000)
+    judged, without = (
+        {point.metric for point in load_points(load_of(4.0, **more), [rung]) if point.better != "neither"}
+        for more in ({"objective": {"p99_milliseconds": 200}}, {})
+    )
+    assert (judged, judged - without) == (set(JUDGED["serving"]), set(OF_AN_OBJECTIVE))
 
 
 @pytest.mark.parametrize(

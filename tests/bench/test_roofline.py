@@ -20,6 +20,7 @@ from capstan_runtime.bench.workloads import roofline
 from capstan_runtime.bench.workloads.roofline import run
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract.benchmark import Point, TrialTask
+from capstan_runtime.contract.judged import JUDGED
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.contract.workloads import FreshModel
 from capstan_runtime.engine import TensorSource
@@ -97,6 +98,7 @@ def test_a_trial_tells_ceilings_and_models_and_what_they_come_from(runtime: Fram
         ],
     ]
     assert all(point.value > 0 for point in measured.points)
+    assert {point.metric for point in measured.points if point.better != "neither"} == set(JUDGED["roofline"])
     by_name = {(point.metric, *point.labels.values()): point.value for point in measured.points}
     peak = by_name["peak_flops_per_second", "fp32"]
     assert peak == max(

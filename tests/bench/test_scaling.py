@@ -10,6 +10,7 @@ from capstan_runtime.bench.analysis.collect import Trials
 from capstan_runtime.bench.analysis.scaling import derive
 from capstan_runtime.bench.result import ScalingRow, Series
 from capstan_runtime.contract.benchmark import Arm, Environment, TrainingRecord, TrialRef
+from capstan_runtime.contract.judged import JUDGED
 
 HERE = Environment(cpu="a CPU", cores=2, memory_bytes=2**34, kernel="6.1", python="3.11.2")
 Throughputs = dict[tuple[str, int], dict[int, float]]
@@ -99,6 +100,7 @@ def test_speedup_is_over_one_worker_of_the_same_mode_in_the_same_repetition() ->
         added("speedup", "x", "weak", 4, (3.0, 3.0, 3.2)),
         added("efficiency", "1", "weak", 4, (0.75, 0.75, 0.8)),
     )
+    assert {one.metric for one in derived["series"]} == set(JUDGED["scaling"]) - set(JUDGED["training"])
 
 
 def test_one_run_of_one_worker_is_the_base_of_both_modes() -> None:

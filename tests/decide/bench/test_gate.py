@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from capstan_operator.api.benchmark import BenchmarkSpec
-from capstan_operator.decide.bench.gate import count_judged, gate_problem
+from capstan_operator.decide.bench.gate import count_judged, gate_problem, metrics_problem
 from capstan_runtime.bench.statistics import holm
 from capstan_runtime.bench.statistics.effect import measure_effect
 from capstan_runtime.bench.statistics.verdict import Rule, judge
@@ -71,6 +71,26 @@ def test_the_refusal_says_how_many_runs_it_takes() -> None:
         "raise repetitions to 6, or name fewer in gate.metrics"
     )
     assert gate_problem(gated(batches(7), repetitions=6)) is None
+
+
+def test_a_name_that_is_never_measured_is_refused_with_those_that_are() -> None:
+    assert metrics_problem(gated(batches(2), metrics=["samples_per_second", "speed", "loss"])) == (
+        "gate.metrics: speed, loss would not be measured by this training; choose from samples_per_second, "
+        "tokens_per_second, step_seconds"
+    )
+    assert metrics_problem(gated(batches(2))) is None
+    sustained = {"metrics": ["sustained_requests_per_second"]}
+    objective = {"objective": {"p99Milliseconds": 100}}
+    assert [metrics_problem(gated({"serving": load}, **sustained)) is None for load in (LOAD, LOAD | objective)] == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("what", JUDGED)
+def test_what_is_counted_can_be_named(what: str) -> None:
+    workload, metrics, _ = JUDGED[what]
+    assert metrics_problem(gated(workload, metrics=metrics)) is None
 
 
 def test_a_baseline_of_fewer_runs_is_refused_and_one_of_more_is_not() -> None:

@@ -16,7 +16,7 @@ from capstan_operator.build.benchmark_pod import BenchPod, build_bench_pod
 from capstan_operator.build.pod_parts import GPU
 from capstan_operator.build.pod_patch import PodPatchError
 from capstan_operator.decide.bench.cases import cases_of, job_spec
-from capstan_operator.decide.bench.gate import gate_problem
+from capstan_operator.decide.bench.gate import gate_problem, metrics_problem
 from capstan_operator.decide.bench.plan import PlanError, plan_trials
 from capstan_operator.decide.blueprint import Refusal, read_blueprint
 from capstan_operator.decide.validation import explain
@@ -98,8 +98,8 @@ def _plan_problems(spec: BenchmarkSpec) -> list[str]:
         plan_trials(spec)
     except PlanError as error:
         return [f"spec.{error}"]
-    unreachable = gate_problem(spec)
-    return [f"spec.{unreachable}"] if unreachable else []
+    problem = metrics_problem(spec) or gate_problem(spec)
+    return [f"spec.{problem}"] if problem else []
 
 
 def _job_problems(namespace: str, name: str, spec: BenchmarkSpec, settings: OperatorSettings) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from capstan_operator.api.benchmark import BenchmarkSpec, Gate
 from capstan_operator.api.benchmark_rules import FEWEST_TO_JUDGE
 from capstan_operator.decide.bench.cases import cases_of
+from capstan_runtime.contract.judged import JUDGED, OF_AN_OBJECTIVE
 from capstan_runtime.contract.sizes import size_bytes, sweep
 
 _OF_CHECKPOINTS = 3
@@ -38,6 +39,20 @@ def gate_problem(spec: BenchmarkSpec, baseline_repetitions: int | None = None) -
     return (
         f"repetitions: {ours} can show no difference in {figures} at gate.confidence {gate.confidence}, however large "
         f"it is; raise repetitions to {_needed(judged, gate)}, or name fewer in gate.metrics"
+    )
+
+
+def metrics_problem(spec: BenchmarkSpec) -> str | None:
+    """Why `spec.gate.metrics` cannot be judged, None: as far as the spec tells, they can."""
+    serving = spec.workload.serving
+    left_out = OF_AN_OBJECTIVE if serving is not None and serving.objective is None else ()
+    known = [name for name in JUDGED[spec.workload.kind] if name not in left_out]
+    unknown = [name for name in (spec.gate.metrics if spec.gate else ()) if name not in known]
+    if not unknown:
+        return None
+    return (
+        f"gate.metrics: {', '.join(unknown)} would not be measured by this {spec.workload.kind}; choose from "
+        f"{', '.join(known)}"
     )
 
 
