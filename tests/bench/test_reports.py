@@ -183,6 +183,15 @@ def test_a_page_shows_every_figure_as_text_and_names_every_plot(name: str) -> No
         assert len(attributes["aria-label"] or "") > 20
 
 
+def test_step_times_are_said_to_be_means_and_only_they() -> None:
+    said = {name: "mean over training.logEverySteps steps" in markdown(made()) for name, made in RESULTS.items()}
+    has_steps = {
+        name: any(one.metric == "step_seconds" for one in made().distributions) for name, made in RESULTS.items()
+    }
+    assert said == has_steps
+    assert set(said.values()) == {False, True}
+
+
 def test_every_workload_has_plots() -> None:
     assert {name: page_of(name).count("<svg") > 0 for name in RESULTS} == dict.fromkeys(RESULTS, True)
 

@@ -208,6 +208,10 @@ def _latency(result: BenchmarkResult) -> Section:
     said = [
         "All samples of all runs together; nothing is judged by them, because those of one run depend on each other."
     ]
+    if any(one.metric == "step_seconds" for one in result.distributions):
+        said.append(
+            "A sample of the step time is the mean over training.logEverySteps steps, which hides single slow ones."
+        )
     return Section("latency", "Distributions", said, [Table(columns, rows, frozenset(range(2, len(columns))))])
 
 
