@@ -54,6 +54,7 @@ class BenchmarkParts:
 
     def reconciler(self, queue: WorkQueue, events: EventWriter) -> BenchmarkReconciler:
         return BenchmarkReconciler(
+            client=self._client,
             queue=queue,
             store=self.store,
             is_seen=self._is_seen,

@@ -370,12 +370,23 @@ class ObservedTrialJob:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedKept:
+    """The ConfigMap that spec.baseline names, as it was just read."""
+
+    is_there: bool
+    text: str | None = None
+    """What stands under the key; None: there is no such key."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObservedBenching:
     """All that is known of one Benchmark."""
 
     benchmark: ObservedBenchmark
     baseline: ObservedBenchmark | None = None
     """The Benchmark that spec.baseline names; None: it names none, or there is none."""
+    kept: ObservedKept | None = None
+    """The ConfigMap that it names; None: it names none, a run was made, or it may not be read."""
     pods: tuple[ObservedBenchPod, ...] = ()
     """Those owned by it (by uid), sorted by name."""
     jobs: tuple[ObservedTrialJob, ...] = ()

@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.cluster.audit import Audit
@@ -10,7 +11,9 @@ from capstan_operator.cluster.bench_store import BenchStore
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.events import EventWriter, ObjectRef
+from capstan_operator.cluster.kept_baselines import read_kept
 from capstan_operator.cluster.kinds import INFERENCE_SERVICES, PODS, TRAINING_JOBS
+from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.serving_store import STUCK_SECONDS
@@ -26,6 +29,8 @@ from capstan_operator.reconcile_service import MAX_MESSAGE, UNSEEN_SECONDS
 
 logger = logging.getLogger(__name__)
 
+KEPT_SECONDS = 10.0
+"""Between two looks for a ConfigMap that is waited for."""
 _REFUSALS = {Stranger: BenchReason.NAME_TAKEN, Predecessor: BenchReason.PREDECESSOR_LEAVING}
 _DELETABLE = {"Pod": PODS, "TrainingJob": TRAINING_JOBS, "InferenceService": INFERENCE_SERVICES}
 
@@ -36,6 +41,7 @@ class BenchmarkReconciler:
     def __init__(
         self,
         *,
+        client: KubeClient,
         queue: WorkQueue,
         store: BenchStore,
         is_seen: Callable[[ObjectRecord], bool],
@@ -44,6 +50,7 @@ class BenchmarkReconciler:
         audit: Audit,
         events: EventWriter,
     ) -> None:
+        self._client = client
         self._queue = queue
         self._store = store
         self._is_seen = is_seen
@@ -62,10 +69,15 @@ class BenchmarkReconciler:
             return "waiting"
         observed = self._store.observe(key)
         assert observed is not None
+        if observed.benchmark.status.plan is None:
+            observed = replace(observed, kept=await read_kept(self._client, observed.benchmark))
         decision = decide_benchmark(observed, time.time())
         did = await self._carry_out(benchmark, observed, decision)
         if decision.requeue_after is not None:
             self._queue.add_after(key, decision.requeue_after)
+        if observed.kept is not None and decision.status.plan is None:
+            # Nobody watches ConfigMaps.
+            self._queue.add_after(key, KEPT_SECONDS)
         if any(pod.phase == "Pending" for pod in observed.pods):
             self._queue.add_after(key, STUCK_SECONDS)
         return "written" if did else "unchanged"

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import logging
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from capstan_operator import reconcile_benchmark
 from capstan_operator.api.meta import API_VERSION
 from capstan_operator.cluster.kinds import (
     BENCHMARKS,
+    CONFIG_MAPS,
     EVENTS,
     INFERENCE_SERVICES,
     PODS,
@@ -266,6 +270,31 @@ async def test_a_baseline_is_waited_for_and_then_measured_in_turns(api: FakeApi)
     images = [run["spec"]["containers"][0]["image"] for run in runs]
     assert [one["arm"] for one in status_of(api)["trials"]] == ["candidate", "baseline", "baseline", "candidate"]
     assert [image == "before:1" for image in images] == [False, True, True, False]
+
+
+async def test_a_kept_baseline_is_looked_for_before_the_first_run(
+    api: FakeApi, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile_benchmark, "KEPT_SECONDS", 0.05)
+    async with running(api, Machine(api)):
+        api.put(BENCHMARKS, benchmark(baseline={"configMap": {"name": "kept"}}))
+        await eventually(lambda: status_of(api).get("reason") == "BaselineNotFound")
+        kept = {"metadata": {"name": "kept", "namespace": "default"}, "data": {"result.json": "nothing"}}
+        api.put(CONFIG_MAPS, kept)
+        await eventually(lambda: status_of(api).get("reason") == "BaselineUnfit")
+        assert (status_of(api)["phase"], api.of(PODS)) == ("Pending", [])
+        result = json.dumps({"schemaVersion": 1, "workload": "roofline"}).encode()
+        api.put(CONFIG_MAPS, kept | {"data": None, "binaryData": {"result.json": base64.b64encode(result).decode()}})
+        await eventually(is_in(api, "Succeeded"))
+    asked = [(call.verb, call.resource) for call in api.calls]
+    assert ("get", "configmaps") not in asked[asked.index(("create", "pods")) :], "once begun, it is not read again"
+
+
+async def test_without_the_right_to_read_it_a_kept_baseline_is_left_to_the_report(api: FakeApi) -> None:
+    api.fail("get", "configmaps", times=100, status=403)
+    async with running(api, Machine(api)):
+        api.put(BENCHMARKS, benchmark(baseline={"configMap": {"name": "kept"}}))
+        await eventually(is_in(api, "Succeeded"))
 
 
 async def test_a_suspended_benchmark_frees_the_machine_and_goes_on_later(api: FakeApi) -> None:

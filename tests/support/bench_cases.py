@@ -4,6 +4,7 @@ given:
   spec      merged into that of a Benchmark with two repetitions of a roofline; workload `training`, `serving` and
             `collectives` stand for the smallest of their kind, and the job is added where one is run
   baseline  {phase, spec, uid} of another Benchmark called `before`; phase Succeeded: it has reported
+  kept      {is_there, text} of the ConfigMap that is the baseline; absent: it cannot be read
   story     what happened, in order: `settle` (look until nothing changes), `look` (once), {wait: seconds},
             {start: pod}, {end: pod, code: n, words: text, reason: word}, {fails: pod} (with a trial's last words),
             {wrong: pod} (the same, and another try is of no use), {vanish: pod or job}, {stuck: pod, why: text},
@@ -26,7 +27,7 @@ from typing import Any
 import yaml
 
 from capstan_operator.api.benchmark_status import BenchmarkStatus
-from capstan_operator.observe import ObservedBenchmark
+from capstan_operator.observe import ObservedBenchmark, ObservedKept
 from tests.support.bench_world import AT, NAMESPACE, World
 from tests.support.benchmarks import job_of, spec_of, trial_end
 from tests.support.looks import merged
@@ -68,6 +69,8 @@ def rewrite(path: Path) -> None:
 def lived(given: Document) -> World:
     """The world after the story."""
     world = World(full_spec(given.get("spec") or {}))
+    if "kept" in given:
+        world.kept = ObservedKept(**given["kept"])
     if "baseline" in given:
         world.baseline = _other(given["baseline"])
     for chapter in given.get("story", []):

@@ -20,6 +20,7 @@ from capstan_operator.observe import (
     ObservedBenchmark,
     ObservedBenchPod,
     ObservedJob,
+    ObservedKept,
     ObservedService,
     ObservedTrialJob,
     OperatorSettings,
@@ -41,6 +42,7 @@ class World:
     status: BenchmarkStatus = field(default_factory=BenchmarkStatus)
     generation: int = 1
     baseline: ObservedBenchmark | None = None
+    kept: ObservedKept | None = None
     settings: OperatorSettings = field(default_factory=OperatorSettings)
     pods: dict[str, ObservedBenchPod] = field(default_factory=dict)
     jobs: dict[str, ObservedTrialJob] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class World:
         return ObservedBenching(
             benchmark=benchmark,
             baseline=self.baseline,
+            kept=self.kept if self.status.plan is None else None,
             pods=tuple(self.pods[name] for name in sorted(self.pods)),
             jobs=tuple(self.jobs[name] for name in sorted(self.jobs)),
             services=tuple(self.services[name] for name in sorted(self.services)),

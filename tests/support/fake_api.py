@@ -21,6 +21,7 @@ from aiohttp import web
 
 from capstan_operator.cluster.kinds import (
     BENCHMARKS,
+    CONFIG_MAPS,
     DEPLOYMENTS,
     EVENTS,
     HTTP_ROUTES,
@@ -48,6 +49,7 @@ KINDS = (
     EVENTS,
     LEASES,
     NAMESPACES,
+    CONFIG_MAPS,
 )
 RESOURCES = {(r.group, r.version, r.plural): r for r in KINDS}
 VERBS = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}

@@ -53,6 +53,7 @@ DISRUPTION_BUDGETS = (
 """Kubernetes serves the first from 1.21 on, the second up to 1.24."""
 RAY_SERVICES = Resource("ray.io", "v1", "rayservices", "RayService")
 """Of KubeRay, which not every cluster has."""
+CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 EVENTS = Resource("", "v1", "events", "Event")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 """Cluster-scoped, so always with `namespace` None."""
@@ -169,6 +170,13 @@ RULES: tuple[Rule, ...] = (
         ("list", "watch", "create", "patch"),
         "watched",
         "What KubeRay keeps of an InferenceService with backend RayService; it goes with its owner.",
+    ),
+    Rule(
+        "",
+        "configmaps",
+        ("get",),
+        "watched",
+        "The kept result that a Benchmark names as its baseline, looked at before its first run.",
     ),
     Rule("", "events", ("create", "patch"), "watched", "What happened to our objects."),
     Rule("", "namespaces", ("list", "watch"), "watched", "Only with --allow-chaos: which namespaces allow faults."),

@@ -4,7 +4,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 
-from capstan_operator.api.benchmark import BenchmarkSpec
+from capstan_operator.api.benchmark import BenchmarkSpec, ConfigMapBaseline
 from capstan_operator.api.meta import BenchmarkCondition
 from capstan_operator.decide.bench.blueprint import read_spec
 from capstan_operator.decide.bench.gate import gate_problem
@@ -12,7 +12,7 @@ from capstan_operator.decide.bench.plan import PlanError, plan_trials
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.conditions import is_true
-from capstan_operator.observe import ObservedBenching, ObservedBenchmark
+from capstan_operator.observe import ObservedBenching, ObservedBenchmark, ObservedKept
 from capstan_runtime.contract.benchmark import MOUNTED_BASELINE, BaselineBenchmark, BaselineTask
 
 DIGEST_DIGITS = 8
@@ -21,7 +21,9 @@ _BUSY = (
     "both; it is waited for, or suspend it"
 )
 
-
+_MOST_TOLD = 63
+"""Characters of what stands in a file."""
+_MAKE = "make it with kubectl create configmap {name} --from-file=result.json"
 _UNENDED = ("Pending", "Running", "Reporting")
 
 
@@ -49,7 +51,7 @@ def find_standard(observed: ObservedBenching, spec: BenchmarkSpec) -> Standard |
     if baseline is None:
         return Standard(None)
     if baseline.config_map is not None:
-        return Standard(BaselineTask(file=f"{MOUNTED_BASELINE}/{baseline.config_map.key}"))
+        return _of_config_map(observed.kept, baseline.config_map, spec.workload.kind)
     if baseline.reference is not None:
         return Standard(BaselineTask(reference=baseline.reference))
     return _of_benchmark(observed, spec)
@@ -59,6 +61,30 @@ def judged_by(spec: BenchmarkSpec) -> str:
     """Digest of baseline and gate: the report is made anew when it changes."""
     told = spec.model_dump(mode="json", by_alias=True, include={"baseline", "gate"}, exclude_none=True)
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def _of_config_map(kept: ObservedKept | None, wanted: ConfigMapBaseline, workload: str) -> Standard | Missing:
+    """As far as the operator understands a result; the report reads all of it."""
+    what = f"ConfigMap {wanted.name}, which spec.baseline names,"
+    if kept is None:
+        return Standard(BaselineTask(file=f"{MOUNTED_BASELINE}/{wanted.key}"))
+    if not kept.is_there:
+        message = f"there is no ConfigMap {wanted.name}, which spec.baseline names; {_MAKE.format(name=wanted.name)}"
+        return Missing(BenchReason.BASELINE_NOT_FOUND, message)
+    if kept.text is None:
+        return Missing(BenchReason.BASELINE_NOT_FOUND, f"{what} has no key {wanted.key}; name the key of a result.json")
+    try:
+        found = json.loads(kept.text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or not isinstance(found.get("schemaVersion"), int):
+        problem = f"{what} holds no result of a Benchmark under {wanted.key}; {_MAKE.format(name=wanted.name)}"
+        return Missing(BenchReason.BASELINE_UNFIT, problem)
+    if found.get("workload") != workload:
+        measured = str(found.get("workload"))[:_MOST_TOLD]
+        problem = f"{what} is of workload {measured}, and this is {workload}; name one of {workload}"
+        return Missing(BenchReason.BASELINE_UNFIT, problem)
+    return Standard(BaselineTask(file=f"{MOUNTED_BASELINE}/{wanted.key}"))
 
 
 def _of_benchmark(observed: ObservedBenching, spec: BenchmarkSpec) -> Standard | Missing:

@@ -15,11 +15,12 @@ class BenchReason(StrEnum):
     was not planned, or its Benchmark is another one by now."""
 
     BASELINE_NOT_FOUND = "BaselineNotFound"
-    """There is no Benchmark of the name in spec.baseline."""
+    """There is no Benchmark, or ConfigMap, of the name in spec.baseline."""
     BASELINE_NOT_READY = "BaselineNotReady"
     """That Benchmark has not succeeded yet; of one that is run again: it still measures."""
     BASELINE_UNFIT = "BaselineUnfit"
-    """That Benchmark measures something else, keeps its results elsewhere, or its spec is invalid."""
+    """That Benchmark measures something else, keeps its results elsewhere, or its spec is invalid; or the ConfigMap
+    holds no result, or one of another workload."""
 
     MEASURING = "Measuring"
     """Runs are made, one after the other."""
