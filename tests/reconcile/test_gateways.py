@@ -242,7 +242,9 @@ async def test_a_canary_has_its_exact_weight_and_gives_it_back(cluster: Cluster,
 
         await status_once(cluster, "verdict", lambda seen: seen.get("reason") == "GateInconclusive")
         assert await led_to(cluster) == ({NAME: 1}, first)
-        assert await cluster.names(DEPLOYMENTS) == [first]
+        async with asyncio.timeout(30):  # the API server answers before a Deployment and its pods are gone
+            while await cluster.names(DEPLOYMENTS) != [first]:
+                await asyncio.sleep(0.1)
 
 
 async def test_what_a_gateway_may_still_lead_to_is_kept(cluster: Cluster, surroundings: Surroundings) -> None:
@@ -287,7 +289,7 @@ async def test_the_gateway_api_comes_and_goes(cluster: Cluster, surroundings: Su
     await status_once(cluster, "refusal", lambda seen: seen.get("reason") == "GatewayApiMissing")
     assert await cluster.names(DEPLOYMENTS) == []
     async with gateway_api(cluster):
-        status = await status_once(cluster, "life", is_live)
+        status = await status_once(cluster, "life", lambda seen: is_live(seen) and seen["ready"] == "4/4")
     missing = await status_once(cluster, "second refusal", lambda seen: seen.get("reason") == "GatewayApiMissing")
     accepted = next(one for one in missing["conditions"] if one["type"] == "Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "GatewayApiMissing")
