@@ -1,6 +1,7 @@
 """`capstan bench run`: a Benchmark is applied, followed to its end, and told by the exit code.
 
-The Benchmark does the work; this only watches. Killed at any moment, it loses nothing: called again, it follows on.
+The Benchmark does the work; this only watches. Killed at any moment, it loses nothing: called again while that runs, it
+follows on.
 """
 
 import argparse

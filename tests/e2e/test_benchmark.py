@@ -55,8 +55,8 @@ def test_runs_outlive_a_deleted_pod_and_a_killed_operator(claimed: Cluster, kube
     command = [kubectl, "--kubeconfig", str(cluster.kubeconfig), "get", "bm", "peak"]
     shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout
     header, row = shown.splitlines()
-    assert header.split() == ["NAME", "WORKLOAD", "PHASE", "RESULT", "VERDICT", "AGE"]
-    assert row.split()[:3] == ["peak", "roofline", "Succeeded"]
+    assert header.split() == ["NAME", "WORKLOAD", "PHASE", "RUNS", "RESULT", "VERDICT", "AGE"]
+    assert row.split()[:4] == ["peak", "roofline", "Succeeded", "3/3"]
     assert status["result"] in row
     delete(cluster, "peak")
 
