@@ -290,11 +290,14 @@ async def test_the_gateway_api_comes_and_goes(cluster: Cluster, surroundings: Su
     assert await cluster.names(DEPLOYMENTS) == []
     async with gateway_api(cluster):
         status = await status_once(cluster, "life", lambda seen: is_live(seen) and seen["ready"] == "4/4")
-    missing = await status_once(cluster, "second refusal", lambda seen: seen.get("reason") == "GatewayApiMissing")
+    # A real controller manager takes pods of the stand-in ReplicaSet away now and then; they are made again at once.
+    missing = await status_once(
+        cluster, "second refusal", lambda seen: (seen.get("reason"), seen.get("ready")) == ("GatewayApiMissing", "4/4")
+    )
     accepted = next(one for one in missing["conditions"] if one["type"] == "Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "GatewayApiMissing")
     assert accepted["message"].endswith("No new revision is made until then.")
-    assert (missing["stable"], missing["ready"]) == (status["stable"], "4/4")
+    assert missing["stable"] == status["stable"]
     async with gateway_api(cluster):
         await status_once(cluster, "life again", is_live)
         assert await led_to(cluster) == ({NAME: 1}, status["stable"])
