@@ -197,25 +197,27 @@ class _Operator:
         self._jobs = OwnKind(self._client, credentials, TRAINING_JOBS, self._store.jobs, self._wake, settings.namespace)
         self._elector = Elector(self._client, self._namespace, self._identity, metrics, settings.lease)
         self._events = EventWriter(self._client, self._identity, metrics)
+        self._reconciler = Reconciler(self._kinds(), self._queue, metrics)
+
+    def _kinds(self) -> dict[str, KindReconciler]:
+        """Who looks after the objects of which kind."""
         jobs = JobReconciler(
-            decide=decide,
+            decide=self._decide,
             queue=self._queue,
             store=self._store,
             children=Children(self._client, TRAINING_JOBS.kind, self._take_pod),
-            statuses=StatusWriter(self._client, TRAINING_JOBS, self._store.jobs, metrics),
+            statuses=StatusWriter(self._client, TRAINING_JOBS, self._store.jobs, self._metrics),
             supervisors=self._supervisors,
             poller=self._poller,
             audit=self._jobs.audit,
             events=self._events,
-            metrics=metrics,
+            metrics=self._metrics,
         )
-        services = self._serving.reconciler(self._queue, self._events)
-        kinds: dict[str, KindReconciler] = {
+        return {
             TRAINING_JOBS.kind: jobs,
-            INFERENCE_SERVICES.kind: services,
+            INFERENCE_SERVICES.kind: self._serving.reconciler(self._queue, self._events),
             BENCHMARKS.kind: self._benchmarks.reconciler(self._queue, self._events),
         }
-        self._reconciler = Reconciler(kinds, self._queue, metrics)
 
     async def run(self, stop: asyncio.Event) -> None:
         front = Front(self._metrics, self._why_not_ready, self._take_hint)

@@ -7,7 +7,6 @@ import importlib
 import json
 import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,9 +23,9 @@ from capstan_runtime.bench.analysis.compare import (
 )
 from capstan_runtime.bench.analysis.judged import compare_alike, look_at, notes_on
 from capstan_runtime.bench.analysis.summary import build_figures, headline, outlier_notes, summarize
+from capstan_runtime.bench.ending import end_with_error, write_last_words
 from capstan_runtime.bench.reports import markdown, write_reports
 from capstan_runtime.bench.result import Baseline, BenchmarkResult, Series
-from capstan_runtime.bench.trial import write_last_words
 from capstan_runtime.checkpoint.digest import digest_of, name_of
 from capstan_runtime.checkpoint.layout import PINNED, SaveName
 from capstan_runtime.checkpoint.open import open_store
@@ -38,12 +37,11 @@ from capstan_runtime.contract.benchmark import (
     BenchTask,
     Environment,
     ReportTask,
-    TrialEnd,
     Verdict,
 )
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.reference import REFERENCE_ROWS
-from capstan_runtime.errors import ConfigError, StoreUnavailable, exit_code_of
+from capstan_runtime.errors import ConfigError
 
 Derive = Callable[[tuple[Series, ...], Trials, float, int], dict[str, Any]]
 """Fields of BenchmarkResult that follow from the series and trials of one arm, by confidence and seed. Its `series` are
@@ -59,7 +57,6 @@ DERIVED = {
 }
 """Module of each workload that says more than medians, by its key in the spec; each has a `derive: Derive`."""
 RESULT = "result.json"
-_LONGEST_MESSAGE = 1000
 
 
 def result_folder(benchmark: str, uid: str) -> str:
@@ -81,21 +78,9 @@ def run_report(task: BenchTask, environ: Mapping[str, str]) -> int:
         where = f"{place.rstrip('/')}/{result_folder(task.benchmark, task.uid)}"
         write_last_words(summarize(result, digest, where), environ)
     except Exception as error:
-        traceback.print_exception(error)
-        code = exit_code_of(_as_failure(error))
-        text = next(iter(str(error).splitlines()), "") or type(error).__name__
-        message = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
-        end = TrialEnd(is_ok=False, message=message[:_LONGEST_MESSAGE], is_final=code == ExitCode.CONFIG)
-        write_last_words(end.model_dump_json(by_alias=True), environ)
-        print(end.message)
-        return code
+        return end_with_error(error, environ)
     print(markdown(result))
     return ExitCode.OK
-
-
-def _as_failure(error: Exception) -> Exception:
-    """A store that does not answer may answer later."""
-    return StoreUnavailable(str(error)) if isinstance(error, OSError) else error
 
 
 def keep_result(result: BenchmarkResult, store: Store) -> str:

@@ -8,17 +8,16 @@ import os
 import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
-from pathlib import Path
 
+from capstan_runtime.bench.ending import end_with, end_with_error, write_last_words
 from capstan_runtime.bench.measured import Measured
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract import env
 from capstan_runtime.contract.benchmark import BenchTask, TrialEnd, TrialResult, TrialTask
 from capstan_runtime.contract.exit_codes import ExitCode
-from capstan_runtime.errors import ConfigError, exit_code_of
+from capstan_runtime.errors import ConfigError
 from capstan_runtime.metrics.control import measure_control
 from capstan_runtime.metrics.environment import observe_environment
 
@@ -36,7 +35,6 @@ WORKLOADS = {
 }
 """Module of each workload, by its key in TrialWork; each has a `run: Run`. Imported one at a time: what one needs is
 not in the image of another."""
-_LONGEST_MESSAGE = 1000
 
 
 def result_key(benchmark: str, uid: str, trial: str, attempt: int, name: str = "json") -> str:
@@ -54,18 +52,12 @@ def run_trial(task: BenchTask, environ: Mapping[str, str]) -> int:
     watchdog.start()
     try:
         message = _measure(task, trial, environ)
-        end = TrialEnd(is_ok=True, message=message)
-        code = ExitCode.OK
     except Exception as error:
-        traceback.print_exception(error)
-        code = exit_code_of(error)
-        text = next(iter(str(error).splitlines()), "") or type(error).__name__
-        message = text if isinstance(error, ConfigError) else f"{type(error).__name__}: {text}"
-        end = TrialEnd(is_ok=False, message=message[:_LONGEST_MESSAGE], is_final=code == ExitCode.CONFIG)
+        watchdog.cancel()
+        return end_with_error(error, environ)
     watchdog.cancel()
-    write_last_words(end.model_dump_json(by_alias=True, exclude_none=True), environ)
-    print(end.message)
-    return code
+    end_with(TrialEnd(is_ok=True, message=message), environ)
+    return ExitCode.OK
 
 
 def _measure(task: BenchTask, trial: TrialTask, environ: Mapping[str, str]) -> str:
@@ -126,10 +118,3 @@ def _give_up(seconds: float, environ: Mapping[str, str]) -> None:
     write_last_words(end.model_dump_json(by_alias=True), environ)
     print(end.message, file=sys.stderr, flush=True)
     os._exit(ExitCode.HANG)
-
-
-def write_last_words(text: str, environ: Mapping[str, str]) -> None:
-    """The pod's termination message."""
-    path = environ.get(env.TERMINATION_LOG)
-    if path:
-        Path(path).write_text(text)
