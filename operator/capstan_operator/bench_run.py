@@ -266,9 +266,9 @@ def progress(benchmark: Document) -> Iterator[str]:
     if phase == "Running" and running:
         case = f" {running['case']}" if running.get("case") else ""
         again = f", attempt {running['attempt']}" if running.get("attempt", 1) > 1 else ""
-        yield f"trial {count.get('done', 0) + 1}/{count.get('total', 0)} ({running['trial']}){case}{again}"
+        yield f"run {count.get('done', 0) + 1}/{count.get('total', 0)} ({running['trial']}){case}{again}"
     elif phase == "Reporting":
-        yield f"all {count.get('total', 0)} trials are done; the report is made"
+        yield "every run is done; the report is made"
     elif phase not in _ENDED:
         yield f"{phase}: {status.get('message') or 'the operator has not seen it yet'}"
 

@@ -163,9 +163,9 @@ async def test_a_benchmark_and_its_claim_are_created_followed_and_told(
     repeats = [{"trial": "t02", "attempt": 1, "reason": "the pod was evicted"}]
     progress = {"done": 2, "total": 5, "summary": "2/5"}
     await say(server, phase="Running", progress=progress, running=running, repeats=repeats)
-    await follower.prints("trial 3/5 (t02), attempt 2\n")
+    await follower.prints("run 3/5 (t02), attempt 2\n")
     await say(server, phase="Reporting", progress={"done": 5, "total": 5, "summary": "5/5"}, running=None)
-    await follower.prints("all 5 trials are done; the report is made")
+    await follower.prints("every run is done; the report is made")
     await say(server, **REGRESSED)
     assert await follower.code() == 3
     lines = [line.split(" ", 1)[1] if line[2:3] == ":" else line for line in follower.out.splitlines()]
@@ -173,8 +173,8 @@ async def test_a_benchmark_and_its_claim_are_created_followed_and_told(
         "benchmark default/io created",
         "Pending: the operator has not seen it yet",
         "t02 attempt 1 failed and is repeated: the pod was evicted",
-        "trial 3/5 (t02), attempt 2",
-        "all 5 trials are done; the report is made",
+        "run 3/5 (t02), attempt 2",
+        "every run is done; the report is made",
         "",
         "Regressed: save seconds: +12.0 % [+9.1, +15.0], and 5 % counts",
         "210 ms ±2.0 % at library capstan",
