@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from capstan_operator.api.benchmark_status import BenchmarkStatus
+from capstan_operator.api.meta import BenchmarkCondition
 from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.bench_store import BenchStore
 from capstan_operator.cluster.children import Children
@@ -20,9 +21,9 @@ from capstan_operator.cluster.serving_store import STUCK_SECONDS
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.bench.reasons import BenchReason
-from capstan_operator.decide.bench.refusal import show_refusal
 from capstan_operator.decide.bench.types import BenchDecision
 from capstan_operator.decide.benchmark import decide_benchmark
+from capstan_operator.decide.refusal import with_refusal
 from capstan_operator.decide.types import EventNote
 from capstan_operator.observe import ObservedBenching
 from capstan_operator.reconcile_service import MAX_MESSAGE, UNSEEN_SECONDS
@@ -130,9 +131,18 @@ class BenchmarkReconciler:
         if refused is not None:
             reason = _REFUSALS.get(type(refused), BenchReason.CHILDREN_REFUSED)
             message = refused.message[:MAX_MESSAGE]
-            status = show_refusal(status, observed.benchmark, reason, message, time.time())
+            is_passing = reason is BenchReason.PREDECESSOR_LEAVING
+            status = with_refusal(
+                status,
+                old,
+                BenchmarkCondition.PROGRESSING,
+                is_passing=is_passing,
+                reason=reason,
+                message=message,
+                now=time.time(),
+                generation=observed.benchmark.generation,
+            )
             if (status.reason, status.message) != (old.reason, old.message):
-                is_passing = reason is BenchReason.PREDECESSOR_LEAVING
                 events = (*events, EventNote("Normal" if is_passing else "Warning", reason.value, message))
         has_written = await self._statuses.write(benchmark, old, status, Lane.STATUS)
         for note in events:

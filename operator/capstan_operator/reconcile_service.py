@@ -8,7 +8,7 @@ from itertools import groupby
 from typing import Any
 
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
-from capstan_operator.api.meta import LABEL_MANAGED_BY, LABEL_REVISION, MANAGED_BY
+from capstan_operator.api.meta import LABEL_MANAGED_BY, LABEL_REVISION, MANAGED_BY, InferenceServiceCondition
 from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
@@ -28,8 +28,8 @@ from capstan_operator.cluster.serving_store import STUCK_SECONDS, ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.inference_service import decide_inference_service
+from capstan_operator.decide.refusal import with_refusal
 from capstan_operator.decide.serving.reasons import ServingReason
-from capstan_operator.decide.serving.refusal import show_refusal
 from capstan_operator.decide.serving.types import ChildDeletion, ServingDecision
 from capstan_operator.decide.types import EventNote, Manifest
 from capstan_operator.observe import ObservedServing
@@ -137,9 +137,18 @@ class ServiceReconciler:
                 _REFUSALS.get(type(refused), ServingReason.CHILDREN_REFUSED),
                 refused.message[:MAX_MESSAGE],
             )
-            status = show_refusal(status, observed.service, reason, message, time.time())
+            is_passing = reason is ServingReason.PREDECESSOR_LEAVING
+            status = with_refusal(
+                status,
+                old,
+                InferenceServiceCondition.PROGRESSING,
+                is_passing=is_passing,
+                reason=reason,
+                message=message,
+                now=time.time(),
+                generation=observed.service.generation,
+            )
             if (status.reason, status.message) != (old.reason, old.message):
-                is_passing = reason is ServingReason.PREDECESSOR_LEAVING
                 events = (*events, EventNote("Normal" if is_passing else "Warning", reason.value, message))
         has_written = await self._statuses.write(service, old, status, Lane.STATUS)
         for note in events:

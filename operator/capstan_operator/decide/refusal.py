@@ -1,8 +1,10 @@
-"""What status says when a decision was right but the API server would not have it carried out."""
+"""What status says when a decision was right but the API server would not have all of it carried out."""
+
+from enum import StrEnum
 
 from capstan_operator.api.meta import Phase, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.decide.conditions import put_condition
+from capstan_operator.decide.conditions import ConditionType, Status, find, put_condition
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.observe import Observed
@@ -26,3 +28,24 @@ def show_refusal(observed: Observed, reason: Reason, message: str, now: float) -
             "message": message,
         }
     )
+
+
+def with_refusal(
+    decided: Status,
+    recorded: Status,
+    progressing: ConditionType,
+    *,
+    is_passing: bool,
+    reason: StrEnum,
+    message: str,
+    now: float,
+    generation: int,
+) -> Status:
+    """Of a kind whose status tells what was seen whatever could be done: the status that was decided, with `message`
+    for what could not. `recorded` is what was last written, so that the time of its last change is not that of a
+    condition that never was; `is_passing`: it goes on by itself."""
+    before = find(recorded, progressing)
+    others = [one for one in decided.conditions if one.type != progressing]
+    unchanged = decided.model_copy(update={"conditions": [*others, before] if before else others})
+    status = put_condition(unchanged, progressing, is_passing, reason, message, now, generation)
+    return status.model_copy(update={"reason": reason.value, "message": message})
