@@ -2,7 +2,7 @@
 
 from enum import StrEnum
 
-from capstan_operator.api.meta import Phase, TrainingJobCondition
+from capstan_operator.api.meta import Condition, Phase, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import ConditionType, Status, find, put_condition
 from capstan_operator.decide.lifecycle import end_of
@@ -45,7 +45,7 @@ def with_refusal(
     for what could not. `recorded` is what was last written, so that the time of its last change is not that of a
     condition that never was; `is_passing`: it goes on by itself."""
     before = find(recorded, progressing)
-    others = [one for one in decided.conditions if one.type != progressing]
+    others: list[Condition] = [one for one in decided.conditions if one.type != progressing]
     unchanged = decided.model_copy(update={"conditions": [*others, before] if before else others})
     status = put_condition(unchanged, progressing, is_passing, reason, message, now, generation)
     return status.model_copy(update={"reason": reason.value, "message": message})
