@@ -44,7 +44,9 @@ def _has_node(kubeconfig: Path) -> bool:
         nodes = Cluster("embedded", kubeconfig, kubeconfig.parent, lambda: None).core.list_node().items
     except Exception:
         return False  # it is starting
-    return any(entry.type == "Ready" and entry.status == "True" for node in nodes for entry in node.status.conditions)
+    return any(
+        entry.type == "Ready" and entry.status == "True" for node in nodes for entry in node.status.conditions or []
+    )
 
 
 def _until(holds: Callable[[], bool], what: str, seconds: float = 90) -> float:

@@ -99,6 +99,10 @@ async def real_cluster(control_plane: ControlPlane) -> AsyncIterator[Cluster]:
                     raise
         await _until_served(client)
         yield Cluster(client, namespace, control_plane.kubeconfig)
+        for (
+            resource
+        ) in OWN_KINDS:  # at once: a namespace goes slowly, and the next test's operator would look after them
+            await client.call("DELETE", resource.path(namespace), lane=Lane.SYSTEM)
         await client.call("DELETE", NAMESPACES.path(None, namespace), lane=Lane.SYSTEM)
 
 
