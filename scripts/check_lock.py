@@ -4,6 +4,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from packaging.version import Version
+
 
 def differences(lock: str) -> list[str]:
     """One line per pinned package that is missing here or has another version."""
@@ -13,7 +15,7 @@ def differences(lock: str) -> list[str]:
             continue
         name, _, pinned = line.partition("==")
         try:
-            installed = version(name).partition("+")[0]
+            installed = Version(version(name)).public  # one package says v1.0 for 1.0
         except PackageNotFoundError:
             installed = "missing"
         if installed != pinned:
