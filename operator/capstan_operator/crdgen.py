@@ -5,6 +5,7 @@ exclusive bounds). Each is translated; anything else unknown is refused with its
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -123,6 +124,7 @@ def open_api_schema(spec: type[Record], status: type[Record], description: str, 
     for name, model in (("spec", spec), ("status", status)):
         schema = model.model_json_schema(by_alias=True, mode="validation")
         parts[name] = structural(schema, schema.get("$defs", {}), name)
+    _tell_defaults_in_lists(parts["spec"])
     # What a status field holds by default is the operator's business, not the API server's.
     _drop_defaults(parts["status"])
     parts["status"].pop("required", None)
@@ -178,6 +180,22 @@ def _without_none(default: Any) -> Any:
     if isinstance(default, dict):
         return {key: _without_none(value) for key, value in default.items() if value is not None}
     return default
+
+
+def _tell_defaults_in_lists(schema: Schema, is_in_list: bool = False) -> None:
+    """Inside an element of a list a default moves into the description, and the models fill it in.
+
+    A client that compares what was applied with what is there (`kubectl apply`, `kubectl diff`, Argo CD) takes a list
+    of a custom resource as one value: an element that the API server completes is a difference for ever.
+    """
+    if is_in_list and "default" in schema:
+        default = json.dumps(schema.pop("default"), ensure_ascii=False)
+        schema["description"] = f"{schema['description']} Default: {default}."
+    for child in schema.get("properties", {}).values():
+        _tell_defaults_in_lists(child, is_in_list)
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            _tell_defaults_in_lists(schema[key], is_in_list or key == "items")
 
 
 def _drop_defaults(schema: Schema) -> None:

@@ -85,7 +85,15 @@ def test_the_api_server_fills_in_what_the_models_fill_in() -> None:
         if "job" in spec or "service" in spec["workload"].get("serving", {}):
             continue  # what those fill in is told by their own tests
         defaulted = COMPILED.default(a_benchmark(copy.deepcopy(spec)))["spec"]
-        assert defaulted == BenchmarkSpec.parse(spec).document()
+        assert outside_lists(defaulted) == outside_lists(BenchmarkSpec.parse(spec).document())
+        assert BenchmarkSpec.parse(defaulted) == BenchmarkSpec.parse(spec)
+
+
+def outside_lists(value: Any) -> Any:
+    """Without what elements of lists hold: a server that completed them would make drift of them."""
+    if isinstance(value, dict):
+        return {name: outside_lists(field) for name, field in value.items()}
+    return len(value) if isinstance(value, list) else value
 
 
 @pytest.mark.parametrize("what", ACCEPTED)

@@ -47,6 +47,11 @@ class Mlp(Record):
     ]
 
 
+DEFAULT_GROUPS = 8
+_CEL_GROUPS = f"(has(self.groups) ? self.groups : {DEFAULT_GROUPS})"
+"""In an element of a list the API server fills nothing in."""
+
+
 class Cnn(Record):
     """A residual convolutional network over images.
 
@@ -56,8 +61,8 @@ class Cnn(Record):
 
     model_config = cel(
         (
-            "self.channels.all(c, c % self.groups == 0)",
-            "'groups ' + string(self.groups) + ' does not divide every entry of channels; choose a common divisor'",
+            f"self.channels.all(c, c % {_CEL_GROUPS} == 0)",
+            f"'groups ' + string({_CEL_GROUPS}) + ' does not divide every entry of channels; choose a common divisor'",
         )
     )
 
@@ -67,7 +72,7 @@ class Cnn(Record):
     ]
     groups: Annotated[
         int, Field(ge=1, description="Groups of the group normalisation; must divide every entry of channels.")
-    ] = 8
+    ] = DEFAULT_GROUPS
 
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> Self:
