@@ -10,7 +10,7 @@ S3_READY := .venv-s3/.ready
 CHART := charts/capstan
 CODE := operator trainer_images tests scripts benchmarks examples
 
-.PHONY: help setup demo demo-serving demo-bench demo-down chaos test torture check generate verify format bench clean lock
+.PHONY: help setup demo demo-serving demo-bench demo-down chaos test torture check audit generate verify format bench clean lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -46,11 +46,15 @@ torture: $(READY) ## Break checkpoints in 10,000 ways and kill their writers any
 test: $(READY) $(S3_READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
 	@$(BIN)/pytest
 
-check: $(READY) ## Format, lint, types and import rules
+check: $(READY) audit ## Format, lint, types, import rules, and what is known to be unsafe
 	@$(BIN)/ruff format --check $(CODE)
 	@$(BIN)/ruff check $(CODE)
 	@$(BIN)/mypy operator/capstan_operator operator/capstan_local trainer_images/capstan_runtime
 	@$(BIN)/lint-imports
+	@$(BIN)/bandit --quiet --configfile pyproject.toml --recursive operator trainer_images scripts examples
+
+audit: $(READY) ## Ask PyPI for known vulnerabilities of everything that is pinned
+	@$(BIN)/python scripts/audit.py requirements.lock requirements-s3.lock
 
 generate: $(READY) ## Write the files that come from the models
 	@$(BIN)/python -m capstan_operator.crdgen crds

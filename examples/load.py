@@ -110,7 +110,7 @@ async def _ask_when_due(
     under_way: set[asyncio.Task[None]],
 ) -> None:
     """As many clients that know nothing of each other do: the time to the next request is random (Poisson)."""
-    chance, clock = random.Random(1), asyncio.get_running_loop().time  # noqa: S311 - nothing is kept secret by it
+    chance, clock = random.Random(1), asyncio.get_running_loop().time  # nosec B311  # nothing is kept secret by it
     due = clock()
     while True:
         due = max(due + chance.expovariate(per_second), clock() - LATE_SECONDS)

@@ -30,7 +30,7 @@ REVISION_COLUMNS: Columns = (
     ("ANSWERS", 8),
     ("RIGHT", 6),
 )
-SIGNS = {"Pass": "+", "Fail": "-", "Inconclusive": "?"}
+SIGNS = dict(zip(("Pass", "Fail", "Inconclusive"), "+-?", strict=True))
 
 Models = Mapping[str, str]
 """By the digest of a checkpoint: its name for people."""

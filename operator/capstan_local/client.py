@@ -371,7 +371,7 @@ class Informer:
                 failures += 1
                 level = logging.DEBUG if isinstance(error, ApiError) and error.code == 410 else logging.WARNING
                 log.log(level, "%s: listing again: %s", self.resource.plural, error)
-                await asyncio.sleep(random.uniform(0.5, 1.0) * min(5.0, 0.1 * 2**failures))  # noqa: S311
+                await asyncio.sleep(random.uniform(0.5, 1.0) * min(5.0, 0.1 * 2**failures))  # nosec B311  # jitter
 
     async def _follow(self, version: str) -> None:
         """Watches from `version` on, again and again when the server ends a watch in good order."""

@@ -52,8 +52,8 @@ class LocalControlPlane:
         self.home = home.expanduser()
         self.kubeconfig_path = self.home / "kubeconfig"
         self.ca_path = self.home / "pki" / "ca.crt"
-        self.token = ""
-        self.kubelet_token = ""
+        self.token = ""  # nosec B105  # none yet
+        self.kubelet_token = ""  # nosec B105  # none yet
         self.url = ""
         self._port = port
         self._catalog = Catalog()

@@ -38,7 +38,7 @@ def _checkpoint(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    os.execv(sys.executable, [sys.executable, "-m", "capstan_runtime.checkpoint", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "capstan_runtime.checkpoint", *arguments])
 
 
 def _results(arguments: list[str]) -> int:
@@ -46,7 +46,7 @@ def _results(arguments: list[str]) -> int:
     if find_spec("matplotlib") is None or find_spec("scipy") is None:
         print("capstan bench: what judges and draws is not installed: pip install 'capstan[bench]'", file=sys.stderr)
         return 1
-    os.execv(sys.executable, [sys.executable, "-m", "capstan_runtime.bench.cli", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-m", "capstan_runtime.bench.cli", *arguments])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,7 @@ class Watch:
             limit = min(MAX_BACKOFF_SECONDS, 0.25 * 2 ** min(failures, 8))
             plural = self._resource.plural
             logger.warning("the watch of %s ended (%s) and is started again", plural, error or "no error")
-            await asyncio.sleep(random.uniform(limit / 2, limit))  # noqa: S311
+            await asyncio.sleep(random.uniform(limit / 2, limit))  # nosec B311  # jitter
 
     async def _run_once(self) -> BaseException | None:
         """One life of kopf; returns what ended it. When cancelled, waits up to two seconds until kopf has stopped."""

@@ -13,8 +13,8 @@ Protocol: one JSON object per packet of a SOCK_SEQPACKET socket pair, file descr
 `spec` is an open file with {"argv", "env", "cwd", "container", "tty"}: an environment may be larger than a packet.
 """
 
-# ruff: noqa: PTH123, PTH208, S606
-# (pathlib would double memory and start-up of this process, and starting programs is its job)
+# ruff: noqa: PTH123, PTH208
+# (pathlib would double memory and start-up of this process)
 
 import contextlib
 import ctypes

@@ -12,7 +12,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-TMPFS = Path("/dev/shm")  # noqa: S108  # ours alone below: a folder of mode 0700, whose owner is checked
+TMPFS = Path("/dev/shm")  # nosec B108  # ours alone below: a folder of mode 0700, whose owner is checked
 LEAST_FREE_BYTES = 16 << 20
 """What must be free for a volume that names no sizeLimit."""
 

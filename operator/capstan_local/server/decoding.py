@@ -93,7 +93,7 @@ _Loader.add_implicit_resolver(
 def parse_yaml(body: bytes) -> Any:
     """Raises ApiError 400."""
     try:
-        return yaml.load(body, Loader=_Loader)  # noqa: S506 - a SafeLoader
+        return yaml.load(body, Loader=_Loader)  # nosec B506  # a SafeLoader
     except yaml.YAMLError as error:
         line = " ".join(str(error).split())
         raise bad_request(f"error converting YAML to JSON: {line}") from None

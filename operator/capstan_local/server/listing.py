@@ -23,7 +23,7 @@ from capstan_local.server.resources import Resource
 from capstan_local.server.selectors import Selection
 from capstan_local.server.storage import Store
 
-_TOKEN_EXPIRED = (
+_LIST_EXPIRED = (
     "The provided continue parameter is too old to display a consistent list result. You can start a new list without"
     " the continue parameter."
 )
@@ -142,7 +142,7 @@ class Reader:
             then = self._store.scan_at(resource.storage_key, rv)
         except Gone as error:
             raise gone(
-                _TOKEN_EXPIRED if continued else f"The resourceVersion for the provided list is too old. {error}"
+                _LIST_EXPIRED if continued else f"The resourceVersion for the provided list is too old. {error}"
             ) from None
         return [then[key] for key in sorted(then) if _matches(selection, then[key])]
 

@@ -49,9 +49,9 @@ def quality_of_service(spec: Object) -> str:
     guaranteed = True
     for container in containers:
         resources = container.get("resources") or {}
-        requests, limits = resources.get("requests") or {}, resources.get("limits") or {}
-        any_set = any_set or any(name in requests or name in limits for name in compute)
-        guaranteed = guaranteed and all(name in limits and requests.get(name) == limits[name] for name in compute)
+        asked, limits = resources.get("requests") or {}, resources.get("limits") or {}
+        any_set = any_set or any(name in asked or name in limits for name in compute)
+        guaranteed = guaranteed and all(name in limits and asked.get(name) == limits[name] for name in compute)
     if not any_set:
         return "BestEffort"
     return "Guaranteed" if guaranteed else "Burstable"

@@ -70,7 +70,7 @@ class Store:
         row = connection.execute("SELECT value FROM meta WHERE key = 'rv_ceiling'").fetchone()
         self.rv = self.committed_rv = int(row[0]) if row else 1
         first = "storage_key != 'customresourcedefinitions.apiextensions.k8s.io'"
-        rows = connection.execute(f"SELECT storage_key, rv, body FROM objects ORDER BY {first}")  # noqa: S608 - a constant
+        rows = connection.execute(f"SELECT storage_key, rv, body FROM objects ORDER BY {first}")  # nosec B608  # a constant
         for storage_key, rv, body in rows:
             collection = self.collection(storage_key)
             entry = entry_of(storage_key, rv, body)

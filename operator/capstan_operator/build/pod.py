@@ -28,7 +28,7 @@ SIGNING_VOLUME = "signing"
 SIGNING_FOLDER = "/capstan/signing"
 SIGNING_FILE = "private.pem"
 SHARED_MEMORY_VOLUME = "shared-memory"
-SHARED_MEMORY = "/dev/shm"  # noqa: S108 - a mount point, not a temporary file
+SHARED_MEMORY = "/dev/shm"  # nosec B108  # a mount point, not a temporary file
 SUPERVISOR = ["python", "-m", "capstan_runtime.supervisor"]
 REPORT_SECONDS = 10
 """Left to the supervisor after the trainer has stopped and saved, to write its last words."""

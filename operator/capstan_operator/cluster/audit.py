@@ -77,13 +77,13 @@ class Audit:
                 await self.audit()
             except (ApiError, msgspec.MsgspecError) as error:
                 logger.warning("%s could not be compared: %s", self._resource.plural, error)
-                await asyncio.sleep(random.uniform(5.0, 10.0))  # noqa: S311
+                await asyncio.sleep(random.uniform(5.0, 10.0))  # nosec B311  # jitter
                 continue
             self.synced.set()
             for record in self._objects.all():
                 self._wake(record.key, Priority.BACKGROUND)
             try:
-                async with asyncio.timeout(INTERVAL_SECONDS * random.uniform(0.8, 1.2)):  # noqa: S311
+                async with asyncio.timeout(INTERVAL_SECONDS * random.uniform(0.8, 1.2)):  # nosec B311  # jitter
                     await self._suspicion.wait()
             except TimeoutError:
                 continue
@@ -141,7 +141,7 @@ class Audit:
 
     async def _list(self) -> tuple[list[Metadata], str]:
         listed: list[Metadata] = []
-        token = ""
+        token = ""  # nosec B105  # of a page
         while True:
             page = _decode_page(
                 await self._client.list_page(

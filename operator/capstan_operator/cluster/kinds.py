@@ -75,7 +75,7 @@ CREATABLE: dict[tuple[str, str], Resource] = {
 """The kinds a decision may ask to be created, by (apiVersion, kind)."""
 
 LEASE_NAME = "capstan-operator"
-KEY_SECRET_NAME = "capstan-operator-key"
+KEY_SECRET_NAME = "capstan-operator-key"  # nosec B105  # a name
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,7 +144,7 @@ class KubeClient:
             "resourceVersion": version,
             "allowWatchBookmarks": "true",
             # Spread, so that not all watchers of a restarted server come back in the same second.
-            "timeoutSeconds": str(random.randint(300, 600)),  # noqa: S311
+            "timeoutSeconds": str(random.randint(300, 600)),  # nosec B311  # jitter
         }
         if selector:
             params["labelSelector"] = selector
@@ -193,7 +193,7 @@ class KubeClient:
                     raise
             finally:
                 self._limiter.release(lane, time.monotonic() - started, throttled_for=wait)
-            await asyncio.sleep(wait * random.uniform(1.0, 1.2))  # noqa: S311
+            await asyncio.sleep(wait * random.uniform(1.0, 1.2))  # nosec B311  # jitter
         raise AssertionError("unreachable: the last try returns or raises")
 
     async def _send(

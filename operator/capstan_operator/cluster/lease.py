@@ -77,7 +77,7 @@ class Elector:
                 log("lease %s/%s: %s", self._namespace, LEASE_NAME, error or "no answer in time")
                 self._lease = None if isinstance(error, ApiError) and error.is_not_found else self._lease
             self._settle(loop.time())
-            next_try = began + wait * random.uniform(0.9, 1.0)  # noqa: S311
+            next_try = began + wait * random.uniform(0.9, 1.0)  # nosec B311  # jitter
             await asyncio.sleep(max(0.05, min(next_try, self._runs_out_at(began)) - loop.time()))
 
     async def release(self) -> None:

@@ -124,7 +124,7 @@ class Poller:
             if self._next.get(uid) != due:
                 continue
             interval = max(self._interval_seconds, len(self._known) / MAX_POLLS_PER_SECOND)
-            self._schedule(uid, now + interval * random.uniform(0.9, 1.1))  # noqa: S311
+            self._schedule(uid, now + interval * random.uniform(0.9, 1.1))  # nosec B311  # jitter
             if self._store.is_silent(uid) and sum(map(self._store.is_silent, self._asking)) >= MAX_SILENT_AT_ONCE:
                 self._schedule(uid, now + self._interval_seconds)
                 continue

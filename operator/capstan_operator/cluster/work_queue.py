@@ -97,7 +97,7 @@ class WorkQueue:
         now = asyncio.get_running_loop().time()
         count = self._failures[key].count + 1 if key in self._failures else 1
         delay = min(MAX_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(count - 1, 20))
-        delay *= random.uniform(0.75, 1.0)  # noqa: S311
+        delay *= random.uniform(0.75, 1.0)  # nosec B311  # jitter
         self._failures[key] = _Failures(count, now, delay)
         self._delayed.pop(key, None)  # an earlier date was set by a pass that knew of no failure
         self.add_after(key, delay)

@@ -68,8 +68,8 @@ def build_state(size: int) -> dict[str, Array]:
     """
     numbers = -(-size // _ITEM_BYTES)
     width = next((width for width in _WIDTHS if _FEWEST_LAYERS * _layer_numbers(width) <= numbers), _WIDTHS[-1])
-    random = np.random.default_rng(0)
-    noise = random.standard_normal(4 * width * width, np.float32)
+    chance = np.random.default_rng(0)
+    noise = chance.standard_normal(4 * width * width, np.float32)
     layers, rest = divmod(numbers, _layer_numbers(width))
     shapes: dict[str, tuple[int, ...]] = {
         f"{kind}/layers.{layer}/{name}": shape
@@ -80,7 +80,7 @@ def build_state(size: int) -> dict[str, Array]:
     if rest:
         shapes["params/rest"] = (rest,)
     # Scaled noise is different everywhere, and made quicker than as many random numbers.
-    return {name: np.resize(noise, shape) * np.float32(1 + random.random()) for name, shape in shapes.items()}
+    return {name: np.resize(noise, shape) * np.float32(1 + chance.random()) for name, shape in shapes.items()}
 
 
 def _layer_shapes(width: int) -> dict[str, tuple[int, ...]]:

@@ -6,7 +6,7 @@ from pathlib import PurePosixPath
 
 RUN_CONFIG = "CAPSTAN_RUN_CONFIG"
 """Path of `run.json` (RunConfig)."""
-TOKEN_FILE = "CAPSTAN_TOKEN_FILE"
+TOKEN_FILE = "CAPSTAN_TOKEN_FILE"  # nosec B105  # a name
 """Path of the bearer token that `/state` and `/membership` ask for."""
 SERVE_CONFIG = "CAPSTAN_SERVE_CONFIG"
 """Path of `serve.json` (ServeConfig)."""

@@ -37,7 +37,7 @@ _RETIRING = "capstan.retiring"
 class _Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)  # noqa: S311
+        self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)  # nosec B311  # jitter
 
     def on_message_begin(self) -> None:
         super().on_message_begin()

@@ -95,7 +95,7 @@ class Comparison:
         if self._waiting.full():
             self._metrics.note_compared(Compared.DROPPED)
             return
-        at = random.randrange(len(exchange.inputs))  # noqa: S311 - nothing is kept secret by it
+        at = random.randrange(len(exchange.inputs))  # nosec B311  # nothing is kept secret by it
         sample = _Sample(exchange.inputs[at : at + 1].copy(), int(exchange.scores.labels[at]), _headers_of(exchange))
         self._waiting.put_nowait(sample)
 
