@@ -62,6 +62,9 @@ generate: $(READY) ## Write the files that come from the models
 	@$(BIN)/python -m capstan_operator.rbacgen $(CHART)/files/rights.yaml
 	@$(BIN)/python scripts/chart_docs.py $(CHART)
 	@$(BIN)/python scripts/argocd_config.py
+	@$(BIN)/python scripts/reference_docs.py
+	@$(BIN)/python scripts/command_docs.py
+	@$(BIN)/python scripts/metric_docs.py
 
 verify: $(READY) ## Prove that generated files and the environment are what they should be
 	@$(BIN)/python -m capstan_operator.crdgen --check crds
@@ -69,6 +72,9 @@ verify: $(READY) ## Prove that generated files and the environment are what they
 	@$(BIN)/python -m capstan_operator.rbacgen --check $(CHART)/files/rights.yaml
 	@$(BIN)/python scripts/chart_docs.py --check $(CHART)
 	@$(BIN)/python scripts/argocd_config.py --check
+	@$(BIN)/python scripts/reference_docs.py --check
+	@$(BIN)/python scripts/command_docs.py --check
+	@$(BIN)/python scripts/metric_docs.py --check
 	@$(BIN)/python scripts/check_lock.py requirements.lock
 
 format: $(READY) ## Format and sort imports

@@ -2,38 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-from capstan_local.schema.structural import compile_schema
-from capstan_operator.api.benchmark import BenchmarkSpec
-from capstan_operator.api.inference_service import InferenceServiceSpec
-from capstan_operator.api.training_job import TrainingJobSpec
-from capstan_operator.crdgen import benchmark_crd, inference_service_crd, training_job_crd
-
-Document = dict[str, Any]
+from tests.support.manifests import SPECS, Document, refusals
 
 FILES = sorted(path for path in Path("examples").rglob("*") if path.suffix in (".yaml", ".yml"))
-SCHEMAS = {
-    crd["spec"]["names"]["kind"]: compile_schema(crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"])
-    for crd in (training_job_crd(), inference_service_crd(), benchmark_crd())
-}
-SPECS = {"TrainingJob": TrainingJobSpec, "InferenceService": InferenceServiceSpec, "Benchmark": BenchmarkSpec}
 
 
 def documents(path: Path) -> list[Document]:
     return list(yaml.safe_load_all(path.read_text()))
-
-
-def refusals(document: Document) -> list[str]:
-    """What the API server says to creating this; unknown fields included."""
-    schema = SCHEMAS[document["kind"]]
-    pruned, unknown = schema.prune(schema.default(copy.deepcopy(document)))
-    return unknown + [str(error) for error in schema.validate(pruned, None)]
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
