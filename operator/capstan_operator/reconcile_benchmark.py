@@ -65,6 +65,8 @@ class BenchmarkReconciler:
         if benchmark is None:
             self._queue.forget(key)
             return "gone"
+        if not benchmark.is_ours:
+            return "foreign"
         if not self._is_seen(benchmark):
             self._queue.add_after(key, UNSEEN_SECONDS)
             return "waiting"

@@ -65,6 +65,8 @@ class JobReconciler:
             self._queue.forget(key)
             self._metrics.of_jobs.forget(key)
             return "gone"
+        if not job.is_ours:
+            return "foreign"
         if not self._poller.has_looked(job.uid):
             self._queue.add_after(key, FIRST_LOOK_SECONDS)
             return "waiting"

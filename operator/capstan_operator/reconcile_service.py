@@ -73,6 +73,8 @@ class ServiceReconciler:
         if service is None:
             self._queue.forget(key)
             return "gone"
+        if not service.is_ours:
+            return "foreign"
         if not self._is_seen(service):
             self._queue.add_after(key, UNSEEN_SECONDS)
             return "waiting"

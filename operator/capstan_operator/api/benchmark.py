@@ -24,6 +24,7 @@ from capstan_operator.api.benchmark_rules import (
     rows_of,
 )
 from capstan_operator.api.inference_service import InferenceServiceSpec
+from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.store import Store
 from capstan_operator.api.training_job import Run
@@ -248,9 +249,7 @@ class Pods(Placement):
 class BenchmarkSpec(Record):
     """What to measure and what to compare it with. The operator never writes here."""
 
-    model_config = cel(
-        *RULES,
-    )
+    model_config = cel(*RULES, MANAGED_BY_RULE)
 
     workload: Annotated[Workload, Field(description="What is measured.")]
     job: Annotated[
@@ -285,6 +284,7 @@ class BenchmarkSpec(Record):
             ge=0, description="Seconds after the end until pods are removed. The Benchmark stays. Left out: pods stay."
         ),
     ] = None
+    managed_by: ManagedBy = None
 
     @classmethod
     def parse(cls, document: Any) -> Self:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.api.backend import RAY_SERVICE_RULES, Backend, ray_service_problem
 from capstan_operator.api.gateway import Gateway
+from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.rollout import Rollout
 from capstan_operator.api.store import Store
@@ -148,6 +149,7 @@ class InferenceServiceSpec(Guards, Placement):
             f" + ' + {STOP_SECONDS} to end; raise it'",
         ),
         *RAY_SERVICE_RULES,
+        MANAGED_BY_RULE,
     )
 
     model_ref: Annotated[ModelRef, Field(description="What is served.")]
@@ -211,6 +213,7 @@ class InferenceServiceSpec(Guards, Placement):
             json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
         ),
     ] = None
+    managed_by: ManagedBy = None
 
     @classmethod
     def parse(cls, document: Any) -> Self:

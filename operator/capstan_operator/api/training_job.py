@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.recovery_spec import Chaos, Recovery
 from capstan_operator.api.store import Store
@@ -201,6 +202,7 @@ class TrainingJobSpec(Run):
             " && (!has(self.checkpoint.sign) || self.checkpoint.sign == oldSelf.checkpoint.sign)",
             "'checkpoint.sign: cannot change after the job was created; its checkpoints must stay signed by one key'",
         ),
+        MANAGED_BY_RULE,
     )
 
     checkpoint: Annotated[CheckpointSpec, Field(description="Where, how often and how carefully the run is saved.")]
@@ -237,6 +239,7 @@ class TrainingJobSpec(Run):
             "stay.",
         ),
     ] = None
+    managed_by: ManagedBy = None
 
     @classmethod
     def parse(cls, document: Any) -> Self:

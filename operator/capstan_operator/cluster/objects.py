@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from capstan_operator.api.managed_by import is_ours
 from capstan_operator.cluster.pods import seconds_of
 from capstan_operator.cluster.work_queue import ObjectKey
 
@@ -29,6 +30,8 @@ class ObjectRecord:
     """`status.finishedAt` is there: of a TrainingJob, that it has ended."""
     owner_uid: str | None = None
     """Of the object that manages it, such as a Benchmark; None: nobody does, a user made it."""
+    is_ours: bool = True
+    """False: `spec.managedBy` names another controller, and nothing is done about it here."""
 
     def differs_from(self, other: "ObjectRecord") -> bool:
         """In anything a decision looks at; labels and annotations are the user's own business."""
@@ -125,6 +128,7 @@ class Objects:
             status=_pack(status),
             is_finished=bool(status.get("finishedAt")),
             owner_uid=_controller(metadata),
+            is_ours=is_ours((document.get("spec") or {}).get("managedBy")),
         )
 
 

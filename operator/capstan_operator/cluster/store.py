@@ -140,7 +140,7 @@ class Store:
     def pods_to_ask(self) -> Iterator[PodRecord]:
         """Running pods of unfinished jobs: those whose supervisors may have news."""
         for job in self.jobs.all():
-            if not job.is_finished:
+            if job.is_ours and not job.is_finished:
                 yield from self.pods_to_ask_of(job)
 
     def pods_to_ask_of(self, job: ObjectRecord) -> Iterator[PodRecord]:

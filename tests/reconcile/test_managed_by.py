@@ -1,0 +1,47 @@
+"""An object that names another controller is none of ours: nothing is made for it, and nothing is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from capstan_operator.cluster.kinds import (
+    BENCHMARKS,
+    DEPLOYMENTS,
+    INFERENCE_SERVICES,
+    OWN_KINDS,
+    PODS,
+    SECRETS,
+    SERVICES,
+    TRAINING_JOBS,
+)
+from capstan_operator.decide.training_job import decide_training_job
+from tests.support.benchmarks import job_of, spec_of
+from tests.support.operators import eventually, run_one
+from tests.support.real_cluster import STORED_MODEL, Cluster
+
+SPECS: dict[str, dict[str, Any]] = {
+    TRAINING_JOBS.kind: job_of() | {"checkpoint": {"store": {"hostPath": {"path": "/nowhere"}}}},
+    INFERENCE_SERVICES.kind: STORED_MODEL,
+    BENCHMARKS.kind: spec_of(),
+}
+CHILDREN = (PODS, SECRETS, SERVICES, DEPLOYMENTS)
+
+
+async def test_what_another_controller_looks_after_is_left_wholly_alone(cluster: Cluster) -> None:
+    theirs = {}
+    for kind in OWN_KINDS:
+        spec = SPECS[kind.kind] | {"managedBy": "acme.io/trainer"}
+        theirs[kind] = await cluster.create(kind, "theirs", spec=spec)
+    before = {kind: await cluster.names(kind) for kind in CHILDREN}
+    async with run_one(cluster.kubeconfig, decide_training_job) as operator:
+        await eventually(lambda: operator.value("reconciles_total", result="foreign") >= len(OWN_KINDS))
+        assert operator.value("reconciles_total", result="written") == 0
+        assert {kind: await cluster.get(kind, "theirs") for kind in OWN_KINDS} == theirs
+        assert {kind: await cluster.names(kind) for kind in CHILDREN} == before
+
+
+async def test_an_object_that_names_this_operator_is_its_own(cluster: Cluster) -> None:
+    async with run_one(cluster.kubeconfig, decide_training_job):
+        for kind in OWN_KINDS:
+            await cluster.create(kind, "ours", spec=SPECS[kind.kind] | {"managedBy": "capstan.dev/operator"})
+            await cluster.until(kind, "ours", "observedGeneration", 1)
