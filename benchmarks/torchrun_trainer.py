@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), LEARNING_RATE)
     saved, step = folder / "checkpoint.pt", 0
     if saved.exists():
-        state = torch.load(saved)
+        state = torch.load(saved, weights_only=True)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         step = state["step"]

@@ -167,7 +167,7 @@ def _series(
     module = DERIVED.get(report.workload)
     if module is None or find_spec(module) is None:
         return measured, {}
-    derive: Derive = importlib.import_module(module).derive
+    derive: Derive = importlib.import_module(DERIVED[report.workload]).derive
     own = derive(tuple(one for one in measured if one.arm == "candidate"), trials.of("candidate"), confidence, seed)
     further = list(own.pop("series", ()))
     baselines = trials.of("baseline")
