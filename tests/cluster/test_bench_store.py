@@ -106,6 +106,18 @@ def test_children_are_those_of_this_benchmark_and_not_of_its_predecessor() -> No
     assert [service.name for service in seen.services] == ["own-service"]
 
 
+def test_what_names_a_benchmark_of_another_namespace_as_its_owner_is_none_of_its_children() -> None:
+    known = Known()
+    known.put()
+    known.woken.clear()
+    elsewhere = known.metadata("bench-t00", "bench-uid", namespace="elsewhere")
+    for store in (known.jobs.jobs, known.services.services):
+        store.put({"metadata": elsewhere, "spec": {}})
+    seen = known.store.observe(KEY)
+    assert seen is not None
+    assert (seen.jobs, seen.services, KEY in known.woken) == ((), (), False)
+
+
 def test_a_change_of_a_child_wakes_who_made_it() -> None:
     known = Known()
     known.put()

@@ -88,7 +88,7 @@ def running_pod(name: str, uid: str, ip: str, worker: int) -> Pod:
             "labels": {"capstan.dev/worker": str(worker), "capstan.dev/incarnation": "0"},
             "ownerReferences": [owner | {"controller": True}],
         },
-        "status": {"phase": "Running", "podIP": ip},
+        "status": {"phase": "Running", "podIP": ip, "hostIP": "127.0.0.1"},
     }
     return msgspec.json.decode(orjson.dumps(document), type=Pod)
 

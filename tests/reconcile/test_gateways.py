@@ -136,7 +136,9 @@ class Surroundings:
             await self._cluster.create(PODS, name, metadata=metadata, spec=spec)
             ready = {"type": "Ready", "status": "True", "lastProbeTime": None}
             # They are asked for their numbers, and nobody answers.
-            await self._cluster.set_pod_status(name, phase="Running", podIP=NOBODY, conditions=[ready])
+            await self._cluster.set_pod_status(
+                name, phase="Running", podIP=NOBODY, hostIP="127.0.0.1", conditions=[ready]
+            )
 
     async def _replica_set(self, revision: str, labels: dict[str, str]) -> dict[str, Any]:
         """Reference to the ReplicaSet of this revision, which is made if it is not there."""

@@ -43,7 +43,8 @@ class Machine:
         )
         for pod in waiting:
             self._addresses += 1
-            self.set_pod(pod["metadata"]["name"], phase="Running", podIP=f"127.9.1.{self._addresses}")
+            ip = f"127.9.1.{self._addresses}"
+            self.set_pod(pod["metadata"]["name"], phase="Running", podIP=ip, hostIP="127.0.0.1")
         running = [pod for pod in self._pods() if pod["status"]["phase"] == "Running"]
         for pod in running:
             if self._has_company(pod):

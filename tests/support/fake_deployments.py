@@ -53,7 +53,7 @@ class FakeDeployments:
     def _make(self, deployment: Document) -> None:
         self._made += 1
         name, template = deployment["metadata"]["name"], deployment["spec"]["template"]
-        status: Document = {"phase": "Running", "podIP": f"127.9.0.{self._made}"}
+        status: Document = {"phase": "Running", "podIP": f"127.9.0.{self._made}", "hostIP": "127.0.0.1"}
         if name in self.broken:
             server = {"name": "server", "restartCount": 1, "lastState": {"terminated": self.broken[name]}, "state": {}}
             status["containerStatuses"] = [server]

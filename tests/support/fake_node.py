@@ -23,7 +23,7 @@ class FakeNode:
         pod = self.api.get(PODS, name)
         owner = pod["metadata"]["ownerReferences"][0]["uid"]
         self.by_pod[name] = await self.supervisors.add(ip, name, owner)
-        self.set_status(name, phase="Running", podIP=ip)
+        self.set_status(name, phase="Running", podIP=ip, hostIP="127.0.0.1")
         return self.by_pod[name]
 
     async def start_all(self) -> None:

@@ -37,6 +37,9 @@ from capstan_operator.observe import (
 PHASES = ("Pending", "Running", "Reporting", "Suspended", "Succeeded", "Failed", "Invalid")
 _ENDED = ("Succeeded", "Failed")
 
+OwnerId = tuple[str, str]
+"""(namespace, uid) of a Benchmark: an object of another namespace that names its uid is none of its children."""
+
 
 class BenchStore:
     """`wake(key, priority)` is called after each change that matters. `jobs` and `services` know the children."""
@@ -57,7 +60,7 @@ class BenchStore:
         self._metrics = metrics
         self._baselines: dict[ObjectKey, ObjectKey] = {}
         """The Benchmark that each compares itself with."""
-        self._by_uid: dict[str, ObjectKey] = {}
+        self._by_id: dict[OwnerId, ObjectKey] = {}
         self.benchmarks = Objects(BENCHMARKS.kind, self._changed)
         self.pods = Family(_read_pod, self._wake_normally)
         self._of_jobs = _Children(jobs.jobs, self._wake_owner)
@@ -75,8 +78,8 @@ class BenchStore:
             benchmark=self._observe_benchmark(record),
             baseline=self._observe_benchmark(baseline) if baseline is not None else None,
             pods=tuple(_judged(child) for child in self.pods.of(key) if child.owner_uid == record.uid),
-            jobs=tuple(map(self._observe_job, self._of_jobs.of(record.uid))),
-            services=tuple(map(self._observe_service, self._of_services.of(record.uid))),
+            jobs=tuple(map(self._observe_job, self._of_jobs.of((key.namespace, record.uid)))),
+            services=tuple(map(self._observe_service, self._of_services.of((key.namespace, record.uid)))),
             lingering=self._lingering(key),
             settings=self._settings,
         )
@@ -121,9 +124,9 @@ class BenchStore:
         record = self.benchmarks.get(key)
         baseline = _baseline_name(record) if record is not None else None
         if record is not None:
-            self._by_uid[record.uid] = key
+            self._by_id[key.namespace, record.uid] = key
         else:
-            self._by_uid = {uid: other for uid, other in self._by_uid.items() if other != key}
+            self._by_id = {known: other for known, other in self._by_id.items() if other != key}
         if baseline is None:
             self._baselines.pop(key, None)
         else:
@@ -135,9 +138,9 @@ class BenchStore:
     def _wake_normally(self, key: ObjectKey) -> None:
         self._wake(key, Priority.NORMAL)
 
-    def _wake_owner(self, owner_uid: str) -> None:
-        if owner_uid in self._by_uid:
-            self._wake_normally(self._by_uid[owner_uid])
+    def _wake_owner(self, owner: OwnerId) -> None:
+        if owner in self._by_id:
+            self._wake_normally(self._by_id[owner])
 
     def _count(self, phase: str) -> int:
         statuses = (orjson.loads(record.status) for record in self.benchmarks.all())
@@ -145,23 +148,23 @@ class BenchStore:
 
 
 class _Children:
-    """Objects of another kind of ours, by the uid of what made them. `wake(owner_uid)` is called when one changed."""
+    """Objects of another kind of ours, by what made them. `wake(owner)` is called when one changed."""
 
-    def __init__(self, objects: Objects, wake: Callable[[str], None]) -> None:
+    def __init__(self, objects: Objects, wake: Callable[[OwnerId], None]) -> None:
         self._objects = objects
         self._wake = wake
-        self._owners: dict[ObjectKey, str] = {}
-        self._keys: dict[str, set[ObjectKey]] = {}
+        self._owners: dict[ObjectKey, OwnerId] = {}
+        self._keys: dict[OwnerId, set[ObjectKey]] = {}
         objects.listeners.append(self._changed)
 
-    def of(self, owner_uid: str) -> list[ObjectRecord]:
+    def of(self, owner: OwnerId) -> list[ObjectRecord]:
         """Sorted by name."""
-        records = (self._objects.get(key) for key in sorted(self._keys.get(owner_uid, ())))
+        records = (self._objects.get(key) for key in sorted(self._keys.get(owner, ())))
         return [record for record in records if record is not None]
 
     def _changed(self, key: ObjectKey) -> None:
         before, record = self._owners.pop(key, None), self._objects.get(key)
-        after = record.owner_uid if record is not None else None
+        after = (key.namespace, record.owner_uid) if record is not None and record.owner_uid is not None else None
         if before is not None and before != after:
             self._keys[before].discard(key)
             if not self._keys[before]:
@@ -209,7 +212,7 @@ def observe_bench_pod(pod: Pod) -> ObservedBenchPod:
         uid=pod.metadata.uid,
         phase=sys.intern(status.phase),
         is_deleting=pod.metadata.deletion_timestamp is not None,
-        ip=status.pod_ip or None,
+        ip=status.address(),
         waiting=waiting(status),
         exit_code=terminated.exit_code if terminated is not None else None,
         exit_reason=exit_reason(status, terminated),

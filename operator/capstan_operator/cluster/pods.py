@@ -2,6 +2,8 @@
 
 import sys
 from datetime import datetime
+from functools import lru_cache
+from ipaddress import ip_address
 
 import msgspec
 from pydantic import ValidationError
@@ -83,9 +85,14 @@ class PodStatus(msgspec.Struct, gc=False, frozen=True, rename="camel"):
     phase: str = "Pending"
     reason: str | None = None
     pod_ip: str | None = msgspec.field(default=None, name="podIP")
+    host_ip: str = msgspec.field(default="", name="hostIP")
     conditions: list[PodCondition] | None = None
     init_container_statuses: list[ContainerStatus] | None = None
     container_statuses: list[ContainerStatus] | None = None
+
+    def address(self) -> str | None:
+        """Where the pod is asked; None: nowhere yet, or nowhere that a pod can be."""
+        return pod_address(self.pod_ip, self.host_ip) if self.pod_ip else None
 
 
 class HttpGet(msgspec.Struct, gc=False):
@@ -150,7 +157,7 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         phase=sys.intern(status.phase),
         is_deleting=pod.metadata.deletion_timestamp is not None,
         created_at=seconds_of(pod.metadata.creation_timestamp),
-        ip=status.pod_ip or None,
+        ip=status.address(),
         node=sys.intern(pod.spec.node_name) if pod.spec.node_name else None,
         running_since=seconds_of(running.started_at) if running is not None and running.started_at else None,
         finished_at=seconds_of(terminated.finished_at) if terminated is not None and terminated.finished_at else None,
@@ -161,6 +168,31 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         last_lines=read_lines(terminated.message) if terminated is not None and final is None else (),
     )
     return observed, flaw
+
+
+@lru_cache(maxsize=16384)
+def pod_address(ip: str, host_ip: str) -> str | None:
+    """`ip`, if a pod of a node at `host_ip` may have it; else None.
+
+    The status of a pod is written by its node, and what it says gets a request with a token. So a node that lies must
+    not lead the operator to itself, to the metadata service of a cloud (link-local) or to a whole network. Pods at
+    loopback addresses are those of a node that is this machine.
+    """
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return None
+    address = getattr(address, "ipv4_mapped", None) or address
+    if address.is_unspecified or address.is_multicast or address.is_link_local or address.is_reserved:
+        return None
+    return None if address.is_loopback and not _is_loopback(host_ip) else ip
+
+
+def _is_loopback(host_ip: str) -> bool:
+    try:
+        return ip_address(host_ip).is_loopback
+    except ValueError:
+        return False
 
 
 def read_final(message: str) -> tuple[State | None, str | None]:

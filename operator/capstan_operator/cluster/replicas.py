@@ -95,11 +95,12 @@ class Address:
 
 def address_of(pod: Pod) -> Address | None:
     """None: it has none yet. It speaks TLS if the kubelet asks it over TLS whether it is ready."""
-    if not pod.status.pod_ip:
+    ip = pod.status.address()
+    if ip is None:
         return None
     probe = next((one.readiness_probe for one in pod.spec.containers or () if one.name == SERVER), None)
     is_tls = probe is not None and probe.http_get is not None and probe.http_get.scheme == "HTTPS"
-    return Address(pod.status.pod_ip, is_tls)
+    return Address(ip, is_tls)
 
 
 def observe_replica(pod: Pod, revision: str) -> ObservedReplica:

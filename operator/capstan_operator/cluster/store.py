@@ -29,6 +29,10 @@ from capstan_runtime.contract.state import State
 
 logger = logging.getLogger(__name__)
 
+JobId = tuple[str, str]
+"""(namespace, uid). A uid alone is not enough: a pod of another namespace may name any owner it likes, and would be
+asked with that job's token."""
+
 SILENT_AFTER = 2
 """Unanswered requests in a row that make a supervisor silent: one is lost now and then on the best of networks."""
 
@@ -56,6 +60,10 @@ class PodRecord:
     version: str
     pod: ObservedPod
 
+    @property
+    def job_id(self) -> JobId:
+        return self.key.namespace, self.job_uid
+
 
 class Store:
     """`wake(key, priority)` is called after each change that matters."""
@@ -79,8 +87,8 @@ class Store:
         self.jobs = Objects(TRAINING_JOBS.kind, lambda key: self._wake(key, Priority.NORMAL))
         self._gone = Tombstones()
         """Of pods."""
-        self._pods: dict[str, dict[str, PodRecord]] = {}
-        """By job uid, then pod name."""
+        self._pods: dict[JobId, dict[str, PodRecord]] = {}
+        """By job, then pod name."""
         self._supervisors: dict[str, ObservedSupervisor] = {}
         """By pod uid."""
         self._silences: dict[str, Silence] = {}
@@ -102,7 +110,7 @@ class Store:
             return  # someone else's pod that carries our label
         if self._gone.covers(pod.metadata.uid, pod.metadata.resource_version):
             return
-        pods = self._pods.setdefault(owner.uid, {})
+        pods = self._pods.setdefault((pod.metadata.namespace, owner.uid), {})
         known = pods.get(pod.metadata.name)
         if known is not None and not is_newer(pod.metadata.resource_version, known.version):
             return
@@ -123,7 +131,9 @@ class Store:
         """The watch says that this pod is gone."""
         self._gone.add(pod.metadata.uid, pod.metadata.resource_version)
         owner = owning_job(pod.metadata)
-        record = self._pods.get(owner.uid, {}).get(pod.metadata.name) if owner is not None else None
+        if owner is None:
+            return
+        record = self._pods.get((pod.metadata.namespace, owner.uid), {}).get(pod.metadata.name)
         if record is not None and record.pod.uid == pod.metadata.uid:
             self._drop_pod(record)
 
@@ -144,21 +154,21 @@ class Store:
                 yield from self.pods_to_ask_of(job)
 
     def pods_to_ask_of(self, job: ObjectRecord) -> Iterator[PodRecord]:
-        for record in self._pods.get(job.uid, {}).values():
+        for record in self._pods.get(_id_of(job), {}).values():
             if _can_be_asked(record.pod):
                 yield record
 
     def pod_to_ask(self, key: ObjectKey, name: str) -> PodRecord | None:
         """The pod of this name, if it is one to ask."""
         job = self.jobs.get(key)
-        record = self._pods.get(job.uid, {}).get(name) if job is not None else None
+        record = self._pods.get(_id_of(job), {}).get(name) if job is not None else None
         return record if record is not None and _can_be_asked(record.pod) else None
 
     def _drop_pod(self, record: PodRecord) -> None:
-        pods = self._pods[record.job_uid]
+        pods = self._pods[record.job_id]
         del pods[record.pod.name]
         if not pods:
-            del self._pods[record.job_uid]
+            del self._pods[record.job_id]
         self._forget_supervisor(record.pod.uid)
         self._wake(record.key, Priority.REPAIR)
 
@@ -194,7 +204,7 @@ class Store:
         self._silences.clear()
 
     def _is_current(self, record: PodRecord) -> bool:
-        known = self._pods.get(record.job_uid, {}).get(record.pod.name)
+        known = self._pods.get(record.job_id, {}).get(record.pod.name)
         return known is not None and known.pod.uid == record.pod.uid
 
     def _forget_supervisor(self, pod_uid: str) -> None:
@@ -208,7 +218,7 @@ class Store:
         job = self.jobs.get(key)
         if job is None:
             return None
-        records = self._pods.get(job.uid, {}).values()
+        records = self._pods.get(_id_of(job), {}).values()
         pods = tuple(sorted((r.pod for r in records), key=lambda pod: (pod.worker, pod.incarnation)))
         return Observed(
             job=self.observe_job(job),
@@ -234,6 +244,10 @@ class Store:
             spec=orjson.loads(job.spec),
             status=read_known_status(job, TrainingJobStatus, self._metrics),
         )
+
+
+def _id_of(job: ObjectRecord) -> JobId:
+    return job.key.namespace, job.uid
 
 
 def _can_be_asked(pod: ObservedPod) -> bool:
