@@ -1,6 +1,5 @@
 """One pass over a Benchmark: the only place that orders what is written for it."""
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,6 +18,7 @@ from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.serving_store import STUCK_SECONDS
 from capstan_operator.cluster.statuses import StatusWriter
+from capstan_operator.cluster.trail import Cause, because
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.bench.types import BenchDecision
@@ -27,8 +27,6 @@ from capstan_operator.decide.refusal import with_refusal
 from capstan_operator.decide.types import EventNote
 from capstan_operator.observe import ObservedBenching
 from capstan_operator.reconcile_service import MAX_MESSAGE, UNSEEN_SECONDS
-
-logger = logging.getLogger(__name__)
 
 KEPT_SECONDS = 10.0
 """Between two looks for a ConfigMap that is waited for."""
@@ -95,14 +93,12 @@ class BenchmarkReconciler:
 
         Raises what the API server refused, after status says so.
         """
-        refused = await self._write_children(observed, decision)
+        with because(Cause.of(benchmark, decision.status)):
+            refused = await self._write_children(observed, decision)
         has_written = await self._tell(benchmark, observed, decision.status, decision.events, refused)
         if refused is not None:
             raise refused
-        did = bool(decision.create or decision.delete)
-        if did or decision.events:
-            _log(benchmark.key, decision)
-        return did or has_written
+        return bool(decision.create or decision.delete) or has_written
 
     async def _write_children(self, observed: ObservedBenching, decision: BenchDecision) -> ApiError | None:
         """What the API server refuses; None: nothing. Raises any other ApiError at once."""
@@ -146,20 +142,8 @@ class BenchmarkReconciler:
             )
             if (status.reason, status.message) != (old.reason, old.message):
                 events = (*events, EventNote("Normal" if is_passing else "Warning", reason.value, message))
-        has_written = await self._statuses.write(benchmark, old, status, Lane.STATUS)
+        with because(Cause.of(benchmark, status)):
+            has_written = await self._statuses.write(benchmark, old, status, Lane.STATUS)
         for note in events:
             self._events.note(ObjectRef(benchmark.key, benchmark.uid, benchmark.version), note)
         return has_written
-
-
-def _log(key: ObjectKey, decision: BenchDecision) -> None:
-    logger.info(
-        decision.status.message or "decision carried out",
-        extra={
-            "benchmark": str(key),
-            "reason": decision.status.reason,
-            "children_made": [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in decision.create],
-            "children_deleted": [f"{deletion.kind} {deletion.name}" for deletion in decision.delete],
-            "events": [note.reason for note in decision.events],
-        },
-    )

@@ -1,7 +1,6 @@
 """One pass over a TrainingJob: the only place that orders what is written for it."""
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
@@ -17,14 +16,13 @@ from capstan_operator.cluster.poller import FIRST_LOOK_SECONDS, Poller
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient
+from capstan_operator.cluster.trail import Cause, because
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.refusal import show_refusal
 from capstan_operator.decide.types import Decision, EventNote, MembershipPush
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import Observed
-
-logger = logging.getLogger(__name__)
 
 _REFUSALS = {Stranger: Reason.NAME_TAKEN, Predecessor: Reason.PREDECESSOR_LEAVING}
 
@@ -85,24 +83,23 @@ class JobReconciler:
 
     async def _carry_out(self, job: ObjectRecord, observed: Observed, decision: Decision) -> bool:
         """In the order a Decision promises. Returns whether anything was done."""
-        try:
-            await self._write_children(observed, decision)
-        except ApiError as error:
-            if error.is_refusal or isinstance(error, Predecessor):
-                await self._show_refusal(job, observed, error)
-            raise
-        lane = Lane.REPAIR if decision.is_repair else Lane.STATUS
-        has_written = await self._write_status(job, observed, decision.status, lane)
-        try:
-            await self._push(job.key, decision.pushes, observed.token)
-        finally:
-            # The status that these follow from is written; no later pass would say them again.
-            for note in decision.events:
-                self._events.note(ObjectRef(job.key, job.uid, job.version), note)
-        did = bool(decision.apply or decision.create or decision.delete or decision.delete_secrets or decision.pushes)
-        if did or decision.events:
-            _log(job.key, decision)
-        return did or has_written
+        with because(Cause.of(job, decision.status)):
+            try:
+                await self._write_children(observed, decision)
+            except ApiError as error:
+                if error.is_refusal or isinstance(error, Predecessor):
+                    await self._show_refusal(job, observed, error)
+                raise
+            lane = Lane.REPAIR if decision.is_repair else Lane.STATUS
+            has_written = await self._write_status(job, observed, decision.status, lane)
+            try:
+                await self._push(job.key, decision.pushes, observed.token)
+            finally:
+                # The status that these follow from is written; no later pass would say them again.
+                for note in decision.events:
+                    self._events.note(ObjectRef(job.key, job.uid, job.version), note)
+        did = decision.apply or decision.create or decision.delete or decision.delete_secrets or decision.pushes
+        return bool(did) or has_written
 
     async def _write_children(self, observed: Observed, decision: Decision) -> None:
         job, lane = observed.job, Lane.REPAIR if decision.is_repair else Lane.CREATE
@@ -125,7 +122,9 @@ class JobReconciler:
         """Say on status, and once as an event, what is in the way."""
         reason = _REFUSALS.get(type(error), Reason.CHILDREN_REFUSED)
         status = show_refusal(observed, reason, error.message, time.time())
-        if await self._write_status(job, observed, status, Lane.STATUS):
+        with because(Cause.of(job, status)):
+            has_written = await self._write_status(job, observed, status, Lane.STATUS)
+        if has_written:
             is_passing = reason is Reason.PREDECESSOR_LEAVING
             note = EventNote("Normal" if is_passing else "Warning", reason.value, error.message)
             self._events.note(ObjectRef(job.key, job.uid, job.version), note)
@@ -134,25 +133,12 @@ class JobReconciler:
         """Tell all supervisors at once, five seconds in all. Raises the first error, after all were told."""
 
         async def push(one: MembershipPush) -> None:
-            await self._supervisors.push_membership(one.ip, token, one.membership)
+            await self._supervisors.push_membership(
+                one.ip, token, one.membership, pod=one.pod_name, pod_uid=one.pod_uid
+            )
             self._poller.ask_now(key, one.pod_name)
 
         results = await asyncio.gather(*map(push, pushes), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-
-def _log(key: ObjectKey, decision: Decision) -> None:
-    logger.info(
-        decision.status.message or "decision carried out",
-        extra={
-            "job": str(key),
-            "fence": decision.status.fence,
-            "reason": decision.status.reason,
-            "pods_created": len(decision.create),
-            "pods_deleted": len(decision.delete),
-            "memberships": len(decision.pushes),
-            "events": [note.reason for note in decision.events],
-        },
-    )

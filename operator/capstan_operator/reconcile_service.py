@@ -26,6 +26,7 @@ from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.serving_store import STUCK_SECONDS, ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
+from capstan_operator.cluster.trail import Cause, because
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.refusal import with_refusal
@@ -102,8 +103,10 @@ class ServiceReconciler:
         if stable is None or is_there:
             return observed
         labels = {LABEL_MANAGED_BY: MANAGED_BY}
+        lost = Cause("LabelLost", f"Deployment {stable} is there without its label", service.key, service.uid)
         try:
-            await self._children.reclaim(DEPLOYMENTS, stable, observed.service, labels, lane=Lane.REPAIR)
+            with because(lost):
+                await self._children.reclaim(DEPLOYMENTS, stable, observed.service, labels, lane=Lane.REPAIR)
         except ApiError as error:
             if error.is_refusal:
                 await self._tell(service, observed, observed.service.status, (), error)
@@ -115,14 +118,12 @@ class ServiceReconciler:
 
         Raises what the API server refused, after everything else was done and status says so.
         """
-        refused = await self._write_children(observed, decision)
+        with because(Cause.of(service, decision.status)):
+            refused = await self._write_children(observed, decision)
         has_written = await self._tell(service, observed, decision.status, decision.events, refused)
         if refused is not None:
             raise refused
-        did = bool(decision.apply or decision.scale or decision.delete)
-        if did or decision.events:
-            _log(service.key, decision)
-        return did or has_written
+        return bool(decision.apply or decision.scale or decision.delete) or has_written
 
     async def _tell(
         self,
@@ -152,7 +153,8 @@ class ServiceReconciler:
             )
             if (status.reason, status.message) != (old.reason, old.message):
                 events = (*events, EventNote("Normal" if is_passing else "Warning", reason.value, message))
-        has_written = await self._statuses.write(service, old, status, Lane.STATUS)
+        with because(Cause.of(service, status)):
+            has_written = await self._statuses.write(service, old, status, Lane.STATUS)
         for note in events:
             self._events.note(ObjectRef(service.key, service.uid, service.version), note)
         return has_written
@@ -212,17 +214,3 @@ async def _all_in_order(parts: Sequence[Coroutine[Any, Any, None]]) -> ApiError 
         for part in left:
             part.close()
     return first
-
-
-def _log(key: ObjectKey, decision: ServingDecision) -> None:
-    logger.info(
-        decision.status.message or "decision carried out",
-        extra={
-            "service": str(key),
-            "reason": decision.status.reason,
-            "applied": [f"{manifest['kind']} {manifest['metadata']['name']}" for manifest in decision.apply],
-            "scaled": {scale.deployment: scale.replicas for scale in decision.scale},
-            "deleted": [f"{deletion.kind} {deletion.name}" for deletion in decision.delete],
-            "events": [note.reason for note in decision.events],
-        },
-    )

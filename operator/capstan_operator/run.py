@@ -39,6 +39,7 @@ from capstan_operator.cluster.reflector import Fan, Reflector
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient, job_token
+from capstan_operator.cluster.trail import Trail
 from capstan_operator.cluster.work_queue import ObjectKey, Priority, WorkQueue
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.logging_setup import set_up_logging
@@ -138,8 +139,9 @@ class _Operator:
         self._problem: str | None = "starting"
         limiter = Limiter()
         metrics.api_rate.set_function(lambda: limiter.rate)
-        self._client = KubeClient(credentials, limiter, metrics)
-        self._supervisors = SupervisorClient(settings.supervisor_port)
+        trail = Trail(self._identity)
+        self._client = KubeClient(credentials, limiter, metrics, trail)
+        self._supervisors = SupervisorClient(settings.supervisor_port, trail)
         self._queue = WorkQueue(metrics)
         self._chaos_namespaces = ChaosNamespaces(lambda namespace: self._store.wake_namespace(namespace))
         self._store = Store(

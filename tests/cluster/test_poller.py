@@ -310,7 +310,7 @@ async def test_a_wrong_token_and_a_closed_port_are_errors() -> None:
 async def test_a_membership_arrives_as_it_was_sent() -> None:
     async with polling(starts=False) as world:
         one = await world.add(0)
-        await world.client.push_membership("127.0.0.10", "t-job-uid", MEMBERSHIP)
+        await world.client.push_membership("127.0.0.10", "t-job-uid", MEMBERSHIP, pod="job-0-0", pod_uid="uid-0")
         assert one.memberships == [MEMBERSHIP]
 
 

@@ -13,6 +13,7 @@ from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import EVENTS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
+from capstan_operator.cluster.trail import Cause, because
 from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.decide.types import EventNote
 from capstan_operator.metrics import Metrics
@@ -81,7 +82,8 @@ class EventWriter:
             while self._queue:
                 about, note = self._queue.popleft()
                 try:
-                    await self._write(about, note)
+                    with because(Cause(note.reason, note.message, about.key, about.uid)):
+                        await self._write(about, note)
                     self._metrics.events.labels("written").inc()
                 except ApiError as error:
                     self._metrics.events.labels("failed").inc()

@@ -6,7 +6,7 @@ It is thin on purpose: callers decode only the fields they need, which is most o
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from typing import Any, Self
 
 import aiohttp
@@ -17,6 +17,7 @@ from capstan_operator.cluster.credentials import Credentials
 from capstan_operator.cluster.errors import ApiError, api_error
 from capstan_operator.cluster.kinds import Resource
 from capstan_operator.cluster.limiter import Lane, Limiter
+from capstan_operator.cluster.trail import Trail, named
 from capstan_operator.metrics import Metrics
 
 PAGE_SIZE = 500
@@ -37,12 +38,16 @@ METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
 
 
 class KubeClient:
-    """Use as `async with KubeClient(...) as client`. Every method raises ApiError."""
+    """Use as `async with KubeClient(...) as client`. Every method raises ApiError. What it writes is noted in `trail`;
+    None: nobody asks."""
 
-    def __init__(self, credentials: Credentials, limiter: Limiter, metrics: Metrics) -> None:
+    def __init__(
+        self, credentials: Credentials, limiter: Limiter, metrics: Metrics, trail: Trail | None = None
+    ) -> None:
         self._credentials = credentials
         self._limiter = limiter
         self._metrics = metrics
+        self._trail = trail
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -64,15 +69,15 @@ class KubeClient:
 
     async def create(self, resource: Resource, namespace: str, body: bytes, *, lane: Lane) -> bytes:
         """The created object. ApiError.is_already_exists when the name is taken."""
-        return await self.call(
-            "POST", resource.path(namespace), lane=lane, body=body, params={"fieldManager": FIELD_MANAGER}
-        )
+        call = self.call("POST", resource.path(namespace), lane=lane, body=body, params={"fieldManager": FIELD_MANAGER})
+        return await self._noted("create", resource.kind, namespace, named(body)[0], "", call)
 
     async def replace(self, resource: Resource, namespace: str, name: str, body: bytes, *, lane: Lane) -> bytes:
         """The object after a PUT; the body's resourceVersion is a precondition."""
-        return await self.call(
+        call = self.call(
             "PUT", resource.path(namespace, name), lane=lane, body=body, params={"fieldManager": FIELD_MANAGER}
         )
+        return await self._noted("update", resource.kind, namespace, name, "", call)
 
     async def merge_patch(
         self,
@@ -88,7 +93,7 @@ class KubeClient:
         """The object after the patch (RFC 7386); `metadata.resourceVersion` in the patch is a precondition. `namespace`
         None: of a cluster-scoped resource."""
         params = {"fieldManager": FIELD_MANAGER} | ({"dryRun": "All"} if dry_run else {})
-        return await self.call(
+        call = self.call(
             "PATCH",
             resource.path(namespace, name, subresource),
             lane=lane,
@@ -96,12 +101,16 @@ class KubeClient:
             content_type=MERGE_PATCH,
             params=params,
         )
+        if dry_run:
+            return await call
+        kind = f"{resource.kind}/{subresource}" if subresource else resource.kind
+        return await self._noted("patch", kind, namespace, name, "", call)
 
     async def apply(
         self, resource: Resource, namespace: str, name: str, manifest: Mapping[str, Any], *, lane: Lane, force: bool
     ) -> bytes:
         """The object after a server-side apply under our field manager."""
-        return await self.call(
+        call = self.call(
             "PATCH",
             resource.path(namespace, name),
             lane=lane,
@@ -109,6 +118,7 @@ class KubeClient:
             content_type=APPLY_PATCH,
             params={"fieldManager": FIELD_MANAGER, "force": "true" if force else "false"},
         )
+        return await self._noted("apply", resource.kind, namespace, name, "", call)
 
     async def delete(
         self, resource: Resource, namespace: str, name: str, *, uid: str, grace_seconds: int | None, lane: Lane
@@ -117,7 +127,8 @@ class KubeClient:
         options: dict[str, Any] = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
         if grace_seconds is not None:
             options["gracePeriodSeconds"] = grace_seconds
-        return await self.call("DELETE", resource.path(namespace, name), lane=lane, body=orjson.dumps(options))
+        call = self.call("DELETE", resource.path(namespace, name), lane=lane, body=orjson.dumps(options))
+        return await self._noted("delete", resource.kind, namespace, name, uid, call)
 
     async def list_page(
         self, resource: Resource, namespace: str | None, *, selector: str, token: str, accept: str = JSON
@@ -195,6 +206,32 @@ class KubeClient:
                 self._limiter.release(lane, time.monotonic() - started, throttled_for=wait)
             await asyncio.sleep(wait * random.uniform(1.0, 1.2))  # nosec B311  # jitter
         raise AssertionError("unreachable: the last try returns or raises")
+
+    async def _noted(
+        self,
+        verb: str,
+        kind: str,
+        namespace: str | None,
+        name: str,
+        uid: str,
+        call: Coroutine[Any, Any, bytes],
+    ) -> bytes:
+        """What `call` returns or raises, after it was noted. `uid` empty: that of the object in the answer."""
+        if self._trail is None:
+            return await call
+        started = time.monotonic()
+        result = "Interrupted"
+        """By the loss of the lease, say: it may or may not have been carried out."""
+        try:
+            answer = await call
+            result, uid = "OK", uid or named(answer)[1]
+            return answer
+        except ApiError as error:
+            result = error.reason
+            raise
+        finally:
+            seconds = time.monotonic() - started
+            self._trail.note(verb, kind, namespace, name, uid=uid, result=result, seconds=seconds)
 
     async def _send(
         self,

@@ -19,6 +19,7 @@ from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import LEASE_NAME, LEASES
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
+from capstan_operator.cluster.trail import Cause, because
 from capstan_operator.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -168,10 +169,12 @@ class Elector:
         # Whole seconds are all the API can store.
         spec |= {"holderIdentity": holder, "renewTime": now, "leaseDurationSeconds": max(1, round(duration))}
         body = orjson.dumps(lease | {"spec": spec})
-        if self._lease is None:
-            answer = await self._client.create(LEASES, self._namespace, body, lane=Lane.SYSTEM)
-        else:
-            answer = await self._client.replace(LEASES, self._namespace, LEASE_NAME, body, lane=Lane.SYSTEM)
+        is_renewal = self.leading.is_set() and holder == self._identity
+        with because(None if is_renewal else Cause("LeaderElection", f"the lease goes to {holder or 'nobody'}")):
+            if self._lease is None:
+                answer = await self._client.create(LEASES, self._namespace, body, lane=Lane.SYSTEM)
+            else:
+                answer = await self._client.replace(LEASES, self._namespace, LEASE_NAME, body, lane=Lane.SYSTEM)
         self._lease = orjson.loads(answer)
         self._changed_at = began
 

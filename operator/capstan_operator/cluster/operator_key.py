@@ -11,6 +11,7 @@ from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import KEY_SECRET_NAME, SECRETS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
+from capstan_operator.cluster.trail import Cause, because
 
 KEY_BYTES = 32
 
@@ -37,7 +38,8 @@ async def fetch_or_create_key(client: KubeClient, namespace: str) -> bytes:
         "data": {"key": base64.b64encode(secrets.token_bytes(KEY_BYTES)).decode()},
     }
     try:
-        await client.create(SECRETS, namespace, orjson.dumps(manifest), lane=Lane.SYSTEM)
+        with because(Cause("FirstStart", "there is no key of the operator's yet")):
+            await client.create(SECRETS, namespace, orjson.dumps(manifest), lane=Lane.SYSTEM)
     except ApiError as error:
         if not error.is_already_exists:
             raise

@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import time
 from typing import Self
 
 import aiohttp
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 
 from capstan_operator.cluster.errors import SupervisorError, TokenRefused
 from capstan_operator.cluster.pods import read_state
+from capstan_operator.cluster.trail import Trail
 from capstan_runtime.contract.env import SUPERVISOR_PORT
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import State
@@ -25,10 +27,12 @@ def job_token(operator_key: bytes, job_uid: str) -> str:
 
 
 class SupervisorClient:
-    """Use as `async with SupervisorClient() as client`. Every method raises SupervisorError."""
+    """Use as `async with SupervisorClient() as client`. Every method raises SupervisorError. What supervisors are told
+    is noted in `trail`; None: nobody asks."""
 
-    def __init__(self, port: int = SUPERVISOR_PORT) -> None:
+    def __init__(self, port: int = SUPERVISOR_PORT, trail: Trail | None = None) -> None:
         self._port = port
+        self._trail = trail
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -58,9 +62,20 @@ class SupervisorClient:
             raise SupervisorError(f"GET /state of {ip}: {state.pod} of job {state.uid} answered instead of {pod}")
         return state
 
-    async def push_membership(self, ip: str, token: str, membership: Membership) -> None:
+    async def push_membership(self, ip: str, token: str, membership: Membership, *, pod: str, pod_uid: str) -> None:
         """Tell a supervisor its place, within 5 s. Repeating it is harmless; an older fence is refused there."""
-        await self._send("PUT", ip, "/membership", token, PUSH_SECONDS, membership.model_dump_json(by_alias=True))
+        started = time.monotonic()
+        result = "Interrupted"
+        try:
+            await self._send("PUT", ip, "/membership", token, PUSH_SECONDS, membership.model_dump_json(by_alias=True))
+            result = "OK"
+        except SupervisorError as error:
+            result = type(error).__name__
+            raise
+        finally:
+            if self._trail is not None:
+                seconds = time.monotonic() - started
+                self._trail.note("push", "Membership", None, pod, uid=pod_uid, result=result, seconds=seconds)
 
     async def _send(
         self, method: str, ip: str, path: str, token: str, seconds: float, body: str | None = None
