@@ -65,6 +65,7 @@ generate: $(READY) ## Write the files that come from the models
 	@$(BIN)/python scripts/reference_docs.py
 	@$(BIN)/python scripts/command_docs.py
 	@$(BIN)/python scripts/metric_docs.py
+	@$(BIN)/python scripts/dashboards.py $(CHART)/files/dashboards
 
 verify: $(READY) ## Prove that generated files and the environment are what they should be
 	@$(BIN)/python -m capstan_operator.crdgen --check crds
@@ -75,6 +76,7 @@ verify: $(READY) ## Prove that generated files and the environment are what they
 	@$(BIN)/python scripts/reference_docs.py --check
 	@$(BIN)/python scripts/command_docs.py --check
 	@$(BIN)/python scripts/metric_docs.py --check
+	@$(BIN)/python scripts/dashboards.py --check $(CHART)/files/dashboards
 	@$(BIN)/python scripts/check_lock.py requirements.lock
 
 format: $(READY) ## Format and sort imports

@@ -1,7 +1,8 @@
 """Writes the chart's values.schema.json and README.md from values.yaml: `python scripts/chart_docs.py [--check] CHART`.
 
 Every value has its description in the comment above it. Its type is that of its default, and a sentence
-`One of: A, B.` lists all that is allowed; an empty map or list may hold anything.
+`One of: A, B.` lists all that is allowed. Labels, annotations and selectors are maps of strings, lists are of objects
+that have a `name` if their description ends in `list of {name…}`; any other empty map may hold anything.
 """
 
 import argparse
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<name>[A-Za-z][A-Za-z0-9]*):(?P<rest>.*)$")
+_MAP_OF_STRINGS = re.compile(r"(labels|annotations|nodeSelector)$", re.IGNORECASE)
 _TYPES = {bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
 
 
@@ -86,6 +88,11 @@ def _of(value: Value) -> dict[str, Any]:
         node["description"] = value.description
     if isinstance(value.default, dict) and value.default and value.path[-1] != "resources":
         node["additionalProperties"] = False
+    if value.default == {} and _MAP_OF_STRINGS.search(value.path[-1]):
+        # An API server refuses a number there with an error that names no value.
+        node["additionalProperties"] = {"type": "string"}
+    if node["type"] == "array":
+        node["items"] = {"type": "object"} | ({"required": ["name"]} if "list of {name" in value.description else {})
     if choices := re.search(r"One of: ([^.]+)\.", value.description):
         node["enum"] = choices[1].split(", ")
     if node["type"] == "integer":

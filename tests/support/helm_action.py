@@ -1,4 +1,4 @@
-"""Runs one Helm action and prints its result as JSON: `helm_action.py ACTION JSON`.
+"""Runs Helm's actions one after the other and prints their results as JSON: `helm_action.py ORDER`.
 
 A process of its own, because the library brings a whole Go runtime with its threads and signal handlers.
 """
@@ -13,13 +13,14 @@ from typing import Any
 import helm_sdkpy
 
 
-def run(action: str, kubeconfig: str, namespace: str, arguments: dict[str, Any]) -> Any:
-    config = helm_sdkpy.Configuration(namespace=namespace, kubeconfig=kubeconfig)
-    return asyncio.run(getattr(helm_sdkpy, action)(config).run(**arguments))
+def run(config: helm_sdkpy.Configuration, action: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"result": asyncio.run(getattr(helm_sdkpy, action)(config).run(**arguments))}
+    except helm_sdkpy.HelmError as error:
+        return {"error": str(error)}
 
 
 if __name__ == "__main__":
-    try:
-        print(json.dumps({"result": run(sys.argv[1], **json.loads(sys.argv[2]))}))
-    except helm_sdkpy.HelmError as error:
-        print(json.dumps({"error": str(error)}))
+    order = json.loads(sys.argv[1])
+    configuration = helm_sdkpy.Configuration(namespace=order["namespace"], kubeconfig=order["kubeconfig"])
+    print(json.dumps([run(configuration, action, arguments) for action, arguments in order["steps"]]))
