@@ -26,6 +26,7 @@ from capstan_operator.observe import (
     ObservedService,
     ObservedServing,
     ObservedTraffic,
+    OperatorSettings,
     RevisionLatency,
     ServedTraffic,
 )
@@ -136,6 +137,8 @@ class World:
     """Why no further pod is made; None: they are."""
     made: int = 0
     """Pods there ever were."""
+    settings: OperatorSettings = field(default_factory=OperatorSettings)
+    """Of the operator that leads now."""
 
     def __post_init__(self) -> None:
         self.spec = self._seen_spec = merged(SERVING_SPEC, self.spec)
@@ -174,6 +177,7 @@ class World:
             has_gateway_api=self.gateway.is_served,
             budget_api=self.budget_api,
             has_budget=self.budget is not None,
+            settings=self.settings,
         )
 
     def replace_operator(self) -> None:

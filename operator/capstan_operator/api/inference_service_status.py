@@ -71,6 +71,13 @@ class RevisionStatus(Record):
     digest: Annotated[str, Field(description="The checkpoint it serves.")]
     job: Annotated[str | None, Field(description="TrainingJob that made that; absent: nobody said.")] = None
     step: Annotated[int | None, Field(description="Optimizer steps that holds; absent: nobody said.")] = None
+    asked: Annotated[
+        str | None,
+        Field(
+            description="Digest of what spec and model asked for when it was made. While they ask for the same, it "
+            "stays, whatever a newer operator would make of that. Absent: nobody noted it."
+        ),
+    ] = None
     phase: Annotated[
         str, Field(description="Starting, Canary, Shifting, Holding, Live, Leaving or Failed; for people.")
     ]

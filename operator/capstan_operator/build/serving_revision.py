@@ -41,8 +41,10 @@ def build_revision(
     runtime: Literal["flax", "torch"],
     settings: OperatorSettings,
     build_template: BuildTemplate = build_replica_template,
+    name: str | None = None,
 ) -> Revision:
-    """The revision that serves `model` as `spec` says. Its name is a digest of all that its pods depend on.
+    """The revision that serves `model` as `spec` says. Its name is a digest of all that its pods depend on, unless it
+    has one already: `name`.
 
     Raises PodPatchError.
     """
@@ -62,8 +64,9 @@ def build_revision(
         finish_seconds=_finish_seconds(spec),
         compare=_compare(owner, spec),
     )
-    template = build_template(spec, model, config, UNNAMED, settings)
-    name = f"{owner.name}-{_digest(config, template)[:HASH_DIGITS]}"
+    if name is None:
+        template = build_template(spec, model, config, UNNAMED, settings)
+        name = f"{owner.name}-{_digest(config, template)[:HASH_DIGITS]}"
     named = config.model_copy(update={"model": config.model.model_copy(update={"version": name})})
     return Revision(name, model, named, build_template(spec, model, named, name, settings))
 

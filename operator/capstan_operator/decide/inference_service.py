@@ -1,11 +1,12 @@
 """The decision for an InferenceService, as a table of contents. Each step is a file of `serving/`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.blueprint import Refusal
+from capstan_operator.decide.serving.asked import asked_digest, kept_revision, with_asked
 from capstan_operator.decide.serving.blueprint import read_revision, read_spec
 from capstan_operator.decide.serving.describe import describe
 from capstan_operator.decide.serving.events import tell
@@ -37,11 +38,16 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
     Pure, and never raises for what a user wrote. A look that adds to the record writes the record and nothing else;
     the next one, at once, makes children follow.
     """
-    old = observed.service.status
     if observed.service.is_deleting:
         # The garbage collector removes the children by their owner; all that we could make now would be in its way.
-        return ServingDecision(status=old)
+        return ServingDecision(status=observed.service.status)
     asked = _read(observed)
+    decision = _decide(asked.observed, asked, now)
+    return replace(decision, status=asked.noted_on(decision.status))
+
+
+def _decide(observed: ObservedServing, asked: "_Asked", now: float) -> ServingDecision:
+    old = observed.service.status
     if is_kept_by_kuberay(observed, asked.spec):
         return decide_ray_service(observed, asked.spec, asked.status, asked.wanted, asked.obstacle, now)
     known = fit_size(asked.spec.autoscaling, asked.status, observed.deployments)
@@ -66,12 +72,22 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
 class _Asked:
     """What the spec asks for."""
 
+    observed: ObservedServing
+    """The look, with what an operator of before did not note on record."""
     spec: InferenceServiceSpec
     wanted: Revision | None
     """None: `obstacle` is in the way."""
     status: InferenceServiceStatus
     """As it is known before the look adds anything."""
     obstacle: NoModel | Refused | None = None
+    digest: str | None = None
+    """Of all that is asked for; None: `obstacle` is in the way."""
+
+    def noted_on(self, status: InferenceServiceStatus) -> InferenceServiceStatus:
+        """`status` in which the revision that is wanted knows what it was asked for by."""
+        if self.digest is None or self.wanted is None:
+            return status
+        return with_asked(status, self.digest, self.wanted.model, self.observed.service.generation)
 
 
 def _read(observed: ObservedServing) -> _Asked:
@@ -87,16 +103,20 @@ def _read(observed: ObservedServing) -> _Asked:
     ray = observed.ray_service
     model = resolve(spec, observed.job, old, is_stuck=ray is not None and ray.problem is not None)
     if isinstance(model, NoModel):
-        return _Asked(spec, None, old, model)
-    wanted = read_revision(observed.service, spec, model, observed.settings)
+        return _Asked(observed, spec, None, old, model)
+    asked = asked_digest(spec, model)
+    old = with_asked(old, asked, model, observed.service.generation)
+    kept = kept_revision(old, asked)
+    wanted = read_revision(observed.service, spec, model, observed.settings, kept.name if kept else None)
     if isinstance(wanted, Refusal):
         return _refused(observed, wanted, ServingReason.INVALID_SPEC)
-    return _Asked(spec, wanted, old.model_copy(update={"model": model}))
+    observed = replace(observed, service=replace(observed.service, status=old))
+    return _Asked(observed, spec, wanted, old.model_copy(update={"model": model}), digest=asked)
 
 
 def _refused(observed: ObservedServing, refusal: Refusal, reason: ServingReason) -> _Asked:
     status = without_rollout(observed.service.status)
-    return _Asked(salvage(observed), None, status, Refused(reason, refusal.problems))
+    return _Asked(observed, salvage(observed), None, status, Refused(reason, refusal.problems))
 
 
 def _next_look(fleet: Fleet) -> float | None:

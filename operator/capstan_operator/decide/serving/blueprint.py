@@ -52,22 +52,29 @@ def name_problems(name: str) -> list[str]:
 
 
 def read_revision(
-    service: ObservedService, spec: InferenceServiceSpec, model: ModelStatus, settings: OperatorSettings
+    service: ObservedService,
+    spec: InferenceServiceSpec,
+    model: ModelStatus,
+    settings: OperatorSettings,
+    name: str | None = None,
 ) -> Revision | Refusal:
-    """The revision of `service` that serves `model`, or what in the spec's podPatch is in its way."""
+    """The revision of `service` that serves `model`, or what in the spec's podPatch is in its way. `name`: that it has
+    already; None: it gets the one that all it is made of gives it."""
     owner = _Identity(service.namespace, service.name, service.uid)
-    return _build(owner, spec.model_dump_json(by_alias=True), model.model_dump_json(by_alias=True), settings)
+    return _build(owner, spec.model_dump_json(by_alias=True), model.model_dump_json(by_alias=True), settings, name)
 
 
 @lru_cache(maxsize=256)
-def _build(owner: "_Identity", spec_json: str, model_json: str, settings: OperatorSettings) -> Revision | Refusal:
+def _build(
+    owner: "_Identity", spec_json: str, model_json: str, settings: OperatorSettings, name: str | None
+) -> Revision | Refusal:
     spec = InferenceServiceSpec.model_validate_json(spec_json, by_alias=True)
     model = ModelStatus.model_validate_json(model_json, by_alias=True)
     runtime = spec.runtime or model.framework
     assert runtime is not None  # a model by uri must come with a runtime, and one of a job has a framework
     build_template = build_ray_cluster if spec.backend == "RayService" else build_replica_template
     try:
-        return build_revision(owner, spec, model, runtime, settings, build_template)
+        return build_revision(owner, spec, model, runtime, settings, build_template, name)
     except PodPatchError as error:
         return Refusal(tuple(sorted(f"spec.{problem}" for problem in error.problems)))
 
