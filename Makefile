@@ -66,6 +66,7 @@ generate: $(READY) ## Write the files that come from the models
 	@$(BIN)/python scripts/command_docs.py
 	@$(BIN)/python scripts/metric_docs.py
 	@$(BIN)/python scripts/dashboards.py $(CHART)/files/dashboards
+	@$(BIN)/python scripts/pictures.py
 
 verify: $(READY) ## Prove that generated files and the environment are what they should be
 	@$(BIN)/python -m capstan_operator.crdgen --check crds
@@ -77,6 +78,7 @@ verify: $(READY) ## Prove that generated files and the environment are what they
 	@$(BIN)/python scripts/command_docs.py --check
 	@$(BIN)/python scripts/metric_docs.py --check
 	@$(BIN)/python scripts/dashboards.py --check $(CHART)/files/dashboards
+	@$(BIN)/python scripts/pictures.py --check
 	@$(BIN)/python scripts/check_lock.py requirements.lock
 
 format: $(READY) ## Format and sort imports

@@ -79,6 +79,15 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield from _split(_COMMENT.sub("", _PROMPT.sub("", line)))
 
 
+def sessions(page: Path) -> Iterator[tuple[str, str]]:
+    """(command, what it prints) of the page's blocks of language console, in order."""
+    for language, code in blocks(page):
+        if language == "console":
+            for entry in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
+                command, _, output = entry.partition("\n")
+                yield command, output
+
+
 def _split(line: str) -> Iterator[list[str]]:
     for part in re.split(r"\s(?:\||&&|\|\|)\s|;\s", line):
         try:
