@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from html import escape
 from typing import Literal
-from xml.sax.saxutils import escape
 
 Point = tuple[float, float]
 Kind = Literal["plain", "ours", "good", "bad", "wait"]
@@ -111,8 +111,8 @@ class Picture:
         return f"""\
 <svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {self.height}" width="{self.width}" \
 height="{self.height}" role="img" aria-labelledby="title description">
-  <title id="title">{escape(self.title)}</title>
-  <desc id="description">{escape(self.description)}</desc>
+  <title id="title">{escape(self.title, quote=False)}</title>
+  <desc id="description">{escape(self.description, quote=False)}</desc>
   <style>{_STYLE}  </style>
   <defs>
     <marker id="head" viewBox="0 0 10 10" refX="9" refY="5" markerWidth="7" markerHeight="7" orient="auto">
