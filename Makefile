@@ -10,7 +10,8 @@ S3_READY := .venv-s3/.ready
 CHART := charts/capstan
 CODE := operator trainer_images tests scripts benchmarks examples
 
-.PHONY: help setup demo demo-serving demo-bench demo-down chaos test torture check audit generate verify format bench clean lock
+.PHONY: help setup demo demo-serving demo-bench demo-down chaos test test-full torture check audit generate verify format bench
+.PHONY: images clean lock
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -45,6 +46,9 @@ torture: $(READY) ## Break checkpoints in 10,000 ways and kill their writers any
 
 test: $(READY) $(S3_READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
 	@$(BIN)/pytest
+
+test-full: $(READY) $(S3_READY) ## Run what takes minutes as well: images are built, and run as pods run them
+	@$(BIN)/pytest -m "full or not full"
 
 check: $(READY) audit ## Format, lint, types, import rules, and what is known to be unsafe
 	@$(BIN)/ruff format --check $(CODE)
@@ -87,6 +91,10 @@ format: $(READY) ## Format and sort imports
 
 bench: $(READY) ## Measure; prints a table with the command behind each figure
 	@$(BIN)/python -m benchmarks
+
+images: $(READY) ## Build the five images with Docker or buildah: BASE, VARIANT, REGISTRY, TAG, IMAGES; see docs/images.md
+	@$(BIN)/python scripts/build_images.py --base "$(BASE)" --variant "$(or $(VARIANT),cpu)" --registry "$(REGISTRY)" \
+		--deepspeed-ops "$(DEEPSPEED_OPS)" $(if $(TAG),--tag "$(TAG)") $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(IMAGES)
 
 lock: ## Resolve the newest versions pyproject.toml allows into requirements*.lock
 	@PYTHON=$(PYTHON) scripts/lock.sh
