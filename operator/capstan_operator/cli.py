@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_local(commands)
     _add_bench(commands)
+    _add_doctor(commands)
     # Listed for --help only; main() hands its arguments on unread.
     commands.add_parser("checkpoint", help="list, verify, compare, convert and remove checkpoints", add_help=False)
     return parser
@@ -109,6 +110,31 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     # Listed for --help only; main() hands their arguments on unread.
     for name, description in _OF_RESULTS.items():
         actions.add_parser(name, help=description, add_help=False)
+
+
+def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    text = "look at a cluster: what is right, what is wrong, and what to do"
+    doctor = commands.add_parser(
+        "doctor",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}. It writes nothing, and needs no rights but yours: what they do not "
+        "show is skipped, with the right that would. Exit codes: 0 nothing failed; 1 something did, or the API server "
+        "cannot be asked; 2 wrong usage.",
+    )
+    doctor.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
+    doctor.add_argument("--context", help="context of the kubeconfig; default: its current one")
+    doctor.add_argument("-n", "--namespace", help="look at the objects of this namespace only; default: at all")
+    doctor.add_argument("-o", "--output", choices=["text", "json"], default="text", help="json is for machines")
+    doctor.add_argument(
+        "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="give up after so long (default 60)"
+    )
+    doctor.set_defaults(call=_doctor)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from capstan_operator.doctor import command
+
+    return command.main(options)
 
 
 def _bench_run(options: argparse.Namespace) -> int:

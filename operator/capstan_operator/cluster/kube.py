@@ -49,6 +49,8 @@ class KubeClient:
         self._metrics = metrics
         self._trail = trail
         self._session: aiohttp.ClientSession | None = None
+        self.server_date: str | None = None
+        """Date of the newest answer (RFC 9110); None: there was none, or it tells no time."""
 
     async def __aenter__(self) -> Self:
         tls = self._credentials.ssl_context()
@@ -256,6 +258,7 @@ class KubeClient:
             ) as response:
                 answer = await response.read()
                 code = str(response.status)
+                self.server_date = response.headers.get("Date")
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, "NoAnswer", f"{method} {path}: {type(error).__name__}: {error}") from error
         finally:
