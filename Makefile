@@ -11,10 +11,10 @@ CHART := charts/capstan
 CODE := operator trainer_images tests scripts benchmarks examples
 
 .PHONY: help setup demo demo-serving demo-bench demo-down chaos test test-full torture check audit generate verify format bench
-.PHONY: images clean lock
+.PHONY: images e2e-kind clean lock
 
 help: ## Show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 setup: $(READY) ## Create .venv with every pinned dependency (the other targets do it for you)
 
@@ -95,6 +95,9 @@ bench: $(READY) ## Measure; prints a table with the command behind each figure
 images: $(READY) ## Build the five images with Docker or buildah: BASE, VARIANT, REGISTRY, TAG, IMAGES; see docs/images.md
 	@$(BIN)/python scripts/build_images.py --base "$(BASE)" --variant "$(or $(VARIANT),cpu)" --registry "$(REGISTRY)" \
 		--deepspeed-ops "$(DEEPSPEED_OPS)" $(if $(TAG),--tag "$(TAG)") $(if $(TORCH_INDEX),--torch-index "$(TORCH_INDEX)") $(IMAGES)
+
+e2e-kind: $(READY) ## With Docker, kind, kubectl and helm: from nothing to a finished job on kind; not run in CI
+	@PYTHON=$(BIN)/python scripts/e2e_kind.sh
 
 lock: ## Resolve the newest versions pyproject.toml allows into requirements*.lock
 	@PYTHON=$(PYTHON) scripts/lock.sh
