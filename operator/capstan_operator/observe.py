@@ -26,6 +26,10 @@ class ObservedJob:
     """As the user wrote it: not validated yet."""
     status: TrainingJobStatus
     """The newer of what was last written and what was last seen."""
+    queue: str | None = None
+    """Name of the LocalQueue that is to admit its pods; None: nobody but the scheduler decides."""
+    priority_class: str | None = None
+    """Name of the WorkloadPriorityClass they have there; None: the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,12 @@ class ObservedPod:
     """The supervisor's last words, from the termination message; None when there are none."""
     last_lines: tuple[str, ...] = ()
     """The end of the container's log, oldest first; empty while it runs, after success, and when there is `final`."""
+    group: str | None = None
+    """Name of the pod group in which Kueue admits it; None: it waits in no queue."""
+    is_last_of_group: bool = False
+    """It says that no pod of its group is followed by another."""
+    stopped_by_queue: str | None = None
+    """Why Kueue takes it away, in Kueue's words; None: Kueue does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -337,6 +347,10 @@ class ObservedBenchmark:
     """As the user wrote it: not validated yet."""
     status: BenchmarkStatus
     """The newer of what was last written and what was last seen."""
+    queue: str | None = None
+    """Name of the Kueue queue that its TrainingJobs wait in; None: in none."""
+    priority_class: str | None = None
+    """Name of the WorkloadPriorityClass they have there; None: the default."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient
 from capstan_operator.cluster.trail import Cause, because
 from capstan_operator.cluster.work_queue import ObjectKey, WorkQueue
+from capstan_operator.decide.queueing import end_all_groups
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.refusal import show_refusal
 from capstan_operator.decide.types import Decision, EventNote, MembershipPush
@@ -59,6 +60,9 @@ class JobReconciler:
 
     async def reconcile(self, key: ObjectKey) -> str:
         job = self._store.jobs.get(key)
+        # Kueue keeps pods of a group from going until it hears that none of them is to be followed.
+        with because(Cause("JobGone", "the TrainingJob of these pods was deleted", key)):
+            await self._children.end_groups(key.namespace, end_all_groups(self._store.orphans(key)), lane=Lane.STATUS)
         if job is None:
             self._queue.forget(key)
             self._metrics.of_jobs.forget(key)
@@ -98,13 +102,14 @@ class JobReconciler:
                 # The status that these follow from is written; no later pass would say them again.
                 for note in decision.events:
                     self._events.note(ObjectRef(job.key, job.uid, job.version), note)
-        did = decision.apply or decision.create or decision.delete or decision.delete_secrets or decision.pushes
-        return bool(did) or has_written
+        deleted = decision.end_groups or decision.delete or decision.delete_secrets
+        return bool(decision.apply or decision.create or deleted or decision.pushes) or has_written
 
     async def _write_children(self, observed: Observed, decision: Decision) -> None:
         job, lane = observed.job, Lane.REPAIR if decision.is_repair else Lane.CREATE
         await self._children.apply(decision.apply, job, lane=lane)
         await self._children.create(decision.create, job, lane=lane)
+        await self._children.end_groups(job.namespace, decision.end_groups, lane=lane)
         await self._children.delete_pods(job.namespace, decision.delete, lane=lane)
         for name in decision.delete_secrets:
             await self._children.delete(SECRETS, name, job, lane=lane)

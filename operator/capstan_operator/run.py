@@ -300,6 +300,8 @@ class _Operator:
             own = (self._store.jobs, self._serving.store.services, self._benchmarks.store.benchmarks)
             for record in (record for objects in own for record in objects.all()):
                 self._queue.add(record.key)
+            for key in self._store.queued_keys():
+                self._queue.add(key)
             term = asyncio.create_task(self._work())
             lost = asyncio.create_task(self._elector.standing_by.wait())
             try:

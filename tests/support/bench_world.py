@@ -52,9 +52,12 @@ class World:
     """What each pod was told, by its name."""
     events: list[EventNote] = field(default_factory=list)
     made: int = 0
+    queue: str | None = None
+    """The Kueue queue that the Benchmark's label names."""
 
     def look(self) -> ObservedBenching:
-        benchmark = ObservedBenchmark(NAMESPACE, NAME, UID, self.generation, False, self.spec, self.status)
+        facts = (NAMESPACE, NAME, UID, self.generation, False, self.spec, self.status)
+        benchmark = ObservedBenchmark(*facts, queue=self.queue)
         return ObservedBenching(
             benchmark=benchmark,
             baseline=self.baseline,

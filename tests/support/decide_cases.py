@@ -16,7 +16,8 @@ given:
   refusing  names of those silent pods that are there but do not know the token
   in_use    roots of checkpoints that are served, sorted; left out: nobody knows yet
 expected:
-  secret (applied), create (pod names, and the nodes they keep away from), delete, delete_secrets, pushes, events,
+  secret (applied), create (pod names, the queue and the size of the group they wait in, and the nodes they keep away
+  from), end_groups (the pods that say it), delete, delete_secrets, pushes, events,
   requeue_after, is_repair: left out, none
   status    what changed: top-level fields with their new value, null for what went; conditions as `status reason`
 """
@@ -30,6 +31,7 @@ from typing import Any
 
 import yaml
 
+from capstan_operator.api.queueing import ANNOTATION_GROUP_SIZE, LABEL_GROUP, LABEL_QUEUE
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.membership import members_digest
 from capstan_operator.decide.ranks import write_ranks
@@ -105,6 +107,7 @@ def told(old: TrainingJobStatus, decision: Decision) -> dict[str, Any]:
     document: dict[str, Any] = {
         "secret": [manifest["metadata"]["name"] for manifest in decision.apply],
         "create": [_created(manifest) for manifest in decision.create],
+        "end_groups": [end.name for end in decision.end_groups],
         "delete": [deletion.name for deletion in decision.delete],
         "delete_secrets": list(decision.delete_secrets),
         "status": _difference(old, decision.status),
@@ -145,7 +148,7 @@ def _attempt(
 
 
 def _created(manifest: dict[str, Any]) -> str:
-    """The pod's name, and the nodes it keeps away from."""
+    """The pod's name, where it waits, and the nodes it keeps away from."""
     of_nodes = manifest["spec"].get("affinity", {}).get("nodeAffinity", {})
     required = of_nodes.get("requiredDuringSchedulingIgnoredDuringExecution", {}).get("nodeSelectorTerms", [])
     preferred = [term["preference"] for term in of_nodes.get("preferredDuringSchedulingIgnoredDuringExecution", [])]
@@ -153,6 +156,10 @@ def _created(manifest: dict[str, Any]) -> str:
         f"{word} {', '.join(_kept_off(terms))}" for word, terms in (("never", required), ("rather not", preferred))
     ]
     told = [text for text, terms in zip(words, (required, preferred), strict=True) if terms]
+    labels = manifest["metadata"]["labels"]
+    if LABEL_QUEUE in labels:
+        size = manifest["metadata"]["annotations"][ANNOTATION_GROUP_SIZE]
+        told.append(f"queue {labels[LABEL_QUEUE]}, group {labels[LABEL_GROUP]} of {size}")
     return manifest["metadata"]["name"] + (f" ({'; '.join(told)})" if told else "")
 
 

@@ -31,7 +31,8 @@ class Life:
 
     def say(self, *names: str, **words: Any) -> None:
         """What the supervisors of these pods, or of all, say from now on, merged into what they said."""
-        states = {pod.name: self.seen.supervisors[pod.uid].state for pod in self.seen.pods}
+        known = self.seen.supervisors
+        states = {pod.name: known[pod.uid].state for pod in self.seen.pods if pod.uid in known}
         for name in names or states:
             before = states[name].document()
             states[name] = make_state(self._pod(name), merged(before, words))

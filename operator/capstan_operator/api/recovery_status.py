@@ -63,7 +63,9 @@ class RecoveryStatus(Record):
     recovered_at: Annotated[
         str | None, Field(description="When the first new step was done (RFC 3339); absent: not yet, or never.")
     ] = None
-    cause: Annotated[str, Field(description="Class of the failure, or Grow, SpecChanged, MembersChanged or Resumed.")]
+    cause: Annotated[
+        str, Field(description="Class of the failure, or Preempted, Grow, SpecChanged, MembersChanged or Resumed.")
+    ]
     sentence: Annotated[str, Field(description="The cause in one sentence.")]
     rank: Annotated[int | None, Field(description="Rank that failed first.")] = None
     pod: Annotated[str | None, Field(description="Its pod.")] = None

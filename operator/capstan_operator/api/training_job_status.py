@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from capstan_operator.api.meta import Condition
+from capstan_operator.api.queueing import QueueStatus
 from capstan_operator.api.recovery_status import GoodputStatus, InjectedStatus, NoteStatus, RecoveryStatus
 from capstan_runtime.contract.base import Record
 
@@ -123,6 +124,9 @@ class TrainingJobStatus(Record):
         ),
     ] = {}
     workers: Annotated[WorkersStatus, Field(description="Pods of the job.")] = WorkersStatus()
+    queue: Annotated[
+        QueueStatus | None, Field(description="The Kueue queue that admits the pods; absent: there is none.")
+    ] = None
     world: Annotated[
         int | None,
         Field(description="Processes in the current attempt, or in the one being prepared; absent: there is neither."),

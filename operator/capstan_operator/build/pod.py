@@ -6,6 +6,7 @@ from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.children import Owner, owner_reference, pod_labels, pod_name, secret_name
 from capstan_operator.build.deepspeed_env import deepspeed_env
 from capstan_operator.build.flax_env import flax_env
+from capstan_operator.build.pod_group import PodGroup
 from capstan_operator.build.pod_parts import (
     TERMINATION_LOG,
     container_resources,
@@ -58,9 +59,16 @@ def build_pod_template(job: Owner, spec: TrainingJobSpec, settings: OperatorSett
     return apply_pod_patch(template, patch) if patch else template
 
 
-def build_pod(job: Owner, template: dict[str, Any], worker: int, incarnation: int) -> dict[str, Any]:
-    """The pod `incarnation` of `worker`. Shares everything it can with `template`: neither may be changed."""
+def build_pod(
+    job: Owner, template: dict[str, Any], worker: int, incarnation: int, group: PodGroup | None = None
+) -> dict[str, Any]:
+    """The pod `incarnation` of `worker`; `group` None: it waits in no queue. Shares everything it can with `template`:
+    neither may be changed."""
     metadata: dict[str, Any] = template["metadata"]
+    labels = metadata.get("labels", {}) | pod_labels(job, worker, incarnation)
+    if group is not None:
+        labels |= group.labels
+        metadata = metadata | {"annotations": metadata.get("annotations", {}) | group.annotations}
     return {
         "apiVersion": "v1",
         "kind": "Pod",
@@ -68,7 +76,7 @@ def build_pod(job: Owner, template: dict[str, Any], worker: int, incarnation: in
         | {
             "name": pod_name(job.name, worker, incarnation),
             "namespace": job.namespace,
-            "labels": metadata.get("labels", {}) | pod_labels(job, worker, incarnation),
+            "labels": labels,
             "ownerReferences": [owner_reference(job)],
         },
         "spec": template["spec"],

@@ -93,6 +93,8 @@ class BenchStore:
             is_deleting=record.is_deleting,
             spec=orjson.loads(record.spec),
             status=read_known_status(record, BenchmarkStatus, self._metrics),
+            queue=record.queue,
+            priority_class=record.priority_class,
         )
 
     def _observe_job(self, record: ObjectRecord) -> ObservedTrialJob:

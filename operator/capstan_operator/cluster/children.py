@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 import orjson
 
+from capstan_operator.api.queueing import ANNOTATION_RETRIABLE
 from capstan_operator.build.children import Owner
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.kinds import APPLICABLE, CREATABLE, PODS, SERVICES, Resource
@@ -14,7 +15,7 @@ from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.pods import Metadata
 from capstan_operator.cluster.replicas import decode_service
-from capstan_operator.decide.types import Manifest, PodDeletion
+from capstan_operator.decide.types import GroupEnd, Manifest, PodDeletion
 
 MAX_AT_ONCE = 64
 """Of one owner: a job of thousands of pods must not have all the turns."""
@@ -100,6 +101,16 @@ class Children:
             deletions,
             lambda one: self.delete_exactly(PODS, namespace, one.name, one.uid, one.grace_seconds, lane=lane),
         )
+
+    async def end_groups(self, namespace: str, ends: Sequence[GroupEnd], *, lane: Lane) -> None:
+        """Say on exactly these pods that none of their group is followed by another. Gone already is fine."""
+        await _for_all(ends, lambda one: self._end_group(namespace, one, lane))
+
+    async def _end_group(self, namespace: str, end: GroupEnd, lane: Lane) -> None:
+        patch = {"metadata": {"uid": end.uid, "annotations": {ANNOTATION_RETRIABLE: "false"}}}
+        answer = await _ignore_gone(self._client.merge_patch(PODS, namespace, end.name, patch, lane=lane))
+        if answer is not None:
+            self._take_in(PODS, answer)
 
     async def delete(self, resource: Resource, name: str, owner: Owner, *, lane: Lane) -> None:
         """Delete this object if it is this owner's; a stranger's stays, and one that is gone is fine."""

@@ -124,9 +124,10 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "",
         "pods",
-        ("get", "list", "watch", "create", "delete"),
+        ("get", "list", "watch", "create", "patch", "delete"),
         "watched",
-        "The workers, replicas' states, and what Benchmarks measure with.",
+        "The workers, replicas' states, and what Benchmarks measure with; patched is what tells Kueue that a pod group "
+        "is over.",
     ),
     Rule(
         "",

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from capstan_operator.api.managed_by import is_ours
+from capstan_operator.api.queueing import LABEL_PRIORITY_CLASS, LABEL_QUEUE
 from capstan_operator.cluster.pods import seconds_of
 from capstan_operator.cluster.work_queue import ObjectKey
 
@@ -32,15 +33,17 @@ class ObjectRecord:
     """Of the object that manages it, such as a Benchmark; None: nobody does, a user made it."""
     is_ours: bool = True
     """False: `spec.managedBy` names another controller, and nothing is done about it here."""
+    queue: str | None = None
+    """The Kueue queue that its label names; None: it names none."""
+    priority_class: str | None = None
+    """The same of a WorkloadPriorityClass."""
 
     def differs_from(self, other: "ObjectRecord") -> bool:
-        """In anything a decision looks at; labels and annotations are the user's own business."""
-        return (self.uid, self.generation, self.is_deleting, self.status) != (
-            other.uid,
-            other.generation,
-            other.is_deleting,
-            other.status,
-        )
+        """In anything a decision looks at; all other labels, and annotations, are the user's own business."""
+        return self._decisive() != other._decisive()
+
+    def _decisive(self) -> tuple[object, ...]:
+        return self.uid, self.generation, self.is_deleting, self.status, self.queue, self.priority_class
 
 
 class Tombstones:
@@ -116,7 +119,7 @@ class Objects:
 
     def _record(self, document: Mapping[str, Any]) -> ObjectRecord:
         metadata = document["metadata"]
-        status = document.get("status") or {}
+        status, labels = document.get("status") or {}, metadata.get("labels") or {}
         return ObjectRecord(
             key=self.key(metadata["namespace"], metadata["name"]),
             uid=metadata["uid"],
@@ -128,6 +131,8 @@ class Objects:
             status=_pack(status),
             is_finished=bool(status.get("finishedAt")),
             owner_uid=_controller(metadata),
+            queue=labels.get(LABEL_QUEUE) or None,
+            priority_class=labels.get(LABEL_PRIORITY_CLASS) or None,
             is_ours=is_ours((document.get("spec") or {}).get("managedBy")),
         )
 

@@ -9,6 +9,7 @@ import msgspec
 from pydantic import ValidationError
 
 from capstan_operator.api.meta import GROUP, LABEL_INCARNATION, LABEL_WORKER
+from capstan_operator.api.queueing import ANNOTATION_RETRIABLE, LABEL_GROUP, STOPPED_BY_QUEUE
 from capstan_operator.observe import ObservedPod
 from capstan_runtime.contract.state import State
 
@@ -38,6 +39,7 @@ class Metadata(msgspec.Struct, gc=False, rename="camel"):
     creation_timestamp: str | None = None
     deletion_timestamp: str | None = None
     labels: dict[str, str] | None = None
+    annotations: dict[str, str] | None = None
     owner_references: list[OwnerReference] | None = None
 
     def controller(self) -> OwnerReference | None:
@@ -166,6 +168,9 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         exit_reason=exit_reason(status, terminated),
         final=final,
         last_lines=read_lines(terminated.message) if terminated is not None and final is None else (),
+        group=_interned((pod.metadata.labels or {}).get(LABEL_GROUP)),
+        is_last_of_group=(pod.metadata.annotations or {}).get(ANNOTATION_RETRIABLE) == "false",
+        stopped_by_queue=_stopped_by_queue(status),
     )
     return observed, flaw
 
@@ -193,6 +198,16 @@ def _is_loopback(host_ip: str) -> bool:
         return ip_address(host_ip).is_loopback
     except ValueError:
         return False
+
+
+def _interned(text: str | None) -> str | None:
+    return sys.intern(text) if text else None
+
+
+def _stopped_by_queue(status: PodStatus) -> str | None:
+    """`Reason: message` of the condition that Kueue sets on what it takes away; None: it does not."""
+    found = (one for one in status.conditions or () if one.type == STOPPED_BY_QUEUE and one.status == "True")
+    return next((f"{one.reason}: {one.message}" if one.message else one.reason or one.type for one in found), None)
 
 
 def read_final(message: str) -> tuple[State | None, str | None]:

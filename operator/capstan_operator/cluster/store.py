@@ -89,6 +89,8 @@ class Store:
         """Of pods."""
         self._pods: dict[JobId, dict[str, PodRecord]] = {}
         """By job, then pod name."""
+        self._queued: dict[ObjectKey, set[str]] = {}
+        """Uids of the jobs of this name, gone or there, that have pods which Kueue admits."""
         self._supervisors: dict[str, ObservedSupervisor] = {}
         """By pod uid."""
         self._silences: dict[str, Silence] = {}
@@ -117,6 +119,8 @@ class Store:
         observed, flaw = observe_pod(pod, *place)
         key = ObjectKey(pod.metadata.namespace, owner.name)
         pods[observed.name] = PodRecord(key, owner.uid, pod.metadata.resource_version, observed)
+        if observed.group is not None:
+            self._queued.setdefault(key, set()).add(owner.uid)
         if known is not None and known.pod.uid != observed.uid:
             self._forget_supervisor(known.pod.uid)
         if known is None or known.pod != observed:
@@ -169,8 +173,26 @@ class Store:
         del pods[record.pod.name]
         if not pods:
             del self._pods[record.job_id]
+            self._forget_queued(record)
         self._forget_supervisor(record.pod.uid)
         self._wake(record.key, Priority.REPAIR)
+
+    def _forget_queued(self, record: PodRecord) -> None:
+        uids = self._queued.get(record.key)
+        if uids is not None:
+            uids.discard(record.job_uid)
+            if not uids:
+                del self._queued[record.key]
+
+    def queued_keys(self) -> list[ObjectKey]:
+        """Of jobs, gone or there, with pods that Kueue admits."""
+        return list(self._queued)
+
+    def orphans(self, key: ObjectKey) -> list[ObservedPod]:
+        """Pods that Kueue admits and whose job of this name is gone."""
+        job = self.jobs.get(key)
+        gone = self._queued.get(key, set()) - {job.uid if job is not None else ""}
+        return [record.pod for uid in sorted(gone) for record in self._pods.get((key.namespace, uid), {}).values()]
 
     # Supervisors
 
@@ -243,6 +265,8 @@ class Store:
             is_deleting=job.is_deleting,
             spec=orjson.loads(job.spec),
             status=read_known_status(job, TrainingJobStatus, self._metrics),
+            queue=job.queue,
+            priority_class=job.priority_class,
         )
 
 

@@ -7,6 +7,7 @@ from capstan_operator.build.children import secret_name
 from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS
 from capstan_operator.decide.placement import delete_pods, is_live
+from capstan_operator.decide.queueing import end_groups
 from capstan_operator.decide.situation import word_of
 from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_operator.decide.types import Decision, MembershipPush
@@ -28,12 +29,13 @@ def decide_after_end(observed: Observed, now: float) -> Decision:
     job = observed.job
     status = job.status.model_copy(update={"observed_generation": job.generation})
     if status.cleaned_up_at is not None:
-        return Decision(status=status)
+        return Decision(status=status, end_groups=end_groups(observed, status))
     age = seconds_after(status.finished_at, now)
     ttl = _ttl_seconds(observed)
     if ttl is not None and age >= ttl:
         return Decision(
             status=status.model_copy(update={"cleaned_up_at": rfc3339(now)}),
+            end_groups=end_groups(observed, status),
             delete=delete_pods(list(observed.pods)),
             delete_secrets=(secret_name(job.name),),
         )
@@ -46,6 +48,7 @@ def decide_after_end(observed: Observed, now: float) -> Decision:
     waits += [PUSH_AGAIN_SECONDS] if pushes else []
     return Decision(
         status=status,
+        end_groups=end_groups(observed, status),
         delete=delete_pods(pod for pod in live if pod not in ending),
         pushes=pushes,
         requeue_after=min(waits, default=None),

@@ -8,6 +8,7 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import BenchmarkCondition, Condition, InferenceServiceCondition, TrainingJobCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.progress import summary
+from capstan_operator.decide.queueing import late_queue
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
 from capstan_operator.decide.sizing import unreachable_size
@@ -85,7 +86,8 @@ def put_accepted(situation: Situation, status: TrainingJobStatus) -> TrainingJob
     known = situation.status, situation.blueprint
     late = LATE_CHANGE if is_changed(*known) else None
     late_pods = LATE_PODS if has_changed_pods(*known) else None
-    unfollowed = [sentence for sentence in (unreachable_size(situation), late, late_pods) if sentence]
+    sentences = (unreachable_size(situation), late, late_pods, late_queue(situation))
+    unfollowed = [sentence for sentence in sentences if sentence]
     if unfollowed:
         message = "; ".join(unfollowed)
         return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.PARTLY_APPLIED, message)

@@ -9,7 +9,7 @@ from capstan_operator.decide.failure import restart_sentence
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.plan import Plan
 from capstan_operator.decide.progress import short_root, summary
-from capstan_operator.decide.provenance import completed_since
+from capstan_operator.decide.provenance import PREEMPTED, completed_since
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.types import EventNote
@@ -84,6 +84,10 @@ def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus)
     if new.skips != old.skips:
         spans = ", ".join(f"{skip.first} to {skip.first + skip.count - 1}" for skip in new.skips)
         yield EventNote("Warning", "Rewound", f"left out of the data from now on: batches {spans}")
+    known = {record.fence for record in old.recoveries}
+    for record in new.recoveries:
+        if record.cause == PREEMPTED and record.fence not in known:
+            yield EventNote("Warning", PREEMPTED, record.sentence)
     end = end_of(new)
     if end is not None and end_of(old) is None:
         has_succeeded = end.type == TrainingJobCondition.SUCCEEDED

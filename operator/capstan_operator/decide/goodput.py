@@ -101,7 +101,8 @@ def _class_meanwhile(old: TrainingJobStatus, word: State | None) -> str:
         if is_true(old, TrainingJobCondition.RUNNING):
             return "training"  # a program of the user's own, which tells nothing
         record = under_way(old)
-        return "recovering" if record is not None and record.cause != RESUMED else "queued"
+        is_queued = old.reason == Reason.WAITING_FOR_QUOTA
+        return "recovering" if record is not None and record.cause != RESUMED and not is_queued else "queued"
     if word is not None and word.exit is None:
         return "idle"  # it is done and waits for the others, or it does not answer
     record = under_way(old)

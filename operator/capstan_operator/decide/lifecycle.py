@@ -17,6 +17,7 @@ from capstan_operator.decide.failure import (
     remedies,
 )
 from capstan_operator.decide.membership import has_members
+from capstan_operator.decide.queueing import stopped_by_queue
 from capstan_operator.decide.reasons import Reason, is_budget
 from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
 from capstan_operator.decide.times import rfc3339, seconds_since_1970
@@ -59,15 +60,21 @@ def seconds_until_deadline(situation: Situation) -> float | None:
     deadline = situation.blueprint.spec.active_deadline_seconds
     if deadline is None or situation.status.active_since is None:
         return None
-    return deadline - active_seconds(situation)
+    return deadline - active_seconds(situation.status, situation.now)
 
 
-def active_seconds(situation: Situation) -> float:
-    """Seconds the job has been active in all, suspended time not counted."""
-    status = situation.status
+def active_seconds(status: TrainingJobStatus, now: float) -> float:
+    """Seconds the job has been active in all; time in which it was suspended or waited for quota is not counted."""
     since = status.active_since
-    current = situation.now - seconds_since_1970(since) if since else 0.0
+    current = now - seconds_since_1970(since) if since else 0.0
     return round((status.active_seconds or 0.0) + max(0.0, current), 3)
+
+
+def deactivate(situation: Situation) -> TrainingJobStatus:
+    """Status of a job whose time of activity stands still."""
+    return situation.status.model_copy(
+        update={"active_seconds": active_seconds(situation.status, situation.now), "active_since": None}
+    )
 
 
 def _succeeded(situation: Situation) -> TrainingJobStatus | None:
@@ -95,7 +102,7 @@ def _suspended(situation: Situation) -> TrainingJobStatus | None:
     status = situation.status
     if not situation.blueprint.spec.suspend or (status.members is None and status.active_since is None):
         return None
-    return _deactivate(situation).model_copy(update={"members": None, "world": None, "next_world": None})
+    return deactivate(situation).model_copy(update={"members": None, "world": None, "next_world": None})
 
 
 def _members_changed(situation: Situation) -> TrainingJobStatus | None:
@@ -116,6 +123,14 @@ def _left(situation: Situation) -> TrainingJobStatus | None:
     if not all(has_left(worker, situation) or has_ended_with_a_peer(worker, situation) for worker in members):
         return None
     return situation.status.model_copy(update={"members": None, "next_world": None})
+
+
+def _preempted(situation: Situation) -> TrainingJobStatus | None:
+    """Kueue took quota back, and the ranks have saved, or cannot: no failure, whoever is seen to go first."""
+    if not situation.members or stopped_by_queue(situation) is None:
+        return None
+    culprit, _ = find_culprit(situation)
+    return None if culprit is None else situation.status.model_copy(update={"members": None, "next_world": None})
 
 
 def _failed(situation: Situation) -> TrainingJobStatus | None:
@@ -146,15 +161,12 @@ _ENDINGS: tuple[Callable[[Situation], TrainingJobStatus | None], ...] = (
     _suspended,
     _members_changed,
     _left,
+    _preempted,
     _failed,
 )
 
 
 def _finish(situation: Situation, kind: TrainingJobCondition, reason: Reason, message: str) -> TrainingJobStatus:
-    status = put(situation, _deactivate(situation), kind, True, reason, message)
+    status = put(situation, deactivate(situation), kind, True, reason, message)
     ended = {"members": None, "world": None, "next_world": None, "finished_at": rfc3339(situation.now)}
     return status.model_copy(update=ended)
-
-
-def _deactivate(situation: Situation) -> TrainingJobStatus:
-    return situation.status.model_copy(update={"active_seconds": active_seconds(situation), "active_since": None})

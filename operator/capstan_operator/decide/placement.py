@@ -7,6 +7,7 @@ from capstan_operator.build.children import pod_name
 from capstan_operator.build.pod import build_pod
 from capstan_operator.decide.actions import needs_new_pod
 from capstan_operator.decide.nodes import is_kept_waiting, steer
+from capstan_operator.decide.queueing import group_for, is_left_behind, may_have_pod
 from capstan_operator.decide.situation import ENDED, Situation, Worker
 from capstan_operator.decide.types import Manifest, PodDeletion
 from capstan_operator.observe import ObservedPod
@@ -30,20 +31,27 @@ def plan_creations(situation: Situation) -> tuple[tuple[Manifest, ...], float | 
     missing = [
         worker
         for worker in situation.workers
-        if worker.index < situation.wanted and worker.index not in members and needs_pod(worker, situation)
+        if worker.index < situation.wanted
+        and worker.index not in members
+        and needs_pod(worker, situation)
+        and may_have_pod(worker, situation)
     ]
     pauses = {worker.index: _seconds_unhurried(worker, situation) for worker in missing}
     due = [worker for worker in missing if pauses[worker.index] <= 0]
     others = [worker for worker in due if worker.pod is None or worker.pod.name != situation.failed_pod]
     now = others or due
     job, template = situation.observed.job, steer(situation.blueprint.pod_template, situation)
-    pods = (build_pod(job, template, worker.index, _next_incarnation(worker, situation)) for worker in now)
+    pods = (
+        build_pod(job, template, worker.index, _next_incarnation(worker, situation), group_for(worker, situation))
+        for worker in now
+    )
     waits = [0.0] if len(now) < len(due) else [pause for pause in pauses.values() if pause > 0]
     return tuple(pods), min(waits, default=None)
 
 
 def plan_deletions(situation: Situation) -> tuple[PodDeletion, ...]:
-    """Pods that are not wanted: of workers beyond the world, older incarnations, and live ones that are given up.
+    """Pods that are not wanted: of workers beyond the world, older incarnations, and live ones that are given up, or of
+    a group that is none any more.
 
     The newest failed pod of a worker is kept for its logs.
     """
@@ -86,6 +94,7 @@ def _is_given_up(worker: Worker, situation: Situation) -> bool:
         return False
     return (
         situation.is_lost(worker)
+        or is_left_behind(worker.pod, situation.status)
         or needs_new_pod(situation.status, worker.pod.name)
         or is_kept_waiting(worker.pod, situation)
     )

@@ -10,7 +10,7 @@ from capstan_operator.decide.actions import pause_seconds
 from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.evidence import is_saving, start_limit
 from capstan_operator.decide.failure import find_culprit, restart_sentence
-from capstan_operator.decide.lifecycle import end_of
+from capstan_operator.decide.lifecycle import deactivate, end_of
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, plan_pushes
 from capstan_operator.decide.nodes import seconds_until_relaxed
 from capstan_operator.decide.placement import delete_pods, plan_creations, plan_deletions
@@ -138,10 +138,11 @@ def _placing(situation: Situation) -> Plan | None:
     until_slow, is_slow = slow_start(situation)
     waits = (until_more, until_lost, until_gathered, until_slow, seconds_until_relaxed(situation))
     recovering = situation.is_recovering
-    if recovering and not is_wrong:
+    is_queued = reason is Reason.WAITING_FOR_QUOTA
+    if recovering and not is_wrong and not is_queued:
         reason, message = Reason.REPLACING_PODS, restart_sentence(situation)
     return Plan(
-        _activated(situation),
+        deactivate(situation) if is_queued else _activated(situation),
         Phase.RESTARTING if recovering else Phase.PENDING,
         reason,
         message,

@@ -15,6 +15,7 @@ from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.failure import failure_sentence, is_carried
 from capstan_operator.decide.lifecycle import end_of
 from capstan_operator.decide.progress import MAKES_STEPS, has_stepped, last_step
+from capstan_operator.decide.queueing import stopped_by_queue
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.times import rfc3339_millis, seconds_since_1970
@@ -24,9 +25,10 @@ from capstan_runtime.contract.state import Phase, State
 
 RECOVERIES_KEPT = 20
 SENTENCE_LENGTH = 600
-RESUMED, GROW, SPEC_CHANGED, MEMBERS_CHANGED = "Resumed", "Grow", "SpecChanged", "MembersChanged"
+RESUMED, PREEMPTED = "Resumed", "Preempted"
+GROW, SPEC_CHANGED, MEMBERS_CHANGED = "Grow", "SpecChanged", "MembersChanged"
 """Causes that are no failures."""
-VOLUNTARY = frozenset({RESUMED, GROW, SPEC_CHANGED})
+VOLUNTARY = frozenset({RESUMED, PREEMPTED, GROW, SPEC_CHANGED})
 """Those of an attempt that ended with a save."""
 
 _OTHER_RANKS = {
@@ -131,8 +133,8 @@ def _begun(situation: Situation, before: TrainingJobStatus, failure: FailureStat
     record = RecoveryStatus(
         fence=status.fence + 1,
         at=rfc3339_millis(at),
-        cause=failure.failure_class if failure else _voluntary_cause(before),
-        sentence=(_failure_words(failure) if failure else _voluntary_words(before))[:SENTENCE_LENGTH],
+        cause=failure.failure_class if failure else _voluntary_cause(situation, before),
+        sentence=(_failure_words(failure) if failure else _voluntary_words(situation, before))[:SENTENCE_LENGTH],
         rank=failure.rank if failure else None,
         pod=failure.pod if failure else None,
         node=failure.node if failure else None,
@@ -152,6 +154,8 @@ def _step_seconds(status: TrainingJobStatus) -> float | None:
 
 def _how_resumed(old: TrainingJobStatus, new: TrainingJobStatus) -> str:
     """What made a job that rested go on."""
+    if old.reason == Reason.WAITING_FOR_QUOTA and new.queue is not None:
+        return f"queue {new.queue.name} admitted its pods"
     revived = find(new, TrainingJobCondition.FAILED)
     return revived.message if revived and is_true(old, TrainingJobCondition.FAILED) else "spec.suspend is false again"
 
@@ -184,7 +188,7 @@ def _form(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
 
 
 def _action(record: RecoveryStatus, status: TrainingJobStatus) -> str:
-    if record.cause == RESUMED:
+    if record.cause in (RESUMED, PREEMPTED):
         return "Resume"
     before, after = record.world_before, status.world
     if before is not None and after is not None and after < before:
@@ -381,13 +385,18 @@ def _failure_words(failure: FailureStatus | None) -> str:
     return failure_sentence(failure) + (f"; {failure.remedy}" if failure.remedy else "")
 
 
-def _voluntary_cause(old: TrainingJobStatus) -> str:
+def _voluntary_cause(situation: Situation, old: TrainingJobStatus) -> str:
+    if stopped_by_queue(situation.after(old)) is not None:
+        return PREEMPTED
     if old.next_world is None:
         return MEMBERS_CHANGED
     return GROW if old.world is not None and old.next_world > old.world else SPEC_CHANGED
 
 
-def _voluntary_words(old: TrainingJobStatus) -> str:
+def _voluntary_words(situation: Situation, old: TrainingJobStatus) -> str:
+    words = stopped_by_queue(situation.after(old))
+    if words is not None and old.queue is not None:
+        return f"queue {old.queue.name} took its quota back: {words}"
     if old.next_world is None:
         return "its pods were others than those of the attempt"
     return f"the ranks stopped after a checkpoint, for a world of {old.next_world} instead of {old.world}"

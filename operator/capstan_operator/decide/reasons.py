@@ -17,6 +17,8 @@ class Reason(StrEnum):
 
     WAITING_FOR_WORKERS = "WaitingForWorkers"
     """Pods are created, being scheduled, or starting; nothing is wrong."""
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    """Kueue has not admitted the pods, or took their quota back; nothing is wrong, and no time or budget runs."""
     UNSCHEDULABLE = "Unschedulable"
     """No node can take a pod at present."""
     IMAGE_NOT_PULLED = "ImageNotPulled"

@@ -19,6 +19,7 @@ from capstan_operator.decide.notes import learn_notes
 from capstan_operator.decide.plan import Plan, make_plan
 from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
 from capstan_operator.decide.provenance import note_end, trace
+from capstan_operator.decide.queueing import end_all_groups, end_groups, join_queue, must_end_groups
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.revival import revive
 from capstan_operator.decide.situation import Situation, look
@@ -39,7 +40,7 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     old = observed.job.status
     if observed.job.is_deleting:
         # The garbage collector removes the children by their owner; all that we could make now would be in its way.
-        return Decision(status=old)
+        return Decision(status=old, end_groups=end_all_groups(observed.pods))
     if end_of(old):
         revived = revive(observed, now)
         if revived is None:
@@ -56,6 +57,7 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     if ended is not None:
         situation = situation.after(note_end(situation.after(ended), situation.status))
     situation = situation.after(forget_run(situation))
+    situation = situation.after(join_queue(situation))
     plan = make_plan(situation)
     if ended is not None or end_of(old):
         plan = plan.without_children()
@@ -70,11 +72,16 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
         status=status,
         apply=plan.apply,
         create=plan.create,
+        end_groups=end_groups(situation.observed, situation.status),
         delete=plan.delete + tuple(pod for pod in chaos_deletions(situation) if pod not in plan.delete),
         pushes=plan.pushes,
         events=tell(situation, plan, old, status),
         requeue_after=_soonest(
-            plan.wait_seconds, wait, seconds_until_deadline(situation), seconds_until_chaos(situation)
+            plan.wait_seconds,
+            wait,
+            seconds_until_deadline(situation),
+            seconds_until_chaos(situation),
+            0.0 if must_end_groups(situation.observed, situation.status) else None,
         ),
         is_repair=plan.is_repair,
     )

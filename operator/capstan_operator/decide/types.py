@@ -21,6 +21,14 @@ class PodDeletion:
 
 
 @dataclass(frozen=True, slots=True)
+class GroupEnd:
+    """Say on this pod that its group is over with the pods it has. The uid is sent as a precondition."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True, slots=True)
 class EventNote:
     """An event on the job, sent only after the status write succeeded."""
 
@@ -41,7 +49,7 @@ class MembershipPush:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """All that follows from one look. Applied in this order: apply, create, delete, status, pushes, events.
+    """All that follows from one look. Applied in this order: apply, create, end_groups, delete, status, pushes, events.
 
     A failure stops the rest; everything is computed again from what is then seen.
     """
@@ -52,6 +60,8 @@ class Decision:
     """Children to be server-side applied (the job's Secret)."""
     create: tuple[Manifest, ...] = ()
     """Pods to create; 409 means it exists: ours is adopted, a stranger's is an error."""
+    end_groups: tuple[GroupEnd, ...] = ()
+    """One pod of each group that gives its quota back once its pods have ended."""
     delete: tuple[PodDeletion, ...] = ()
     delete_secrets: tuple[str, ...] = ()
     """Names of Secrets in the job's namespace to delete, with `delete`; one that is gone already is no error."""

@@ -1,5 +1,6 @@
 """Why a worker is not ready: Kubernetes' words in ours."""
 
+from capstan_operator.decide.queueing import held_group, is_gated
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker
 from capstan_operator.observe import ObservedPod
@@ -27,6 +28,13 @@ def waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
     """(reason, sentence, whether something is wrong) of the first worker that holds the others up."""
     for worker in situation.workers:
         reason = _reason_of(worker)
+        if reason is Reason.WAITING_FOR_QUOTA:
+            group, queue = held_group(worker, situation), situation.status.queue
+            if group is None or queue is None or group.first >= situation.worlds[0]:
+                continue  # it is let through in a moment, or the job can go on without it
+            size = f"{group.size} pod{'s' if group.size > 1 else ''}"
+            message = f"queue {queue.name} has not admitted the group of {size}: kubectl describe workload {group.name}"
+            return reason, message, False
         if reason is not None and worker.pod is not None:
             is_wrong = reason is not Reason.WAITING_FOR_WORKERS
             return reason, _missing_claim(worker, situation) or f"pod {worker.pod.name}: {worker.pod.waiting}", is_wrong
@@ -50,6 +58,8 @@ def trouble_of(worker: Worker) -> str:
     pod = worker.pod
     if pod is None or pod.is_deleting:
         return f"worker {worker.index} has no pod yet"
+    if is_gated(pod):
+        return f"{pod.name} waits for quota: kubectl describe workload {pod.group}"
     if pod.waiting:
         return (
             f"{pod.name} is {pod.waiting}" if pod.waiting.startswith("Unschedulable") else f"{pod.name}: {pod.waiting}"
@@ -80,6 +90,8 @@ def _missing_claim(worker: Worker, situation: Situation) -> str | None:
 
 def _reason_of(worker: Worker) -> Reason | None:
     """Why its newest pod waits; None: it does not, or is being deleted."""
+    if is_gated(worker.pod):
+        return Reason.WAITING_FOR_QUOTA
     waiting = worker.pod.waiting if worker.pod and not worker.pod.is_deleting else None
     return WAITING_REASONS.get(waiting.partition(":")[0], Reason.WAITING_FOR_WORKERS) if waiting else None
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from capstan_operator.api.benchmark_status import RunningTrialStatus
 from capstan_operator.api.meta import API_VERSION, TrainingJobCondition
+from capstan_operator.api.queueing import LABEL_PRIORITY_CLASS, LABEL_QUEUE
 from capstan_operator.build.benchmark_children import metadata
 from capstan_operator.build.benchmark_pod import BenchPod, build_bench_pod
 from capstan_operator.decide.bench.cases import job_spec
@@ -149,7 +150,9 @@ def _missing(look: Look, running: RunningTrialStatus, trial: Trial) -> Iterator[
     if arm.runs_jobs:
         if look.job(name) is None:
             spec = job_spec(arm, trial.case, trial.repetition, look.spec.results.store)
-            yield _object(look, "TrainingJob", name, trial, spec)
+            job = _object(look, "TrainingJob", name, trial, spec)
+            job["metadata"]["labels"] |= _queue_labels(look)
+            yield job
         return
     if makes_service(look, trial):
         service = look.service(name)
@@ -161,6 +164,12 @@ def _missing(look: Look, running: RunningTrialStatus, trial: Trial) -> Iterator[
         if service is None or url_of(service) is None:
             return
     yield from _missing_pods(look, running, trial)
+
+
+def _queue_labels(look: Look) -> dict[str, str]:
+    benchmark = look.seen.benchmark
+    labels = {LABEL_QUEUE: benchmark.queue, LABEL_PRIORITY_CLASS: benchmark.priority_class}
+    return {name: value for name, value in labels.items() if value is not None and benchmark.queue is not None}
 
 
 def _object(look: Look, kind: str, name: str, trial: Trial, spec: dict[str, object]) -> Manifest:

@@ -10,6 +10,8 @@ from capstan_operator.decide.bench.look import Look, makes_service, pod_names
 from capstan_operator.decide.bench.plan import Trial
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.conditions import find, is_true
+from capstan_operator.decide.lifecycle import active_seconds
+from capstan_operator.decide.provenance import PREEMPTED
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.times import seconds_after
 from capstan_operator.decide.waiting import WAITING_REASONS
@@ -87,7 +89,12 @@ def seconds_until_late(look: Look, running: RunningTrialStatus) -> float | None:
     """Until the attempt is given up; None: nothing was made for it yet, and what is in the way is said."""
     if running.uid is None:
         return None
-    return look.spec.trial_deadline_seconds + GRACE_SECONDS - seconds_after(running.started_at, look.now)
+    found = look.job(look.child(running.trial, running.attempt))
+    if found is not None and found.job.status.queue is not None:
+        elapsed = active_seconds(found.job.status, look.now)  # what it waits for quota is nobody's fault
+    else:
+        elapsed = seconds_after(running.started_at, look.now)
+    return look.spec.trial_deadline_seconds + GRACE_SECONDS - elapsed
 
 
 def _of_job(look: Look, name: str, uid: str | None) -> Outcome:
@@ -102,6 +109,8 @@ def _of_job(look: Look, name: str, uid: str | None) -> Outcome:
     if restarts:
         cause = status.failure.message if status.failure else "the cause is not known"
         return Broken(_short(f"TrainingJob {name} had to restart, which would be measured, too: {cause}"))
+    if any(record.cause == PREEMPTED for record in status.recoveries):
+        return Broken(f"TrainingJob {name} was preempted, and saving and resuming would be measured, too")
     if is_true(status, TrainingJobCondition.SUCCEEDED):
         return Done(job_uid=job.uid)
     if failed is not None and failed.status == "True":
