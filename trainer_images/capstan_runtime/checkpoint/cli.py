@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from capstan_runtime.checkpoint.commands import check, compare, export, keep, look
 from capstan_runtime.checkpoint.commands.places import Place, Usage, chosen, find_places, one_place
+from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.contract import config
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -31,6 +32,7 @@ _COMMANDS = {
     "diff": "compare two checkpoints tensor by tensor",
     "scrub": "read from the disk itself; quarantine what is bad, mark what is good as verified",
     "convert": "write plain safetensors and a model card, every byte verified",
+    "adopt": "give a checkpoint to another TrainingJob, which goes on from it; for jobs that were made anew",
     "gc": "show what retention would remove, and remove it with --yes; never the newest two that verify, nor what a "
     "job may need: whether one runs now, a store does not tell, nor who serves from it; pin what is served",
     "pin": "keep a checkpoint whatever the rules say",
@@ -51,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "a step, 6 digits or more of a root or logical digest, `newest`, or a folder's name; "
         "not needed when STORE is a checkpoint"
     )
-    for name in ("show", "verify", "scrub", "convert", "pin", "unpin"):
+    for name in ("show", "verify", "scrub", "convert", "adopt", "pin", "unpin"):
         made[name].add_argument("checkpoint", metavar="CHECKPOINT", nargs="?", help=which)
-    for name in ("verify", "convert"):
+    for name in ("verify", "convert", "adopt"):
         made[name].add_argument(
             "--public-key", type=Path, metavar="PEM", help="the manifest must be signed by its owner"
         )
@@ -68,6 +70,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     made["convert"].add_argument("--to", type=Path, required=True, metavar="FOLDER", help="it is made")
     made["convert"].add_argument("--optimizer", action="store_true", help="the optimizer's state too")
+    made["adopt"].add_argument(
+        "--to", required=True, metavar="STORE", help="folder of the job in its store: STORE/NAMESPACE/NAME/UID"
+    )
+    made["adopt"].add_argument(
+        "--signing-key", type=Path, metavar="PEM", help="sign it, for a job that takes only what is signed"
+    )
     _add_rules(made["gc"])
 
 
@@ -168,6 +176,9 @@ def _call(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         case "convert":
             opened = open_checkpoint(place.store, name, _key_text(options.public_key))
             return export.export(opened, options.to, options.optimizer, output)
+        case "adopt":
+            opened = open_checkpoint(place.store, name, _key_text(options.public_key))
+            return export.give(opened, open_store(options.to, environ), options.signing_key, output)
     return keep.set_pin(place.store, name, options.checkpoint_command == "pin", output)
 
 

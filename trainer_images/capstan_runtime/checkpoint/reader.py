@@ -111,11 +111,12 @@ def open_checkpoint(store: Readable, name: SaveName, public_key: str | None = No
     root, manifest = read_manifest(store, name, public_key)
     if len(manifest.ranks) != manifest.world:
         raise CorruptCheckpoint(f"{name}: lists {len(manifest.ranks)} of {manifest.world} ranks")
-    ranks = _at_once(lambda rank: _read_rank(store, name, manifest, rank), range(manifest.world))
+    ranks = _at_once(lambda rank: read_rank(store, name, manifest, rank), range(manifest.world))
     return assemble(store, name, root, manifest, ranks)
 
 
-def _read_rank(store: Readable, name: SaveName, manifest: Manifest, rank: int) -> RankManifest:
+def read_rank(store: Readable, name: SaveName, manifest: Manifest, rank: int) -> RankManifest:
+    """What `rank` wrote for the checkpoint. Raises CorruptCheckpoint, StoreUnavailable."""
     entry = manifest.ranks[rank]
     if entry.name != rank_manifest_name(rank):
         raise CorruptCheckpoint(f"{name}: {entry.name!r} is not the name of rank {rank}'s manifest")
