@@ -39,9 +39,14 @@ def _environment(home: Path) -> dict[str, str]:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("page", ["docs/first-job.md"])
-def test_every_command_of_the_page_works_and_prints_the_columns_that_it_shows(page: str, home: Path) -> None:
-    shown = [(command, output) for command, output in sessions(Path(page)) if command not in SETUP]
+@pytest.mark.parametrize(
+    ("page", "heading"),
+    [("docs/first-job.md", None), ("docs/operating.md", "The cluster is lost, the store is there")],
+)
+def test_every_command_of_the_page_works_and_prints_the_columns_that_it_shows(
+    page: str, heading: str | None, home: Path
+) -> None:
+    shown = [(command, output) for command, output in sessions(Path(page), heading) if command not in SETUP]
     script = "\n".join(f"echo '{_MARK}'\n{command}" for command, _ in shown)
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", f"{script}\n"],

@@ -60,7 +60,10 @@ def _leads_somewhere(page: Path, target: str) -> bool:
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
     """(language, text) of each block of code; an indented one is of language sh."""
-    text = page.read_text()
+    yield from _blocks(page.read_text())
+
+
+def _blocks(text: str) -> Iterator[tuple[str, str]]:
     for _, language, code in _FENCE.findall(text):
         yield language, code
     for code in _INDENTED.findall(_FENCE.sub("", text)):
@@ -79,9 +82,12 @@ def commands(page: Path) -> Iterator[list[str]]:
             yield from _split(_COMMENT.sub("", _PROMPT.sub("", line)))
 
 
-def sessions(page: Path) -> Iterator[tuple[str, str]]:
-    """(command, what it prints) of the page's blocks of language console, in order."""
-    for language, code in blocks(page):
+def sessions(page: Path, heading: str | None = None) -> Iterator[tuple[str, str]]:
+    """(command, what it prints) of the blocks of language console, in order: of the page, or below one heading."""
+    text = page.read_text()
+    if heading is not None:
+        text = re.split(r"\n#+ ", text.split(f"# {heading}\n")[1])[0]
+    for language, code in _blocks(text):
         if language == "console":
             for entry in re.split(r"^\$ ", code, flags=re.MULTILINE)[1:]:
                 command, _, output = entry.partition("\n")
