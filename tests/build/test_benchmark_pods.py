@@ -15,7 +15,7 @@ from capstan_operator.build.pod_patch import PodPatchError
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
 from capstan_runtime.contract.benchmark import BenchTask, TrialTask, TrialWork
-from capstan_runtime.contract.workloads import Collectives, Roofline
+from capstan_runtime.contract.workloads import CheckpointIo, Collectives, Roofline
 from tests.support.looks import make_job
 
 OWNER = make_job(name="peak", uid="51ab")
@@ -134,6 +134,23 @@ def test_the_image_is_that_of_what_is_measured(runtime: Any, pods: dict[str, Any
     settings = OperatorSettings(flax_image="f:1", deepspeed_image="d:1", bench_image="b:1")
     manifest = built(settings, runtime=runtime, pods=Pods.parse(pods))
     assert (container(manifest)["image"], variables(manifest)["CAPSTAN_IMAGE"]) == (image, image)
+
+
+@pytest.mark.parametrize(
+    ("runtime", "beside", "image"),
+    [
+        ("torch", ["TorchDCP"], "d:1"),
+        ("torch", ["TorchDCP", "Orbax"], "s:1"),
+        ("flax", ["Orbax"], "f:1"),
+        ("flax", ["TorchDCP"], "s:1"),
+    ],
+)
+def test_what_is_compared_with_the_other_framework_has_the_image_that_has_both(
+    runtime: Any, beside: list[Any], image: str
+) -> None:
+    settings = OperatorSettings(flax_image="f:1", deepspeed_image="d:1", serve_image="s:1")
+    task = trial(work=TrialWork(checkpoint=CheckpointIo(runtime=runtime, beside=beside)))
+    assert container(built(settings, runtime=runtime, task=task))["image"] == image
 
 
 def test_a_gpu_is_named_so_that_a_broken_one_is_noticed() -> None:

@@ -180,6 +180,12 @@ def test_a_framework_is_measured_in_its_trainers_image_and_reported_in_the_one_o
     assert {image for image, _ in containers(claimed, name)} == {image, "bench"}
 
 
+def test_checkpoints_of_both_frameworks_are_compared_in_the_image_that_has_both(claimed: Cluster) -> None:
+    workload = {"checkpoint": {"state": "1MiB", "beside": ["TorchDCP", "Orbax"], "runtime": "torch"}}
+    run_benchmark(claimed, CLAIM, "libraries", workload)
+    assert {image for image, _ in containers(claimed, "libraries")} == {"serve-replica", "bench"}
+
+
 def test_the_control_plane_is_measured_in_the_image_of_benchmarks(claimed: Cluster) -> None:
     documents = list(yaml.safe_load_all(Path("examples/bench-control-plane/bench.yaml").read_text()))
     rbac, core = client.RbacAuthorizationV1Api(claimed.api), claimed.core

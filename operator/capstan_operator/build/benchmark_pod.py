@@ -37,6 +37,7 @@ ACCOUNT_FILES: list[dict[str, Any]] = [
     {"downwardAPI": {"items": [{"path": "namespace", "fieldRef": {"fieldPath": "metadata.namespace"}}]}},
 ]
 """What the API server's admission mounts by itself where it is on; said here, it is there in any cluster."""
+_LIBRARY_OF_THE_OTHER = {"flax": "TorchDCP", "torch": "Orbax"}
 GRACE_SECONDS = 15
 """After the deadline: a pod that does not end itself is ended by its node."""
 
@@ -97,10 +98,15 @@ def build_bench_pod(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> 
     }
 
 
-def bench_image(pods: Pods, runtime: Runtime | None, settings: OperatorSettings) -> str:
-    """The image that has what is measured."""
+def bench_image(pod: BenchPod, settings: OperatorSettings) -> str:
+    """The image that has what is measured. A trainer's has its own framework; the one of replicas has both."""
     images = {"flax": settings.flax_image, "torch": settings.deepspeed_image, None: settings.bench_image}
-    return pods.image or images[runtime]
+    return pod.pods.image or (settings.serve_image if _needs_both(pod) else images[pod.runtime])
+
+
+def _needs_both(pod: BenchPod) -> bool:
+    checkpoint = pod.task.trial.work.checkpoint if pod.task.trial else None
+    return checkpoint is not None and _LIBRARY_OF_THE_OTHER[checkpoint.runtime] in checkpoint.beside
 
 
 def _container(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> dict[str, Any]:
@@ -115,7 +121,7 @@ def _container(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> dict[
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
     return {
         "name": BENCH,
-        "image": bench_image(pod.pods, pod.runtime, settings),
+        "image": bench_image(pod, settings),
         "command": BENCH_COMMAND,
         "env": _env(owner, pod, settings),
         **store_env_from(pod.store),
@@ -144,7 +150,7 @@ def _env(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> list[dict[s
     if "cpu" in pod.pods.resources:
         # Libraries count the cores of the node, not of the container, and start that many threads.
         plain["OMP_NUM_THREADS"] = str(whole_cores(pod.pods.resources["cpu"]))
-    return [*machine_entries(bench_image(pod.pods, pod.runtime, settings)), *env_entries(plain)]
+    return [*machine_entries(bench_image(pod, settings)), *env_entries(plain)]
 
 
 def _volumes(pod: BenchPod) -> list[dict[str, Any]]:
