@@ -21,7 +21,8 @@ from tests.images.built import Image, builder_or_skip, mounted
 from tests.support.control_planes import EmbeddedControlPlane, Server
 from tests.support.helm import Helm
 
-TAG = "tested"
+BUILT = "CAPSTAN_IMAGES_TAG"
+"""Variable with the tag of images that are there already; without it they are built from this checkout."""
 NAMES = ("operator", "flax-trainer", "deepspeed-trainer", "serve-replica", "bench")
 BUILD_SECONDS = 3600.0
 """Of all five on a loaded machine that has nothing of them yet; five minutes when nothing else runs."""
@@ -32,11 +33,16 @@ SYSTEM = "capstan-system"
 def images() -> Iterator[dict[str, Image]]:
     """By name. Layers stay in buildah's store: what has not changed is not built again."""
     builder_or_skip()
-    build = [sys.executable, "scripts/build_images.py", "--base", "local", "--tag", TAG]
+    tag = os.environ.get(BUILT) or _build("tested")
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(mounted(f"capstan/{name}:{tag}")) for name in NAMES}
+
+
+def _build(tag: str) -> str:
+    build = [sys.executable, "scripts/build_images.py", "--base", "local", "--tag", tag]
     done = subprocess.run(build, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=BUILD_SECONDS)
     assert done.returncode == 0, done.stdout[-4000:]
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(mounted(f"capstan/{name}:{TAG}")) for name in NAMES}
+    return tag
 
 
 @pytest.fixture(scope="session")
