@@ -33,6 +33,16 @@ def embedded_control_plane() -> Iterator[ControlPlane]:
 
 
 @pytest.fixture(scope="session")
+def embedded_with_controllers() -> Iterator[ControlPlane]:
+    """Deployments make pods here, and what belongs to nobody is collected, as with a real controller manager."""
+    with (
+        tempfile.TemporaryDirectory(prefix="capstan-controllers-") as folder,
+        EmbeddedControlPlane(Path(folder) / "plane", with_controllers=True) as plane,
+    ):
+        yield plane
+
+
+@pytest.fixture(scope="session")
 def real_control_plane() -> Iterator[ControlPlane]:
     assets = real_assets_or_skip()
     with (

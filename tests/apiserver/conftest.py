@@ -7,17 +7,15 @@ marked `current_kubernetes_only("what it lacks")`.
 
 from __future__ import annotations
 
-import tempfile
 import uuid
-from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
 from tests.apiserver.client import Api, connect
 from tests.apiserver.widgets import GAUGE_CRD, WIDGET_CRD, install
-from tests.support.control_planes import ControlPlane, EmbeddedControlPlane
+from tests.support.control_planes import ControlPlane
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -31,15 +29,6 @@ def _skip_what_the_server_is_too_old_for(request: pytest.FixtureRequest) -> None
     marker = request.node.get_closest_marker("current_kubernetes_only")
     if marker and not request.getfixturevalue("control_plane").is_current:
         pytest.skip(f"the real server is too old: {marker.args[0]}")
-
-
-@pytest.fixture(scope="session")
-def embedded_with_controllers() -> Iterator[ControlPlane]:
-    with (
-        tempfile.TemporaryDirectory(prefix="capstan-battery-") as folder,
-        EmbeddedControlPlane(Path(folder) / "plane", with_controllers=True) as plane,
-    ):
-        yield plane
 
 
 @pytest.fixture(scope="session", params=["embedded", "real"])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import lupa
 import pytest
-import yaml
 
-FOLDER = Path("charts/capstan/argocd")
+from tests.support.argocd import health_of
+
 UNSEEN = {"status": "Progressing", "message": "the operator has not seen this version yet"}
 
 
@@ -21,12 +19,9 @@ def health(kind: str, status: dict[str, Any], *, spec: dict[str, Any] | None = N
 def _answer(
     kind: str, status: dict[str, Any] | None, spec: dict[str, Any], annotations: dict[str, str]
 ) -> dict[str, str]:
-    data = yaml.safe_load((FOLDER / "argocd-cm.yaml").read_text())["data"]
-    runtime = lupa.LuaRuntime(unpack_returned_tuples=True)
     metadata = {"name": "it", "generation": 2, **({"annotations": annotations} if annotations else {})}
-    document = {"metadata": metadata, "spec": spec, **({"status": status} if status is not None else {})}
-    runtime.globals().obj = runtime.table_from(document, recursive=True)
-    return dict(runtime.execute(data[f"resource.customizations.health.capstan.dev_{kind}"]))
+    document = {"kind": kind, "metadata": metadata, "spec": spec}
+    return health_of(document | ({"status": status} if status is not None else {}))
 
 
 @pytest.mark.parametrize("kind", ["TrainingJob", "InferenceService", "Benchmark"])
@@ -59,8 +54,8 @@ def test_a_sync_wave_can_wait_for_the_end_of_a_training_job() -> None:
     assert words == ["Progressing", "Healthy", "Degraded"]
 
 
-def _conditions(**status: str) -> dict[str, Any]:
-    return {"conditions": [{"type": name, "status": value} for name, value in status.items()]}
+def _conditions(reason: str | None = None, **status: str) -> dict[str, Any]:
+    return {"reason": reason, "conditions": [{"type": name, "status": value} for name, value in status.items()]}
 
 
 @pytest.mark.parametrize(
@@ -73,6 +68,10 @@ def _conditions(**status: str) -> dict[str, Any]:
         (_conditions(Accepted="True", Serving="False", UpToDate="False", Progressing="True"), "Progressing"),
         (_conditions(Accepted="True", Serving="False", UpToDate="False", Progressing="False"), "Degraded"),
         (_conditions(Accepted="True"), "Progressing"),
+        (
+            _conditions(Accepted="True", Serving="False", Progressing="False", reason="TrainingJobNotDone"),
+            "Progressing",
+        ),
     ],
 )
 def test_an_inference_service_is_healthy_once_all_traffic_goes_to_what_was_asked_for(

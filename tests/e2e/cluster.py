@@ -13,6 +13,8 @@ import yaml
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
+from tests.support.gitops import differences
+
 GROUP, VERSION, PLURAL = "capstan.dev", "v1alpha1", "trainingjobs"
 NAMESPACE = "default"
 Status = dict[str, Any]
@@ -47,6 +49,26 @@ class Cluster:
                 self.create_job(document)
             else:
                 self.core.create_namespaced_persistent_volume_claim(NAMESPACE, document)
+
+    def differences(self, path: Path) -> list[str]:
+        """Between the objects of ours in a manifest and what is there, as a client and as a dry run on the server find
+        them."""
+        found = []
+        for document in yaml.safe_load_all(path.read_text()):
+            if document["apiVersion"] == f"{GROUP}/{VERSION}":
+                kind, name = document["kind"], document["metadata"]["name"]
+                place = (GROUP, VERSION, NAMESPACE, f"{kind.lower()}s", name)
+                live = self.custom.get_namespaced_custom_object(*place)
+                dry = self.custom.patch_namespaced_custom_object(
+                    *place,
+                    document,
+                    dry_run="All",
+                    field_manager="argocd-controller",
+                    force=True,
+                    _content_type="application/apply-patch+yaml",
+                )
+                found += [f"{kind} {name}: {line}" for line in differences(document, document, live, dry)]
+        return found
 
     def claim(self, name: str) -> None:
         self.core.create_namespaced_persistent_volume_claim(

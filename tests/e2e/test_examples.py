@@ -24,17 +24,21 @@ def remove(cluster: Cluster, name: str) -> None:
 
 @pytest.mark.parametrize("example", ["digits-flax", "digits-deepspeed"])
 def test_the_digits_are_learned_to_97_percent(cluster: Cluster, example: str) -> None:
-    cluster.apply_file(Path("examples") / example / "job.yaml")
+    manifest = Path("examples") / example / "job.yaml"
+    cluster.apply_file(manifest)
     status = cluster.wait_phase(example, "Succeeded", seconds=240)
     assert status["metrics"]["accuracy"] >= 0.97
+    assert cluster.differences(manifest) == []
     remove(cluster, example)
 
 
 def test_the_text_models_loss_falls(cluster: Cluster) -> None:
-    cluster.apply_file(Path("examples/text-flax/job.yaml"))
+    manifest = Path("examples/text-flax/job.yaml")
+    cluster.apply_file(manifest)
     status = cluster.wait_phase("text-flax", "Succeeded", seconds=240)
     # An untrained model over 256 symbols is at ln 256 = 5.5; 3.3 is what knowing only the bytes' frequencies gives.
     assert status["metrics"]["loss"] < 3.0
+    assert cluster.differences(manifest) == []
     remove(cluster, "text-flax")
 
 
@@ -48,7 +52,8 @@ def service_of(cluster: Cluster, name: str) -> dict[str, Any]:
 def test_the_digits_are_served_and_a_seven_is_called_a_seven(cluster: Cluster, kubectl: str) -> None:
     if cluster.name != "embedded":
         pytest.skip("nothing leads to the addresses that a real API server gives to Services here")
-    files = [f"--filename=examples/digits-service/{name}.yaml" for name in ("job", "service")]
+    manifests = [Path(f"examples/digits-service/{name}.yaml") for name in ("job", "service")]
+    files = [f"--filename={manifest}" for manifest in manifests]
     on_cluster = [kubectl, "--kubeconfig", str(cluster.kubeconfig)]
     subprocess.run([*on_cluster, "apply", *files], check=True, timeout=60)
     cluster.wait_phase("digits-v1", "Succeeded", seconds=240)
@@ -65,6 +70,7 @@ def test_the_digits_are_served_and_a_seven_is_called_a_seven(cluster: Cluster, k
     connection.close()
     assert (response.status, answer["outputs"][0]["data"]) == (200, [7])
     assert response.getheader("x-model-digest") == status["model"]["digest"]
+    assert [line for manifest in manifests for line in cluster.differences(manifest)] == []
     subprocess.run([*on_cluster, "delete", "infs/digits", "--wait=true"], check=True, timeout=60)
     remove(cluster, "digits-v1")
 

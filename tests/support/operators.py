@@ -48,18 +48,19 @@ async def run_one(
     lease: LeaseTimes = QUICK_LEASE,
     poll_seconds: float = 0.2,
     allow_chaos: bool = False,
+    settings: OperatorSettings | None = None,
 ) -> AsyncIterator[RunningOperator]:
     port, metrics, stop = free_port(), Metrics(), asyncio.Event()
-    settings = RunSettings(
+    run = RunSettings(
         kubeconfig=kubeconfig,
         operator_namespace="capstan",
         http_port=port,
         lease=lease,
         supervisor_port=supervisor_port,
         poll_seconds=poll_seconds,
-        operator=OperatorSettings(allow_chaos=allow_chaos),
+        operator=settings or OperatorSettings(allow_chaos=allow_chaos),
     )
-    task = asyncio.create_task(run_operator(settings, stop, decide=decide, metrics=metrics))
+    task = asyncio.create_task(run_operator(run, stop, decide=decide, metrics=metrics))
     operator = RunningOperator(stop, task, f"http://127.0.0.1:{port}", metrics)
     try:
         yield operator
