@@ -12,7 +12,6 @@ from io import StringIO
 import aiohttp
 import pytest
 
-from capstan_operator.cluster import front
 from capstan_operator.cluster.events import BURST_PER_OBJECT, MAX_QUEUED, EventWriter, ObjectRef
 from capstan_operator.cluster.front import Front
 from capstan_operator.cluster.kinds import EVENTS, SECRETS
@@ -22,6 +21,7 @@ from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.decide.types import EventNote
 from capstan_operator.logging_setup import JsonFormatter
 from capstan_operator.metrics import Metrics
+from capstan_runtime.contract.listening import Allowance
 from capstan_runtime.contract.state import Hint
 from tests.support.control_planes import free_port
 from tests.support.fake_api import FakeApi
@@ -105,8 +105,7 @@ async def test_a_hint_that_makes_no_sense_is_refused(served: Served, body: bytes
 
 
 async def test_a_flood_of_hints_is_held_back(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "HINTS_PER_SECOND", 0.0)  # however slow this machine is, nothing is refilled meanwhile
-    served.front._hints_left = 3.0
+    served.front._allowance = Allowance(0.0, 3.0)  # however slow this machine is, nothing is refilled meanwhile
     answers = [await served.hint(json.dumps(HINT).encode()) for _ in range(5)]
     assert answers == [202, 202, 202, 429, 429]
 

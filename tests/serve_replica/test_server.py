@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from capstan_runtime.contract.serving import Guards
-from capstan_runtime.serve_replica import line, server
+from capstan_runtime.serve_replica import connection, line
 from tests.serve_replica.pods import INFER, READY
 from tests.serve_replica.servers import BODY, SECONDS, ask, is_closed, serve, until
 from tests.serving.models import NumpyClassifier, NumpyDecoder
@@ -33,7 +33,7 @@ def test_while_it_drains_it_answers_everybody_once_more() -> None:
 def test_a_connection_is_kept_for_a_while_only_so_that_new_pods_get_requests_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server, "CONNECTION_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "CONNECTION_SECONDS", 0.5)
     port, _ = serve(NumpyClassifier(), drain_seconds=0.0)
     kept = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
     assert ask(kept, INFER, BODY) == (200, False)

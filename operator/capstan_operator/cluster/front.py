@@ -9,6 +9,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from capstan_operator.metrics import Metrics
+from capstan_runtime.contract.listening import Allowance, Listener
 from capstan_runtime.contract.state import Hint
 
 logger = logging.getLogger(__name__)
@@ -31,8 +32,7 @@ class Front:
         self._metrics = metrics
         self._problem = problem
         self._on_hint = on_hint
-        self._hints_left = HINT_BURST
-        self._refilled_at = 0.0
+        self._allowance = Allowance(HINTS_PER_SECOND, HINT_BURST)
 
     @contextlib.asynccontextmanager
     async def serve(self, host: str, port: int) -> AsyncIterator[None]:
@@ -46,14 +46,12 @@ class Front:
                 web.post("/hint", self._hint),
             ]
         )
-        runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, keepalive_timeout=15.0)
-        await runner.setup()
+        listener = Listener(app)
         try:
-            await web.TCPSite(runner, host, port).start()
-            logger.info("listening on %s", ", ".join(f"http://{a[0]}:{a[1]}" for a in runner.addresses))
+            logger.info("listening on %s", ", ".join(await listener.open(host, port)))
             yield
         finally:
-            await runner.cleanup()
+            await listener.close()
 
     async def _healthz(self, _: web.Request) -> web.Response:
         """The loop turns; a task that died would have ended the process."""
@@ -67,7 +65,8 @@ class Front:
         return web.Response(body=self._metrics.render(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _hint(self, request: web.Request) -> web.Response:
-        if not self._has_hint_left():
+        # Of all pods together, besides what each may say.
+        if not self._allowance.take("all", asyncio.get_running_loop().time()):
             self._metrics.hints.labels("limited").inc()
             return web.Response(status=429, headers={"Retry-After": "1"}, text="too many hints\n")
         try:
@@ -87,12 +86,3 @@ class Front:
             return web.Response(status=503, text="this replica stands by; another one acts\n")
         self._metrics.hints.labels("accepted").inc()
         return web.Response(status=202)
-
-    def _has_hint_left(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        self._hints_left = min(HINT_BURST, self._hints_left + (now - self._refilled_at) * HINTS_PER_SECOND)
-        self._refilled_at = now
-        if self._hints_left < 1:
-            return False
-        self._hints_left -= 1
-        return True

@@ -4,7 +4,6 @@ import asyncio
 import gc
 import math
 import os
-import random
 import socket
 import ssl
 import threading
@@ -15,10 +14,10 @@ from typing import Any, cast
 
 import uvicorn
 import uvloop
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from capstan_runtime.contract.serving import ServeConfig
 from capstan_runtime.serve_replica import line
+from capstan_runtime.serve_replica.connection import RETIRING, Connection
 from capstan_runtime.serve_replica.tls import server_options
 from capstan_runtime.serving.app import Application
 from capstan_runtime.serving.exchange import Message, Receive, Scope, Send
@@ -26,23 +25,6 @@ from capstan_runtime.serving.exchange import Message, Receive, Scope, Send
 _KEEP_ALIVE_SECONDS = 120
 """An idle connection is kept longer than usual clients and balancers keep theirs (60-90 s): who closes first can never
 meet a request on its way."""
-
-CONNECTION_SECONDS = 15.0
-"""How long a client may keep a connection, give or take a fifth; its next answer says `Connection: close`. A Service
-chooses a pod once for each connection: clients that keep theirs for ever would send nothing to a canary, and nothing to
-the pods that were added for their sake."""
-_RETIRING = "capstan.retiring"
-
-
-class _Connection(HttpToolsProtocol):
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(transport)
-        self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)  # nosec B311  # jitter
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        if self.loop.time() >= self._retires_at:
-            self.scope["extensions"] = {_RETIRING: {}}
 
 
 class _Loop(uvloop.Loop):
@@ -68,7 +50,7 @@ class Server:
             uvicorn.Config(
                 self._answer,
                 interface="asgi3",
-                http=_Connection,
+                http=Connection,
                 ws="none",
                 lifespan="off",
                 access_log=False,
@@ -138,7 +120,7 @@ class Server:
         self._uvicorn.should_exit = True
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._is_draining and _RETIRING not in scope.get("extensions", ()):
+        if not self._is_draining and RETIRING not in scope.get("extensions", ()):
             await self._app(scope, receive, send)
             return
 

@@ -1,16 +1,23 @@
 """Whether this replica lives, and whether it should be asked."""
 
 from importlib.metadata import version
+from time import monotonic
 
-from capstan_runtime.contract.serving import ServeConfig
+from capstan_runtime.contract.serving import RateLimit, ServeConfig
 from capstan_runtime.serving import oip
 from capstan_runtime.serving.exchange import Answer, Exchange
 from capstan_runtime.serving.metrics import CONTENT_TYPE, Metrics
+from capstan_runtime.serving.rate_limit import RateLimiter
 from capstan_runtime.serving.routes import Access, Handle, Route, answers, json_answer
 from capstan_runtime.serving.worker import Worker
 
 _STUCK_TIMEOUTS = 3.0
 """A call of the model that takes so many times as long as a request may, does not come back any more."""
+
+
+_SCRAPES = RateLimit(requests=10, burst=20)
+"""Of the metrics, per client. The operator asks every two seconds, Prometheus every 15; an answer takes milliseconds
+that requests would have had."""
 
 
 class Health:
@@ -21,6 +28,7 @@ class Health:
         self._config = config
         self._worker = worker
         self._metrics = metrics
+        self._scrapes = RateLimiter(_SCRAPES, monotonic)
         self.is_warm = False
         self.is_draining = False
 
@@ -59,5 +67,6 @@ class Health:
     async def _model_ready(self, _: Exchange) -> Answer:
         return json_answer(200 if self.is_ready else 503, {"name": self._config.model.name, "ready": self.is_ready})
 
-    async def _show_metrics(self, _: Exchange) -> Answer:
+    async def _show_metrics(self, exchange: Exchange) -> Answer:
+        self._scrapes.take(exchange.client)
         return Answer(200, self._metrics.render(), ((b"content-type", CONTENT_TYPE),))

@@ -17,7 +17,7 @@ ErrorBody = Callable[[Refusal, str], bytes]
 
 class Access(Enum):
     OPEN = "open"
-    """Probes and metrics: for everybody, and never refused."""
+    """Probes and metrics: for everybody, and probes are never refused."""
     KEYED = "keyed"
     """An API key is needed, where there are any."""
     INFERENCE = "inference"

@@ -3,12 +3,13 @@
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from typing import Protocol
 
 from aiohttp import web
 from pydantic import ValidationError
 
+from capstan_runtime.contract.listening import Handler, Listener
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import State
 from capstan_runtime.supervisor.exposition import CONTENT_TYPE, Facts, render
@@ -21,8 +22,6 @@ _MEMORY = "/memory/"
 _KEPT_HEADERS = ("Allow", "Content-Range")
 """Of an error: they say what would not have been one."""
 _REQUEST_SECONDS = 5.0
-
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Refused(Exception):
@@ -47,16 +46,20 @@ class Supervised(Protocol):
         ...
 
 
-def make_app(supervised: Supervised, token: str, memory: MemoryTier | None) -> web.Application:
-    """All but `/metrics` and `/healthz` ask for `token`; requests are small and must arrive within five seconds."""
+def make_listener(supervised: Supervised, token: str, memory: MemoryTier | None) -> Listener:
+    """All but `/metrics` and `/healthz` ask for `token`; requests are small and must arrive within five seconds. Those
+    of who shows the token are not counted."""
     memory_files = MemoryFiles(memory)
     app = web.Application(middlewares=[_bounded], client_max_size=_MOST_BODY_BYTES)
     expected = f"Bearer {token}".encode()
 
+    def shows_token(request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
+        return hmac.compare_digest(given, expected)
+
     def for_the_job(handler: Handler) -> Handler:
         async def checked(request: web.Request) -> web.StreamResponse:
-            given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-            if not hmac.compare_digest(given, expected):
+            if not shows_token(request):
                 return _status(401, "Unauthorized", "the job's bearer token is missing or wrong")
             return await handler(request)
 
@@ -98,7 +101,7 @@ def make_app(supervised: Supervised, token: str, memory: MemoryTier | None) -> w
             web.get("/healthz", get_healthz),
         ]
     )
-    return app
+    return Listener(app, is_known=shows_token, close_seconds=_REQUEST_SECONDS)
 
 
 @web.middleware

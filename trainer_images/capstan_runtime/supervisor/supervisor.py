@@ -13,14 +13,13 @@ from capstan_runtime.contract.state import Exit, Phase, Progress, State
 from capstan_runtime.supervisor.attempt import Attempt
 from capstan_runtime.supervisor.child import Child, reap_orphans
 from capstan_runtime.supervisor.exposition import Facts
-from capstan_runtime.supervisor.front import Front
 from capstan_runtime.supervisor.hint import Hints
 from capstan_runtime.supervisor.last_words import fit
 from capstan_runtime.supervisor.ledger import Ledger
 from capstan_runtime.supervisor.log import Log
 from capstan_runtime.supervisor.memory_tier import MemoryTier
 from capstan_runtime.supervisor.news import is_news, is_under_chaos, taken_in
-from capstan_runtime.supervisor.server import Refused, make_app
+from capstan_runtime.supervisor.server import Refused, make_listener
 from capstan_runtime.supervisor.settings import Settings
 from capstan_runtime.supervisor.warm_spare import WarmSpare
 
@@ -57,7 +56,7 @@ class Supervisor:
         self._log = Log()
         self._spare = WarmSpare(settings, self._log, self._tell_of_spare)
         self._memory = MemoryTier(settings.memory) if settings.memory is not None else None
-        self._front = Front(make_app(self, settings.token, self._memory))
+        self._listener = make_listener(self, settings.token, self._memory)
 
     @property
     def state(self) -> State:
@@ -181,7 +180,7 @@ class Supervisor:
     async def run(self) -> int:
         """The exit code of the pod: 0 after success, STOPPED after SIGTERM, the trainer's when the job has failed, HANG
         when no trainer can run here any more, because the last one cannot be killed."""
-        await self._front.open(self._settings.address, self._settings.port)
+        await self._listener.open(self._settings.address, self._settings.port)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, self.stop)
         loop.add_signal_handler(signal.SIGINT, self.stop)
@@ -193,7 +192,7 @@ class Supervisor:
             self._say_last_words()
             self._spare.discard()
             await self._hints.flush()
-            await self._front.close()
+            await self._listener.close()
             await self._log.flush(_FLUSH_SECONDS)
 
     async def _run_memberships(self) -> int:
@@ -300,7 +299,7 @@ class Supervisor:
             self._attempt.abandon()
         self._spare.discard()
         self._hints.cancel()
-        self._front.cut()
+        self._listener.cut()
 
     def _enter(self, phase: Phase) -> None:
         assert self._ledger is not None

@@ -1,0 +1,94 @@
+"""One client's connection to a replica: how long it lasts, how long a request's head may take, and who gives way.
+
+A request that has arrived is bounded by the guards (`serving/app.py`); what is here bounds what comes before.
+"""
+
+import asyncio
+import random
+import resource
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+CONNECTION_SECONDS = 15.0
+"""How long a client may keep a connection, give or take a fifth; its next answer says `Connection: close`. A Service
+chooses a pod once for each connection: clients that keep theirs for ever would send nothing to a canary, and nothing to
+the pods that were added for their sake."""
+HEAD_SECONDS = 10.0
+"""From the first byte of a request's head to its last: as for a TLS handshake."""
+HEAD_BYTES = 65536
+"""What servers usually take of headers is 8 to 64 KiB; neither uvicorn nor httptools has a limit."""
+RETIRING = "capstan.retiring"
+
+
+def most_connections() -> int:
+    """Half as many as this process may have open files; the rest is for its work."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
+class Connection(HttpToolsProtocol):
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)
+        self._waits_since = self.loop.time()
+        self._is_in_head = True
+        self._head_bytes = 0
+        self._head_ends: asyncio.TimerHandle | None = None
+        # uvicorn sets this after an answer only: who never asks would stay for ever.
+        self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+        if len(self.connections) > most_connections():
+            self._make_room()
+
+    def data_received(self, data: bytes) -> None:
+        if self._is_in_head:
+            self._begin_head()
+        super().data_received(data)
+        if self._is_in_head and not self.transport.is_closing():
+            self._head_bytes += len(data)
+            if self._head_bytes > HEAD_BYTES:
+                self.send_400_response(f"the headers are longer than {HEAD_BYTES} bytes")
+
+    def on_message_begin(self) -> None:
+        self._begin_head()  # perhaps right behind another request
+        super().on_message_begin()
+        if self.loop.time() >= self._retires_at:
+            self.scope["extensions"] = {RETIRING: {}}
+
+    def on_headers_complete(self) -> None:
+        self._is_in_head = False
+        self._forget_head()
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._is_in_head = True
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._waits_since = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._forget_head()
+        super().connection_lost(exc)
+
+    @property
+    def is_idle(self) -> bool:
+        """No request of it is worked on."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _begin_head(self) -> None:
+        if self._head_ends is None:
+            self._head_ends = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+
+    def _forget_head(self) -> None:
+        self._head_bytes = 0
+        if self._head_ends is not None:
+            self._head_ends.cancel()
+            self._head_ends = None
+
+    def _make_room(self) -> None:
+        """The one that has waited longest for a request gives way, so that a flood of them keeps no probe out; where
+        all are worked on, this one does."""
+        others = (one for one in self.connections if isinstance(one, Connection) and one is not self and one.is_idle)
+        longest = min(others, key=lambda one: one._waits_since, default=self)
+        self.connections.discard(longest)
+        longest.transport.abort()
