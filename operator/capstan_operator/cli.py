@@ -85,6 +85,11 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
         action="store_true",
         help="inject the faults of spec.chaos in namespaces labelled capstan.dev/chaos=allowed",
     )
+    run.add_argument(
+        "--allow-host-path",
+        action="store_true",
+        help="let specs name folders of the nodes (hostPath), as a store or in a podPatch; left out: they are refused",
+    )
     run.add_argument("--log-level", default="INFO", choices=["DEBUG", "INFO", "WARNING", "ERROR"])
     run.set_defaults(call=_run)
 
@@ -183,6 +188,7 @@ def _run(options: argparse.Namespace) -> int:
         "bench_image": options.bench_image,
         "operator_url": options.url,
         "allow_chaos": options.allow_chaos,
+        "allow_host_path": options.allow_host_path,
     }
     settings = RunSettings(
         kubeconfig=options.kubeconfig,

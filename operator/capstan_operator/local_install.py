@@ -96,6 +96,7 @@ def operator_deployment(kubeconfig: Path, service_ip: str, *, allow_chaos: bool)
     labels = {"app.kubernetes.io/name": OPERATOR}
     command = ["python", "-m", "capstan_operator", "run", "--host", "$(POD_IP)", "--port", str(OPERATOR_PORT)]
     command += ["--url", f"http://{service_ip}:{OPERATOR_PORT}"]
+    command.append("--allow-host-path")  # whoever starts this cluster owns the machine
     command += ["--allow-chaos"] if allow_chaos else []
     container = {
         "name": "operator",

@@ -120,6 +120,8 @@ class OperatorSettings:
     """Least time between two status writes that only carry progress."""
     allow_chaos: bool = False
     """Faults of `spec.chaos` are injected in namespaces that allow it too."""
+    allow_host_path: bool = False
+    """Pods may see folders of their nodes, as a store or by a podPatch."""
 
 
 @dataclass(frozen=True, slots=True)

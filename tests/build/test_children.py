@@ -142,7 +142,8 @@ def test_the_installation_and_the_job_choose_image_and_nodes() -> None:
 
 
 def test_a_host_folder_must_be_there_already() -> None:
-    pod = pod_of(checkpoint={"store": {"claim": None, "hostPath": {"path": "/mnt/lustre"}}})
+    store = {"store": {"claim": None, "hostPath": {"path": "/mnt/lustre"}}}
+    pod = pod_of(settings=OperatorSettings(allow_host_path=True), checkpoint=store)
     assert pod["spec"]["volumes"][1] == {"name": "store", "hostPath": {"path": "/mnt/lustre", "type": "Directory"}}
 
 

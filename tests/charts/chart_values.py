@@ -18,6 +18,7 @@ CHOICES: dict[str, list[Any]] = {
     "operator.watchNamespace": ["", "default"],
     "operator.logLevel": ["INFO", "DEBUG"],
     "operator.allowChaos": [False, True],
+    "operator.allowHostPath": [False, True],
     "operator.resources": [{"requests": {"cpu": "100m"}}, {"limits": {"cpu": "2", "memory": "2Gi"}}, {}],
     "operator.nodeSelector": [{}, {"kubernetes.io/os": "linux"}],
     "operator.tolerations": [[], [{"key": "cpu", "operator": "Exists", "effect": "NoSchedule"}]],

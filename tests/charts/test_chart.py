@@ -29,6 +29,7 @@ ALL_ON: dict[str, Any] = {
     "operator": {
         "watchNamespace": "default",
         "allowChaos": True,
+        "allowHostPath": True,
         "logLevel": "DEBUG",
         "imagePullSecrets": [{"name": "registry"}],
         "nodeSelector": {"kubernetes.io/os": "linux"},
@@ -134,6 +135,7 @@ async def test_all_that_can_be_on_is_accepted_by_the_api_server(api: Api, plane:
         "--log-level=DEBUG",
         "--namespace=default",
         "--allow-chaos",
+        "--allow-host-path",
     ]
     rules = found["prometheusrules capstan"]["spec"]["groups"][0]["rules"]
     assert all({"alert", "expr", "labels", "annotations"} <= rule.keys() for rule in rules)

@@ -62,7 +62,7 @@ SPEC: dict[str, Any] = {
     "schedule": {"constant": {}},
     "training": {"steps": 10, "globalBatchSize": 16},
     "workers": {"max": 2},
-    "checkpoint": {"store": {"hostPath": {"path": "/nowhere"}}},
+    "checkpoint": {"store": {"claim": {"name": "nowhere"}}},
 }
 
 

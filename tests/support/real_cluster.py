@@ -25,7 +25,7 @@ CRD_FILES = sorted((Path(__file__).parents[2] / "crds").glob("*.yaml"))
 STORED_MODEL: dict[str, Any] = {
     "modelRef": {
         "uri": {
-            "store": {"hostPath": {"path": "/nowhere"}},
+            "store": {"claim": {"name": "nowhere"}},
             "run": "default/train/uid",
             "digest": "blake3:" + 64 * "0",
         }

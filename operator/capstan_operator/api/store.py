@@ -15,7 +15,8 @@ class Claim(Record):
 
 
 class HostPath(Record):
-    """A folder that exists on every node, such as a mounted parallel file system."""
+    """A folder that exists on every node, such as a mounted parallel file system. Only where the operator runs with
+    --allow-host-path: who may read such a folder may read every namespace's part of it."""
 
     model_config = cel(
         (
@@ -92,5 +93,7 @@ class Store(OneOf):
     """Where checkpoints are kept. Each run writes below its own `<namespace>/<job>/<uid>` in it."""
 
     claim: Annotated[Claim | None, Field(description="A PersistentVolumeClaim.")] = None
-    host_path: Annotated[HostPath | None, Field(description="A folder on the nodes.")] = None
+    host_path: Annotated[
+        HostPath | None, Field(description="A folder on the nodes, where the operator allows it (--allow-host-path).")
+    ] = None
     object: Annotated[ObjectStore | None, Field(description="A bucket of an object store.")] = None

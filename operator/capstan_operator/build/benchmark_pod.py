@@ -8,6 +8,7 @@ from capstan_operator.api.meta import LABEL_BENCHMARK, LABEL_MANAGED_BY, LABEL_T
 from capstan_operator.api.store import Store
 from capstan_operator.build.benchmark_children import metadata
 from capstan_operator.build.children import Owner
+from capstan_operator.build.host_path import checked_volumes
 from capstan_operator.build.pod import SHARED_MEMORY, SHARED_MEMORY_VOLUME
 from capstan_operator.build.pod_parts import (
     TERMINATION_LOG,
@@ -88,6 +89,7 @@ def build_bench_pod(owner: Owner, pod: BenchPod, settings: OperatorSettings) -> 
     }
     if pod.pods.pod_patch:
         template = apply_pod_patch(template, pod.pods.pod_patch, BENCH_POD)
+    template = checked_volumes(template, "results.store", BENCH_POD, settings)
     own = metadata(owner, pod.name, pod.trial)
     labels = template["metadata"].get("labels", {}) | own["labels"]
     return {

@@ -6,6 +6,7 @@ from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.children import Owner, owner_reference, pod_labels, pod_name, secret_name
 from capstan_operator.build.deepspeed_env import deepspeed_env
 from capstan_operator.build.flax_env import flax_env
+from capstan_operator.build.host_path import checked_volumes
 from capstan_operator.build.pod_group import PodGroup
 from capstan_operator.build.pod_parts import (
     TERMINATION_LOG,
@@ -17,7 +18,7 @@ from capstan_operator.build.pod_parts import (
     scheduling,
     whole_cores,
 )
-from capstan_operator.build.pod_patch import RUN_FOLDER, RUN_VOLUME, TRAINER, apply_pod_patch
+from capstan_operator.build.pod_patch import RUN_FOLDER, RUN_VOLUME, TRAINER, TRAINER_POD, apply_pod_patch
 from capstan_operator.build.secret import RUN_FILE, TOKEN_FILE
 from capstan_operator.build.store import STORE_FOLDER, STORE_VOLUME, run_folder, store_env, store_env_from, store_volume
 from capstan_operator.observe import OperatorSettings
@@ -56,7 +57,8 @@ def build_pod_template(job: Owner, spec: TrainingJobSpec, settings: OperatorSett
         },
     }
     patch = spec.workers.pod_patch
-    return apply_pod_patch(template, patch) if patch else template
+    patched = apply_pod_patch(template, patch) if patch else template
+    return checked_volumes(patched, "checkpoint.store", TRAINER_POD, settings)
 
 
 def build_pod(

@@ -6,6 +6,7 @@ from typing import Any
 from capstan_operator.api.inference_service import STOP_SECONDS, InferenceServiceSpec
 from capstan_operator.api.inference_service_status import ModelStatus
 from capstan_operator.api.meta import LABEL_MANAGED_BY, LABEL_REVISION, LABEL_SERVICE
+from capstan_operator.build.host_path import checked_volumes
 from capstan_operator.build.pod_parts import (
     TERMINATION_LOG,
     container_resources,
@@ -29,6 +30,8 @@ CONFIG_FOLDER = "/etc/capstan/serve"
 CONFIG_FILE = "serve.json"
 KEYS_VOLUME = "api-keys"
 TLS_VOLUME = "tls"
+MODEL_STORE = "modelRef.store"
+"""What a store is called in messages: it stands in the spec, or in that of the job which made the model."""
 SERVE_REPLICA = ["python", "-m", "capstan_runtime.serve_replica"]
 START_SECONDS = 600
 """How long a replica may take until it is live: Ray, the framework and a large checkpoint."""
@@ -61,7 +64,8 @@ def build_replica_template(
             **scheduling(spec.node_selector, spec.tolerations),
         },
     }
-    return apply_pod_patch(template, spec.pod_patch, SERVER_POD) if spec.pod_patch else template
+    patched = apply_pod_patch(template, spec.pod_patch, SERVER_POD) if spec.pod_patch else template
+    return checked_volumes(patched, MODEL_STORE, SERVER_POD, settings)
 
 
 def _server(

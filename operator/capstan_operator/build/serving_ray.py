@@ -9,9 +9,10 @@ import yaml
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import ModelStatus
 from capstan_operator.build.children import Owner
+from capstan_operator.build.host_path import checked_volumes
 from capstan_operator.build.pod_patch import apply_pod_patch
 from capstan_operator.build.serving_children import metadata
-from capstan_operator.build.serving_pod import SERVER_POD, build_replica_template
+from capstan_operator.build.serving_pod import MODEL_STORE, SERVER_POD, build_replica_template
 from capstan_operator.build.serving_revision import Revision, build_config_secret
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
@@ -101,7 +102,8 @@ def _template(
         **(more or {}),
     }
     template = template | {"spec": template["spec"] | {"containers": [ray]}}
-    return apply_pod_patch(template, spec.pod_patch, SERVER_POD) if spec.pod_patch else template
+    patched = apply_pod_patch(template, spec.pod_patch, SERVER_POD) if spec.pod_patch else template
+    return checked_volumes(patched, MODEL_STORE, SERVER_POD, settings)
 
 
 def _env(config: ServeConfig, secret: str) -> list[dict[str, Any]]:
