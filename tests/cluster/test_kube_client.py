@@ -12,7 +12,7 @@ import pytest
 from capstan_operator.cluster import kube
 from capstan_operator.cluster.credentials import Credentials
 from capstan_operator.cluster.errors import ApiError, api_error
-from capstan_operator.cluster.kinds import PODS, SECRETS
+from capstan_operator.cluster.kinds import CONFIG_MAPS, PODS, SECRETS
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
 from capstan_operator.metrics import Metrics
@@ -176,3 +176,13 @@ async def test_a_line_without_end_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
     with pytest.raises(ApiError, match="longer than 10 bytes"):
         [line async for line in kube._lines(Chunks())]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["../../victim/configmaps/kept", "..", ".", "", "a/b", "%2e%2e%2fb"])
+async def test_a_name_that_leads_elsewhere_is_asked_for_nowhere(api: FakeApi, client: KubeClient, name: str) -> None:
+    api.put(CONFIG_MAPS, {"metadata": {"name": "kept", "namespace": "victim"}, "data": {"result.json": "{}"}})
+    with pytest.raises(ValueError, match="is no name"):
+        await client.get(CONFIG_MAPS, "attacker", name)
+    with pytest.raises(ValueError, match="is no name"):
+        await client.get(CONFIG_MAPS, name, "kept")
+    assert api.calls == []

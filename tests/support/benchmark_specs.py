@@ -189,6 +189,10 @@ REFUSED: dict[str, tuple[Document, str]] = {
         spec_of({"inference": {"runtime": "flax", "model": {"checkpoint": {"run": "a/../c", "digest": DIGEST}}}}),
         "run",
     ),
+    "a ConfigMap of another namespace": (
+        spec_of(baseline={"configMap": {"name": "../../theirs/configmaps/kept"}}),
+        "name",
+    ),
     "a key that is no file's name": (spec_of(baseline={"configMap": {"name": "kept", "key": "../passwd"}}), "key"),
     "a key above its folder": (spec_of(baseline={"configMap": {"name": "kept", "key": ".."}}), "key"),
     "inference beyond its deadline": (

@@ -166,6 +166,8 @@ class BenchmarkBaseline(Record):
     ] = False
 
 
+OBJECT_NAME = r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"
+"""As Kubernetes has names of ConfigMaps (RFC 1123): the operator fetches it, so a path would lead elsewhere."""
 _KEY = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
 """As Kubernetes has keys of a ConfigMap: each is the name of a file, so neither "." nor what begins with ".."."""
 
@@ -173,7 +175,7 @@ _KEY = r"^\.?[-_a-zA-Z0-9][-._a-zA-Z0-9]*$"
 class ConfigMapBaseline(Record):
     """A result.json in a ConfigMap: kubectl create configmap NAME --from-file=result.json."""
 
-    name: Annotated[str, Field(min_length=1, max_length=253, description="Name of the ConfigMap.")]
+    name: Annotated[str, Field(min_length=1, pattern=OBJECT_NAME, max_length=253, description="Name of the ConfigMap.")]
     key: Annotated[str, Field(min_length=1, pattern=_KEY, max_length=253, description="Key in it.")] = "result.json"
 
 

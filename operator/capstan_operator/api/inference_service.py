@@ -76,7 +76,8 @@ class StoredModel(Record):
     run: Annotated[
         str,
         Field(
-            pattern=r"^[^/]+/[^/]+/[^/]+$",
+            # Each part begins with a letter or digit, so none is "." or "..".
+            pattern=r"^[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*$",
             max_length=512,
             description="Folder of the run in the store: <namespace>/<job>/<uid>.",
         ),

@@ -27,7 +27,14 @@ class Resource:
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str | None, name: str | None = None, subresource: str | None = None) -> str:
-        """URL path of the collection, of one object, or of its subresource. `namespace` None: all namespaces."""
+        """URL path of the collection, of one object, or of its subresource. `namespace` None: all namespaces.
+
+        Raises ValueError for a name that would be more than one part of a path, or lead to another: with `..` in it,
+        the operator would fetch what the one who wrote it may not see. The rule is Kubernetes' own for such names.
+        """
+        for part in (namespace, name):
+            if part is not None and (part in ("", ".", "..") or "/" in part or "%" in part):
+                raise ValueError(f"{self.kind}: {part!r} is no name: it is empty, a path, or part of one")
         parts = [self.group_path]
         if namespace is not None:
             parts += ["namespaces", namespace]
