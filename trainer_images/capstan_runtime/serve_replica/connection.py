@@ -28,7 +28,7 @@ def most_connections() -> int:
 class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
-        self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)
+        self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)  # nosec B311  # jitter
         self._waits_since = self.loop.time()
         self._is_in_head = True
         self._head_bytes = 0
