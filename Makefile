@@ -47,7 +47,7 @@ torture: $(READY) ## Break checkpoints in 10,000 ways and kill their writers any
 test: $(READY) $(S3_READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
 	@$(BIN)/pytest
 
-test-full: $(READY) $(S3_READY) ## Run what takes minutes as well: images are built, and run as pods run them
+test-full: $(READY) $(S3_READY) ## Run what takes minutes as well: images are built and run, takeovers are repeated
 	@$(BIN)/pytest -m "full or not full"
 
 check: $(READY) audit ## Format, lint, types, import rules, and what is known to be unsafe

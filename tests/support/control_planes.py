@@ -166,6 +166,9 @@ class RealControlPlane(ControlPlane):
     assets: Path = Path()
     with_controller_manager: bool = True
     with_scheduler: bool = False
+    with_service_accounts: bool = False
+    """Whether pods are given the token of their ServiceAccount, as on any cluster; else they may name one that nobody
+    made, and a namespace's first pod need not wait for it."""
     extra_apiserver_flags: Sequence[str] = ()
 
     @classmethod
@@ -238,7 +241,7 @@ class RealControlPlane(ControlPlane):
             "token-auth-file": self.home / "tokens.csv",
             "authorization-mode": "RBAC",
             "allow-privileged": "true",
-            "disable-admission-plugins": "ServiceAccount",
+            **({} if self.with_service_accounts else {"disable-admission-plugins": "ServiceAccount"}),
             "enable-priority-and-fairness": "false",
         }
         self.url, self.ca_file = f"https://127.0.0.1:{port}", certificates / "apiserver.crt"

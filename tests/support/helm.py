@@ -43,7 +43,7 @@ class Helm:
             [sys.executable, script, json.dumps(order)],
             capture_output=True,
             text=True,
-            timeout=60 * len(steps),
+            timeout=120 * len(steps),
             env={"HOME": str(self.home), "PATH": "/usr/bin:/bin"},
         )
         assert done.returncode == 0, done.stderr
