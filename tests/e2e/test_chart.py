@@ -90,8 +90,8 @@ class Release:
         except ApiException:
             return ""
 
-    def kill_leader(self) -> str:
-        """SIGKILL to its process, without warning. Returns who it was."""
+    def kill_leader(self) -> tuple[str, float]:
+        """SIGKILL to its process, without warning. Returns who it was, and when that was on the monotonic clock."""
         first = self.holder()
         core = self.cluster.core
         pods = core.list_namespaced_pod(SYSTEM, label_selector="app.kubernetes.io/instance=capstan").items
@@ -99,10 +99,11 @@ class Release:
         (leader,) = [pod for pod in pods if first in core.read_namespaced_pod_log(pod.metadata.name, SYSTEM)]
         own = f"--host={leader.status.pod_ip}"
         (process,) = [each for each in psutil.process_iter(["cmdline"]) if own in (each.info["cmdline"] or ())]
+        killed_at = time.monotonic()
         process.kill()
         # A fresh pod in its place: one that was killed again and again would wait longer each time before it starts.
         core.delete_namespaced_pod(leader.metadata.name, SYSTEM, grace_period_seconds=0)
-        return first
+        return first, killed_at
 
     def wait_ready(self) -> None:
         """Returns once both replicas are."""
@@ -110,10 +111,11 @@ class Release:
         _until(lambda: apps.read_namespaced_deployment_status("capstan", SYSTEM).status.ready_replicas == 2, "ready")
 
     def logs(self) -> str:
-        """The end of each replica's log."""
+        """What each replica said, but for its single writes."""
         core = self.cluster.core
         pods = core.list_namespaced_pod(SYSTEM, label_selector="app.kubernetes.io/instance=capstan").items
-        return "\n".join(core.read_namespaced_pod_log(pod.metadata.name, SYSTEM, tail_lines=20) for pod in pods)
+        texts = [core.read_namespaced_pod_log(pod.metadata.name, SYSTEM, timestamps=True) for pod in pods]
+        return "\n".join(line for text in texts for line in text.splitlines() if "capstan.audit" not in line)
 
 
 @contextmanager
@@ -175,20 +177,37 @@ class Load:
             self._cluster.delete_job(name)
 
 
-def takeover(release: Release, prefix: str) -> float:
-    """Seconds from the leader's death, amid a burst of jobs, to the first pod that its successor makes. In the end each
-    job has its one pod, of its first attempt."""
+@dataclass(frozen=True)
+class Takeover:
+    """Seconds of one, amid a burst of jobs."""
+
+    lease: float
+    """From the leader's death until another holds the lease."""
+    acting: float
+    """From the leader's death until another makes pods."""
+    usual: float
+    """From a job to its pod in that burst while the leader lived: what this machine takes anyway just now."""
+
+    def is_in_time(self) -> bool:
+        return self.lease <= MOST_SECONDS and self.acting - self.usual <= MOST_SECONDS
+
+
+def takeover(release: Release, prefix: str) -> Takeover:
+    """Kills the leader in a burst of jobs. In the end each job has its one pod, of its first attempt."""
     with Load(release.cluster, per_second=6, most=150, prefix=prefix) as load:
         _until(lambda: len(load.pods()) >= 15, "at work")
-        killed_at = time.monotonic()
-        first = release.kill_leader()
+        number = len(load.names)
+        _until(lambda: len(load.names) > number, "given another job")
+        usual = _until(lambda: f"{prefix}-{number}-worker-0" in load.pods(), "making its pod")
+        first, killed_at = release.kill_leader()
         made = len(load.pods())
         while release.holder() in ("", first):
             assert time.monotonic() - killed_at < 90, f"nobody took over from {first}\n{release.logs()}"
             made = len(load.pods())
+        lease = time.monotonic() - killed_at
         # Jobs that came after its death have no pods until then.
         _until(lambda: len(load.pods()) > made, "making pods again")
-        seconds = time.monotonic() - killed_at
+        acting = time.monotonic() - killed_at
     wanted = sorted(f"{name}-worker-0" for name in load.names)
     _until(lambda: load.pods() == wanted, "one pod for each job")
     told = {name: release.cluster.status(name) for name in load.names}
@@ -196,7 +215,7 @@ def takeover(release: Release, prefix: str) -> float:
     load.remove()
     _until(lambda: load.pods() == [], "cleared away")
     release.wait_ready()
-    return seconds
+    return Takeover(lease, acting, usual)
 
 
 def test_a_job_finishes_on_a_fresh_cluster_though_the_leader_is_killed_in_a_burst_of_others(
@@ -207,18 +226,21 @@ def test_a_job_finishes_on_a_fresh_cluster_though_the_leader_is_killed_in_a_burs
         assert (deployment.status.ready_replicas, deployment.spec.replicas) == (2, 2)
         bare.apply_file(Path("examples/digits-flax/job.yaml"))
         bare.wait("digits-flax", "making steps", lambda status: (status.get("step") or 0) > 0, 180)
-        assert takeover(release, "burst") <= MOST_SECONDS
+        taken = takeover(release, "burst")
+        assert taken.is_in_time(), f"{taken}\n{release.logs()}"
         assert bare.wait_phase("digits-flax", "Succeeded", 240)["restarts"]["total"] == 0
     assert bare.status("digits-flax")["phase"] == "Succeeded"
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("bare", ["real"], indirect=True)
-def test_every_one_of_ten_takeovers_is_in_time(bare: Cluster, tmp_path: Path) -> None:
+def test_each_of_ten_takeovers_is_in_time(bare: Cluster, tmp_path: Path) -> None:
     with installed(bare, tmp_path) as release:
-        seconds = [takeover(release, f"round-{number}") for number in range(10)]
-    print(f"takeovers: p50 {statistics.median(seconds):.1f} s, worst {max(seconds):.1f} s of {len(seconds)}")
-    assert max(seconds) <= MOST_SECONDS
+        rounds = [takeover(release, f"round-{number}") for number in range(10)]
+    for name in ("lease", "acting", "usual"):
+        seconds = [getattr(each, name) for each in rounds]
+        print(f"{name}: p50 {statistics.median(seconds):.1f} s, worst {max(seconds):.1f} s of {len(seconds)}")
+    assert [each for each in rounds if not each.is_in_time()] == []
 
 
 @pytest.mark.parametrize("bare", ["real"], indirect=True)
