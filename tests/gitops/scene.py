@@ -100,8 +100,9 @@ class Scene:
 
     async def commit(self, resource: Resource, names: Iterable[str], **spec: Any) -> None:
         """To those of these objects that are in git for a place."""
+        wanted = list(names)
         for repository in (place.repository for place in self.places):
-            known = [name for name in names if (resource.kind, name) in repository.documents]
+            known = [name for name in wanted if (resource.kind, name) in repository.documents]
             await repository.commit(resource.kind, *known, **spec)
 
     async def until(

@@ -187,7 +187,8 @@ class Repository:
             document["spec"] = merge(document["spec"], spec)
             self.documents[kind, name] = document
             self.commits[kind, name] += 1
-            assert await self.tool.apply(document), f"{self.tool.name}: {kind} {name} was committed to no effect"
+        changed = await _at_most_eight(self.tool.apply(self.documents[kind, name]) for name in names)
+        assert all(changed), f"{self.tool.name}: {kind} {names} were committed to no effect"
 
     async def live(self) -> list[Document]:
         """What is there of what is in git."""
