@@ -103,6 +103,8 @@ class Observed:
     """Both the operator and the job's namespace allow injected faults."""
     roots_in_use: tuple[str, ...] | None = None
     """Roots of the job's checkpoints that InferenceServices serve, sorted; None: not all services were seen yet."""
+    gang_schedulers: frozenset[str] = frozenset()
+    """Those keys of workers.gang whose PodGroups the API server serves."""
     settings: "OperatorSettings" = field(default_factory=lambda: OperatorSettings())
 
 

@@ -7,18 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Generic
 
 from capstan_operator.api.meta import LABEL_MANAGED_BY, MANAGED_BY
-from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import Resource
 from capstan_operator.cluster.kube import KubeClient
-from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.reflector import Reflector, Sink, T
+from capstan_operator.cluster.served import is_served
 from capstan_operator.metrics import Metrics
 
 logger = logging.getLogger(__name__)
-
-LOOK_SECONDS = 15.0
-"""How soon it is seen that a kind was installed, or removed."""
-RETRY_SECONDS = 1.0
 
 
 class OptionalWatch(Generic[T]):
@@ -86,18 +81,6 @@ class OptionalWatch(Generic[T]):
 
     async def _served(self) -> Resource | None:
         for resource in self._versions:
-            if await self._is_served(resource):
+            if await is_served(self._client, resource):
                 return resource
         return None
-
-    async def _is_served(self, resource: Resource) -> bool:
-        """As the API server says, however long it takes to answer."""
-        while True:
-            try:
-                answer = await self._client.call("GET", resource.group_path, lane=Lane.SYSTEM)
-                return f'"{resource.plural}"'.encode() in answer
-            except ApiError as error:
-                if error.is_not_found:
-                    return False
-                logger.warning("whether %ss are served is not known: %s", resource.kind, error)
-            await asyncio.sleep(RETRY_SECONDS)

@@ -27,7 +27,15 @@ from capstan_operator.cluster.credentials import Credentials, CredentialsError, 
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.events import EventWriter
 from capstan_operator.cluster.front import Front
-from capstan_operator.cluster.kinds import BENCHMARKS, INFERENCE_SERVICES, NAMESPACES, PODS, TRAINING_JOBS, Resource
+from capstan_operator.cluster.kinds import (
+    BENCHMARKS,
+    INFERENCE_SERVICES,
+    NAMESPACES,
+    POD_GROUPS,
+    PODS,
+    TRAINING_JOBS,
+    Resource,
+)
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.lease import Elector, LeaseTimes
 from capstan_operator.cluster.limiter import Limiter
@@ -36,6 +44,7 @@ from capstan_operator.cluster.operator_key import OperatorKeyError, fetch_or_cre
 from capstan_operator.cluster.pods import Pod, decode_pod
 from capstan_operator.cluster.poller import INTERVAL_SECONDS, Poller
 from capstan_operator.cluster.reflector import Fan, Reflector
+from capstan_operator.cluster.served import LOOK_SECONDS, ServedKinds
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient, job_token
@@ -150,6 +159,7 @@ class _Operator:
             settings=settings.operator,
             metrics=metrics,
             allows_chaos=self._chaos_namespaces.allows,
+            gang_schedulers=lambda: self._gangs.names,
             roots_in_use=lambda job: self._serving.roots_in_use(job),
         )
         self._poller = Poller(
@@ -197,6 +207,7 @@ class _Operator:
         )
         """None: nobody asks, because no fault is ever injected."""
         self._jobs = OwnKind(self._client, credentials, TRAINING_JOBS, self._store.jobs, self._wake, settings.namespace)
+        self._gangs = ServedKinds(self._client, POD_GROUPS, lambda: self._store.wake_gangs(), LOOK_SECONDS)
         self._elector = Elector(self._client, self._namespace, self._identity, metrics, settings.lease)
         self._events = EventWriter(self._client, self._identity, metrics)
         self._reconciler = Reconciler(self._kinds(), self._queue, metrics)
@@ -255,6 +266,7 @@ class _Operator:
             "watch of TrainingJobs": self._jobs.run(),
             "watch of InferenceServices": self._serving.run(),
             "watch of Benchmarks": self._benchmarks.run(),
+            "look for gang schedulers": self._gangs.run(),
             "elector": self._elector.run(),
             "events": self._events.run(),
             "term": self._serve_terms(),
@@ -288,6 +300,7 @@ class _Operator:
         """While this replica leads, work; when the lease is lost, interrupt everything at once."""
         await self._pods.synced.wait()
         await self._jobs.synced.wait()
+        await self._gangs.synced.wait()
         if self._namespaces is not None:
             await self._namespaces.synced.wait()
         # What was loaded stays: keep the collector from walking it again and again.

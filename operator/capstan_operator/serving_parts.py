@@ -32,13 +32,14 @@ from capstan_operator.cluster.replicas import (
     decode_service,
 )
 from capstan_operator.cluster.scraper import Scraper
+from capstan_operator.cluster.served import LOOK_SECONDS
 from capstan_operator.cluster.serving_store import ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.work_queue import ObjectKey, Priority, WorkQueue
 from capstan_operator.metrics import Metrics
 from capstan_operator.observe import ObservedJob, OperatorSettings
-from capstan_operator.optional_watch import LOOK_SECONDS, OptionalWatch
+from capstan_operator.optional_watch import OptionalWatch
 from capstan_operator.own_kind import OwnKind, wait_until_served
 from capstan_operator.reconcile_service import ServiceReconciler
 

@@ -166,6 +166,15 @@ REFUSED = {
         "chaos: a is for a step that is not below training.steps 10; lower its step",
     ),
     "min above max": (a_spec(workers={"max": 2, "min": 4}), "workers: min 4 is above max 2"),
+    "two gangs": (
+        a_spec(workers={"max": 2, "gang": {"volcano": {}, "schedulerPlugins": {}}}),
+        "got volcano, schedulerPlugins: set exactly one of volcano, schedulerPlugins",
+    ),
+    "no gang": (
+        a_spec(workers={"max": 2, "gang": {}}),
+        "got none: set exactly one of volcano, schedulerPlugins",
+    ),
+    "a queue that is none": (a_spec(workers={"max": 2, "gang": {"volcano": {"queue": "Team A"}}}), "volcano.queue"),
     "17 GPUs in one worker": (a_spec(workers={"max": 2, "gpus": 17}), "spec.workers.gpus"),
     "a CNN on text": (
         a_spec(data={"text": {"path": "/data", "sequenceLength": 8}}),

@@ -15,9 +15,10 @@ given:
   unheard   by pod name, how many seconds ago its newest answer came; the others answered just now
   refusing  names of those silent pods that are there but do not know the token
   in_use    roots of checkpoints that are served, sorted; left out: nobody knows yet
+  gangs     schedulers whose PodGroups are served; left out: none is
 expected:
-  secret (applied), create (pod names, the queue and the size of the group they wait in, and the nodes they keep away
-  from), end_groups (the pods that say it), delete, delete_secrets, pushes, events,
+  secret, gang (both applied), create (pod names, the queue and the size of the group they wait in, and the nodes they
+  keep away from), end_groups (the pods that say it), delete, delete_secrets, pushes, events,
   requeue_after, is_repair: left out, none
   status    what changed: top-level fields with their new value, null for what went; conditions as `status reason`
 """
@@ -44,7 +45,7 @@ from tests.support.looks import JOB_UID, lived_until, look, make_pod, merged
 DEFAULT_NOW = 100.0
 KEYS = {
     *("born", "stage", "now", "spec", "job", "status", "pods", "attempt", "says", "silent", "unheard", "refusing"),
-    "in_use",
+    *("in_use", "gangs"),
 }
 TOLD_APART = ("goodput", "recoveries", "firstStepAt")
 """What moves along with everything else, and has tests of its own: test_goodput.py, test_provenance.py."""
@@ -92,7 +93,8 @@ def observe(given: dict[str, Any]) -> Observed:
     refusing = frozenset(pods[name].uid for name in given.get("refusing", []))
     heard_at = {name: now - seconds for name, seconds in given.get("unheard", {}).items()}
     in_use = tuple(given["in_use"]) if "in_use" in given else None
-    return look(job, list(pods.values()), states, silent, heard_at, refusing=refusing, roots_in_use=in_use)
+    facts = {"refusing": refusing, "roots_in_use": in_use, "gang_schedulers": frozenset(given.get("gangs", []))}
+    return look(job, list(pods.values()), states, silent, heard_at, **facts)
 
 
 def decided(given: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +107,8 @@ def decided(given: dict[str, Any]) -> dict[str, Any]:
 def told(old: TrainingJobStatus, decision: Decision) -> dict[str, Any]:
     """All of a decision in plain words; what is empty is left out."""
     document: dict[str, Any] = {
-        "secret": [manifest["metadata"]["name"] for manifest in decision.apply],
+        "secret": [one["metadata"]["name"] for one in decision.apply if one["kind"] == "Secret"],
+        "gang": [_gang(one) for one in decision.apply if one["kind"] == "PodGroup"],
         "create": [_created(manifest) for manifest in decision.create],
         "end_groups": [end.name for end in decision.end_groups],
         "delete": [deletion.name for deletion in decision.delete],
@@ -145,6 +148,11 @@ def _attempt(
     }
     places = {pod.name: {"fence": fence, "rank": rank, "world": len(workers)} for rank, pod in enumerate(members)}
     return status, places
+
+
+def _gang(manifest: dict[str, Any]) -> str:
+    facts = ", ".join(f"{name} {value}" for name, value in manifest["spec"].items())
+    return f"{manifest['apiVersion']} {manifest['metadata']['name']}: {facts}"
 
 
 def _created(manifest: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from capstan_operator.api.gang import Gang
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.recovery_spec import Chaos, Recovery
@@ -41,6 +42,13 @@ class Workers(Placement):
             description="Merged into every pod (strategic merge: containers by name, volumes by name). The trainer's "
             "container is called trainer.",
             json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
+        ),
+    ] = None
+    gang: Annotated[
+        Gang | None,
+        Field(
+            description="Place the fewest workers to go on with together, or none of them. Needs a scheduler that can. "
+            "Left out: the cluster's scheduler places each pod by itself."
         ),
     ] = None
 

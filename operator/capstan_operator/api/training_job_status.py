@@ -4,6 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from capstan_operator.api.gang import GangStatus
 from capstan_operator.api.meta import Condition
 from capstan_operator.api.queueing import QueueStatus
 from capstan_operator.api.recovery_status import GoodputStatus, InjectedStatus, NoteStatus, RecoveryStatus
@@ -127,6 +128,7 @@ class TrainingJobStatus(Record):
     queue: Annotated[
         QueueStatus | None, Field(description="The Kueue queue that admits the pods; absent: there is none.")
     ] = None
+    gang: Annotated[GangStatus | None, Field(description="The PodGroup of workers.gang; absent: there is none.")] = None
     world: Annotated[
         int | None,
         Field(description="Processes in the current attempt, or in the one being prepared; absent: there is neither."),

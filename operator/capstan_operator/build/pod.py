@@ -6,6 +6,7 @@ from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.children import Owner, owner_reference, pod_labels, pod_name, secret_name
 from capstan_operator.build.deepspeed_env import deepspeed_env
 from capstan_operator.build.flax_env import flax_env
+from capstan_operator.build.gang import gang_metadata, gang_scheduler
 from capstan_operator.build.host_path import checked_volumes
 from capstan_operator.build.pod_group import PodGroup
 from capstan_operator.build.pod_parts import (
@@ -45,7 +46,7 @@ def build_pod_template(job: Owner, spec: TrainingJobSpec, settings: OperatorSett
     """
     deadlines = spec.recovery.deadlines
     template = {
-        "metadata": {},
+        "metadata": gang_metadata(job, spec.workers.gang),
         "spec": {
             # The operator decides what a failure means; a kubelet that restarts a container would hide it.
             "restartPolicy": "Never",
@@ -54,6 +55,7 @@ def build_pod_template(job: Owner, spec: TrainingJobSpec, settings: OperatorSett
             "containers": [_trainer(job, spec, settings)],
             "volumes": _volumes(job, spec),
             **scheduling(spec.workers.node_selector, spec.workers.tolerations),
+            **gang_scheduler(spec.workers.gang),
         },
     }
     patch = spec.workers.pod_patch

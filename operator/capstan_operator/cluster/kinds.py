@@ -60,6 +60,11 @@ DISRUPTION_BUDGETS = (
 """Kubernetes serves the first from 1.21 on, the second up to 1.24."""
 RAY_SERVICES = Resource("ray.io", "v1", "rayservices", "RayService")
 """Of KubeRay, which not every cluster has."""
+POD_GROUPS = {
+    "volcano": Resource("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup"),
+    "schedulerPlugins": Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup"),
+}
+"""Of schedulers that not every cluster has, by their keys in workers.gang."""
 CONFIG_MAPS = Resource("", "v1", "configmaps", "ConfigMap")
 EVENTS = Resource("", "v1", "events", "Event")
 NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
@@ -73,6 +78,7 @@ APPLICABLE: dict[tuple[str, str], Resource] = {
     ("gateway.networking.k8s.io/v1", "HTTPRoute"): HTTP_ROUTES,
     **{(one.group_version, one.kind): one for one in DISRUPTION_BUDGETS},
     ("ray.io/v1", "RayService"): RAY_SERVICES,
+    **{(one.group_version, one.kind): one for one in POD_GROUPS.values()},
 }
 """The kinds a decision may ask to be server-side applied, by (apiVersion, kind)."""
 
@@ -178,6 +184,16 @@ RULES: tuple[Rule, ...] = (
         ("list", "watch", "create", "patch"),
         "watched",
         "What KubeRay keeps of an InferenceService with backend RayService; it goes with its owner.",
+    ),
+    *(
+        Rule(
+            one.group,
+            one.plural,
+            ("create", "patch"),
+            "watched",
+            "The pods of a TrainingJob with workers.gang are placed together; it goes with its owner.",
+        )
+        for one in POD_GROUPS.values()
     ),
     Rule(
         "",

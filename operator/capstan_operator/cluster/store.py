@@ -76,11 +76,13 @@ class Store:
         settings: OperatorSettings,
         metrics: Metrics,
         allows_chaos: Callable[[str], bool] = lambda namespace: False,
+        gang_schedulers: Callable[[], frozenset[str]] = frozenset,
         roots_in_use: Callable[[ObjectKey], tuple[str, ...] | None] = lambda job: None,
     ) -> None:
         self._wake = wake
         self._roots_in_use = roots_in_use
         self._allows_chaos = allows_chaos
+        self._gang_schedulers = gang_schedulers
         self._token_of = token_of
         self._settings = settings
         self._metrics = metrics
@@ -102,6 +104,12 @@ class Store:
         """Something about this namespace changed that matters to its jobs."""
         for key in [job.key for job in self.jobs.all() if job.key.namespace == namespace]:
             self._wake(key, Priority.NORMAL)
+
+    def wake_gangs(self) -> None:
+        """Another scheduler's PodGroups are served from now on, or are not any more."""
+        for job in self.jobs.all():
+            if not job.is_finished and b'"gang"' in job.spec:
+                self._wake(job.key, Priority.NORMAL)
 
     # Pods
 
@@ -251,6 +259,7 @@ class Store:
             refusing=frozenset(p.uid for p in pods if self.is_silent(p.uid) and self._silences[p.uid].refuses_token),
             is_chaos_allowed=self._settings.allow_chaos and self._allows_chaos(key.namespace),
             roots_in_use=self._roots_in_use(key),
+            gang_schedulers=self._gang_schedulers(),
             settings=self._settings,
         )
 

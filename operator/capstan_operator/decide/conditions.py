@@ -25,8 +25,8 @@ LATE_CHANGE = (
     "false again when no pod is left"
 )
 LATE_PODS = (
-    "what changed of workers.image, gpus, resources, nodeSelector, tolerations or podPatch holds for pods that are "
-    "made from now on; to have it for all, set spec.suspend to true, and to false again when no pod is left"
+    "what changed of workers.image, gang, gpus, resources, nodeSelector, tolerations or podPatch holds for pods that "
+    "are made from now on; to have it for all, set spec.suspend to true, and to false again when no pod is left"
 )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from capstan_operator.build.children import pod_name
 from capstan_operator.build.pod import build_pod
 from capstan_operator.decide.actions import needs_new_pod
+from capstan_operator.decide.gang import gang_problem
 from capstan_operator.decide.nodes import is_kept_waiting, steer
 from capstan_operator.decide.queueing import group_for, is_left_behind, may_have_pod
 from capstan_operator.decide.situation import ENDED, Situation, Worker
@@ -27,6 +28,8 @@ def plan_creations(situation: Situation) -> tuple[tuple[Manifest, ...], float | 
     worker, the round of replacements that its failure caused is still under way, and no other broken pod is counted on
     its own.
     """
+    if gang_problem(situation) is not None:
+        return (), None
     members = {worker.index for worker in situation.members}
     missing = [
         worker

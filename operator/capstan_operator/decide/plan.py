@@ -10,6 +10,7 @@ from capstan_operator.decide.actions import pause_seconds
 from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.evidence import is_saving, start_limit
 from capstan_operator.decide.failure import find_culprit, restart_sentence
+from capstan_operator.decide.gang import gang_problem, is_without_pods, plan_gang, with_gang
 from capstan_operator.decide.lifecycle import deactivate, end_of
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, plan_pushes
 from capstan_operator.decide.nodes import seconds_until_relaxed
@@ -81,6 +82,14 @@ def _suspended(situation: Situation) -> Plan | None:
     return Plan(situation.status, Phase.SUSPENDED, Reason.SUSPENDED, "spec.suspend is true; no pod is left")
 
 
+def _without_gang(situation: Situation) -> Plan | None:
+    """Pods are to be placed together, and nobody could do that."""
+    problem = gang_problem(situation)
+    if problem is None or not is_without_pods(situation):
+        return None
+    return Plan(deactivate(situation), Phase.PENDING, Reason.GANG_SCHEDULER_MISSING, problem)
+
+
 def _backing_off(situation: Situation) -> Plan | None:
     pause = pause_seconds(situation)
     if situation.status.members is not None or pause <= 0:
@@ -141,14 +150,15 @@ def _placing(situation: Situation) -> Plan | None:
     is_queued = reason is Reason.WAITING_FOR_QUOTA
     if recovering and not is_wrong and not is_queued:
         reason, message = Reason.REPLACING_PODS, restart_sentence(situation)
+    situation = situation.after(deactivate(situation) if is_queued else _activated(situation))
     return Plan(
-        deactivate(situation) if is_queued else _activated(situation),
+        with_gang(situation),
         Phase.RESTARTING if recovering else Phase.PENDING,
         reason,
         message,
         is_progressing=not is_wrong,
         # Somebody may have deleted the Secret since; without it a kubelet waits for ever and tells nobody but events.
-        apply=_secret(situation) if create or is_slow else (),
+        apply=(_secret(situation) if create or is_slow else ()) + plan_gang(situation, is_making_pods=bool(create)),
         create=create,
         delete=plan_deletions(situation),
         wait_seconds=min((wait for wait in waits if wait is not None), default=None),
@@ -186,13 +196,13 @@ def _attempt(situation: Situation) -> Plan:
     else:
         phase, reason, message = Phase.STARTING, Reason.ATTEMPT_STARTING, f"{attempt} is {_stage(situation)}"
     return Plan(
-        situation.status,
+        with_gang(situation),
         phase,
         reason,
         message,
         is_running=is_running,
         is_progressing=True,
-        apply=_secret(situation) if create else (),
+        apply=(_secret(situation) if create else ()) + plan_gang(situation, is_making_pods=bool(create)),
         create=create,
         delete=plan_deletions(situation),
         pushes=pushes,
@@ -206,6 +216,7 @@ def _attempt(situation: Situation) -> Plan:
 _PLANS: tuple[Callable[[Situation], Plan | None], ...] = (
     _finished,
     _suspended,
+    _without_gang,
     _backing_off,
     _own_program,
     _forming,

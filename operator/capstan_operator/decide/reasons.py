@@ -19,6 +19,8 @@ class Reason(StrEnum):
     """Pods are created, being scheduled, or starting; nothing is wrong."""
     WAITING_FOR_QUOTA = "WaitingForQuota"
     """Kueue has not admitted the pods, or took their quota back; nothing is wrong, and no time or budget runs."""
+    GANG_SCHEDULER_MISSING = "GangSchedulerMissing"
+    """spec.workers.gang asks for a scheduler whose PodGroups the cluster does not serve; no pod is made."""
     UNSCHEDULABLE = "Unschedulable"
     """No node can take a pod at present."""
     IMAGE_NOT_PULLED = "ImageNotPulled"
