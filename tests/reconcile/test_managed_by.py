@@ -20,7 +20,7 @@ from tests.support.operators import eventually, run_one
 from tests.support.real_cluster import STORED_MODEL, Cluster
 
 SPECS: dict[str, dict[str, Any]] = {
-    TRAINING_JOBS.kind: job_of() | {"checkpoint": {"store": {"hostPath": {"path": "/nowhere"}}}},
+    TRAINING_JOBS.kind: job_of() | {"checkpoint": {"store": {"claim": {"name": "nowhere"}}}},
     INFERENCE_SERVICES.kind: STORED_MODEL,
     BENCHMARKS.kind: spec_of(),
 }
