@@ -4,6 +4,7 @@ A request that has arrived is bounded by the guards (`serving/app.py`); what is 
 """
 
 import asyncio
+import itertools
 import random
 import resource
 
@@ -18,6 +19,8 @@ HEAD_SECONDS = 10.0
 HEAD_BYTES = 65536
 """What servers usually take of headers is 8 to 64 KiB; neither uvicorn nor httptools has a limit."""
 RETIRING = "capstan.retiring"
+_TURNS = itertools.count()
+"""Who began to wait when. The loop's clock has milliseconds only, in which many may."""
 
 
 def most_connections() -> int:
@@ -29,7 +32,7 @@ class Connection(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         super().connection_made(transport)
         self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)  # nosec B311  # jitter
-        self._waits_since = self.loop.time()
+        self._turn = next(_TURNS)
         self._is_in_head = True
         self._head_bytes = 0
         self._head_ends: asyncio.TimerHandle | None = None
@@ -64,7 +67,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._waits_since = self.loop.time()
+        self._turn = next(_TURNS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
@@ -89,6 +92,6 @@ class Connection(HttpToolsProtocol):
         """The one that has waited longest for a request gives way, so that a flood of them keeps no probe out; where
         all are worked on, this one does."""
         others = (one for one in self.connections if isinstance(one, Connection) and one is not self and one.is_idle)
-        longest = min(others, key=lambda one: one._waits_since, default=self)
+        longest = min(others, key=lambda one: one._turn, default=self)
         self.connections.discard(longest)
         longest.transport.abort()
