@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import yaml
+from scripts.metric_docs import OF_TRAINING
 
 from tests.e2e.cluster import GROUP, NAMESPACE, VERSION, Cluster
 from tests.e2e.jobs import program_job, small_job
@@ -29,6 +30,7 @@ def test_the_digits_are_learned_to_97_percent(cluster: Cluster, example: str) ->
     status = cluster.wait_phase(example, "Succeeded", seconds=240)
     assert status["metrics"]["accuracy"] >= 0.97
     assert cluster.differences(manifest) == []
+    assert status["metrics"].keys() <= OF_TRAINING.keys(), "what a trainer reports is documented"
     remove(cluster, example)
 
 
