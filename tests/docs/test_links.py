@@ -6,12 +6,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.pages import PAGES, anchors, dead_links
+from tests.support.pages import PAGES, anchors, dead_links, links
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_lead_somewhere(page: Path) -> None:
     assert dead_links(page) == []
+
+
+def test_every_page_of_docs_is_reached_from_its_index() -> None:
+    index = Path("docs/README.md")
+    reached = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    pages = {page.resolve() for page in PAGES if page.parts[0] == "docs" and page != index}
+    assert sorted(page.name for page in pages - reached) == []
 
 
 def test_a_link_to_no_file_or_to_no_heading_is_dead(tmp_path: Path) -> None:
