@@ -15,13 +15,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=i
 export PIP_CONSTRAINT=$PWD/requirements.lock
 
 stop() { printf 'image_environment.sh: %s\n' "$*" >&2; exit 1; }
-# Bytecode comes later, in a form that does not depend on when it was made.
+# Bytecode comes later, in a form that no image's clock can make stale.
 install() { "$tools/bin/pip" --python "$environment/bin/python" install --quiet --no-compile --no-warn-script-location "$@"; }
 # Checked by nobody at import: what is in an image does not change. Some packages ship files of other Pythons, which do not
 # compile here and are not imported here either.
 compile() { "$environment/bin/python" -m compileall -qq -j 0 --invalidation-mode unchecked-hash "$1" || true; }
-# The same files give the same layer, whenever and wherever they were installed.
-settle() { find "$@" -exec touch --no-dereference --date=@315532800 {} +; }
 
 tools() {
   python3 -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' ||
@@ -49,7 +47,6 @@ dependencies() {
   fi
   check_versions
   compile "$environment/lib"
-  settle "$environment"
 }
 
 deepspeed_build() {
@@ -92,7 +89,6 @@ package() {
   compile /staged
   "$tools/bin/cyclonedx-py" environment --pyproject pyproject.toml --mc-type application --output-reproducible \
     --output-file "/staged$environment/sbom.cdx.json" "$environment/bin/python"
-  settle "/staged$environment"
 }
 
 "$@"
