@@ -25,7 +25,7 @@ BUILT = "CAPSTAN_IMAGES_TAG"
 """Variable with the tag of images that are there already; without it they are built from this checkout."""
 NAMES = ("operator", "flax-trainer", "deepspeed-trainer", "serve-replica", "bench")
 BUILD_SECONDS = 3600.0
-"""Of all five on a loaded machine that has nothing of them yet: forty minutes were seen on two cores at a load of 20."""
+"""Of all five, none of them there yet: forty minutes were seen on two cores at a load of 20."""
 SYSTEM = "capstan-system"
 
 
