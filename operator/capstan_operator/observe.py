@@ -49,6 +49,8 @@ class ObservedPod:
     """None until the node has given one."""
     node: str | None = None
     """None until scheduled."""
+    image: str | None = None
+    """Of the trainer container, as it was asked for; None: nobody said."""
     running_since: float | None = None
     """When the trainer container started (seconds since 1970); None: it has not, or nobody said."""
     finished_at: float | None = None

@@ -87,7 +87,10 @@ def pod(version: int = 1, name: str = "job-0-0", uid: str = "pod-uid", owner: st
                 }
             ],
         },
-        "spec": {"nodeName": "node-1", "containers": [{"name": "trainer"}]},
+        "spec": {
+            "nodeName": "node-1",
+            "containers": [{"name": "side", "image": "s:1"}, {"name": "trainer", "image": "t:1"}],
+        },
         "status": {"phase": "Pending"} | status,
     }
     return msgspec.json.decode(orjson.dumps(document), type=Pod)
@@ -176,6 +179,7 @@ def test_the_facts_of_a_pod_are_complete(world: World) -> None:
             created_at=1767225610.0,
             ip="10.0.0.1",
             node="node-1",
+            image="t:1",
             finished_at=30.0,
             waiting=None,
             exit_code=75,

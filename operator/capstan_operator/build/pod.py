@@ -63,6 +63,25 @@ def build_pod_template(job: Owner, spec: TrainingJobSpec, settings: OperatorSett
     return checked_volumes(patched, "checkpoint.store", TRAINER_POD, settings)
 
 
+def with_image(template: dict[str, Any], image: str) -> dict[str, Any]:
+    """`template` whose trainer container has this image; shares all else with it."""
+    return template | {
+        "spec": template["spec"]
+        | {
+            "containers": [
+                _of_image(container, image) if container["name"] == TRAINER else container
+                for container in template["spec"]["containers"]
+            ]
+        }
+    }
+
+
+def _of_image(container: dict[str, Any], image: str) -> dict[str, Any]:
+    told = {entry["name"] for entry in machine_entries(image) if "value" in entry}
+    entries = [entry | {"value": image} if entry["name"] in told else entry for entry in container["env"]]
+    return container | {"image": image, "env": entries}
+
+
 def build_pod(
     job: Owner, template: dict[str, Any], worker: int, incarnation: int, group: PodGroup | None = None
 ) -> dict[str, Any]:

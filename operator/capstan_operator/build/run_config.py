@@ -40,8 +40,9 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
 
 
 def run_json(run: RunConfig) -> str:
-    """Canonical JSON: equal runs give equal bytes."""
-    return json.dumps(run.document(), sort_keys=True, separators=(",", ":"))
+    """Canonical JSON: equal runs give equal bytes. What equals its default is left out: pods may be of the release
+    before the operator's, or of the one after it, which knows other fields and has the same defaults for these."""
+    return _canonical(run.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True))
 
 
 def run_digest(run: RunConfig) -> str:
@@ -57,5 +58,8 @@ def pods_digest(workers: Workers) -> str:
 
 
 def _digest(document: dict[str, Any]) -> str:
-    text = json.dumps(document, sort_keys=True, separators=(",", ":"))
-    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()[:16]
+    return "sha256:" + hashlib.sha256(_canonical(document).encode()).hexdigest()[:16]
+
+
+def _canonical(document: dict[str, Any]) -> str:
+    return json.dumps(document, sort_keys=True, separators=(",", ":"))

@@ -107,6 +107,7 @@ class Probe(msgspec.Struct, gc=False, rename="camel"):
 
 class Container(msgspec.Struct, gc=False, rename="camel"):
     name: str = ""
+    image: str = ""
     readiness_probe: Probe | None = None
 
 
@@ -161,6 +162,7 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         created_at=seconds_of(pod.metadata.creation_timestamp),
         ip=status.address(),
         node=sys.intern(pod.spec.node_name) if pod.spec.node_name else None,
+        image=next((sys.intern(c.image) for c in pod.spec.containers or () if c.name == TRAINER_CONTAINER), "") or None,
         running_since=seconds_of(running.started_at) if running is not None and running.started_at else None,
         finished_at=seconds_of(terminated.finished_at) if terminated is not None and terminated.finished_at else None,
         waiting=waiting(status),

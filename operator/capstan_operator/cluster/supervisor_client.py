@@ -63,11 +63,13 @@ class SupervisorClient:
         return state
 
     async def push_membership(self, ip: str, token: str, membership: Membership, *, pod: str, pod_uid: str) -> None:
-        """Tell a supervisor its place, within 5 s. Repeating it is harmless; an older fence is refused there."""
+        """Tell a supervisor its place, within 5 s. Repeating it is harmless; an older fence is refused there. What
+        equals its default is left out: a supervisor of the release before refuses fields that it does not know."""
+        body = membership.model_dump_json(by_alias=True, exclude_defaults=True)
         started = time.monotonic()
         result = "Interrupted"
         try:
-            await self._send("PUT", ip, "/membership", token, PUSH_SECONDS, membership.model_dump_json(by_alias=True))
+            await self._send("PUT", ip, "/membership", token, PUSH_SECONDS, body)
             result = "OK"
         except SupervisorError as error:
             result = type(error).__name__

@@ -1,15 +1,17 @@
 """Which pods should exist, and which should not."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable
+from typing import Any
 
 from capstan_operator.build.children import pod_name
-from capstan_operator.build.pod import build_pod
+from capstan_operator.build.pod import build_pod, with_image
 from capstan_operator.decide.actions import needs_new_pod
 from capstan_operator.decide.gang import gang_problem
 from capstan_operator.decide.nodes import is_kept_waiting, steer
 from capstan_operator.decide.queueing import group_for, is_left_behind, may_have_pod
-from capstan_operator.decide.situation import ENDED, Situation, Worker
+from capstan_operator.decide.situation import ENDED, Situation, Worker, has_changed_pods
 from capstan_operator.decide.types import Manifest, PodDeletion
 from capstan_operator.observe import ObservedPod
 from capstan_runtime.contract.state import Phase
@@ -43,13 +45,24 @@ def plan_creations(situation: Situation) -> tuple[tuple[Manifest, ...], float | 
     due = [worker for worker in missing if pauses[worker.index] <= 0]
     others = [worker for worker in due if worker.pod is None or worker.pod.name != situation.failed_pod]
     now = others or due
-    job, template = situation.observed.job, steer(situation.blueprint.pod_template, situation)
+    job, template = situation.observed.job, steer(_template(situation), situation)
     pods = (
         build_pod(job, template, worker.index, _next_incarnation(worker, situation), group_for(worker, situation))
         for worker in now
     )
     waits = [0.0] if len(now) < len(due) else [pause for pause in pauses.values() if pause > 0]
     return tuple(pods), min(waits, default=None)
+
+
+def _template(situation: Situation) -> dict[str, Any]:
+    """What a new pod is made of. Beside pods of the run that have started it gets the image that most of them have: an
+    operator that was upgraded since may know a newer one, and one world is of one version."""
+    template = situation.blueprint.pod_template
+    if has_changed_pods(situation.status, situation.blueprint):
+        return template
+    pods = [worker.pod for worker in situation.workers if worker.pod and is_live(worker.pod)]
+    images = Counter(pod.image for pod in pods if pod.image and pod.running_since and not pod.is_deleting)
+    return with_image(template, images.most_common(1)[0][0]) if images else template
 
 
 def plan_deletions(situation: Situation) -> tuple[PodDeletion, ...]:
