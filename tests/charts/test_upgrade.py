@@ -26,6 +26,12 @@ ALLOWED = {
     "new rule self.channels.all(c, c % (has(self.groups) ? self.groups : 8) == 0)": (
         "the operator always refused such a model: what is stored is Invalid already, and has no status to come"
     ),
+    'configMap.name: pattern null became "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"': (
+        "no ConfigMap has another name; what has a slash in it could reach one of another namespace"
+    ),
+    'uri.run: pattern "^[^/]+/[^/]+/[^/]+$" became "^[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*$"': (
+        "namespaces, names and uids begin like that; what begins with a dot could leave the run's place in the store"
+    ),
 }
 """What the definitions may take back of those released, by the end of the line, and why that loses nothing."""
 

@@ -157,7 +157,7 @@ class Load:
 
     def _create(self, most: int) -> None:
         workers = {"max": 1, "nodeSelector": {"no": "node"}}
-        store = {"store": {"hostPath": {"path": "/tmp"}}}
+        store = {"store": {"claim": {"name": self._prefix}}}
         for number in range(most):
             name = f"{self._prefix}-{number}"
             self._cluster.create_job(small_job(name, "flax", workers=workers, checkpoint=store))
