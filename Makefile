@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 S3_READY := .venv-s3/.ready
 CHART := charts/capstan
+FUZZ_SECONDS ?= 60
 CODE := operator trainer_images tests scripts benchmarks examples
 
-.PHONY: help setup demo demo-serving demo-bench demo-down chaos test test-full torture check audit generate verify format bench
-.PHONY: images e2e-kind clean lock
+.PHONY: help setup demo demo-serving demo-bench demo-down chaos test test-full torture fuzz check audit generate verify format
+.PHONY: bench images e2e-kind clean lock
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,6 +44,9 @@ chaos: $(READY) ## A storm of injected faults on both frameworks; it must end wi
 
 torture: $(READY) ## Break checkpoints in 10,000 ways and kill their writers anywhere; prints what was noticed
 	@$(BIN)/python -m tests.torture
+
+fuzz: $(READY) ## Give every parser broken data, led by coverage, for FUZZ_SECONDS each; prints what was found
+	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 test: $(READY) $(S3_READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
 	@$(BIN)/pytest

@@ -24,6 +24,8 @@ Key = tuple[str, str]
 """(namespace, name); the namespace of a cluster-scoped object is ""."""
 ChangeType = Literal["ADDED", "MODIFIED", "DELETED"]
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's: the one in Python takes seconds for some thousand brackets."""
 JSON_PATCH = "application/json-patch+json"
 MERGE_PATCH = "application/merge-patch+json"
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
@@ -110,12 +112,14 @@ class Access:
         Understands CA, client certificate and token, each inline or as a file. Raises ValueError naming the file and
         the field for anything else (exec plugins, auth providers, passwords) and for dangling names.
         """
-        document = yaml.safe_load(path.read_text()) or {}
+        document = _document(path)
 
         def named(section: str, name: str | None) -> Object:
-            for entry in document.get(section) or []:
-                if entry["name"] == name:
-                    return dict(entry.get(section.removesuffix("s")) or {})
+            entries = document.get(section)
+            for entry in entries if isinstance(entries, list) else ():
+                found = entry.get(section.removesuffix("s")) if isinstance(entry, dict) else None
+                if isinstance(found, dict) and entry.get("name") == name:
+                    return found
             raise ValueError(f"{path}: {section} has no entry named {name!r}")
 
         chosen = named("contexts", context or document.get("current-context"))
@@ -126,8 +130,21 @@ class Access:
         token = user.get("token")
         if not token and "tokenFile" in user:
             token = _beside(path, user["tokenFile"]).read_text().strip()
-        server = str(cluster["server"]).rstrip("/")
+        server = str(cluster.get("server", "")).rstrip("/")
+        if not server:
+            raise ValueError(f"{path}: cluster.server is not set")
         return cls(server, _ssl_context(path, cluster, user) if server.startswith("https") else None, token)
+
+
+def _document(path: Path) -> Object:
+    try:
+        text = path.read_text("utf-8")
+        document = yaml.load(text, Loader=_LOADER) or {}  # nosec B506  # a SafeLoader
+    except Exception as error:  # PyYAML lets through what its constructors stumble over, of any type
+        raise ValueError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path}: holds a {type(document).__name__}; a kubeconfig is an object")
+    return document
 
 
 def _beside(kubeconfig: Path, name: str) -> Path:

@@ -55,6 +55,8 @@ class LocalControlPlane:
         self.token = ""  # nosec B105  # none yet
         self.kubelet_token = ""  # nosec B105  # none yet
         self.url = ""
+        self.api: Api | None = None
+        """What the port serves, without HTTP; None: not open."""
         self._port = port
         self._catalog = Catalog()
         self._tasks: list[asyncio.Task[None]] = []
@@ -109,8 +111,8 @@ class LocalControlPlane:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.load_cert_chain(files.certificate, files.key)
-        api = Api(store, self._catalog, writer, authenticator, self.kubelet_token)
-        self._server = HttpServer(api, authenticator)
+        self.api = Api(store, self._catalog, writer, authenticator, self.kubelet_token)
+        self._server = HttpServer(self.api, authenticator)
         await self._listen(self._server, context)
         self.url = self._server.url
         write_kubeconfig(self.kubeconfig_path, self.url, files.ca, self.token)

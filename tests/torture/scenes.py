@@ -129,7 +129,7 @@ def _objects(folder: Path) -> dict[str, bytes]:
 
 
 @contextmanager
-def _damaged(stage: Stage, objects: dict[str, bytes]) -> Iterator[Path]:
+def damaged(stage: Stage, objects: dict[str, bytes]) -> Iterator[Path]:
     """The stage's folder holding `objects`; afterwards it is what it was."""
     changed = {key for key in {*stage.objects, *objects} if stage.objects.get(key) is not objects.get(key)}
     for key in changed:
@@ -234,7 +234,7 @@ def suffer(kind: Kind, fault: Fault, seed: int, verify: VerifyLevel = "full") ->
     stage = stage_of(kind)
     scene = Scene(dict(stage.objects), stage.older, stage.newest, stage.strays, random.Random(seed))
     expected = fault(scene)
-    with _damaged(stage, scene.objects):
+    with damaged(stage, scene.objects):
         return expected, judge(stage, expected, read(stage, verify=verify))
 
 

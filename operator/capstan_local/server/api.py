@@ -12,7 +12,7 @@ from capstan_local.schema import patches
 from capstan_local.server import requests, reviews, subresources
 from capstan_local.server.codec import dumps
 from capstan_local.server.collection import Entry
-from capstan_local.server.decoding import Strictness, parse_body, parse_yaml
+from capstan_local.server.decoding import Strictness, parse_body, parse_yaml, require_decodable
 from capstan_local.server.deletion import DeleteOptions, Deleter, parse_options
 from capstan_local.server.errors import (
     ApiError,
@@ -37,6 +37,14 @@ Object = dict[str, Any]
 
 _PATCHES = (requests.JSON_PATCH, requests.MERGE_PATCH, requests.STRATEGIC_PATCH, requests.APPLY)
 _DELETED_AT_ONCE = 64  # so many share a commit
+_POSTED = dict(
+    zip(
+        ("binding", "eviction", "token"),
+        ("v1/Binding", "policy/v1/Eviction", "authentication.k8s.io/v1/TokenRequest"),
+        strict=True,
+    )
+)
+"""What is posted to subresources, by their names."""
 _CUSTOM_PATCHES = (requests.JSON_PATCH, requests.MERGE_PATCH, requests.APPLY)
 
 
@@ -151,10 +159,12 @@ class Api:
         options = call.write_options("Create")
         obj = parse_body(call.content_type, call.body, options.strictness)
         if resource.group in ("authentication.k8s.io", "authorization.k8s.io"):
+            require_decodable(resource.kind_key, obj)
             token = (obj.get("spec") or {}).get("token") if resource.kind == "TokenReview" else None
             reviewed = reviews.review(resource.kind, obj, call.user, self._authenticator.user_of(token or ""))
             return Answer(201, dumps(reviewed))
         if resource.kind_key == "v1/Binding":
+            require_decodable(resource.kind_key, obj)
             name = (obj.get("metadata") or {}).get("name") or ""
             return Answer(201, await self._bind(asked.namespace, name, obj, options))
         return self._written(call, await self._writer.create(resource, asked.namespace, obj, options), options)
@@ -162,10 +172,11 @@ class Api:
     async def _create_part(self, call: _Call) -> Answer:
         """POST to a subresource."""
         asked = call.asked
-        if asked.subresource not in ("binding", "eviction", "token"):
+        if asked.subresource not in _POSTED:
             raise method_not_allowed()
         options = call.write_options("Create")
         obj = parse_body(call.content_type, call.body, options.strictness)
+        require_decodable(_POSTED[asked.subresource], obj)
         if asked.subresource == "binding":
             return Answer(201, await self._bind(asked.namespace, asked.name, obj, options))
         if asked.subresource == "eviction":
@@ -219,6 +230,7 @@ class Api:
 
     def _delete_options(self, call: _Call) -> DeleteOptions:
         body = parse_body(call.content_type, call.body, Strictness()) if call.body.strip() else {}
+        require_decodable("v1/DeleteOptions", body)
         return parse_options(body, call.query)
 
     async def _delete(self, call: _Call) -> Answer:

@@ -94,7 +94,7 @@ def parse_yaml(body: bytes) -> Any:
     """Raises ApiError 400."""
     try:
         return yaml.load(body, Loader=_Loader)  # nosec B506  # a SafeLoader
-    except yaml.YAMLError as error:
+    except Exception as error:  # PyYAML lets through what its constructors stumble over, of any type
         line = " ".join(str(error).split())
         raise bad_request(f"error converting YAML to JSON: {line}") from None
 
@@ -124,6 +124,13 @@ def check_kind(resource: Resource, obj: Object) -> None:
         obj["metadata"] = {}
     elif not isinstance(metadata, dict):
         raise bad_request(f"metadata: expected an object, got {type(metadata).__name__}")
+
+
+def require_decodable(kind_key: str, obj: Any) -> None:
+    """Raises ApiError 400 unless `obj` has the types of a built-in kind's fields."""
+    problem = builtin_schemas.decoding_error(kind_key, obj) if isinstance(obj, dict) else "it must be an object"
+    if problem:
+        raise bad_request(problem)
 
 
 def decode(resource: Resource, obj: Object, strictness: Strictness) -> Object:

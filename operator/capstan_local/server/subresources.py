@@ -9,6 +9,7 @@ import orjson
 
 from capstan_local.server.codec import dumps
 from capstan_local.server.collection import Entry
+from capstan_local.server.decoding import require_decodable
 from capstan_local.server.deletion import DeleteOptions, Deleter, parse_options, too_many_disruptions
 from capstan_local.server.errors import ApiError, bad_request, conflict, invalid, invalid_value, not_found, required
 from capstan_local.server.identity import ISSUER, Authenticator
@@ -21,6 +22,7 @@ Object = dict[str, Any]
 
 _BUILTIN_SCALE = (".spec.replicas", ".status.replicas", None)
 _SHORTEST_TOKEN_SECONDS = 600
+_LONGEST_TOKEN_SECONDS = 1 << 32
 _DEFAULT_TOKEN_SECONDS = 3600
 
 
@@ -90,6 +92,7 @@ def with_scale(resource: Resource, change: Callable[[Object], Object]) -> Callab
     def transform(obj: Object) -> Object:
         before = scale_of(resource, obj)
         scale = change(orjson.loads(dumps(before)))
+        require_decodable("autoscaling/v1/Scale", scale)
         meta = scale.get("metadata") or {}
         name = obj["metadata"]["name"]
         if meta.get("resourceVersion") not in (None, "", obj["metadata"]["resourceVersion"]):
@@ -108,7 +111,7 @@ async def bind(
     writer: Writer, pods: Resource, namespace: str, name: str, binding: Object, options: WriteOptions
 ) -> bytes:
     """Assign a pod to a node. Raises ApiError 409 when it has one."""
-    target = binding.get("target") or {}
+    target, metadata = binding.get("target") or {}, binding.get("metadata") or {}
     if not target.get("name"):
         raise invalid("Binding", "", name, [required("target.name")])
     if target.get("kind") not in (None, "", "Node"):
@@ -122,7 +125,7 @@ async def bind(
             raise conflict("pods/binding", "", name, f'pod {name} is already assigned to node "{node}"')
         spec["nodeName"] = target["name"]
         for field in ("labels", "annotations"):
-            extra = (binding.get("metadata") or {}).get(field)
+            extra = metadata.get(field)
             if extra:
                 pod["metadata"][field] = {**(pod["metadata"].get(field) or {}), **extra}
         conditions = pod.setdefault("status", {}).setdefault("conditions", [])
@@ -217,8 +220,9 @@ def issue_token(store: Store, authenticator: Authenticator, namespace: str, name
     seconds = spec.get("expirationSeconds", _DEFAULT_TOKEN_SECONDS)
     if not isinstance(seconds, int):
         raise bad_request("spec.expirationSeconds: expected an integer")
-    if seconds < _SHORTEST_TOKEN_SECONDS:
-        why = "may not specify a duration less than 10 minutes"
+    if not _SHORTEST_TOKEN_SECONDS <= seconds <= _LONGEST_TOKEN_SECONDS:
+        is_short = seconds < _SHORTEST_TOKEN_SECONDS
+        why = f"may not specify a duration {'less than 10 minutes' if is_short else 'larger than 2^32 seconds'}"
         cause = invalid_value("spec.expirationSeconds", seconds, why)
         raise invalid("TokenRequest", "authentication.k8s.io", name, [cause])
     audiences = spec.get("audiences") or [ISSUER]

@@ -287,6 +287,8 @@ class Writer:
         except managed_fields.ApplyConflict as error:
             causes = [Cause("FieldManagerConflict", message, path) for _, path, message in error.causes]
             raise apply_conflict(_conflict_message(error.causes), causes) from None
+        except ValueError as error:
+            raise bad_request(f"failed to create typed patch object: {error}") from None
 
     def _record(self, update: _Update, old: Object | None, new: Object) -> Object:
         return managed_fields.record_update(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import msgspec
 import orjson
 
-from capstan_operator.cluster.errors import ApiError
+from capstan_operator.cluster.errors import UNREADABLE, ApiError
 from capstan_operator.cluster.kinds import Resource
 from capstan_operator.cluster.kube import METADATA_LIST, KubeClient
 from capstan_operator.cluster.limiter import Lane
@@ -75,7 +75,7 @@ class Audit:
         while True:
             try:
                 await self.audit()
-            except (ApiError, msgspec.MsgspecError) as error:
+            except (ApiError, *UNREADABLE) as error:
                 logger.warning("%s could not be compared: %s", self._resource.plural, error)
                 await asyncio.sleep(random.uniform(5.0, 10.0))  # nosec B311  # jitter
                 continue

@@ -13,6 +13,8 @@ import yaml
 
 from capstan_runtime.contract.env import host_path
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's: the one in Python takes seconds for some thousand brackets."""
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
 
@@ -102,10 +104,7 @@ def read_service_account(folder: Path, environ: Mapping[str, str]) -> Credential
 
 def read_kubeconfig(path: Path, context: str | None = None) -> Credentials:
     """The credentials of one context (default: the current one) of a kubeconfig file."""
-    try:
-        document = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError) as error:
-        raise CredentialsError(f"{path}: {error}") from error
+    document = _parsed(path)
     wanted = context or document.get("current-context")
     if not wanted:
         raise CredentialsError(f"{path}: current-context is not set; choose one with --context")
@@ -127,11 +126,26 @@ def read_kubeconfig(path: Path, context: str | None = None) -> Credentials:
     )
 
 
+def _parsed(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+        document = yaml.load(text, Loader=_LOADER) or {}  # nosec B506  # a SafeLoader
+    except OSError as error:
+        raise CredentialsError(f"{path}: {error}") from error
+    except Exception as error:  # PyYAML lets through what its constructors stumble over, of any type
+        raise CredentialsError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise CredentialsError(f"{path}: holds a {type(document).__name__}; a kubeconfig is an object")
+    return document
+
+
 def _named(document: dict[str, Any], section: str, key: str, name: str, path: Path) -> dict[str, Any]:
-    for entry in document.get(section) or []:
-        if entry.get("name") == name:
-            return entry.get(key) or {}
-    raise CredentialsError(f"{path}: {section} has no entry named {name!r}")
+    entries = document.get(section) or []
+    for entry in entries if isinstance(entries, list) else ():
+        found = entry.get(key) if isinstance(entry, dict) and entry.get("name") == name else None
+        if isinstance(found, dict):
+            return found
+    raise CredentialsError(f"{path}: {section} has no entry named {name!r} with a {key}")
 
 
 def _refuse_unsupported(cluster: dict[str, Any], user: dict[str, Any], path: Path) -> None:
@@ -151,7 +165,10 @@ def _refuse_unsupported(cluster: dict[str, Any], user: dict[str, Any], path: Pat
 def _pem(entry: Mapping[str, Any], key: str, path: Path) -> bytes | None:
     """Inline data wins over a file, as in kubectl; relative files are beside the kubeconfig."""
     if inline := entry.get(f"{key}-data"):
-        return base64.b64decode(str(inline))
+        try:
+            return base64.b64decode(str(inline), validate=True)
+        except ValueError as error:
+            raise CredentialsError(f"{path}: {key}-data is not base64: {error}") from error
     if file := entry.get(key):
         try:
             return (path.parent / str(file)).read_bytes()

@@ -124,6 +124,9 @@ class ErrorStatus(msgspec.Struct, gc=False):
         return NAMESPACE_TERMINATING if any(c.reason == NAMESPACE_TERMINATING for c in causes) else self.reason
 
 
+UNREADABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What msgspec raises for bytes that are not what they should be: text that is no UTF-8 and deep nesting, too."""
+
 _decode_status = msgspec.json.Decoder(ErrorStatus).decode
 
 
@@ -131,8 +134,7 @@ def api_error(status: int, body: bytes, request: str, retry_after: float | None 
     """The ApiError for an answer with HTTP `status` >= 400; a body that is not a Status is quoted, cut short."""
     try:
         answer = _decode_status(body)
-    except msgspec.MsgspecError:
-        answer = ErrorStatus(message=body[:200].decode("utf-8", "replace").strip())
-    return ApiError(
-        status, answer.nearest_reason() or f"Http{status}", f"{request}: {answer.message or 'no message'}", retry_after
-    )
+    except UNREADABLE:
+        answer = ErrorStatus(message=body[:200].decode("utf-8", "replace"))
+    message = " ".join(answer.message.split()) or "no message"
+    return ApiError(status, answer.nearest_reason() or f"Http{status}", f"{request}: {message}", retry_after)

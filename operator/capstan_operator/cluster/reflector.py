@@ -8,12 +8,12 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Generic, Protocol, TypeVar
 
 import msgspec
 
-from capstan_operator.cluster.errors import ApiError, ErrorStatus
+from capstan_operator.cluster.errors import UNREADABLE, ApiError, ErrorStatus
 from capstan_operator.cluster.kinds import Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.pods import Metadata
@@ -91,8 +91,23 @@ _decode_bare = msgspec.json.Decoder(_Bare).decode
 _decode_error = msgspec.json.Decoder(ErrorStatus).decode
 
 
-class _Expired(Exception):
+class Expired(Exception):
     """What was seen so far is no basis to go on from."""
+
+
+def read_event(line: bytes, decode: Callable[[msgspec.Raw], T]) -> tuple[str, T | None, str]:
+    """The type of a watch's event, its object, and the version that it brings; a BOOKMARK has no object.
+
+    Raises Expired for an ERROR, and one of UNREADABLE.
+    """
+    event = _decode_event(line)
+    if event.type == "BOOKMARK":
+        return event.type, None, _decode_bare(event.object).metadata.resource_version
+    if event.type == "ERROR":
+        error = _decode_error(event.object)
+        raise Expired(f"{error.reason} ({error.code}): {error.message}")
+    item = decode(event.object)
+    return event.type, item, item.metadata.resource_version
 
 
 class Reflector(Generic[T]):
@@ -138,12 +153,12 @@ class Reflector(Generic[T]):
                 if self._version is None:
                     await self._list()
                 await self._watch()
-            except _Expired as why:
+            except Expired as why:
                 logger.info("listing all %s again: %s", self._resource.plural, why)
                 self._version = None
-            except (ApiError, msgspec.MsgspecError) as error:
+            except (ApiError, *UNREADABLE) as error:
                 logger.warning("the watch of %s broke: %s", self._resource.plural, error)
-                if isinstance(error, msgspec.MsgspecError):
+                if isinstance(error, UNREADABLE):
                     self._version = None  # no telling what the unreadable event was
             if time.monotonic() - started >= HEALTHY_AFTER_SECONDS:
                 failures = 0
@@ -163,7 +178,7 @@ class Reflector(Generic[T]):
                 )
             except ApiError as error:
                 if error.is_expired and token:
-                    raise _Expired("the list took too long") from error
+                    raise Expired("the list took too long") from error
                 raise
             self._heard_at = time.monotonic()
             page = _decode_page(answer)
@@ -184,22 +199,15 @@ class Reflector(Generic[T]):
                 self._resource, self._namespace, selector=self._selector, version=self._version
             ):
                 self._heard_at = time.monotonic()
-                self._take_in(_decode_event(line))
+                self._take_in(*read_event(line, self._decode))
         except ApiError as error:
             if error.is_expired:
-                raise _Expired(str(error)) from error
+                raise Expired(str(error)) from error
             raise
 
-    def _take_in(self, event: _Event) -> None:
-        if event.type == "BOOKMARK":
-            self._version = _decode_bare(event.object).metadata.resource_version
-            return
-        if event.type == "ERROR":
-            error = _decode_error(event.object)
-            raise _Expired(f"{error.reason} ({error.code}): {error.message}")
-        item = self._decode(event.object)
-        if event.type == "DELETED":
+    def _take_in(self, change: str, item: T | None, version: str) -> None:
+        if item is not None and change == "DELETED":
             self._sink.remove(item)
-        else:
+        elif item is not None:
             self._sink.put(item)
-        self._version = item.metadata.resource_version
+        self._version = version

@@ -40,7 +40,8 @@ _RULES = {
 def explain(error: ValidationError, spec: type[BaseModel] = TrainingJobSpec) -> tuple[str, ...]:
     """`spec.<field>: <value> <rule>; <fix>` for every error of reading a `spec`, sorted; no line twice."""
     details = error.errors(include_url=False)
-    return tuple(sorted({_explain_one(detail, spec) for detail in details}))
+    # Values and names of fields are the user's, and may have line ends in them.
+    return tuple(sorted({" ".join(_explain_one(detail, spec).splitlines()) for detail in details}))
 
 
 def spec_problems(name: str, spec: TrainingJobSpec) -> list[str]:

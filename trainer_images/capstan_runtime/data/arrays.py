@@ -1,8 +1,8 @@
 """Labelled arrays in .npz, HDF5 and Zarr files; the latter two are read sample by sample, never whole."""
 
 import threading
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ from capstan_runtime.errors import ConfigError
 
 _FIELD = "spec.data.arrays"
 _ENDINGS = ".npz, .h5, .hdf5, .zarr"
+_MOST_NAMED = 20
+"""Of a file's arrays in a message."""
 
 
 class _Stored(Protocol):
@@ -33,6 +35,8 @@ class _ArraySamples:
     labels: Array
     """[N] int32; labels are small and needed whole to check them."""
     input_shape: tuple[int, ...]
+    path: str
+    """As the spec says it."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """HDF5 is not safe for two threads."""
 
@@ -42,7 +46,7 @@ class _ArraySamples:
     def fetch(self, ids: Ids) -> tuple[Array, Array]:
         # HDF5 takes ascending distinct indices only, and every store likes them.
         distinct, back = np.unique(ids, return_inverse=True)
-        with self.lock:
+        with self.lock, _reading(self.path):
             oindex = getattr(self.inputs, "oindex", None)
             rows = np.asarray(self.inputs[distinct] if oindex is None else oindex[distinct])
         inputs = rows[back].astype(np.float32)
@@ -64,15 +68,29 @@ def open_arrays(config: Arrays, environ: Mapping[str, str]) -> tuple[Samples, Da
     if not path.exists():
         raise ConfigError(f"{_FIELD}.path: {config.path} does not exist in the pod; mount it, or correct the path")
     inputs, labels = (_member(path, config, name, what) for name, what in _names(config))
-    checked = _checked_labels(config, labels)
-    input_shape = _input_shape(config, inputs, len(checked))
+    with _reading(config.path):
+        checked = _checked_labels(config, labels)
+        input_shape = _input_shape(config, inputs, len(checked))
     spec = DataSpec(
         kind="vector" if len(input_shape) == 1 else "image",
         input_shape=input_shape,
         outputs=int(checked.max()) + 1,
         fingerprint=_fingerprint(path, inputs, checked),
     )
-    return _ArraySamples(inputs, checked, input_shape), spec
+    return _ArraySamples(inputs, checked, input_shape, config.path), spec
+
+
+@contextmanager
+def _reading(path: str) -> Iterator[None]:
+    """Raises ConfigError for whatever NumPy, HDF5 or Zarr raise of a broken file: what their parsers stumble over, of
+    any type. Memory for arrays as large as a broken header says is among it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ConfigError(f"{_FIELD}.path: {path} cannot be read as {Path(path).suffix}: {told}") from error
 
 
 def _names(config: Arrays) -> tuple[tuple[str, str], tuple[str, str]]:
@@ -81,15 +99,20 @@ def _names(config: Arrays) -> tuple[tuple[str, str], tuple[str, str]]:
 
 def _member(path: Path, config: Arrays, name: str, what: str) -> Any:
     """The array `name` of the file, opened as lazily as its format allows."""
-    try:
+    with _reading(config.path):
         container = _open_container(path, config)
         names = sorted(str(each) for each in container)
         found = container[name] if name in names else None
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(f"{_FIELD}.path: {config.path} cannot be read as {path.suffix}: {error}") from error
     if found is None or not hasattr(found, "shape"):
-        raise ConfigError(f"{_FIELD}.{what}: {config.path} has no array {name!r}; it has {', '.join(names) or 'none'}")
+        raise ConfigError(f"{_FIELD}.{what}: {config.path} has no array {name!r}; it has {_listed(names)}")
     return found
+
+
+def _listed(names: Sequence[str]) -> str:
+    """In one line, whatever a file names its arrays."""
+    shown = [name if name.isprintable() else repr(name) for name in names[:_MOST_NAMED]]
+    more = [f"{len(names) - _MOST_NAMED} more"] if len(names) > _MOST_NAMED else []
+    return ", ".join(shown + more) or "none"
 
 
 def _open_container(path: Path, config: Arrays) -> Any:

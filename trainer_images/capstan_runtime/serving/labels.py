@@ -22,7 +22,7 @@ class LabelForm:
     ask: Callable[[Floats], tuple[bytes, Headers]]
     """Body and headers of the request for the class of `inputs` [1, …]."""
     read: Callable[[bytes], int]
-    """The class, of a body that comes with status 200. Raises msgspec.DecodeError."""
+    """The class, of a body that comes with status 200. Raises DecodeError, UnicodeDecodeError, RecursionError."""
 
 
 def label_form(protocols: Collection[str], model: str) -> LabelForm:

@@ -236,7 +236,7 @@ def _decoded_prompt(raw: msgspec.Raw) -> str | list[int]:
             prompt = decoder.decode(raw)
         except msgspec.ValidationError:
             continue
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise Refusal(400, f"prompt: {error}") from None
         if isinstance(prompt, list) and prompt and isinstance(prompt[0], str | list):
             if len(prompt) > 1:
