@@ -34,6 +34,8 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from tests.support.schemas import share_schemas
+
 READY_DEADLINE_SECONDS = 120.0
 STOP_DEADLINE_SECONDS = 10.0
 PORT_ATTEMPTS = 3
@@ -294,6 +296,7 @@ class EmbeddedControlPlane(ControlPlane):
     def start(self) -> None:
         self.name = "embedded"
         self.home.mkdir(parents=True, exist_ok=True)
+        share_schemas(self.home / "state")
         announced = self.home / "announced-kubeconfig"
         runner = Path(__file__).with_name("serve_embedded.py")
         argv: list[str | Path] = [sys.executable, runner, self.home / "state", announced]

@@ -15,6 +15,7 @@ import aiohttp
 import orjson
 
 from capstan_local.cluster import LocalControlPlane
+from tests.support.schemas import share_schemas
 
 T = TypeVar("T")
 
@@ -69,6 +70,7 @@ async def eventually(look: Callable[[], Awaitable[T | None]]) -> T:
 
 @asynccontextmanager
 async def embedded(home: Path) -> AsyncIterator[Embedded]:
+    share_schemas(home)
     async with LocalControlPlane(home) as plane:
         tls = ssl.create_default_context(cafile=str(plane.ca_path))
         headers = {"Authorization": f"Bearer {plane.token}"}
