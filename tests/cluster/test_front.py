@@ -21,8 +21,8 @@ from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.decide.types import EventNote
 from capstan_operator.logging_setup import JsonFormatter
 from capstan_operator.metrics import Metrics
-from capstan_runtime.contract.listening import Allowance
 from capstan_runtime.contract.state import Hint
+from capstan_runtime.listening import Allowance
 from tests.support.control_planes import free_port
 from tests.support.fake_api import FakeApi
 from tests.support.operators import eventually

@@ -18,11 +18,11 @@ from pydantic import ValidationError
 from capstan_runtime.checkpoint.layout import CLAIMS, COMMIT, MANIFEST, QUARANTINED, SHARDS, VERIFIED
 from capstan_runtime.contract import env
 from capstan_runtime.contract.config import Data
-from capstan_runtime.contract.listening import Listener
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Progress, State
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.listening import Listener
 from capstan_runtime.supervisor.exposition import Facts
 from capstan_runtime.supervisor.memory_tier import MemoryTier
 from capstan_runtime.supervisor.server import Refused, make_listener

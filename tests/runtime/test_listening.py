@@ -12,8 +12,8 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from capstan_runtime.contract import listening
-from capstan_runtime.contract.listening import BURST, MOST_CLIENTS, Allowance, Listener
+from capstan_runtime import listening
+from capstan_runtime.listening import BURST, MOST_CLIENTS, Allowance, Listener
 
 DEADLINE = 20.0
 

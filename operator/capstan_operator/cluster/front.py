@@ -9,8 +9,8 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from capstan_operator.metrics import Metrics
-from capstan_runtime.contract.listening import Allowance, Listener
 from capstan_runtime.contract.state import Hint
+from capstan_runtime.listening import Allowance, Listener
 
 logger = logging.getLogger(__name__)
 

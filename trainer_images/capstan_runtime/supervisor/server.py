@@ -9,9 +9,9 @@ from typing import Protocol
 from aiohttp import web
 from pydantic import ValidationError
 
-from capstan_runtime.contract.listening import Handler, Listener
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import State
+from capstan_runtime.listening import Handler, Listener
 from capstan_runtime.supervisor.exposition import CONTENT_TYPE, Facts, render
 from capstan_runtime.supervisor.memory_tier import SECONDS as MEMORY_SECONDS
 from capstan_runtime.supervisor.memory_tier import MemoryFiles, MemoryTier

@@ -1,4 +1,4 @@
-"""How the operator and the supervisors listen: the same bounds at both ends, and the only code here that does I/O.
+"""How the operator and the supervisors listen: the same bounds at both ends.
 
 So many connections, so many requests of each client, and none that dawdles. Probes are never counted, and neither is
 who shows a token: a flood must not make a kubelet restart a pod, or keep the operator from its job.
