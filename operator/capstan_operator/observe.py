@@ -51,6 +51,8 @@ class ObservedPod:
     """None until scheduled."""
     image: str | None = None
     """Of the trainer container, as it was asked for; None: nobody said."""
+    image_id: str | None = None
+    """The same as its node resolved it, with its digest; None: it has not yet."""
     running_since: float | None = None
     """When the trainer container started (seconds since 1970); None: it has not, or nobody said."""
     finished_at: float | None = None
@@ -177,6 +179,8 @@ class ObservedReplica:
     """Why it does not run, `Reason: message`; None when nothing is wrong."""
     is_prepared: bool = True
     """False: it has a node, and its container was not created yet."""
+    image_id: str | None = None
+    """Its image as the node resolved it, with its digest; None: it has not yet."""
     is_stuck: bool = False
     """That lasts for more than a minute: something that it mounts may be missing."""
 

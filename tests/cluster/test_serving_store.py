@@ -208,9 +208,18 @@ def test_how_a_container_ended_is_told_until_the_pod_is_ready_again(known: Known
         ),
     )
     running = {"name": "server", "restartCount": 3, "state": {"running": {}}, "lastState": {"terminated": ended}}
+    running |= {"imageID": "registry/serve@sha256:4567"}
     known.store.replicas.put(pod("a", 2, is_ready=True, containerStatuses=[running]))
     assert known.look().replicas == (
-        ObservedReplica("a", "a", "served-1", is_ready=True, is_deleting=False, restarts=3),
+        ObservedReplica(
+            "a",
+            "a",
+            "served-1",
+            is_ready=True,
+            is_deleting=False,
+            restarts=3,
+            image_id="registry/serve@sha256:4567",
+        ),
     )
 
 

@@ -164,7 +164,8 @@ def test_pods_are_sorted_by_worker_then_incarnation(world: World) -> None:
 
 def test_the_facts_of_a_pod_are_complete(world: World) -> None:
     final = State(pod="job-0-0", uid="job-uid", fence=3, phase=Phase.EXITED)
-    statuses = exited(75, final.model_dump_json(by_alias=True))
+    sidecar, trainer = exited(75, final.model_dump_json(by_alias=True))
+    statuses = [sidecar, trainer | {"imageID": "docker-pullable://registry/trainer@sha256:0123"}]
     world.store.put(pod(phase="Failed", podIP="10.0.0.1", containerStatuses=statuses))
     observed = world.store.observe(KEY)
     assert observed is not None
@@ -178,6 +179,7 @@ def test_the_facts_of_a_pod_are_complete(world: World) -> None:
             is_deleting=False,
             created_at=1767225610.0,
             ip="10.0.0.1",
+            image_id="registry/trainer@sha256:0123",
             node="node-1",
             image="t:1",
             finished_at=30.0,

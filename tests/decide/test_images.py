@@ -1,4 +1,5 @@
-"""Pods of one world are of one image, although the operator that replaces one of them knows a newer one."""
+"""Pods of one world are of one image, although the operator that replaces one of them knows a newer one; which one that
+is, status says by digest."""
 
 from __future__ import annotations
 
@@ -77,3 +78,22 @@ def test_what_pods_read_of_the_run_says_only_what_was_asked_for_and_is_the_same_
         text = run_json(run)
         assert RunConfig.model_validate_json(text, by_alias=True, by_name=False) == run
         assert "memoryTier" not in text or "memoryTier" in str(document)
+
+
+def images_on_status(*resolved: str | None) -> list[str]:
+    """Of a running job whose pods' nodes say this of their images."""
+    observed = looks.lived_until("running")
+    pods = tuple(replace(pod, image_id=image) for pod, image in zip(observed.pods, resolved, strict=True))
+    return decide_training_job(replace(observed, pods=pods), 100.0).status.images
+
+
+def test_status_says_which_image_runs_by_digest() -> None:
+    assert images_on_status("trainer@sha256:01", "trainer@sha256:01") == ["trainer@sha256:01"]
+
+
+def test_a_tag_that_was_moved_between_two_pods_shows() -> None:
+    assert images_on_status("trainer@sha256:02", "trainer@sha256:01") == ["trainer@sha256:01", "trainer@sha256:02"]
+
+
+def test_a_pod_whose_image_is_not_resolved_yet_says_nothing() -> None:
+    assert images_on_status("trainer@sha256:01", None) == ["trainer@sha256:01"]

@@ -84,6 +84,13 @@ class RevisionStatus(Record):
     weight: Annotated[int, Field(description="Percent of the traffic, as trafficMode says.")] = 0
     ready: Annotated[int, Field(description="Pods that are ready.")] = 0
     total: Annotated[int, Field(description="Pods wanted.")] = 0
+    images: Annotated[
+        list[str],
+        Field(
+            description="What its pods run, by digest, as their nodes resolved the image. More than one: its tag was "
+            "moved meanwhile."
+        ),
+    ] = []
     latency: Annotated[
         LatencyStatus | None, Field(description="How long its answers take; absent: it had too few to tell.")
     ] = None

@@ -152,6 +152,13 @@ class TrainingJobStatus(Record):
     members: Annotated[
         str | None, Field(description="Digest of the pods that make up the current attempt; absent: there is none.")
     ] = None
+    images: Annotated[
+        list[str],
+        Field(
+            description="What the pods of the newest attempt run, by digest, as their nodes resolved the "
+            "image. More than one: its tag was moved meanwhile."
+        ),
+    ] = []
     checkpoint: Annotated[CheckpointStatus | None, Field(description="Newest committed checkpoint.")] = None
     resumed_from: Annotated[
         CheckpointStatus | None, Field(description="Checkpoint the current attempt continued from; absent: step 0.")

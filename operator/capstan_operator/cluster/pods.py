@@ -74,6 +74,7 @@ class ContainerStatus(msgspec.Struct, gc=False, rename="camel"):
     state: ContainerState | None = None
     last_state: ContainerState | None = None
     restart_count: int = 0
+    image_id: str | None = msgspec.field(default=None, name="imageID")
 
 
 class PodCondition(msgspec.Struct, gc=False):
@@ -148,9 +149,10 @@ def worker_of(metadata: Metadata) -> tuple[int, int] | None:
 def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, str | None]:
     """The facts, and what is wrong with the termination message (None: nothing)."""
     status = pod.status
-    trainer = next((c.state for c in status.container_statuses or () if c.name == TRAINER_CONTAINER), None)
-    terminated = trainer.terminated if trainer is not None else None
-    running = trainer.running if trainer is not None else None
+    trainer = next((c for c in status.container_statuses or () if c.name == TRAINER_CONTAINER), None)
+    state = trainer.state if trainer is not None else None
+    terminated = state.terminated if state is not None else None
+    running = state.running if state is not None else None
     final, flaw = read_final(terminated.message) if terminated is not None else (None, None)
     observed = ObservedPod(
         name=pod.metadata.name,
@@ -163,6 +165,7 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         ip=status.address(),
         node=sys.intern(pod.spec.node_name) if pod.spec.node_name else None,
         image=next((sys.intern(c.image) for c in pod.spec.containers or () if c.name == TRAINER_CONTAINER), "") or None,
+        image_id=resolved_image(trainer),
         running_since=seconds_of(running.started_at) if running is not None and running.started_at else None,
         finished_at=seconds_of(terminated.finished_at) if terminated is not None and terminated.finished_at else None,
         waiting=waiting(status),
@@ -175,6 +178,12 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         stopped_by_queue=_stopped_by_queue(status),
     )
     return observed, flaw
+
+
+def resolved_image(container: ContainerStatus | None) -> str | None:
+    """What its node made of the image that was asked for, with the digest; None: it has not said."""
+    told = (container.image_id if container is not None else None) or ""
+    return _interned(told.partition("://")[2] or told)  # some runtimes put docker-pullable:// before it
 
 
 @lru_cache(maxsize=16384)

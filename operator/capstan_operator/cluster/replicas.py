@@ -6,7 +6,15 @@ import msgspec
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
 from capstan_operator.build.serving_pod import SERVER
-from capstan_operator.cluster.pods import ContainerStatus, Metadata, Pod, PodCondition, exit_reason, waiting
+from capstan_operator.cluster.pods import (
+    ContainerStatus,
+    Metadata,
+    Pod,
+    PodCondition,
+    exit_reason,
+    resolved_image,
+    waiting,
+)
 from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedRoute
 
 MAX_MESSAGE = 500
@@ -123,6 +131,7 @@ def observe_replica(pod: Pod, revision: str) -> ObservedReplica:
         exit_reason=exit_reason(status, ended) if ended is not None or status.reason else None,
         exit_message=_one_line(ended.message) if ended is not None else None,
         waiting=waiting(status),
+        image_id=resolved_image(server),
         is_prepared=not (pod.spec.node_name and status.phase == "Pending" and not _has_started(server)),
     )
 

@@ -29,6 +29,9 @@ METRIC_DIGITS = 6
 def learn(situation: Situation) -> TrainingJobStatus:
     """Status with everything added that the pods say: rank 0 speaks for all, last words count as words."""
     status = _learn_checkpoints(situation)
+    images = {worker.pod.image_id for worker in situation.members if worker.pod and worker.pod.image_id}
+    if images:
+        status = status.model_copy(update={"images": sorted(images)})
     speaker = situation.speaker
     word = speaker.word if speaker else None
     if speaker is None or word is None or word.fence != status.fence or status.fence == 0:

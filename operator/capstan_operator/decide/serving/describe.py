@@ -218,6 +218,7 @@ def _revision(fleet: Fleet, known: RevisionStatus, weight: int) -> RevisionStatu
             "weight": weight,
             "ready": fleet.ready(known.name),
             "total": fleet.replicas_wanted(known.name),
+            "images": sorted({pod.image_id for pod in fleet.pods(known.name) if pod.image_id}) or known.images,
         }
     )
 
