@@ -60,7 +60,7 @@ class BenchmarkParts:
             is_seen=self._is_seen,
             children=Children(self._client, BENCHMARKS.kind, self._take_in),
             statuses=StatusWriter(self._client, BENCHMARKS, self.store.benchmarks, self._metrics),
-            audit=self._benchmarks.audit,
+            safety_net=self._benchmarks.safety_net,
             events=events,
         )
 

@@ -5,13 +5,13 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.credentials import Credentials
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import Resource
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import Objects
+from capstan_operator.cluster.safety_net import SafetyNet
 from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.handlers import Watch
 
@@ -31,18 +31,18 @@ class OwnKind:
         namespace: str | None,
     ) -> None:
         self._objects = objects
-        self.audit = Audit(client, resource, objects, wake, namespace)
+        self.safety_net = SafetyNet(client, resource, objects, wake, namespace)
         self._watch = Watch(credentials, resource, self._take, namespace=namespace)
 
     @property
     def synced(self) -> asyncio.Event:
         """Set once every object there was has been seen."""
-        return self.audit.synced
+        return self.safety_net.synced
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch.run())
-            group.create_task(self.audit.run())
+            group.create_task(self.safety_net.run())
 
     def _take(self, kind: str | None, document: dict[str, Any]) -> None:
         """An event of kopf's. One out of a list, after the first list, means that the watch has started over."""
@@ -52,7 +52,7 @@ class OwnKind:
             return
         self._objects.put(document)
         if kind is None and self.synced.is_set():
-            self.audit.suspect()
+            self.safety_net.suspect()
 
 
 async def wait_until_served(client: KubeClient, resource: Resource, report: Callable[[str], None]) -> None:

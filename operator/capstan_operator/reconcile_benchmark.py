@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.api.meta import BenchmarkCondition
-from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.bench_store import BenchStore
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
@@ -16,6 +15,7 @@ from capstan_operator.cluster.kinds import INFERENCE_SERVICES, PODS, TRAINING_JO
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
+from capstan_operator.cluster.safety_net import SafetyNet
 from capstan_operator.cluster.serving_store import STUCK_SECONDS
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.trail import Cause, because
@@ -46,7 +46,7 @@ class BenchmarkReconciler:
         is_seen: Callable[[ObjectRecord], bool],
         children: Children,
         statuses: StatusWriter,
-        audit: Audit,
+        safety_net: SafetyNet,
         events: EventWriter,
     ) -> None:
         self._client = client
@@ -55,7 +55,7 @@ class BenchmarkReconciler:
         self._is_seen = is_seen
         self._children = children
         self._statuses = statuses
-        self._audit = audit
+        self._safety_net = safety_net
         self._events = events
 
     async def reconcile(self, key: ObjectKey) -> str:
@@ -86,7 +86,7 @@ class BenchmarkReconciler:
     async def refresh(self, key: ObjectKey) -> None:
         benchmark = self._store.benchmarks.get(key)
         if benchmark is not None:
-            await self._audit.refresh(key, benchmark.uid)
+            await self._safety_net.refresh(key, benchmark.uid)
 
     async def _carry_out(self, benchmark: ObjectRecord, observed: ObservedBenching, decision: BenchDecision) -> bool:
         """In the order a BenchDecision promises. Returns whether anything was done.

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.events import EventWriter, ObjectRef
@@ -13,6 +12,7 @@ from capstan_operator.cluster.kinds import SECRETS
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
 from capstan_operator.cluster.poller import FIRST_LOOK_SECONDS, Poller
+from capstan_operator.cluster.safety_net import SafetyNet
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.supervisor_client import SupervisorClient
@@ -43,7 +43,7 @@ class JobReconciler:
         statuses: StatusWriter,
         supervisors: SupervisorClient,
         poller: Poller,
-        audit: Audit,
+        safety_net: SafetyNet,
         events: EventWriter,
         metrics: Metrics,
     ) -> None:
@@ -54,7 +54,7 @@ class JobReconciler:
         self._statuses = statuses
         self._supervisors = supervisors
         self._poller = poller
-        self._audit = audit
+        self._safety_net = safety_net
         self._events = events
         self._metrics = metrics
 
@@ -83,7 +83,7 @@ class JobReconciler:
     async def refresh(self, key: ObjectKey) -> None:
         job = self._store.jobs.get(key)
         if job is not None:
-            await self._audit.refresh(key, job.uid)
+            await self._safety_net.refresh(key, job.uid)
 
     async def _carry_out(self, job: ObjectRecord, observed: Observed, decision: Decision) -> bool:
         """In the order a Decision promises. Returns whether anything was done."""

@@ -9,7 +9,6 @@ from typing import Any
 
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import LABEL_MANAGED_BY, LABEL_REVISION, MANAGED_BY, InferenceServiceCondition
-from capstan_operator.cluster.audit import Audit
 from capstan_operator.cluster.children import Children
 from capstan_operator.cluster.errors import ApiError, Predecessor, Stranger
 from capstan_operator.cluster.events import EventWriter, ObjectRef
@@ -24,6 +23,7 @@ from capstan_operator.cluster.kinds import (
 )
 from capstan_operator.cluster.limiter import Lane
 from capstan_operator.cluster.objects import ObjectRecord
+from capstan_operator.cluster.safety_net import SafetyNet
 from capstan_operator.cluster.serving_store import STUCK_SECONDS, ServingStore
 from capstan_operator.cluster.statuses import StatusWriter
 from capstan_operator.cluster.trail import Cause, because
@@ -58,7 +58,7 @@ class ServiceReconciler:
         is_seen: Callable[[ObjectRecord], bool],
         children: Children,
         statuses: StatusWriter,
-        audit: Audit,
+        safety_net: SafetyNet,
         events: EventWriter,
     ) -> None:
         self._queue = queue
@@ -66,7 +66,7 @@ class ServiceReconciler:
         self._is_seen = is_seen
         self._children = children
         self._statuses = statuses
-        self._audit = audit
+        self._safety_net = safety_net
         self._events = events
 
     async def reconcile(self, key: ObjectKey) -> str:
@@ -91,7 +91,7 @@ class ServiceReconciler:
     async def refresh(self, key: ObjectKey) -> None:
         service = self._store.services.get(key)
         if service is not None:
-            await self._audit.refresh(key, service.uid)
+            await self._safety_net.refresh(key, service.uid)
 
     async def _look(self, service: ObjectRecord) -> ObservedServing:
         """The snapshot. That the proven revision's Deployment is gone has consequences, and a Deployment that only lost

@@ -222,7 +222,7 @@ class _Operator:
             statuses=StatusWriter(self._client, TRAINING_JOBS, self._store.jobs, self._metrics),
             supervisors=self._supervisors,
             poller=self._poller,
-            audit=self._jobs.audit,
+            safety_net=self._jobs.safety_net,
             events=self._events,
             metrics=self._metrics,
         )

@@ -144,7 +144,7 @@ class ServingParts:
             is_seen=self._is_seen,
             children=Children(self._client, INFERENCE_SERVICES.kind, self._take_in),
             statuses=StatusWriter(self._client, INFERENCE_SERVICES, self.store.services, self._metrics),
-            audit=self._services.audit,
+            safety_net=self._services.safety_net,
             events=events,
         )
 

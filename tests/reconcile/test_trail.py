@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from capstan_operator.cluster.kinds import PODS, SECRETS, TRAINING_JOBS
+from capstan_operator.cluster.lease import LeaseTimes
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.logging_setup import JsonFormatter
 from tests.support.fake_api import Call, FakeApi, names
@@ -56,7 +57,7 @@ def log() -> Iterator[Log]:
 async def test_every_write_is_in_the_trail_once_with_who_for_whom_and_why(
     api: FakeApi, node: FakeNode, log: Log
 ) -> None:
-    async with run_one(api.kubeconfig, decide_small, supervisor_port=node.supervisors.port):
+    async with run_one(api.kubeconfig, decide_small, supervisor_port=node.supervisors.port, lease=LeaseTimes()):
         api.put(TRAINING_JOBS, job_document("train"))
         await eventually(lambda: len(api.of(PODS)) == 2)
         await node.start_all()

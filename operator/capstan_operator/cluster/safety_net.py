@@ -48,7 +48,7 @@ class _Page(msgspec.Struct, gc=False):
 _decode_page = msgspec.json.Decoder(_Page).decode
 
 
-class Audit:
+class SafetyNet:
     """`run` never returns; `synced` is set once every listed object has been seen."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Audit:
     async def run(self) -> None:
         while True:
             try:
-                await self.audit()
+                await self.compare()
             except (ApiError, *UNREADABLE) as error:
                 logger.warning("%s could not be compared: %s", self._resource.plural, error)
                 await asyncio.sleep(random.uniform(5.0, 10.0))  # nosec B311  # jitter
@@ -90,7 +90,7 @@ class Audit:
             await asyncio.sleep(SETTLE_SECONDS)
             self._suspicion.clear()
 
-    async def audit(self) -> None:
+    async def compare(self) -> None:
         """Compare once; fetch, one by one, only what differs."""
         listed, version = await self._list()
         await self._wait_for_watch(listed)
