@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import http.client
 import socket
+import threading
 
 import pytest
 
-from capstan_runtime.serve_replica import connection
+from capstan_runtime.serve_replica import connection, server
 from tests.serve_replica.pods import INFER, READY
-from tests.serve_replica.servers import BODY, SECONDS, ask, serve
-from tests.serving.models import NumpyClassifier
+from tests.serve_replica.servers import BODY, SECONDS, ask, serve, until
+from tests.serving.models import Floats, NumpyClassifier
 
 
 @pytest.fixture
@@ -57,6 +58,62 @@ def test_a_head_without_end_is_refused_before_it_fills_the_memory(port: int) -> 
     except ConnectionError:
         return  # it did not even read it all
     assert rest_of(flood).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize("size", [60_000, 66_000, 100_000, 256_000, 500_000, 1_000_000])
+def test_bodies_larger_than_any_head_are_answered_time_after_time(port: int, size: int) -> None:
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    assert [ask(client, INFER, BODY.ljust(size))[0] for _ in range(20)] == [200] * 20
+
+
+def test_a_head_behind_a_large_body_is_not_charged_for_it(port: int) -> None:
+    body = BODY.ljust(200_000)
+    post = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), len(body))
+    client = opened(port, post + body + b"GET /v2/health/ready HTTP/1.1\r\nHost: x\r\n")
+    assert client.recv(15) == b"HTTP/1.1 200 OK"
+    client.sendall(b"Connection: close\r\n\r\n")
+    assert b"HTTP/1.1 200 OK" in rest_of(client)
+
+
+@pytest.mark.parametrize("early", [b"\r\n", b"GET /v2/health/ready HT"])
+def test_what_follows_a_request_early_does_not_cut_its_answer_off(
+    early: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.2)
+    model = NumpyClassifier()
+    port = serve(model, drain_seconds=0.0)[0]
+    is_computed, has_begun = threading.Event(), threading.Event()
+
+    def compute(_: Floats) -> None:
+        has_begun.set()
+        assert is_computed.wait(SECONDS)
+
+    model.on_call = compute
+    post = b"POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (INFER.encode(), len(BODY))
+    client = opened(port, post + BODY)
+    assert has_begun.wait(SECONDS)
+    client.sendall(early)
+    dawdler = opened(port, b"GET /v2/health/re")
+    assert rest_of(dawdler) == b""  # it came later than `early`, so its time was up later
+    is_computed.set()
+    assert client.recv(15) == b"HTTP/1.1 200 OK"
+
+
+def test_blank_lines_keep_no_connection_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "_KEEP_ALIVE_SECONDS", 1)
+    client = opened(serve(NumpyClassifier(), drain_seconds=0.0)[0])
+    client.settimeout(0.05)
+
+    def is_closed() -> bool:
+        try:
+            client.sendall(b"\r\n")
+            return client.recv(1) == b""
+        except TimeoutError:
+            return False
+        except ConnectionError:
+            return True
+
+    until(is_closed)
 
 
 def test_of_too_many_connections_the_one_that_has_waited_longest_gives_way(

@@ -15,7 +15,8 @@ CONNECTION_SECONDS = 15.0
 chooses a pod once for each connection: clients that keep theirs for ever would send nothing to a canary, and nothing to
 the pods that were added for their sake."""
 HEAD_SECONDS = 10.0
-"""From the first byte of a request's head to its last: as for a TLS handshake."""
+"""From the first byte of a request's head to its last, or from the answer to the request before it: as for a TLS
+handshake."""
 HEAD_BYTES = 65536
 """What servers usually take of headers is 8 to 64 KiB; neither uvicorn nor httptools has a limit."""
 RETIRING = "capstan.retiring"
@@ -33,41 +34,47 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)  # nosec B311  # jitter
         self._turn = next(_TURNS)
-        self._is_in_head = True
+        self._is_in_body = False
+        self._has_request_ended = False
         self._head_bytes = 0
-        self._head_ends: asyncio.TimerHandle | None = None
+        self._head_ends: asyncio.TimerHandle | None = None  # not None: a request's head is on its way
         # uvicorn sets this after an answer only: who never asks would stay for ever.
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
         if len(self.connections) > most_connections():
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
-        if self._is_in_head:
-            self._begin_head()
+        if self._head_ends is None and not self._is_in_body and not data.strip(b"\r\n"):
+            return  # Blank lines between requests mean nothing (RFC 9112, 2.2), and keep no connection open.
+        self._has_request_ended = False
         super().data_received(data)
-        if self._is_in_head and not self.transport.is_closing():
+        # Where a request ended within these bytes, one read at most is of the next one's head, and is not counted.
+        if self._head_ends is not None and not self._has_request_ended and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
                 self.send_400_response(f"the headers are longer than {HEAD_BYTES} bytes")
 
     def on_message_begin(self) -> None:
-        self._begin_head()  # perhaps right behind another request
+        self._await_head()
         super().on_message_begin()
         if self.loop.time() >= self._retires_at:
             self.scope["extensions"] = {RETIRING: {}}
 
     def on_headers_complete(self) -> None:
-        self._is_in_head = False
         self._forget_head()
+        self._is_in_body = True
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
-        self._is_in_head = True
+        self._is_in_body = False
+        self._has_request_ended = True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._turn = next(_TURNS)
+        if self._head_ends is not None:
+            self._await_head()  # Nothing was read meanwhile of a client that had asked for two things already.
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._forget_head()
@@ -78,9 +85,14 @@ class Connection(HttpToolsProtocol):
         """No request of it is worked on."""
         return self.cycle is None or self.cycle.response_complete
 
-    def _begin_head(self) -> None:
-        if self._head_ends is None:
-            self._head_ends = self.loop.call_later(HEAD_SECONDS, self.transport.abort)
+    def _await_head(self) -> None:
+        if self._head_ends is not None:
+            self._head_ends.cancel()
+        self._head_ends = self.loop.call_later(HEAD_SECONDS, self._give_up_head)
+
+    def _give_up_head(self) -> None:
+        if self.is_idle:  # else the request before it is still answered, and on_response_complete waits anew
+            self.transport.abort()
 
     def _forget_head(self) -> None:
         self._head_bytes = 0
