@@ -1,6 +1,8 @@
 """What each kind of data yields, and how bad data is refused before any training."""
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ import zarr
 
 from capstan_runtime.contract.config import Data
 from capstan_runtime.contract.env import POD_MOUNTS
+from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.data.fingerprint import fingerprint_of_folder
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.spec import Dataset, DataSpec
-from capstan_runtime.errors import ConfigError
+from capstan_runtime.errors import ConfigError, failure_class_of
 
 
 def opened(document: dict[str, Any], seed: int = 0, environ: dict[str, str] | None = None) -> Dataset:
@@ -173,6 +176,58 @@ def test_files_that_are_not_what_their_name_says_are_refused(tmp_path: Path) -> 
     (tmp_path / "a.csv").write_bytes(b"1,2")
     assert "must end in one of .npz, .h5, .hdf5, .zarr" in refusal(arrays(tmp_path / "a.csv"))
     assert "does not exist in the pod" in refusal(arrays(tmp_path / "none.npz"))
+
+
+@pytest.mark.parametrize(
+    ("error", "failure_class"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), FailureClass.APPLICATION),
+        (OSError(errno.EIO, "Input/output error"), FailureClass.APPLICATION),
+        (MemoryError(), FailureClass.HOST_OUT_OF_MEMORY),
+        (OSError("Can't read data (inflate() failed)"), FailureClass.CONFIG),
+        (ValueError("bad chunk"), FailureClass.CONFIG),
+    ],
+)
+def test_what_fails_under_a_training_run_is_no_error_of_its_spec_unless_the_data_is_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, failure_class: FailureClass
+) -> None:
+    samples = opened(arrays(write_hdf5(tmp_path, np.zeros((10, 2)), np.zeros(10, int)))).train
+
+    def fail(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
+    with pytest.raises(type(error) if failure_class is not FailureClass.CONFIG else ConfigError) as caught:
+        samples.fetch(np.arange(2))
+    assert failure_class_of(caught.value) is failure_class
+
+
+def test_a_file_that_can_be_read_no_more_is_an_error_of_the_system(tmp_path: Path) -> None:
+    path = write_hdf5(tmp_path, np.zeros((100_000, 2)), np.zeros(100_000, int))  # more than HDF5 keeps of what it read
+    samples = opened(arrays(path)).train
+    folder = os.open(tmp_path, os.O_RDONLY)
+    for descriptor in Path("/proc/self/fd").iterdir():
+        if descriptor.exists() and descriptor.samefile(path):
+            os.dup2(folder, int(descriptor.name))
+    os.close(folder)
+    with pytest.raises(IsADirectoryError) as caught:
+        samples.fetch(np.arange(2))
+    assert failure_class_of(caught.value) is FailureClass.APPLICATION
+
+
+@pytest.mark.parametrize("reads", ["File", "Dataset.__getitem__"])
+def test_storage_that_fails_while_data_is_opened_is_no_error_of_the_spec_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: str
+) -> None:
+    path = write_hdf5(tmp_path, np.zeros((10, 2)), np.zeros(10, int))
+
+    def fail(*_: Any) -> Any:
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    monkeypatch.setattr(f"h5py.{reads}", fail)
+    with pytest.raises(OSError, match="Stale file handle") as caught:
+        opened(arrays(path))
+    assert failure_class_of(caught.value) is FailureClass.APPLICATION
 
 
 def test_a_missing_array_is_named_with_those_there_are(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Labelled arrays in .npz, HDF5 and Zarr files; the latter two are read sample by sample, never whole."""
 
+import errno
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,8 @@ _FIELD = "spec.data.arrays"
 _ENDINGS = ".npz, .h5, .hdf5, .zarr"
 _MOST_NAMED = 20
 """Of a file's arrays in a message."""
+_STORAGE_FAILS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
+"""Tells of disks and of servers of files, never of what a file holds."""
 
 
 class _Stored(Protocol):
@@ -46,7 +49,7 @@ class _ArraySamples:
     def fetch(self, ids: Ids) -> tuple[Array, Array]:
         # HDF5 takes ascending distinct indices only, and every store likes them.
         distinct, back = np.unique(ids, return_inverse=True)
-        with self.lock, _reading(self.path):
+        with self.lock, _reading(self.path, was_checked=True):
             oindex = getattr(self.inputs, "oindex", None)
             rows = np.asarray(self.inputs[distinct] if oindex is None else oindex[distinct])
         inputs = rows[back].astype(np.float32)
@@ -81,14 +84,22 @@ def open_arrays(config: Arrays, environ: Mapping[str, str]) -> tuple[Samples, Da
 
 
 @contextmanager
-def _reading(path: str) -> Iterator[None]:
+def _reading(path: str, *, was_checked: bool = False) -> Iterator[None]:
     """Raises ConfigError for whatever NumPy, HDF5 or Zarr raise of a broken file: what their parsers stumble over, of
-    any type. Memory for arrays as large as a broken header says is among it."""
+    any type. Memory for arrays as large as a broken header says is among it.
+
+    Errors of the storage stay what they are, for they pass: a run that has trained for days is to be tried again. Of a
+    file that `was_checked` so does every error that has a number, which parsers cause by broken headers only, and a
+    lack of memory.
+    """
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _STORAGE_FAILS or (was_checked and (number is not None or isinstance(error, MemoryError))):
+            raise
         told = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(f"{_FIELD}.path: {path} cannot be read as {Path(path).suffix}: {told}") from error
 
