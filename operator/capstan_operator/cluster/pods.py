@@ -3,7 +3,7 @@
 import sys
 from datetime import datetime
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 
 import msgspec
 from pydantic import ValidationError
@@ -18,6 +18,7 @@ MAX_TERMINATION_BYTES = 12 * 1024
 """What Kubernetes keeps of all termination messages of a pod together."""
 MAX_LINES = 10
 MAX_LINE_LENGTH = 200
+_BROADCAST = IPv4Address("255.255.255.255")
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of waiting that mean: nothing is wrong."""
 
@@ -199,7 +200,11 @@ def pod_address(ip: str, host_ip: str) -> str | None:
     except ValueError:
         return None
     address = getattr(address, "ipv4_mapped", None) or address
-    if address.is_unspecified or address.is_multicast or address.is_link_local or address.is_reserved:
+    if address.is_unspecified or address.is_multicast or address.is_link_local or address == _BROADCAST:
+        return None
+    # Clusters that have run out of private addresses give pods those of 240.0.0.0/4 (class E). Of IPv6's reserved ones,
+    # which nobody gives to pods, 64:ff9b::/96 leads to any IPv4 address behind a NAT64.
+    if address.version == 6 and address.is_reserved:
         return None
     return None if address.is_loopback and not _is_loopback(host_ip) else ip
 
