@@ -218,6 +218,44 @@ def test_what_is_of_no_use_without_a_preempted_part_is_given_back() -> None:
     assert any(pod.is_last_of_group for pod in old), "its quota is never given back"
 
 
+def broken_in_one_blow() -> QueuedLife:
+    """All four workers of a job of at least two trained; those of the first group and one of the second broke together,
+    and their replacements are at the gate."""
+    life = trained_in_full(workers={"max": 4, "min": 2}, training=ELASTIC["training"])
+    for worker in (0, 1, 2):
+        broken = {"phase": "Failed", "exit_code": 137, "exit_reason": "OOMKilled", "finished_at": life.now}
+        life.change_pod(pod_name(JOB, worker, 0), **broken)
+    for _ in range(4):
+        life.pass_time(0.3)
+    assert [pod.worker for pod in life.seen.pods if pod.waiting == GATED] == [0, 1, 2]
+    return life
+
+
+def test_replacements_that_are_at_the_gate_for_a_moment_cost_no_quota_and_no_healthy_pod() -> None:
+    life = broken_in_one_blow()
+    healthy = pod_name(JOB, 3, 0)
+    assert (life.groups(), healthy in life.running()) == ([(0, 2), (2, 2)], True)
+    life.admit(0, 1, 2)
+    for _ in range(3):
+        life.pass_time()
+        life.train(41)
+    assert (life.status.phase, life.status.world, healthy in life.running()) == ("Running", 4, True)
+
+
+def test_replacements_that_stay_at_the_gate_are_waited_for_only_so_long_with_quota_that_is_of_no_use() -> None:
+    life = broken_in_one_blow()
+    made_at = min(pod.created_at for pod in life.seen.pods if pod.waiting == GATED and pod.worker < 2)
+    due = life.decision.requeue_after
+    assert due is not None
+    assert life.now + due <= made_at + 30.0
+    life.pass_time(made_at + 29.9 - life.now)
+    assert life.groups() == [(0, 2), (2, 2)]
+    life.pass_time(0.1)
+    life.pass_time(0.1)
+    assert life.groups() == [(0, 2)]
+    assert all(pod.is_deleting for pod in life.seen.pods if pod.worker == 3)
+
+
 def test_a_replacement_is_made_when_the_pod_before_it_has_ended() -> None:
     life = trained_in_full(**ELASTIC)
     life.change_pod(pod_name(JOB, 3, 0), is_deleting=True)

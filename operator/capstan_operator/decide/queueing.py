@@ -15,6 +15,9 @@ from capstan_operator.decide.types import GroupEnd
 from capstan_operator.observe import Observed, ObservedPod
 
 GATED = "SchedulingGated"
+GATE_SECONDS = 30.0
+"""Kueue lets a replacement through as soon as it has seen it, if its group still has the quota. One that waits for so
+long has none."""
 ANEW = "set spec.suspend to true, and to false again when no pod is left"
 
 
@@ -30,12 +33,28 @@ def join_queue(situation: Situation) -> TrainingJobStatus:
     if not has_begun and _differs(situation):
         # Nothing is lost but the place in the queue: it is entered as it is asked for now.
         return _entered(situation.after(_with_groups(status, [])))
-    closed = next((index for index, group in enumerate(kept) if not _is_open(group, situation)), None)
+    closed = _first_closed(situation)
     if closed is None:
         return _grown(situation, kept)
-    if status.members is None and is_held(kept[closed], situation):
+    if seconds_until_given_back(situation) == 0.0:
         kept = kept[: closed + 1]  # what was admitted beyond it is of no use without it
     return _with_groups(status, kept)
+
+
+def seconds_until_given_back(situation: Situation) -> float | None:
+    """When the groups beyond one that lacks its quota are given back if nothing changes; 0.0: now; None: never.
+
+    All pods of a group may break at once, and each replacement is behind the gate for a moment. So that its quota was
+    taken is what Kueue says of the pods that it stops, or that it keeps their replacements waiting.
+    """
+    closed, kept = _first_closed(situation), _kept(situation)
+    if situation.status.members is not None or closed is None or closed + 1 == len(kept):
+        return None
+    pods = [worker.pod for worker in _workers(kept[closed], situation) if worker.pod is not None]
+    if any(pod.stopped_by_queue for pod in pods):
+        return 0.0
+    ages = [situation.now - pod.created_at for pod in pods if is_gated(pod)]
+    return max(0.0, GATE_SECONDS - max(ages)) if ages else None
 
 
 def group_for(worker: Worker, situation: Situation) -> PodGroup | None:
@@ -164,6 +183,12 @@ def _kept(situation: Situation) -> list[PodGroupStatus]:
     """Groups of which any worker is wanted; the first always is."""
     queue = situation.status.queue
     return [group for group in queue.groups if group.first < situation.wanted] if queue else []
+
+
+def _first_closed(situation: Situation) -> int | None:
+    """Index among the kept groups of the first of which no pod is let through; None: all have one."""
+    groups = enumerate(_kept(situation))
+    return next((index for index, group in groups if not _is_open(group, situation)), None)
 
 
 def _differs(situation: Situation) -> bool:

@@ -19,7 +19,13 @@ from capstan_operator.decide.notes import learn_notes
 from capstan_operator.decide.plan import Plan, make_plan
 from capstan_operator.decide.progress import estimate_finish, hold_back, learn, percent_done
 from capstan_operator.decide.provenance import note_end, trace
-from capstan_operator.decide.queueing import end_all_groups, end_groups, join_queue, must_end_groups
+from capstan_operator.decide.queueing import (
+    end_all_groups,
+    end_groups,
+    join_queue,
+    must_end_groups,
+    seconds_until_given_back,
+)
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.revival import revive
 from capstan_operator.decide.situation import Situation, look
@@ -82,6 +88,7 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
             seconds_until_deadline(situation),
             seconds_until_chaos(situation),
             0.0 if must_end_groups(situation.observed, situation.status) else None,
+            seconds_until_given_back(situation),
         ),
         is_repair=plan.is_repair,
     )
