@@ -76,6 +76,8 @@ class Objects:
         self.listeners = [listener]
         self._records: dict[ObjectKey, ObjectRecord] = {}
         self._gone = Tombstones()
+        self._gone_of_others = Tombstones()
+        """Of those, what another controller looked after, as far as it was seen before it went."""
 
     def __len__(self) -> int:
         return len(self._records)
@@ -91,6 +93,8 @@ class Objects:
             known is not None and not is_newer(record.version, known.version)
         ):
             return
+        if known is not None and known.uid != record.uid:
+            self._note_gone(known)
         self._records[record.key] = record
         if known is None or record.differs_from(known):
             self._tell(record.key)
@@ -101,6 +105,7 @@ class Objects:
         known = self._records.get(key)
         if known is not None and known.uid == uid:
             del self._records[key]
+            self._note_gone(known)
             self._tell(key)
 
     def get(self, key: ObjectKey) -> ObjectRecord | None:
@@ -112,6 +117,14 @@ class Objects:
     def is_gone(self, uid: str) -> bool:
         """Whether the object with this uid is known to have been deleted."""
         return self._gone.covers(uid, "")
+
+    def was_of_another(self, uid: str) -> bool:
+        """Whether the object with this uid is gone, and was another controller's: so are its children."""
+        return self._gone_of_others.covers(uid, "")
+
+    def _note_gone(self, record: ObjectRecord) -> None:
+        if not record.is_ours:
+            self._gone_of_others.add(record.uid)
 
     def _tell(self, key: ObjectKey) -> None:
         for listener in self.listeners:

@@ -197,10 +197,11 @@ class Store:
         return list(self._queued)
 
     def orphans(self, key: ObjectKey) -> list[ObservedPod]:
-        """Pods that Kueue admits and whose job of this name is gone."""
+        """Pods that Kueue admits and whose job of this name is gone. Those of another controller's job are not ours."""
         job = self.jobs.get(key)
-        gone = self._queued.get(key, set()) - {job.uid if job is not None else ""}
-        return [record.pod for uid in sorted(gone) for record in self._pods.get((key.namespace, uid), {}).values()]
+        queued = self._queued.get(key, set()) - {job.uid if job is not None else ""}
+        gone = sorted(uid for uid in queued if not self.jobs.was_of_another(uid))
+        return [record.pod for uid in gone for record in self._pods.get((key.namespace, uid), {}).values()]
 
     # Supervisors
 
