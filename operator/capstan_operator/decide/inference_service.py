@@ -18,7 +18,7 @@ from capstan_operator.decide.serving.plan import make_plan
 from capstan_operator.decide.serving.ray_service import backend_refusal, decide_ray_service, is_kept_by_kuberay
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.record import record, seconds_until_next
-from capstan_operator.decide.serving.retry import seconds_until_retry
+from capstan_operator.decide.serving.retry import seconds_until_retry, turned_back
 from capstan_operator.decide.serving.salvage import Refused, salvage, without_rollout
 from capstan_operator.decide.serving.scaling import fit_size
 from capstan_operator.decide.serving.types import ServingDecision
@@ -41,7 +41,7 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
     if observed.service.is_deleting:
         # The garbage collector removes the children by their owner; all that we could make now would be in its way.
         return ServingDecision(status=observed.service.status)
-    asked = _read(observed)
+    asked = _read(observed, now)
     decision = _decide(asked.observed, asked, now)
     return replace(decision, status=asked.noted_on(decision.status))
 
@@ -90,7 +90,7 @@ class _Asked:
         return with_asked(status, self.digest, self.wanted.model, self.observed.service.generation)
 
 
-def _read(observed: ObservedServing) -> _Asked:
+def _read(observed: ObservedServing, now: float) -> _Asked:
     spec, old = read_spec(observed.service), observed.service.status
     if isinstance(spec, Refusal):
         return _refused(observed, spec, ServingReason.INVALID_SPEC)
@@ -106,7 +106,7 @@ def _read(observed: ObservedServing) -> _Asked:
         return _Asked(observed, spec, None, old, model)
     asked = asked_digest(spec, model)
     old = with_asked(old, asked, model, observed.service.generation)
-    kept = kept_revision(old, asked)
+    kept = kept_revision(old, asked) or turned_back(Fleet(observed, spec, None, old, now), asked)
     wanted = read_revision(observed.service, spec, model, observed.settings, kept.name if kept else None)
     if isinstance(wanted, Refusal):
         return _refused(observed, wanted, ServingReason.INVALID_SPEC)

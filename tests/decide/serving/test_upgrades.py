@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from capstan_operator.api.store import Store
 from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.serving.asked import asked_digest
 from capstan_operator.decide.serving.blueprint import read_revision
-from capstan_operator.observe import ObservedService, OperatorSettings
+from capstan_operator.observe import ObservedService, OperatorSettings, ServedTraffic
+from capstan_runtime.contract.exit_codes import ExitCode
 from tests.support.looks import merged, root
 from tests.support.serving_world import SERVING_SPEC, World, live, trained
 
@@ -65,10 +67,19 @@ MODEL = ModelStatus(
 
 def upgrade(world: World) -> None:
     """By a release that noted nothing of what was asked."""
-    revisions = [one.model_copy(update={"asked": None}) for one in world.status.revisions]
-    world.status = world.status.model_copy(update={"revisions": revisions})
+    world.status = without_asked(world.status)
+    replace_by_newer(world)
+
+
+def replace_by_newer(world: World) -> None:
+    """A release that noted what was asked."""
     world.settings = NEWER
     world.replace_operator()
+
+
+def without_asked(status: InferenceServiceStatus) -> InferenceServiceStatus:
+    revisions = [one.model_copy(update={"asked": None}) for one in status.revisions]
+    return status.model_copy(update={"revisions": revisions})
 
 
 def made(spec: dict[str, Any], model: ModelStatus = MODEL) -> tuple[str, str]:
@@ -136,6 +147,81 @@ def test_a_rollout_that_is_under_way_goes_on_with_the_revision_that_it_has(strat
     assert set(world.deployments) == {world.stable, candidate}
 
 
+def miss_the_deadline(world: World) -> None:
+    world.now += 700.0
+
+
+def fail_the_gates(world: World) -> None:
+    world.get_ready()
+    world.settle()
+    fine, failing = ServedTraffic(2000, 0, (2000,) * 5, 2000), ServedTraffic(500, 250, (250,) * 5, 250)
+    world.traffic = {str(world.stable): fine, str(world.candidate): failing}
+
+
+def find_a_corrupt_checkpoint(world: World) -> None:
+    world.change_pods(world.candidate, exit_code=ExitCode.CORRUPT_CHECKPOINT)
+
+
+def turned_back(give_up: Callable[[World], None]) -> tuple[World, str]:
+    """A service that stays with its proven revision, and the name of what its spec asks for, which was given up."""
+    world = live(rollout={"strategy": CANARY, "progressDeadlineSeconds": 60})
+    world.spec = merged(world.spec, {"timeoutSeconds": 33})
+    world.settle()
+    candidate = world.candidate
+    assert candidate is not None
+    give_up(world)
+    world.settle()
+    assert (world.candidate, world.revision(candidate).phase) == (None, "Failed")
+    return world, candidate
+
+
+@pytest.mark.parametrize("replace_operator", [replace_by_newer, upgrade])
+@pytest.mark.parametrize("give_up", [miss_the_deadline, fail_the_gates, find_a_corrupt_checkpoint])
+def test_what_was_turned_back_stays_turned_back(
+    give_up: Callable[[World], None], replace_operator: Callable[[World], None]
+) -> None:
+    world, _ = turned_back(give_up)
+    before, children = without_asked(world.status), (dict(world.deployments), set(world.secrets), world.behind())
+    replace_operator(world)
+    world.settle()
+    world.now += 3600.0
+    world.settle()
+    now = without_asked(world.status), (dict(world.deployments), set(world.secrets), world.behind())
+    assert now == (before, children)
+
+
+def test_what_was_turned_back_is_tried_again_as_before_and_then_with_the_newer_image() -> None:
+    world, given_up = turned_back(miss_the_deadline)
+    replace_by_newer(world)
+    world.settle()
+    world.spec = merged(world.spec, {"rollout": {"progressDeadlineSeconds": 600}})
+    world.settle()
+    assert world.candidate not in (None, given_up, world.stable)
+
+
+def test_an_answer_that_was_bad_stays_so_when_something_is_changed_that_is_no_part_of_it() -> None:
+    world, _ = turned_back(fail_the_gates)
+    replace_by_newer(world)
+    world.spec = merged(world.spec, {"rollout": {"progressDeadlineSeconds": 600}})
+    world.settle()
+    assert (world.candidate, set(world.deployments)) == (None, {world.stable})
+
+
+def test_where_nothing_else_serves_the_newer_image_is_tried_after_the_pause() -> None:
+    world = World(spec={"rollout": {"progressDeadlineSeconds": 60}})
+    world.settle()
+    first = world.candidate
+    world.change_pods(first, exit_code=ExitCode.CONFIG)
+    world.settle()
+    assert (world.candidate, world.stable) == (None, None)
+    replace_by_newer(world)
+    world.settle()
+    assert world.candidate is None, "its pause is not over"
+    world.now += 30.0
+    world.settle()
+    assert world.candidate not in (None, first)
+
+
 def test_a_service_that_is_sized_after_an_upgrade_keeps_its_revision() -> None:
     world = live()
     stable = world.stable
@@ -187,6 +273,5 @@ def test_a_server_that_prunes_what_it_does_not_know_stops_no_rollout() -> None:
     world.spec = merged(world.spec, {"timeoutSeconds": 33})
     for _ in range(12):
         world.decide()
-        revisions = [one.model_copy(update={"asked": None}) for one in world.status.revisions]
-        world.status = world.status.model_copy(update={"revisions": revisions})
+        world.status = without_asked(world.status)
     assert world.candidate in world.deployments

@@ -44,12 +44,20 @@ def with_asked(
     """`status`, of which an operator that did not note it has told what is asked for: then it is noted."""
     if status.observed_generation != generation or status.model != model:
         return status
-    is_current = is_true(status, InferenceServiceCondition.UP_TO_DATE)
-    name = status.rollout.candidate if status.rollout else status.stable if is_current else None
-    told = known_revision(status, name)
+    told = _told(status, model, generation)
     if told is None or told.asked is not None:
         return status
     return with_revision(status, told.model_copy(update={"asked": asked}))
+
+
+def _told(status: InferenceServiceStatus, model: ModelStatus, generation: int) -> RevisionStatus | None:
+    """The revision that this generation of the spec asks for, by what status says; None: it does not say."""
+    if status.rollout is not None:
+        return known_revision(status, status.rollout.candidate)
+    if is_true(status, InferenceServiceCondition.UP_TO_DATE):
+        return known_revision(status, status.stable)
+    failed = [one for one in status.revisions if one.failure is not None and one.failure.generation == generation]
+    return failed[-1] if failed and failed[-1].digest == model.digest else None
 
 
 def kept_revision(status: InferenceServiceStatus, asked: str) -> RevisionStatus | None:

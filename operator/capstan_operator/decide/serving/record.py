@@ -363,10 +363,7 @@ def _failed(fleet: Fleet, failure: RevisionFailure) -> InferenceServiceStatus:
     """The candidate is given up; the record of the newest few that were is kept."""
     assert fleet.rollout is not None
     known = _candidate(fleet, fleet.rollout)
-    # What was given up is kept for nobody's sake: asked for again of another operator, it may be another revision.
-    given_up = known.model_copy(
-        update={"phase": "Failed", "failure": failure, "failures": known.failures + 1, "asked": None}
-    )
+    given_up = known.model_copy(update={"phase": "Failed", "failure": failure, "failures": known.failures + 1})
     others = [one for one in fleet.status.revisions if one.name != given_up.name]
     outdated = [one.name for one in others if one.failure][: 1 - FAILURES_KEPT]
     kept = [one for one in others if one.name not in outdated]

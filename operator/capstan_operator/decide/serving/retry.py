@@ -31,6 +31,13 @@ def seconds_until_tried(fleet: Fleet, name: str) -> float | None:
     return max(0.0, _pause(known) - seconds_after(failure.at, fleet.now)) if is_alone else None
 
 
+def turned_back(fleet: Fleet, asked: str) -> RevisionStatus | None:
+    """What was last given up of all that was made for the very same, if it may not be tried now; None: nothing, or it
+    may. Then it is made anew, by what the operator makes of it today."""
+    failed = [one for one in fleet.status.revisions if one.failure is not None and one.asked == asked]
+    return failed[-1] if failed and seconds_until_tried(fleet, failed[-1].name) != 0.0 else None
+
+
 def tried_again_at(fleet: Fleet, known: RevisionStatus) -> float | None:
     """When (seconds since 1970) a revision that was given up is tried again by itself; None: it is not."""
     if known.failure is None or not seconds_until_tried(fleet, known.name):
