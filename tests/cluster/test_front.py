@@ -40,7 +40,8 @@ class Served:
         self.is_leading = True
         self.url = f"http://127.0.0.1:{free_port()}"
         self.session = aiohttp.ClientSession()
-        self.front = Front(Metrics(), lambda: self.problem, self.take_hint)
+        self.metrics = Metrics()
+        self.front = Front(self.metrics, lambda: self.problem, self.take_hint)
 
     def take_hint(self, hint: Hint) -> bool:
         self.hints.append(hint)
@@ -108,6 +109,17 @@ async def test_a_flood_of_hints_is_held_back(served: Served, monkeypatch: pytest
     served.front._allowance = Allowance(0.0, 3.0)  # however slow this machine is, nothing is refilled meanwhile
     answers = [await served.hint(json.dumps(HINT).encode()) for _ in range(5)]
     assert answers == [202, 202, 202, 429, 429]
+
+
+async def test_hints_of_one_client_that_are_too_many_are_counted_too(served: Served) -> None:
+    answers = [await served.hint(json.dumps(HINT).encode()) for _ in range(100)]
+    assert set(answers) == {202, 429}
+    assert {(await served.get("/nothing"))[0] for _ in range(100)} >= {429}
+    results = {
+        result: served.metrics.registry.get_sample_value("capstan_operator_hints_total", {"result": result})
+        for result in ("accepted", "limited")
+    }
+    assert results == {"accepted": answers.count(202), "limited": answers.count(429)}
 
 
 async def test_two_replicas_that_start_together_get_the_same_key(api: FakeApi, client: KubeClient) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import logging
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -125,7 +127,7 @@ async def test_a_connection_whose_request_never_comes_to_its_end_is_closed(
 
 
 async def test_of_too_many_connections_the_one_that_has_waited_longest_gives_way() -> None:
-    async with listen(most_connections=3) as (url, _):
+    async with listen(connections=3) as (url, _):
         kept = [await Raw.open(url) for _ in range(3)]
         for one in (kept[1], kept[2]):
             assert await one.ask() == b"HTTP/1.1 200 OK\r\n"
@@ -138,7 +140,7 @@ async def test_of_too_many_connections_the_one_that_has_waited_longest_gives_way
 
 
 async def test_where_all_connections_are_worked_on_a_new_one_is_refused() -> None:
-    async with listen(most_connections=2) as (url, go_on):
+    async with listen(connections=2) as (url, go_on):
         busy = [await Raw.open(url) for _ in range(2)]
         answers = [asyncio.create_task(one.ask("/slow")) for one in busy]
         async with asyncio.timeout(DEADLINE):
@@ -147,6 +149,52 @@ async def test_where_all_connections_are_worked_on_a_new_one_is_refused() -> Non
         assert await (await Raw.open(url)).ends() == b""
         go_on.set()
         assert await asyncio.gather(*answers) == [b"HTTP/1.1 200 OK\r\n"] * 2
+
+
+@pytest.mark.parametrize(
+    ("files", "connections"),
+    [(1_048_576, 1024), (1024, 512), (resource.RLIM_INFINITY, 1024)],
+)
+def test_connections_are_bounded_however_many_files_may_be_open(
+    files: int, connections: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert Listener(web.Application())._most_connections == connections
+
+
+MALFORMED = {
+    "no HTTP": b"garbage\r\n\r\n",
+    "a long line": b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"y" * 5000 + b"\r\n\r\n",
+    "many lines": b"GET / HTTP/1.1\r\nHost: x\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(40)) + b"\r\n",
+}
+
+
+@pytest.mark.parametrize("sent", MALFORMED.values(), ids=MALFORMED)
+async def test_what_is_no_request_is_refused_without_a_word_in_the_log(
+    sent: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with listen() as (url, _):
+        for _ in range(3):
+            stranger = await Raw.open(url)
+            stranger.writer.write(sent)
+            assert (await stranger.ends()).startswith(b"HTTP/1.0 400 ")
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []
+
+
+async def test_an_error_of_our_own_is_logged_with_its_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(_: web.Request) -> web.Response:
+        raise ZeroDivisionError
+
+    app = web.Application()
+    app.add_routes([web.get("/", broken)])
+    listener = Listener(app)
+    (url,) = await listener.open("127.0.0.1", 0)
+    assert await statuses(url, 1) == [500]
+    await listener.close()
+    (record,) = caplog.records
+    assert record.levelno == logging.ERROR
+    assert record.exc_info is not None
+    assert record.exc_info[0] is ZeroDivisionError
 
 
 async def test_what_a_compressed_body_would_unpack_to_is_not_looked_at() -> None:

@@ -119,7 +119,7 @@ def test_blank_lines_keep_no_connection_open(monkeypatch: pytest.MonkeyPatch) ->
 def test_of_too_many_connections_the_one_that_has_waited_longest_gives_way(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "most_connections", lambda: 3)
+    monkeypatch.setattr(connection, "MOST_CONNECTIONS", 3)
     kept = [http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS) for _ in range(3)]
     assert [ask(one, READY)[0] for one in kept] == [200, 200, 200]
     assert ask(kept[0], READY)[0] == 200

@@ -5,11 +5,13 @@ who shows a token: a flood must not make a kubelet restart a pod, or keep the op
 """
 
 import asyncio
+import logging
 import resource
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import RequestHandler
 
 REQUESTS_PER_SECOND = 10.0
@@ -20,9 +22,32 @@ MOST_CLIENTS = 4096
 WAIT_SECONDS = 10.0
 """How long a connection may be without a request whose headers have arrived, and an answer may take to be read."""
 SWEEP_SECONDS = 1.0
+MOST_CONNECTIONS = 1024
+"""Nodes let a process open a million files and more, which bounds nothing."""
+HEADER_LINES = 32
+HEADER_LINE_BYTES = 4096
+"""A token of Kubernetes has 1 to 2 KiB. With a thousand connections, an unfinished head holds 250 kB each and a body
+that nobody reads 310 kB; by aiohttp's own bounds, 2 MB and 750 kB."""
+BODY_BUFFER_BYTES = 4096
+"""Reading waits at twice as many that no handler has asked for."""
 PROBES = frozenset({"/healthz", "/readyz"})
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def most_connections(most: int = MOST_CONNECTIONS) -> int:
+    """No more than half as many as this process may have open files; the rest is for its work."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return most if files == resource.RLIM_INFINITY else min(most, files // 2)
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """No traceback for each thing that somebody sends and that is no HTTP: a flood would drown the log."""
+    return record.exc_info is None or not isinstance(record.exc_info[1], HttpProcessingError)
+
+
+_logger = logging.getLogger(__name__)
+_logger.addFilter(_is_ours)
 
 
 class Allowance:
@@ -58,18 +83,29 @@ class Listener:
         *,
         is_known: Callable[[web.Request], bool] = lambda request: False,
         allowance: Allowance | None = None,
-        most_connections: int | None = None,
+        connections: int | None = None,
         close_seconds: float = 0.5,
+        on_limited: Callable[[web.Request], None] = lambda request: None,
     ) -> None:
-        """`is_known` tells of whom requests are not counted. `most_connections` None: half as many as this process may
-        have open files; the rest is for its work. `close_seconds`: what requests under way get to end."""
+        """`is_known` tells of whom requests are not counted, and `on_limited` is told of those that were too many.
+        `connections` None: `most_connections()`. `close_seconds`: what requests under way get to end."""
         self._is_known = is_known
         self._allowance = allowance or Allowance()
-        self._most_connections = most_connections or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+        self._on_limited = on_limited
+        self._most_connections = connections or most_connections()
         app.middlewares.insert(0, self._bounded)
         # Bodies are small and never compressed: what a kilobyte would unpack to is nobody's business.
         self._runner = web.AppRunner(
-            app, access_log=None, keepalive_timeout=WAIT_SECONDS, shutdown_timeout=close_seconds, auto_decompress=False
+            app,
+            logger=_logger,
+            access_log=None,
+            keepalive_timeout=WAIT_SECONDS,
+            shutdown_timeout=close_seconds,
+            auto_decompress=False,
+            max_headers=HEADER_LINES,
+            max_line_size=HEADER_LINE_BYTES,
+            max_field_size=HEADER_LINE_BYTES,
+            read_bufsize=BODY_BUFFER_BYTES,
         )
         self._idle: dict[RequestHandler, float] = {}
         """Connections that wait for a request, and since when; longest first."""
@@ -110,6 +146,7 @@ class Listener:
         try:
             is_free = request.path in PROBES or self._is_known(request)
             if not is_free and not self._allowance.take(request.remote or "", loop.time()):
+                self._on_limited(request)
                 return web.Response(status=429, headers={"Retry-After": "1"}, text="too many requests\n")
             return await handler(request)
         finally:

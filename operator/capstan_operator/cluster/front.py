@@ -46,12 +46,16 @@ class Front:
                 web.post("/hint", self._hint),
             ]
         )
-        listener = Listener(app)
+        listener = Listener(app, on_limited=self._count_limited)
         try:
             logger.info("listening on %s", ", ".join(await listener.open(host, port)))
             yield
         finally:
             await listener.close()
+
+    def _count_limited(self, request: web.Request) -> None:
+        if request.path == "/hint":
+            self._metrics.hints.labels("limited").inc()
 
     async def _healthz(self, _: web.Request) -> web.Response:
         """The loop turns; a task that died would have ended the process."""

@@ -6,9 +6,10 @@ A request that has arrived is bounded by the guards (`serving/app.py`); what is 
 import asyncio
 import itertools
 import random
-import resource
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from capstan_runtime.listening import most_connections
 
 CONNECTION_SECONDS = 15.0
 """How long a client may keep a connection, give or take a fifth; its next answer says `Connection: close`. A Service
@@ -19,14 +20,11 @@ HEAD_SECONDS = 10.0
 handshake."""
 HEAD_BYTES = 65536
 """What servers usually take of headers is 8 to 64 KiB; neither uvicorn nor httptools has a limit."""
+MOST_CONNECTIONS = 4096
+"""Whole gateways may stand behind one replica; of each, 64 KiB of head and one read are kept at the most."""
 RETIRING = "capstan.retiring"
 _TURNS = itertools.count()
 """Who began to wait when. The loop's clock has milliseconds only, in which many may."""
-
-
-def most_connections() -> int:
-    """Half as many as this process may have open files; the rest is for its work."""
-    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
 
 class Connection(HttpToolsProtocol):
@@ -40,7 +38,7 @@ class Connection(HttpToolsProtocol):
         self._head_ends: asyncio.TimerHandle | None = None  # not None: a request's head is on its way
         # uvicorn sets this after an answer only: who never asks would stay for ever.
         self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-        if len(self.connections) > most_connections():
+        if len(self.connections) > most_connections(MOST_CONNECTIONS):
             self._make_room()
 
     def data_received(self, data: bytes) -> None:
