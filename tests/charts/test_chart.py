@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.apiserver.client import Api
-from tests.charts.releases import CHART, CRDS, JOBS, KINDS, create, install, objects, shapes, versions
+from tests.charts.releases import CHART, CRDS, JOBS, KINDS, NAMESPACE, create, install, objects, shapes, versions
 from tests.support.control_planes import ControlPlane
 from tests.support.helm import Helm, needs_helm
 
@@ -112,10 +112,10 @@ async def test_all_that_can_be_on_is_accepted_by_the_api_server(api: Api, plane:
     install(helm, **ALL_ON)
     found = await objects(api, plane)
     assert sorted(found) == [
-        "clusterrolebindings capstan-chaos",
-        "clusterroles capstan-chaos",
-        "clusterroles capstan-edit",
-        "clusterroles capstan-view",
+        "clusterrolebindings capstan-default-chaos",
+        "clusterroles capstan-default-chaos",
+        "clusterroles capstan-default-edit",
+        "clusterroles capstan-default-view",
         *(f"configmaps capstan-dashboard-{name}" for name in ("benchmarks", "operator", "serving", "training")),
         "deployments capstan",
         "networkpolicies capstan",
@@ -146,6 +146,20 @@ async def test_all_that_can_be_on_is_accepted_by_the_api_server(api: Api, plane:
     assert json.loads(dashboard["data"]["capstan-training.json"])["uid"] == "capstan-training"
     labelled = {item["metadata"]["labels"].get("cost-center") for item in found.values()}
     assert labelled == {"42"}
+
+
+async def test_releases_for_one_namespace_each_may_have_the_same_name(
+    api: Api, plane: ControlPlane, helm: Helm, tmp_path: Path
+) -> None:
+    other = Helm(plane, "default", tmp_path)
+    install(helm, operator={"watchNamespace": NAMESPACE, "allowChaos": True})
+    install(other, operator={"watchNamespace": "default", "allowChaos": True}, crds={"enabled": False})
+    other("Uninstall", release_name="capstan", wait=False)
+    found = await objects(api, plane)
+    assert [name for name in sorted(found) if name.startswith("cluster")] == [
+        f"clusterrolebindings capstan-{NAMESPACE}-chaos",
+        *(f"clusterroles capstan-{NAMESPACE}-{part}" for part in ("chaos", "edit", "view")),
+    ]
 
 
 @pytest.mark.parametrize(
