@@ -41,10 +41,10 @@ def deployment(**status: int) -> Document:
     }
 
 
-def operator_pod(image: str = "capstan/operator:0.2.0") -> Document:
+def operator_pod(image: str = "capstan/operator:0.2.0", *args: str) -> Document:
     labels = {"app.kubernetes.io/name": "capstan-operator"}
     metadata = {"namespace": "capstan-system", "name": "capstan-1", "labels": labels}
-    return {"metadata": metadata, "spec": {"containers": [{"image": image}]}}
+    return {"metadata": metadata, "spec": {"containers": [{"image": image, "args": list(args)}]}}
 
 
 def node(name: str = "a", *, ready: str = "True", labels: Document | None = None, **offered: str) -> Document:
@@ -61,6 +61,9 @@ def storage_class(name: str, provisioner: str, *, is_default: bool = False) -> D
 def ours(name: str, spec: Document | None = None, ago_seconds: float = 10.0, **status: Any) -> Document:
     metadata = {"namespace": "team", "name": name, "creationTimestamp": moment(ago_seconds)}
     return {"metadata": metadata, "spec": spec or {}, "status": {"observedGeneration": 1} | status}
+
+
+IN_FOLDER: Document = {"checkpoint": {"store": {"hostPath": {"path": "/data"}}}}
 
 
 def said(kind: str, status: str) -> list[Document]:
@@ -251,7 +254,7 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, str], str]] = [
         "a hostPath where none may be",
         {
             "namespaces": [namespace("team", **{"pod-security.kubernetes.io/enforce": "restricted"})],
-            "jobs": [ours("train", {"checkpoint": {"store": {"hostPath": {"path": "/data"}}}})],
+            "jobs": [ours("train", IN_FOLDER)],
         },
         ("pod security", "FAIL"),
         "team/train keeps data in a hostPath",
@@ -276,6 +279,22 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, str], str]] = [
         {"policies": [policy(selector={"matchLabels": {"app": "web"}})]},
         ("network policies", "OK"),
         "none keeps",
+    ),
+    (
+        "a folder of the nodes as a store",
+        {"jobs": [ours("train", IN_FOLDER)]},
+        ("hostPath", "WARN"),
+        "team/train names folders of the nodes, which the operator does not allow: what has begun goes on",
+    ),
+    (
+        "a folder of the nodes in a podPatch",
+        {
+            "services": [
+                ours("digits", {"podPatch": {"spec": {"volumes": [{"name": "v", "hostPath": {"path": "/v"}}]}}})
+            ]
+        },
+        ("hostPath", "WARN"),
+        "team/digits names folders of the nodes",
     ),
     ("a failed job", {"jobs": [ours("train", phase="Failed")]}, ("TrainingJobs", "WARN"), "1 Failed: team/train, of 1"),
     (
@@ -325,6 +344,19 @@ def test_what_is_wrong_is_found_and_how_to_mend_it_said(
         found.message,
     )
     assert (found.fix is not None) == (found.level in ("WARN", "FAIL"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"operator_pods": [operator_pod("capstan/operator:0.2.0", "--allow-host-path")]},
+        {"jobs": [ours("train", IN_FOLDER, finishedAt=moment(5))]},
+    ],
+    ids=["where they are allowed", "of what has ended"],
+)
+def test_folders_of_the_nodes_are_nothing_to_tell(changes: dict[str, Any]) -> None:
+    seen = {"jobs": [ours("train", IN_FOLDER)]} | changes
+    assert [one.check for one in examine(replace(HEALTHY, **seen)) if one.check == "hostPath"] == []
 
 
 def test_what_may_not_be_read_is_skipped_with_the_right_that_it_needs_and_fails_nothing() -> None:

@@ -11,6 +11,7 @@ from capstan_operator.doctor.finding import Area, Finding, listed
 from capstan_runtime.contract.env import SERVE_PORT, SUPERVISOR_PORT
 
 ENFORCE = "pod-security.kubernetes.io/enforce"
+ALLOWS_HOST_PATH = "--allow-host-path"
 UNSEEN_SECONDS = 60.0
 """An operator that leads writes the first status within a second or two, even of thousands of jobs."""
 
@@ -53,7 +54,7 @@ def _has_host_path(node: Any) -> bool:
         return any(map(_has_host_path, node))
     if not isinstance(node, dict):
         return False
-    return at(node, "store", "hostPath") is not None or any(map(_has_host_path, node.values()))
+    return node.get("hostPath") is not None or any(map(_has_host_path, node.values()))
 
 
 def _check_policies(area: Area, facts: Facts) -> None:
@@ -156,7 +157,26 @@ def check_objects(facts: Facts) -> list[Finding]:
     _check_kind(area, facts, "TrainingJobs", facts.jobs, _job_trouble)
     _check_kind(area, facts, "InferenceServices", facts.services, _service_trouble)
     _check_kind(area, facts, "Benchmarks", facts.benchmarks, _benchmark_trouble)
+    _check_host_paths(area, facts)
     return area.findings
+
+
+def _check_host_paths(area: Area, facts: Facts) -> None:
+    """Nothing is said where the operator allows them, or nobody has one: that is how it should be."""
+    if isinstance(facts.operator_pods, Unread) or not facts.operator_pods:
+        return
+    if ALLOWS_HOST_PATH in at(facts.operator_pods[0], "spec", "containers", 0, "args", default=[]):
+        return
+    named = [
+        name_of(one) for one in facts.objects() if not at(one, "status", "finishedAt") and _has_host_path(one["spec"])
+    ]
+    if named:
+        area.warn(
+            "hostPath",
+            f"{listed(named)} name{'s' if len(named) == 1 else ''} folders of the nodes, which the operator does not "
+            "allow: what has begun goes on, new ones are refused",
+            "use a claim or a bucket, or set operator.allowHostPath",
+        )
 
 
 def _check_kind(area: Area, facts: Facts, kind: str, seen: Seen, trouble: Callable[[Document], str | None]) -> None:
