@@ -30,6 +30,8 @@ class ObservedJob:
     """Name of the LocalQueue that is to admit its pods; None: nobody but the scheduler decides."""
     priority_class: str | None = None
     """Name of the WorkloadPriorityClass they have there; None: the default."""
+    host_paths: frozenset[str] = frozenset()
+    """Folders of nodes with which the Benchmark that made it has begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,8 @@ class OperatorSettings:
     """Faults of `spec.chaos` are injected in namespaces that allow it too."""
     allow_host_path: bool = False
     """Pods may see folders of their nodes, as a store or by a podPatch."""
+    host_paths: frozenset[str] = frozenset()
+    """Those that they may see all the same; not of the installation, but of the one object that has them already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +147,8 @@ class ObservedService:
     """As the user wrote it: not validated yet."""
     status: InferenceServiceStatus
     """The newer of what was last written and what was last seen."""
+    host_paths: frozenset[str] = frozenset()
+    """Folders of nodes with which the Benchmark that made it has begun."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from capstan_operator.api.inference_service_status import ModelStatus
 from capstan_operator.api.store import Store
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.benchmark_pod import BenchPod, build_bench_pod
+from capstan_operator.build.host_path import allowing
 from capstan_operator.build.pod import build_pod_template
 from capstan_operator.build.pod_patch import PodPatchError
 from capstan_operator.build.serving_pod import build_replica_template
@@ -26,7 +27,13 @@ from tests.support.serving_world import World
 Document = dict[str, Any]
 Build = Callable[[Document, Document | None, OperatorSettings], Any]
 CLAIM, FOLDER = {"claim": {"name": "own"}}, {"hostPath": {"path": "/data"}}
-PATCH = {"spec": {"volumes": [{"name": "theirs", "hostPath": {"path": "/var/lib/kubelet"}}]}}
+
+
+def patch_of(host_path: Any) -> Document:
+    return {"spec": {"volumes": [{"name": "theirs", "hostPath": host_path}]}}
+
+
+PATCH = patch_of({"path": "/var/lib/kubelet"})
 OVERRIDE = {"spec": {"volumes": [{"name": "store", "$retainKeys": ["name", "hostPath"], "hostPath": {"path": "/"}}]}}
 
 
@@ -69,6 +76,10 @@ BUILDS: dict[str, tuple[Build, str, str]] = {
         (FOLDER, None, "{store}.hostPath: /data"),
         (CLAIM, PATCH, "{patch}.spec.volumes[theirs].hostPath: /var/lib/kubelet"),
         (CLAIM, OVERRIDE, "{store}.hostPath: /"),
+        (CLAIM, patch_of({"type": "Directory"}), "{patch}.spec.volumes[theirs].hostPath: None"),
+        (CLAIM, patch_of("/data"), "{patch}.spec.volumes[theirs].hostPath: /data"),
+        (CLAIM, patch_of(["/data"]), "{patch}.spec.volumes[theirs].hostPath: ['/data']"),
+        (CLAIM, patch_of({"path": {"a": 1}}), "{patch}.spec.volumes[theirs].hostPath: {{'a': 1}}"),
     ],
 )
 def test_a_folder_of_the_node_is_refused_with_what_to_do(
@@ -81,6 +92,18 @@ def test_a_folder_of_the_node_is_refused_with_what_to_do(
     assert problem.startswith(field.format(store=store_field, patch=patch_field) + ": ")
     assert problem.endswith("use a claim or a bucket, or run the operator with --allow-host-path")
     build(store, patch, OperatorSettings(allow_host_path=True))
+
+
+@pytest.mark.parametrize("kind", BUILDS)
+def test_a_folder_that_it_has_already_is_let_through_and_no_other(kind: str) -> None:
+    build, _, patch_field = BUILDS[kind]
+    settings = allowing(OperatorSettings(), ["/data"])
+    build(FOLDER, None, settings)
+    build(CLAIM, patch_of({"path": "/data", "type": "Directory"}), settings)
+    with pytest.raises(PodPatchError) as refused:
+        build(FOLDER, PATCH, settings)
+    (problem,) = refused.value.problems
+    assert problem.startswith(f"{patch_field}.spec.volumes[theirs].hostPath: /var/lib/kubelet: ")
 
 
 @pytest.mark.parametrize("kind", BUILDS)

@@ -118,6 +118,44 @@ def test_what_names_a_benchmark_of_another_namespace_as_its_owner_is_none_of_its
     assert (seen.jobs, seen.services, KEY in known.woken) == ((), (), False)
 
 
+VOLUMES = [{"name": "v", "hostPath": {"path": "/v"}}, {"name": "odd", "hostPath": "odd"}]
+FOLDERS: Document = {
+    "results": {"store": {"hostPath": {"path": "/results"}}},
+    "pods": {"podPatch": {"spec": {"volumes": VOLUMES}}},
+}
+NONE: frozenset[str] = frozenset()
+
+
+def let_through(known: Known) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Folders of nodes of a job and of a service that the Benchmark made, and of a user's own job."""
+    known.jobs.jobs.put({"metadata": known.metadata("bench-t00", "bench-uid"), "spec": {}})
+    known.jobs.jobs.put({"metadata": known.metadata("users-own"), "spec": {}})
+    known.services.services.put({"metadata": known.metadata("bench-t00", "bench-uid"), "spec": {}})
+    job, users = (known.jobs.observe(ObjectKey("default", name)) for name in ("bench-t00", "users-own"))
+    service = known.services.observe(ObjectKey("default", "bench-t00", "InferenceService"))
+    assert job is not None
+    assert users is not None
+    assert service is not None
+    return job.job.host_paths, service.service.host_paths, users.job.host_paths
+
+
+def test_what_a_benchmark_makes_may_have_the_folders_of_nodes_that_it_names_once_it_has_begun() -> None:
+    known = Known()
+    known.put(**FOLDERS)
+    assert let_through(known) == (NONE, NONE, NONE)
+    known.put(status={"plan": "sha256:1"}, **FOLDERS)
+    assert let_through(known) == ({"/results", "/v"}, {"/results", "/v"}, NONE)
+
+
+def test_what_a_benchmark_makes_anew_may_have_the_folders_of_nodes_that_the_one_of_before_has_begun_with() -> None:
+    known = Known()
+    known.put(status={"plan": "sha256:1"}, baseline={"benchmark": {"name": "before", "rerun": True}})
+    known.put("before", **FOLDERS)
+    assert let_through(known) == (NONE, NONE, NONE)
+    known.put("before", {"plan": "sha256:2"}, **FOLDERS)
+    assert let_through(known) == ({"/results", "/v"}, {"/results", "/v"}, NONE)
+
+
 def test_a_change_of_a_child_wakes_who_made_it() -> None:
     known = Known()
     known.put()

@@ -1,7 +1,8 @@
 """The operator is replaced under what runs, by a newer one, back, and again: nothing that runs may notice.
 
 Side by side as a Deployment's rolling update has them: the release of before and this tree, each with the images that
-its chart names. The pods run the release that made them, as pods do.
+its chart names, and with what its values have by default. The pods run the release that made them, as pods do, and some
+have a folder of their nodes, as that release let them.
 """
 
 from __future__ import annotations
@@ -110,7 +111,7 @@ def conditions(status: Status) -> dict[str, tuple[str, str, str]]:
     }
 
 
-def job(name: str, steps: int, **spec: Any) -> dict[str, Any]:
+def job(name: str, steps: int, store: dict[str, Any], **spec: Any) -> dict[str, Any]:
     """Of the numpy trainer of the release of before, in pods that stay of it."""
     environ = EARLIER.environ() | {"STEP_SECONDS": "0.1"}
     container = {
@@ -125,12 +126,17 @@ def job(name: str, steps: int, **spec: Any) -> dict[str, Any]:
         schedule={"constant": {}},
         training={"steps": steps, "globalBatchSize": 32, "logEverySteps": 5},
         workers={"max": 2, "podPatch": {"spec": {"containers": [container]}}},
-        checkpoint={"store": {"claim": {"name": CLAIM}}, "interval": {"steps": 50}},
+        checkpoint={"store": store, "interval": {"steps": 50}},
         **spec,
     )
 
 
-def service() -> dict[str, Any]:
+def with_folder(folder: Path) -> dict[str, Any]:
+    """A pod's spec with a folder of its node."""
+    return {"volumes": [{"name": "shared", "hostPath": {"path": str(folder)}}]}
+
+
+def service(folder: Path) -> dict[str, Any]:
     """Its image is the operator's, and so another one after an upgrade."""
     server = {
         "name": "server",
@@ -146,7 +152,7 @@ def service() -> dict[str, Any]:
             "modelRef": {"uri": stored},
             "runtime": "torch",
             "replicas": 1,
-            "podPatch": {"spec": {"containers": [server]}},
+            "podPatch": {"spec": {"containers": [server], **with_folder(folder)}},
         },
     }
 
@@ -171,15 +177,18 @@ def world() -> Iterator[World]:
         stack.callback(replicas.stop)
         replicas.start(EARLIER)
         cluster.claim(CLAIM)
-        world.service.create(service())
-        cluster.create_job(job(LONG, 1_000_000))
-        cluster.create_job(job(RESTED, 20, suspend=True))
+        shared = home / "shared"
+        shared.mkdir()
+        world.service.create(service(shared))
+        cluster.create_job(job(LONG, 1_000_000, {"hostPath": {"path": str(shared)}}))
+        cluster.create_job(job(RESTED, 20, {"claim": {"name": CLAIM}}, suspend=True))
         cluster.wait(RESTED, "suspended", lambda status: status.get("phase") == "Suspended")
         cluster.wait(LONG, "running", lambda status: status.get("phase") == "Running" and status.get("step", 0) > 0)
         world.service.wait_settled()
         # Last, so that most of its runs are still to come when the first operator goes.
         roofline = {"roofline": {"runtime": "torch", "matrixSizes": [64], "seconds": 0.05}}
-        benchmarks.create(cluster, CLAIM, MEASURED, roofline, repetitions=RUNS)
+        pods = {"podPatch": {"spec": with_folder(shared)}}
+        benchmarks.create(cluster, CLAIM, MEASURED, roofline, repetitions=RUNS, pods=pods)
         benchmarks.wait(cluster, MEASURED, lambda status: status.get("progress", {}).get("done", 0) > 0)
         yield world
         for name in (LONG, RESTED):

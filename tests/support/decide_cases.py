@@ -4,6 +4,7 @@ given:
   stage     see `lived_until`; default running
   now       seconds; default 100
   born      merged into the spec that the life began with; the stage is lived with it
+  began_with_host_path   true: the operator allowed folders of the nodes then; it never does when it decides
   spec      merged into the spec since
   job       fields of ObservedJob, such as generation or is_deleting
   status    merged into the status
@@ -38,14 +39,14 @@ from capstan_operator.decide.membership import members_digest
 from capstan_operator.decide.ranks import write_ranks
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.decide.types import Decision
-from capstan_operator.observe import Observed, ObservedPod
+from capstan_operator.observe import Observed, ObservedPod, OperatorSettings
 from capstan_runtime.contract.state import State
 from tests.support.looks import JOB_UID, lived_until, look, make_pod, merged
 
 DEFAULT_NOW = 100.0
 KEYS = {
     *("born", "stage", "now", "spec", "job", "status", "pods", "attempt", "says", "silent", "unheard", "refusing"),
-    *("in_use", "gangs"),
+    *("in_use", "gangs", "began_with_host_path"),
 }
 TOLD_APART = ("goodput", "recoveries", "firstStepAt")
 """What moves along with everything else, and has tests of its own: test_goodput.py, test_provenance.py."""
@@ -61,7 +62,8 @@ def observe(given: dict[str, Any]) -> Observed:
     """The look that `given` describes."""
     unknown = given.keys() - KEYS
     assert not unknown, f"given has unknown keys {sorted(unknown)}"
-    base = lived_until(given.get("stage", "running"), given.get("born"))
+    settings = OperatorSettings(allow_host_path=given.get("began_with_host_path", False))
+    base = lived_until(given.get("stage", "running"), given.get("born"), settings)
     now = given.get("now", DEFAULT_NOW)
     status = merged(base.job.status.document(), given.get("status", {}))
     job = replace(

@@ -10,7 +10,7 @@ from typing import Any
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.children import pod_name
 from capstan_operator.decide.training_job import decide_training_job
-from capstan_operator.observe import Observed, ObservedJob, ObservedPod, ObservedSupervisor
+from capstan_operator.observe import Observed, ObservedJob, ObservedPod, ObservedSupervisor, OperatorSettings
 from capstan_runtime.contract.state import State
 
 NAMESPACE, JOB, JOB_UID = "default", "digits", "7f3a"
@@ -100,13 +100,16 @@ def look(
 IN_ATTEMPT: dict[str, Any] = {"fence": 1, "world": 2}
 
 
-def lived_until(stage: str, spec: Mapping[str, Any] | None = None) -> Observed:
+def lived_until(
+    stage: str, spec: Mapping[str, Any] | None = None, settings: OperatorSettings | None = None
+) -> Observed:
     """The look after which nothing is left to do at this stage of an undisturbed life, status included.
 
     nothing (at 0 s), created (0 s), ready (5 s), starting (10 s), running (20 s, step 40, checkpoint of step 40),
     succeeded (60 s), suspended (60 s).
     """
-    observed = look(make_job(spec))
+    settings = settings or OperatorSettings()
+    observed = look(make_job(spec), settings=settings)
     if stage == "nothing":
         return observed
     observed = _settled(observed, 0.0)
@@ -116,7 +119,7 @@ def lived_until(stage: str, spec: Mapping[str, Any] | None = None) -> Observed:
     if stage == "created":
         return _settled(observed, 1.0)
     pods = [make_pod(worker) for worker in range(world)]
-    observed = look(observed.job, pods, {pod.name: make_state(pod) for pod in pods})
+    observed = look(observed.job, pods, {pod.name: make_state(pod) for pod in pods}, settings=settings)
     if stage == "ready":
         return observed
     observed = _settled(observed, 10.0)
@@ -130,7 +133,7 @@ def lived_until(stage: str, spec: Mapping[str, Any] | None = None) -> Observed:
     if stage == "suspended":
         job = replace(observed.job, spec=merged(observed.job.spec, {"suspend": True}))
         observed = _settled(_settled(replace(observed, job=job), 50.0), 50.0)
-        return _settled(look(observed.job), 60.0)
+        return _settled(look(observed.job, settings=settings), 60.0)
     if stage == "succeeded":
         done = {"phase": "Succeeded", "step": 200, "steps": 200, "metrics": {"loss": 0.01, "accuracy": 0.98}}
         observed = _with_words(observed, world, done | {"checkpoint": {"step": 200, "root": root(200), "at": 59.0}})
@@ -156,7 +159,7 @@ def _with_words(observed: Observed, world: int, document: Mapping[str, Any]) -> 
     for pod in observed.pods:
         own = {key: value for key, value in document.items() if pod.worker == 0 or key != "checkpoint"}
         states[pod.name] = make_state(pod, {"fence": 1, "rank": pod.worker, "world": world, **own})
-    return look(observed.job, list(observed.pods), states)
+    return look(observed.job, list(observed.pods), states, settings=observed.settings)
 
 
 def _settled(observed: Observed, now: float) -> Observed:

@@ -303,9 +303,9 @@ class World:
                 self.budget = None
 
 
-def live(**spec: Any) -> World:
+def live(*, job: ObservedJob | None = None, settings: OperatorSettings | None = None, **spec: Any) -> World:
     """A world whose first revision has all traffic and has settled."""
-    world = World(spec=spec)
+    world = World(spec=spec, job=job or trained(), settings=settings or OperatorSettings())
     world.settle()
     world.get_ready()
     world.settle()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import orjson
 
@@ -65,6 +66,7 @@ class BenchStore:
         self.pods = Family(_read_pod, self._wake_normally)
         self._of_jobs = _Children(jobs.jobs, self._wake_owner)
         self._of_services = _Children(services.services, self._wake_owner)
+        jobs.host_paths_of = services.host_paths_of = self._host_paths
         for phase in PHASES:
             metrics.benchmarks.labels(phase).set_function(partial(self._count, phase))
 
@@ -96,6 +98,16 @@ class BenchStore:
             queue=record.queue,
             priority_class=record.priority_class,
         )
+
+    def _host_paths(self, namespace: str, uid: str | None) -> frozenset[str]:
+        """Folders of nodes that the Benchmark of this uid names, and the one whose runs it makes anew, if both were let
+        begin: what they make gets the same. Whoever names it falsely as an owner gets nothing that the namespace has
+        not got already."""
+        key = self._by_id.get((namespace, uid)) if uid is not None else None
+        named = filter(None, (key, self._baselines.get(key))) if key is not None else ()
+        records = filter(None, map(self.benchmarks.get, named))
+        begun = (record.spec for record in records if orjson.loads(record.status or b"{}").get("plan"))
+        return frozenset().union(*(_paths(orjson.loads(spec)) for spec in begun if b'"hostPath"' in spec))
 
     def _observe_job(self, record: ObjectRecord) -> ObservedTrialJob:
         observed = self._jobs.observe(record.key)
@@ -191,6 +203,17 @@ def _baseline_name(record: ObjectRecord) -> str | None:
     for field in ("baseline", "benchmark", "name"):
         found = found.get(field) if isinstance(found, dict) else None
     return found if isinstance(found, str) else None
+
+
+def _paths(node: Any) -> set[str]:
+    """Of all hostPaths in a document, wherever."""
+    if isinstance(node, list):
+        return set().union(*map(_paths, node))
+    if not isinstance(node, dict):
+        return set()
+    source = node.get("hostPath")
+    path = source.get("path") if isinstance(source, dict) else None
+    return set().union({path} if isinstance(path, str) else (), *map(_paths, node.values()))
 
 
 def _read_pod(item: Pod) -> Child[ObservedBenchPod] | None:

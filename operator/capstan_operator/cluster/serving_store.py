@@ -94,6 +94,8 @@ class ServingStore:
         """The other way round."""
         self._load_seconds: dict[ObjectKey, float] = {}
         """How far back the services whose size follows their load look at it."""
+        self.host_paths_of: Callable[[str, str | None], frozenset[str]] = lambda namespace, owner_uid: frozenset()
+        """Folders of nodes with which the Benchmark of this namespace and uid has begun."""
         self.roots_in_use = RootsInUse(self._wake_normally)
         self.services = Objects(INFERENCE_SERVICES.kind, self._changed)
         self.deployments = Family(_read_deployment, self._wake_normally)
@@ -123,6 +125,7 @@ class ServingStore:
                 is_deleting=service.is_deleting,
                 spec=orjson.loads(service.spec),
                 status=read_known_status(service, InferenceServiceStatus, self._metrics),
+                host_paths=self.host_paths_of(key.namespace, service.owner_uid),
             ),
             job=self._find_job(job) if job is not None else None,
             deployments=tuple(one.seen for one in self.deployments.of(key) if one.owner_uid == service.uid),

@@ -86,6 +86,8 @@ class Store:
         self._token_of = token_of
         self._settings = settings
         self._metrics = metrics
+        self.host_paths_of: Callable[[str, str | None], frozenset[str]] = lambda namespace, owner_uid: frozenset()
+        """Folders of nodes with which the Benchmark of this namespace and uid has begun."""
         self.jobs = Objects(TRAINING_JOBS.kind, lambda key: self._wake(key, Priority.NORMAL))
         self._gone = Tombstones()
         """Of pods."""
@@ -277,6 +279,7 @@ class Store:
             status=read_known_status(job, TrainingJobStatus, self._metrics),
             queue=job.queue,
             priority_class=job.priority_class,
+            host_paths=self.host_paths_of(job.key.namespace, job.owner_uid),
         )
 
 

@@ -6,6 +6,7 @@ observed ─▶ spec, baseline ─▶ plan of runs ─▶ record what happened �
 from dataclasses import replace
 
 from capstan_operator.api.benchmark import BenchmarkSpec
+from capstan_operator.build.host_path import allowing_all
 from capstan_operator.decide.bench.baseline import Missing, Standard, find_standard, judged_by
 from capstan_operator.decide.bench.blueprint import read_spec
 from capstan_operator.decide.bench.children import plan_children
@@ -41,6 +42,9 @@ def decide_benchmark(observed: ObservedBenching, now: float) -> BenchDecision:
     if benchmark.is_deleting:
         # The garbage collector removes the children by their owner; all that we could make now would be in its way.
         return BenchDecision(status=old)
+    if old.plan is not None:
+        # Whatever the operator allows since: its runs are made to the end as they were planned, and no others are.
+        observed = replace(observed, settings=allowing_all(observed.settings))
     spec = read_spec(benchmark, observed.settings)
     if isinstance(spec, Refusal):
         return stand_still(observed, describe_refused(benchmark, BenchReason.INVALID_SPEC, spec.problems, now), now)

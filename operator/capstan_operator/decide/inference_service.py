@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 
 from capstan_operator.api.inference_service import InferenceServiceSpec
-from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.api.inference_service_status import InferenceServiceStatus, ModelStatus, RevisionStatus
+from capstan_operator.build.host_path import allowing, allowing_all, paths_of
 from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.serving.asked import asked_digest, kept_revision, with_asked
@@ -22,7 +23,7 @@ from capstan_operator.decide.serving.retry import seconds_until_retry, turned_ba
 from capstan_operator.decide.serving.salvage import Refused, salvage, without_rollout
 from capstan_operator.decide.serving.scaling import fit_size
 from capstan_operator.decide.serving.types import ServingDecision
-from capstan_operator.observe import ObservedServing
+from capstan_operator.observe import ObservedServing, OperatorSettings
 
 LEAST_WAIT_SECONDS = 0.05
 DARK_LOOK_SECONDS = 5.0
@@ -107,11 +108,23 @@ def _read(observed: ObservedServing, now: float) -> _Asked:
     asked = asked_digest(spec, model)
     old = with_asked(old, asked, model, observed.service.generation)
     kept = kept_revision(old, asked) or turned_back(Fleet(observed, spec, None, old, now), asked)
-    wanted = read_revision(observed.service, spec, model, observed.settings, kept.name if kept else None)
+    wanted = read_revision(
+        observed.service, spec, model, _with_what_it_has(observed, model, kept), kept.name if kept else None
+    )
     if isinstance(wanted, Refusal):
         return _refused(observed, wanted, ServingReason.INVALID_SPEC)
     observed = replace(observed, service=replace(observed.service, status=old))
     return _Asked(observed, spec, wanted, old.model_copy(update={"model": model}), digest=asked)
+
+
+def _with_what_it_has(observed: ObservedServing, model: ModelStatus, kept: RevisionStatus | None) -> OperatorSettings:
+    """The settings for a service that keeps the folders of nodes it has, whatever the operator allows since: all of a
+    revision that is kept, and in whichever the store that it was let serve from."""
+    if kept is not None:
+        return allowing_all(observed.settings)
+    known = observed.service.status.model
+    has_store = known is not None and known.store == model.store
+    return allowing(observed.settings, observed.service.host_paths | (paths_of(model.store) if has_store else set()))
 
 
 def _refused(observed: ObservedServing, refusal: Refusal, reason: ServingReason) -> _Asked:

@@ -37,7 +37,8 @@ def revive(observed: Observed, now: float) -> Observed | None:
     ).model_copy(update={"finished_at": None, "cleaned_up_at": None})
     if observed.job.status.cleaned_up_at is not None:
         # Nothing is left that reads the run as it was: neither a pod nor the Secret.
-        status = status.model_copy(update={"run_digest": None, "pods_digest": None})
+        pods = status.pods_digest if status.pods_digest == blueprint.pods_digest else None
+        status = status.model_copy(update={"run_digest": None, "pods_digest": pods})
     return replace(observed, job=replace(observed.job, status=status))
 
 
