@@ -60,6 +60,32 @@ def test_a_head_without_end_is_refused_before_it_fills_the_memory(port: int) -> 
     assert rest_of(flood).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize("begins", [b"0\r\nX: ", b"0\r\nX: a\r\n", b"1;x="])
+def test_neither_are_trailers_and_extensions_of_chunks_without_end(port: int, begins: bytes) -> None:
+    post = b"POST %s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" % INFER.encode()
+    flood = opened(port, post + begins)
+    ends = b"\r\n" if begins.endswith(b"\r\n") else b""
+    try:
+        for number in range(4096):
+            flood.sendall(b"X-%d: %s" % (number, b"a" * 1000) + ends)
+    except ConnectionError:
+        return  # it did not even read it all
+    assert rest_of(flood).startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_body_in_many_small_chunks_is_no_head(port: int) -> None:
+    body = BODY.ljust(30_000)
+    client = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    client.request(
+        "POST",
+        INFER,
+        iter([body[n : n + 1] for n in range(len(body))]),
+        encode_chunked=True,
+        headers={"Transfer-Encoding": "chunked"},
+    )
+    assert client.getresponse().status == 200
+
+
 @pytest.mark.parametrize("size", [60_000, 66_000, 100_000, 256_000, 500_000, 1_000_000])
 def test_bodies_larger_than_any_head_are_answered_time_after_time(port: int, size: int) -> None:
     client = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)

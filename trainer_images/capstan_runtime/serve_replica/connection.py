@@ -33,7 +33,7 @@ class Connection(HttpToolsProtocol):
         self._retires_at = self.loop.time() + CONNECTION_SECONDS * random.uniform(0.8, 1.2)  # nosec B311  # jitter
         self._turn = next(_TURNS)
         self._is_in_body = False
-        self._has_request_ended = False
+        self._has_advanced = False
         self._head_bytes = 0
         self._head_ends: asyncio.TimerHandle | None = None  # not None: a request's head is on its way
         # uvicorn sets this after an answer only: who never asks would stay for ever.
@@ -44,10 +44,11 @@ class Connection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self._head_ends is None and not self._is_in_body and not data.strip(b"\r\n"):
             return  # Blank lines between requests mean nothing (RFC 9112, 2.2), and keep no connection open.
-        self._has_request_ended = False
+        self._has_advanced = False
         super().data_received(data)
-        # Where a request ended within these bytes, one read at most is of the next one's head, and is not counted.
-        if self._head_ends is not None and not self._has_request_ended and not self.transport.is_closing():
+        # Of a head, or of what is neither: a chunk's extensions and trailers, which are kept like headers. Where a body
+        # went on or ended within these bytes, one read at most is of what follows, and is not counted.
+        if not self._has_advanced and not self.transport.is_closing():
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
                 self.send_400_response(f"the headers are longer than {HEAD_BYTES} bytes")
@@ -63,10 +64,15 @@ class Connection(HttpToolsProtocol):
         self._is_in_body = True
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._head_bytes = 0
+        self._has_advanced = True
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._is_in_body = False
-        self._has_request_ended = True
+        self._has_advanced = True
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
