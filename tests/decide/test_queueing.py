@@ -296,6 +296,8 @@ def test_the_groups_of_a_job_that_has_ended_or_is_deleted_are_over() -> None:
     life.pass_time()
     life.pass_time()
     assert (life.status.phase, len(life.decision.end_groups), life.groups()) == ("Failed", 1, [])
+    life.pass_time()
+    assert accepted(life) == "the spec is valid"
     deleted = trained_in_full()
     deleted.seen = replace(deleted.seen, job=replace(deleted.seen.job, is_deleting=True))
     decision = decide_training_job(deleted.seen, deleted.now)

@@ -128,7 +128,8 @@ def late_queue(situation: Situation) -> str | None:
     """What of labels and sizes the groups of the pods that there are do not follow, and what to do; None: nothing."""
     job, queue = situation.observed.job, situation.status.queue
     if queue is None or not queue.groups:
-        if job.queue is None or situation.blueprint.spec.suspend:
+        is_over = situation.status.finished_at is not None
+        if job.queue is None or is_over or situation.blueprint.spec.suspend:
             return None
         return f"queue {job.queue} admits pods that are made anew; to have all of them wait in it, {ANEW}"
     if (queue.name, queue.priority_class) != (job.queue, job.priority_class):
