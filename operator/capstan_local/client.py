@@ -129,19 +129,25 @@ class Access:
             raise ValueError(f"{path}: user.{unsupported[0]} is not supported; use a token or a client certificate")
         token = user.get("token")
         if not token and "tokenFile" in user:
-            token = _beside(path, user["tokenFile"]).read_text().strip()
+            token = _beside(path, str(user["tokenFile"])).read_text().strip()
         server = str(cluster.get("server", "")).rstrip("/")
         if not server:
             raise ValueError(f"{path}: cluster.server is not set")
+        if not server.startswith(("http://", "https://")):
+            raise ValueError(f"{path}: cluster.server: {server} is no URL; give https://HOST:PORT")
         return cls(server, _ssl_context(path, cluster, user) if server.startswith("https") else None, token)
 
 
 def _document(path: Path) -> Object:
     try:
         text = path.read_text("utf-8")
-        document = yaml.load(text, Loader=_LOADER) or {}  # nosec B506  # a SafeLoader
+        document = yaml.load(text, Loader=_LOADER)  # nosec B506  # a SafeLoader
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror}") from error
     except Exception as error:  # PyYAML lets through what its constructors stumble over, of any type
         raise ValueError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if document is None:
+        return {}
     if not isinstance(document, dict):
         raise ValueError(f"{path}: holds a {type(document).__name__}; a kubeconfig is an object")
     return document
@@ -155,8 +161,8 @@ def _ssl_context(path: Path, cluster: Object, user: Object) -> ssl.SSLContext:
     authority = _pem(path, cluster, "certificate-authority")
     try:
         context = ssl.create_default_context(cadata=authority.decode() if authority else None)
-    except ssl.SSLError as error:
-        raise ValueError(f"{path}: certificate-authority is no PEM certificate: {error.reason or error}") from error
+    except (ssl.SSLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: certificate-authority is no PEM certificate: {error}") from error
     if cluster.get("insecure-skip-tls-verify"):
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -165,16 +171,24 @@ def _ssl_context(path: Path, cluster: Object, user: Object) -> ssl.SSLContext:
         with tempfile.NamedTemporaryFile(prefix="client-", suffix=".pem") as pair:  # ssl loads keys from files only
             pair.write(certificate + b"\n" + key)
             pair.flush()
-            context.load_cert_chain(pair.name)
+            try:
+                context.load_cert_chain(pair.name)
+            except ssl.SSLError as error:
+                raise ValueError(f"{path}: client-certificate and client-key do not fit: {error.reason}") from error
     return context
 
 
 def _pem(path: Path, section: Object, field_name: str) -> bytes | None:
-    inline = section.get(f"{field_name}-data")
+    inline, name = section.get(f"{field_name}-data"), section.get(field_name)
     if inline:
-        return base64.b64decode(inline)
-    name = section.get(field_name)
-    return _beside(path, name).read_bytes() if name else None
+        try:
+            return base64.b64decode(str(inline), validate=True)
+        except ValueError as error:
+            raise ValueError(f"{path}: {field_name}-data is not base64: {error}") from error
+    try:
+        return _beside(path, str(name)).read_bytes() if name else None
+    except OSError as error:
+        raise ValueError(f"{path}: {field_name}: {name} cannot be read: {error.strerror}") from error
 
 
 class Client:

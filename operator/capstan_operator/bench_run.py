@@ -24,7 +24,7 @@ from capstan_operator.api.meta import GROUP
 from capstan_operator.cluster.credentials import CredentialsError, load_credentials
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import BENCHMARKS, INFERENCE_SERVICES, PODS, TRAINING_JOBS, Resource
-from capstan_operator.cluster.kube import KubeClient
+from capstan_operator.cluster.kube import ANYTHING, KubeClient
 from capstan_operator.cluster.limiter import Lane, Limiter
 from capstan_operator.metrics import Metrics
 from capstan_runtime.contract import words
@@ -163,7 +163,7 @@ async def _apply(client: KubeClient, namespace: str, manifests: Manifests, *, is
     if await _create(client, BENCHMARKS, namespace, manifests.benchmark):
         print(f"benchmark {namespace}/{manifests.name} created")
         return
-    there = orjson.loads(await client.get(BENCHMARKS, namespace, manifests.name))
+    there = await _get(client, namespace, manifests.name)
     wanted = _parsed(manifests.benchmark, "FILE")
     try:
         found = BenchmarkSpec.parse(there.get("spec"))
@@ -193,7 +193,7 @@ async def _apply(client: KubeClient, namespace: str, manifests: Manifests, *, is
 async def _remove_ended(client: KubeClient, namespace: str, name: str) -> None:
     """Deletes the Benchmark of that name if it has ended; returns once it is gone."""
     try:
-        there: Document = orjson.loads(await client.get(BENCHMARKS, namespace, name))
+        there: Document = await _get(client, namespace, name)
         if not _has_ended(there):
             return
         uid = there["metadata"]["uid"]
@@ -201,10 +201,14 @@ async def _remove_ended(client: KubeClient, namespace: str, name: str) -> None:
         print(f"benchmark {namespace}/{name} has ended and is deleted", flush=True)
         while there["metadata"]["uid"] == uid:
             await asyncio.sleep(LOOK_SECONDS)
-            there = orjson.loads(await client.get(BENCHMARKS, namespace, name))
+            there = await _get(client, namespace, name)
     except ApiError as error:
         if not error.is_not_found:
             raise
+
+
+async def _get(client: KubeClient, namespace: str, name: str) -> Document:
+    return await client.document("GET", BENCHMARKS.path(namespace, name), lane=Lane.SYSTEM)
 
 
 def _has_ended(benchmark: Document) -> bool:
@@ -230,7 +234,7 @@ async def _follow(client: KubeClient, namespace: str, name: str) -> Document:
     is_away = False
     while True:
         try:
-            benchmark: Document = orjson.loads(await client.get(BENCHMARKS, namespace, name))
+            benchmark: Document = await _get(client, namespace, name)
         except ApiError as error:
             if error.is_not_found:
                 raise Failure(f"Benchmark {namespace}/{name} was deleted before it was done") from error
@@ -357,7 +361,7 @@ async def _fetch(client: KubeClient, namespace: str, report: Document, folder: P
         return
     path = PODS.path(namespace, report["log"], "log")
     try:
-        text = await client.call("GET", path, lane=Lane.SYSTEM, accept="*/*")
+        text = await client.call("GET", path, lane=Lane.SYSTEM, accept=ANYTHING)
     except ApiError as error:
         raise Failure(
             f"--output: neither {report['place']} nor the log of pod {report['log']} can be read from here"

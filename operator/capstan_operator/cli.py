@@ -1,18 +1,24 @@
 """`capstan`: run the operator, the cluster on this machine and benchmarks, and look at checkpoints and results."""
 
 import argparse
+import math
 import os
+import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
 
 _OF_RESULTS = {
     "report": "print a kept result as Markdown, or write all its reports to a folder",
     "compare": "compare two kept results of the same machine",
     "gate": "say a kept result's verdict by the exit code",
 }
+Number = TypeVar("Number", int, float)
 DEFAULT_HOME = Path.home() / ".capstan"
 
 
@@ -25,9 +31,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _results(given[1:])
     options = _parser().parse_args(given)
     try:
-        return int(options.call(options))
+        code = int(options.call(options))
+        sys.stdout.flush()
+        return code
     except KeyboardInterrupt:
         return 130
+    except BrokenPipeError:  # who reads has had enough: `capstan doctor | head`
+        # What is still in the buffer would be complained of when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _checkpoint(arguments: list[str]) -> int:
@@ -72,10 +84,10 @@ def _add_run(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     run.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
     run.add_argument("--context", help="context of the kubeconfig; default: its current one")
-    run.add_argument("--namespace", help="look after the objects of this namespace only")
+    run.add_argument("--namespace", type=_namespace, help="look after the objects of this namespace only")
     run.add_argument("--host", default="127.0.0.1", help="address of /metrics, /healthz, /readyz and /hint")
     run.add_argument("--port", type=_port, default=8080, help="port of the same; 0 takes a free one (default 8080)")
-    run.add_argument("--url", help="URL under which pods reach that port; left out: they are polled only")
+    run.add_argument("--url", type=_url, help="URL under which pods reach that port; left out: they are polled only")
     run.add_argument("--flax-image", help="image of Flax workers that name none")
     run.add_argument("--deepspeed-image", help="image of DeepSpeed workers that name none")
     run.add_argument("--serve-image", help="image of InferenceServices that name none")
@@ -107,7 +119,7 @@ def _add_bench(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     run.add_argument("file", type=Path, metavar="FILE", help="YAML with one Benchmark, and the claims it needs")
     run.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
     run.add_argument("--context", help="context of the kubeconfig; default: its current one")
-    run.add_argument("-n", "--namespace", help="default: that of the file, else of the context")
+    run.add_argument("-n", "--namespace", type=_namespace, help="default: that of the file, else of the context")
     run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop looking after so long; it goes on")
     run.add_argument("--output", type=Path, metavar="FOLDER", help="bring the reports there")
     run.add_argument("--rerun", action="store_true", help="one that has ended is deleted, and measured anew")
@@ -128,7 +140,9 @@ def _add_doctor(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
     doctor.add_argument("--kubeconfig", type=Path, help="default: $KUBECONFIG, the pod's account, ~/.kube/config")
     doctor.add_argument("--context", help="context of the kubeconfig; default: its current one")
-    doctor.add_argument("-n", "--namespace", help="look at the objects of this namespace only; default: at all")
+    doctor.add_argument(
+        "-n", "--namespace", type=_namespace, help="look at the objects of this namespace only; default: at all"
+    )
     doctor.add_argument("-o", "--output", choices=["text", "json"], default="text", help="json is for machines")
     doctor.add_argument(
         "--timeout", type=_seconds, default=60.0, metavar="SECONDS", help="give up after so long (default 60)"
@@ -148,32 +162,58 @@ def _bench_run(options: argparse.Namespace) -> int:
     return bench_run.main(options)
 
 
+def _namespace(text: str) -> str:
+    if len(text) > 63 or re.fullmatch(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?", text) is None:  # RFC 1123, as Kubernetes has it
+        raise argparse.ArgumentTypeError(
+            f"{text!r} cannot be a namespace; give 1 to 63 of a-z, 0-9 and -, with a letter or digit first and last"
+        )
+    return text
+
+
+def _url(text: str) -> str:
+    try:
+        parts = urlsplit(text)
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
+    except ValueError:
+        is_one = False
+    if not is_one or re.search(r"\s", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no URL; give http://HOST:PORT, as pods reach it")
+    return text
+
+
 def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not seconds > 0:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    seconds = _number(float, text, "a number of seconds")
+    if not 0 < seconds < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds above 0")
     return seconds
 
 
 def _port(text: str) -> int:
-    port = int(text)
+    port = _number(int, text, "a port; choose 0 to 65535")
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{port} is not a port; choose 0 to 65535")
     return port
 
 
 def _count(text: str) -> int:
-    count = int(text)
+    count = _number(int, text, "a whole number")
     if count < 0:
         raise argparse.ArgumentTypeError(f"{count} is below 0")
     return count
 
 
 def _positive(text: str) -> int:
-    count = int(text)
+    count = _number(int, text, "a whole number")
     if count < 1:
         raise argparse.ArgumentTypeError(f"{count} is below 1")
     return count
+
+
+def _number(kind: Callable[[str], Number], text: str, what: str) -> Number:
+    try:
+        return kind(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
 
 
 def _run(options: argparse.Namespace) -> int:

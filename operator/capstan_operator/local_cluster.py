@@ -111,8 +111,13 @@ async def _remove_former_nodes(client: Client, home: Home, count: int) -> None:
 
 
 def _node(options: argparse.Namespace) -> int:
+    try:
+        access = Access.from_kubeconfig(options.kubeconfig)
+    except ValueError as error:
+        raise WrongUsage(f"--kubeconfig: {error}") from error
+
     async def run() -> None:
-        async with Client(Access.from_kubeconfig(options.kubeconfig)) as client:
+        async with Client(access) as client:
             home = options.home.expanduser().absolute()
             await _until_stopped(
                 Node(client, home=home / "node", name=options.name, images=image_rules(home), gpus=options.gpus).run
@@ -150,7 +155,10 @@ def _up(options: argparse.Namespace) -> int:
     home = _home(options)
     serving = home.serving()
     if serving is None:
-        home.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            home.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise LocalClusterError(f"--home: {home.folder} cannot be made: {error.strerror}") from error
         pid, nodes = _start_server(home, options), options.nodes or 1
     else:
         _refuse_differences(home, serving, options)

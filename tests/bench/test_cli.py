@@ -170,6 +170,13 @@ def test_a_file_that_is_no_result_says_why(
     assert error.count("\n") == 1
 
 
+def test_a_file_that_holds_no_result_is_not_called_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "README.md").write_text("# Words\n")
+    for name, said in (("README.md", "is no folder"), ("nothing", "is not there")):
+        assert run("report", tmp_path / name) == 2
+        assert f"{tmp_path / name} {said}; give a result.json" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -77,6 +77,22 @@ def test_what_cannot_be_used_is_named(
     assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.mark.parametrize("document", ["[]", "- a"])
+def test_a_list_is_no_kubeconfig(tmp_path: Path, document: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(document)
+    with pytest.raises(CredentialsError) as caught:
+        read_kubeconfig(path)
+    assert str(caught.value) == f"{path}: holds a list; a kubeconfig is an object"
+
+
+def test_an_authority_that_is_no_certificate_is_told_by_file_and_field(tmp_path: Path) -> None:
+    path = write(tmp_path / "config", {}, {"certificate-authority-data": "AAAA"})
+    with pytest.raises(CredentialsError) as caught:
+        read_kubeconfig(path).ssl_context()
+    assert str(caught.value).startswith(f"{path}: certificate-authority is no PEM certificate: ")
+
+
 def test_the_pods_own_account_is_used_in_a_cluster(tmp_path: Path) -> None:
     for name, text in (("token", "t\n"), ("ca.crt", "CA"), ("namespace", "capstan-system\n")):
         (tmp_path / name).write_text(text)

@@ -66,6 +66,12 @@ def ours(name: str, spec: Document | None = None, ago_seconds: float = 10.0, **s
 IN_FOLDER: Document = {"checkpoint": {"store": {"hostPath": {"path": "/data"}}}}
 
 
+def queued(name: str, phase: str = "Running") -> Document:
+    job = ours(name, phase=phase)
+    job["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a"}
+    return job
+
+
 def said(kind: str, status: str) -> list[Document]:
     return [{"type": kind, "status": status}]
 
@@ -296,6 +302,31 @@ CASES: list[tuple[str, dict[str, Any], tuple[str, str], str]] = [
         ("hostPath", "WARN"),
         "team/digits names folders of the nodes",
     ),
+    (
+        "a job in a queue of a Kueue that is not there",
+        {"jobs": [queued("train")]},
+        ("optional kinds", "WARN"),
+        "team/train is labelled kueue.x-k8s.io/queue-name, and there is no Kueue to heed it",
+    ),
+    (
+        "a job in a queue of a Kueue of a later version",
+        {"jobs": [queued("train")], "groups": frozenset({"kueue.x-k8s.io/v1beta2"})},
+        ("optional kinds", "OK"),
+        "Kueue",
+    ),
+    (
+        "a job that is over, and needs no Kueue",
+        {"jobs": [queued("train", phase="Succeeded")]},
+        ("optional kinds", "OK"),
+        "KubeRay, for backend RayService",
+    ),
+    (
+        "a gang without its scheduler",
+        {"jobs": [ours("train", {"workers": {"gang": {"volcano": {}}}}, phase="Pending")]},
+        ("optional kinds", "WARN"),
+        "team/train waits for PodGroups of scheduling.volcano.sh/v1beta1, which are not served",
+    ),
+    ("a namespace that is not there", {"namespace": "nope"}, ("presence", "FAIL"), "there is no namespace nope"),
     ("a failed job", {"jobs": [ours("train", phase="Failed")]}, ("TrainingJobs", "WARN"), "1 Failed: team/train, of 1"),
     (
         "a job that stands still",

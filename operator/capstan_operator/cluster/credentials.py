@@ -39,6 +39,8 @@ class Credentials:
     """Read again whenever it changes: projected tokens live about an hour."""
     namespace: str = "default"
     """Of the kubeconfig context, or the pod's own."""
+    source: Path | None = field(default=None, compare=False)
+    """The file, or folder, that says all this; for messages."""
     _token_mtime: float = field(default=-1.0, repr=False)
 
     def current_token(self) -> str | None:
@@ -55,10 +57,13 @@ class Credentials:
         self._token_mtime = -1.0
 
     def ssl_context(self) -> ssl.SSLContext | None:
-        """The TLS settings; None for plain http."""
+        """The TLS settings; None for plain http. Raises CredentialsError."""
         if self.server.startswith("http://"):
             return None
-        context = ssl.create_default_context(cadata=self.ca_pem.decode() if self.ca_pem else None)
+        try:
+            context = ssl.create_default_context(cadata=self.ca_pem.decode() if self.ca_pem else None)
+        except (ssl.SSLError, UnicodeDecodeError) as error:
+            raise CredentialsError(f"{self.source}: certificate-authority is no PEM certificate: {error}") from error
         if self.is_insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
@@ -68,7 +73,12 @@ class Credentials:
                 pair = Path(folder) / "client.pem"
                 pair.touch(mode=0o600)
                 pair.write_bytes(self.certificate_pem + b"\n" + self.key_pem)
-                context.load_cert_chain(pair)
+                try:
+                    context.load_cert_chain(pair)
+                except ssl.SSLError as error:
+                    raise CredentialsError(
+                        f"{self.source}: client-certificate and client-key do not fit: {error.reason}"
+                    ) from error
         return context
 
 
@@ -99,6 +109,7 @@ def read_service_account(folder: Path, environ: Mapping[str, str]) -> Credential
         ca_pem=(folder / "ca.crt").read_bytes(),
         token_file=folder / "token",
         namespace=(folder / "namespace").read_text().strip(),
+        source=folder,
     )
 
 
@@ -123,17 +134,20 @@ def read_kubeconfig(path: Path, context: str | None = None) -> Credentials:
         token=user.get("token"),
         token_file=path.parent / user["tokenFile"] if user.get("tokenFile") else None,
         namespace=chosen.get("namespace") or "default",
+        source=path,
     )
 
 
 def _parsed(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text("utf-8")
-        document = yaml.load(text, Loader=_LOADER) or {}  # nosec B506  # a SafeLoader
+        document = yaml.load(text, Loader=_LOADER)  # nosec B506  # a SafeLoader
     except OSError as error:
         raise CredentialsError(f"{path}: {error}") from error
     except Exception as error:  # PyYAML lets through what its constructors stumble over, of any type
         raise CredentialsError(f"{path}: is no YAML: {' '.join(str(error).split())}") from error
+    if document is None:
+        return {}
     if not isinstance(document, dict):
         raise CredentialsError(f"{path}: holds a {type(document).__name__}; a kubeconfig is an object")
     return document

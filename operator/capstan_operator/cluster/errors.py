@@ -1,6 +1,7 @@
 """What can go wrong between the operator and its peers.
 
 ApiError            the API server refused, or gave no usable answer
+  NotKubernetes     what answers is no Kubernetes API server
   Stranger          a child's name is taken by an object that is not its owner's
   Predecessor       a child's name is still taken by a child of a deleted owner of the same name
 SupervisorError     a pod's supervisor refused, or gave no usable answer
@@ -60,6 +61,17 @@ class ApiError(Exception):
     def is_invalid(self) -> bool:
         """The object breaks a rule, such as that an immutable Secret cannot change."""
         return self.status == 422
+
+
+class NotKubernetes(ApiError):
+    """A login page of a proxy, a captive portal, another service on that port. It may yet become one."""
+
+    def __init__(self, server: str, request: str, what: str) -> None:
+        message = f"{server} is no Kubernetes API server: it answers {request} with {what}; see clusters[].server of "
+        super().__init__(0, "NotKubernetes", f"{message}the kubeconfig, and what stands between")
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class Stranger(ApiError):

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
@@ -48,7 +49,11 @@ class Front:
         )
         listener = Listener(app, on_limited=self._count_limited)
         try:
-            logger.info("listening on %s", ", ".join(await listener.open(host, port)))
+            try:
+                addresses = await listener.open(host, port)
+            except socket.gaierror as error:
+                raise OSError(f"--host: {host} is no address of this machine: {error.strerror}") from error
+            logger.info("listening on %s", ", ".join(addresses))
             yield
         finally:
             await listener.close()

@@ -14,7 +14,7 @@ import orjson
 
 from capstan_operator.api.meta import FIELD_MANAGER
 from capstan_operator.cluster.credentials import Credentials
-from capstan_operator.cluster.errors import ApiError, api_error
+from capstan_operator.cluster.errors import ApiError, NotKubernetes, api_error
 from capstan_operator.cluster.kinds import Resource
 from capstan_operator.cluster.limiter import Lane, Limiter
 from capstan_operator.cluster.trail import Trail, named
@@ -26,13 +26,16 @@ LIST_SECONDS = 60.0
 SILENCE_SECONDS = 70.0
 """A watch that says nothing for so long is taken for dead: servers send a bookmark about once a minute."""
 MAX_LINE_BYTES = 8 << 20
-"""No watch event is longer: etcd refuses objects over 1.5 MiB."""
+"""No watch event is longer: etcd refuses objects over 1.5 MiB. Nor is any answer that is no list."""
+MAX_OBJECT_BYTES = 3 << 19
+"""etcd refuses larger ones (1.5 MiB): a page of a list is no longer than that for each that was asked for."""
 MAX_THROTTLED_TRIES = 5
 MAX_RETRY_AFTER = 30.0
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 APPLY_PATCH = "application/apply-patch+yaml"
+ANYTHING = "*/*"
 METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
 """Only metadata where the server can; the whole objects otherwise, of which the reader takes the metadata."""
 
@@ -209,6 +212,26 @@ class KubeClient:
             await asyncio.sleep(wait * random.uniform(1.0, 1.2))  # nosec B311  # jitter
         raise AssertionError("unreachable: the last try returns or raises")
 
+    async def document(
+        self,
+        method: str,
+        path: str,
+        *,
+        lane: Lane,
+        body: bytes | None = None,
+        params: Mapping[str, str] | None = None,
+        seconds: float = CALL_SECONDS,
+    ) -> dict[str, Any]:
+        """The JSON object that is the answer. Raises NotKubernetes for one that is none."""
+        answer = await self.call(method, path, lane=lane, body=body, params=params, seconds=seconds)
+        try:
+            found = orjson.loads(answer)
+        except orjson.JSONDecodeError as error:
+            raise self._stranger(method, path, "what is no JSON") from error
+        if not isinstance(found, dict):
+            raise self._stranger(method, path, "JSON that is no object")
+        return found
+
     async def _noted(
         self,
         verb: str,
@@ -256,17 +279,25 @@ class KubeClient:
                 params=params,
                 timeout=aiohttp.ClientTimeout(total=seconds, sock_connect=10.0),
             ) as response:
-                answer = await response.read()
+                answer = await _read(response, _longest(params), f"{method} {path}")
                 code = str(response.status)
                 self.server_date = response.headers.get("Date")
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except TimeoutError as error:
+            late = f"{self._credentials.server} has not answered {method} {path} within {seconds:g} s"
+            raise ApiError(0, "NoAnswer", late) from error
+        except (aiohttp.ClientError, OSError) as error:
             raise ApiError(0, "NoAnswer", f"{method} {path}: {type(error).__name__}: {error}") from error
         finally:
             self._metrics.api_requests.labels(method, code, lane.name.lower()).inc()
             self._metrics.api_seconds.labels(method).observe(time.monotonic() - started)
         if response.status >= 400:
             raise api_error(response.status, answer, f"{method} {path}", _retry_after(response.headers))
+        if headers["Accept"] != ANYTHING and response.content_type != JSON:
+            raise self._stranger(method, path, response.content_type)
         return answer
+
+    def _stranger(self, method: str, path: str, what: str) -> NotKubernetes:
+        return NotKubernetes(self._credentials.server, f"{method} {path}", what)
 
     def _headers(self, accept: str) -> dict[str, str]:
         token = self._credentials.current_token()
@@ -280,6 +311,22 @@ class KubeClient:
         if self._session is None:
             raise RuntimeError("KubeClient is used before `async with`")
         return self._session
+
+
+def _longest(params: Mapping[str, str] | None) -> int:
+    """Bytes of an answer that may still be one of a Kubernetes API server."""
+    return max(MAX_LINE_BYTES, int((params or {}).get("limit", "0")) * MAX_OBJECT_BYTES)
+
+
+async def _read(response: aiohttp.ClientResponse, most: int, request: str) -> bytes:
+    """The whole body. Raises ApiError once it is longer than `most` bytes."""
+    parts, size = [], 0
+    async for part in response.content.iter_any():
+        parts.append(part)
+        size += len(part)
+        if size > most:
+            raise ApiError(0, "AnswerTooLong", f"{request}: the answer is longer than {most} bytes")
+    return b"".join(parts)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -4,6 +4,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from capstan_operator.api.meta import GROUP, VERSION
+from capstan_operator.api.queueing import LABEL_QUEUE
+from capstan_operator.build.gang import POD_GROUP_APIS
 from capstan_operator.doctor.facts import Document, Facts, Unread, at, is_met, name_of
 from capstan_operator.doctor.finding import Area, Finding, count, listed
 
@@ -11,11 +13,13 @@ OLDEST_MINOR, CEL_MINOR = 20, 25
 """The first that it is tested with, and the first that checks rules across fields (CEL)."""
 SKEW_SECONDS = 5.0
 """A lease lasts 15 s, and certificates and tokens begin at a second; that far off nothing breaks yet."""
+KUEUE = "kueue.x-k8s.io/"
+"""Of any version: what Kueue is told, it reads from labels of pods."""
 OPTIONAL_GROUPS = {
     "gateway.networking.k8s.io/v1": "Gateway API, for spec.gateway",
     "ray.io/v1": "KubeRay, for backend RayService",
     "monitoring.coreos.com/v1": "Prometheus Operator, for the chart's monitors and alerts",
-    "kueue.x-k8s.io/v1beta1": "Kueue",
+    KUEUE: "Kueue",
     "scheduling.x-k8s.io/v1alpha1": "PodGroups of scheduler-plugins",
     "scheduling.volcano.sh/v1beta1": "PodGroups of Volcano",
 }
@@ -40,8 +44,14 @@ def check_api(facts: Facts) -> list[Finding]:
         )
     else:
         area.ok("version", f"{server.version} at {server.url}, with CEL")
+    if server.late_after_seconds is not None:
+        area.fail(
+            "answers",
+            f"not all was answered within {server.late_after_seconds:g} s",
+            "raise --timeout, or see what keeps the API server busy",
+        )
     _check_clock(area, server.ahead_seconds)
-    _check_optional(area, facts.groups)
+    _check_optional(area, facts)
     _check_webhooks(area, facts)
     return area.findings
 
@@ -61,12 +71,36 @@ def _check_clock(area: Area, ahead_seconds: float | None) -> None:
         area.ok("clock", f"agrees with this machine's within {SKEW_SECONDS:.0f} s")
 
 
-def _check_optional(area: Area, groups: frozenset[str] | Unread) -> None:
+def _check_optional(area: Area, facts: Facts) -> None:
+    groups = facts.groups
     if isinstance(groups, Unread):
         area.skip("optional kinds", groups)
         return
-    there = [what for group, what in OPTIONAL_GROUPS.items() if group in groups]
-    area.ok("optional kinds", "; ".join(there) if there else "none of those that Capstan can use, and needs none")
+    there = [what for prefix, what in OPTIONAL_GROUPS.items() if any(group.startswith(prefix) for group in groups)]
+    seen = [] if isinstance(facts.jobs, Unread) else facts.jobs
+    jobs = [one for one in seen if at(one, "status", "phase") not in ("Succeeded", "Failed")]
+    queued = [name_of(one) for one in jobs if at(one, "metadata", "labels", LABEL_QUEUE)]
+    troubled = False
+    if queued and OPTIONAL_GROUPS[KUEUE] not in there:
+        troubled = True
+        area.warn(
+            "optional kinds",
+            f"{listed(queued)} {'is' if len(queued) == 1 else 'are'} labelled {LABEL_QUEUE}, and there is no Kueue to "
+            "heed it: pods start at once, whatever the quota",
+            f"install Kueue, or remove the label {LABEL_QUEUE}",
+        )
+    for kind, api in POD_GROUP_APIS.items():
+        waiting = [name_of(one) for one in jobs if at(one, "spec", "workers", "gang", kind) is not None]
+        if waiting and api not in groups:
+            troubled = True
+            area.warn(
+                "optional kinds",
+                f"{listed(waiting)} {'waits' if len(waiting) == 1 else 'wait'} for PodGroups of {api}, which are not "
+                "served",
+                f"install that scheduler, or remove spec.workers.gang.{kind}",
+            )
+    if not troubled:
+        area.ok("optional kinds", "; ".join(there) if there else "none of those that Capstan can use, and needs none")
 
 
 def check_definitions(facts: Facts) -> list[Finding]:

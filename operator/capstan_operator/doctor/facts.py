@@ -53,6 +53,8 @@ class Server:
     ahead_seconds: float | None
     """By how much its clock is ahead of this machine's, within half a second and the time of a call; None: it tells no
     time."""
+    late_after_seconds: float | None = None
+    """How long was waited for what it did not answer; None: it answered everything."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from urllib.parse import quote
 import orjson
 
 from capstan_operator.api.meta import GROUP, LABEL_MANAGED_BY, MANAGED_BY
-from capstan_operator.cluster.errors import ApiError
+from capstan_operator.cluster.errors import ApiError, NotKubernetes
 from capstan_operator.cluster.kinds import LEASE_NAME, OWN_KINDS, RULES, Rule
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.limiter import Lane
@@ -26,10 +26,16 @@ _WEBHOOKS = ("mutatingwebhookconfigurations", "validatingwebhookconfigurations")
 
 
 class Reader:
-    """Asks one API server, with the rights of whoever called."""
+    """Asks one API server, with the rights of whoever called, for `seconds` in all: what is not answered by then is
+    not read."""
 
-    def __init__(self, client: KubeClient) -> None:
+    def __init__(self, client: KubeClient, url: str, seconds: float) -> None:
         self._client = client
+        self.url = url
+        self._seconds = seconds
+        self.late_after_seconds: float | None = None
+        """How long was waited for what was not answered; None: all was."""
+        self._deadline = asyncio.get_running_loop().time() + seconds
 
     async def get(self, path: str) -> Document:
         """Raises ApiError."""
@@ -45,7 +51,7 @@ class Reader:
                 page = await self._call("GET", path, params=params)
             except ApiError as error:
                 return [] if error.is_not_found else unread(error, f"list {resource}")
-            items += page.get("items") or []
+            items += _objects(page, "items", self.url, path)
             further = at(page, "metadata", "continue")
             if not further:
                 return items
@@ -63,28 +69,45 @@ class Reader:
     async def _call(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: bytes | None = None
     ) -> Document:
-        answer = await self._client.call(method, path, lane=Lane.SYSTEM, params=params, body=body, seconds=CALL_SECONDS)
-        document: Document = orjson.loads(answer)
-        return document
+        """Raises ApiError."""
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                return await self._client.document(
+                    method, path, lane=Lane.SYSTEM, params=params, body=body, seconds=CALL_SECONDS
+                )
+        except TimeoutError as error:
+            self.late_after_seconds = self._seconds
+            late = f"{self.url} has not answered {method} {path} within {self._seconds:g} s; raise --timeout"
+            raise ApiError(0, "NoAnswer", late) from error
+
+
+def _objects(answer: Document, field: str, url: str, path: str) -> list[Document]:
+    """The list of objects at `field`, which may be null. Raises NotKubernetes for anything else."""
+    found = answer.get(field) or []
+    if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+        raise NotKubernetes(url, f"GET {path}", f"{field} that are no list of objects")
+    return found
 
 
 def unread(error: ApiError, right: str) -> Unread:
     """What is said of a call that failed: which right it needs, or what went wrong. Raises `error` where nobody was
-    let in at all."""
-    if error.status == 401:
+    let in at all, or there is no API server."""
+    if error.status == 401 or isinstance(error, NotKubernetes):
         raise error
     if error.status == 403:
         return Unread(f"needs the right to {right}")
     return Unread(f"{right}: {error}")
 
 
-async def read_facts(client: KubeClient, url: str, namespace: str | None) -> Facts:
-    """All of them. Raises ApiError only where the API server cannot be reached at all, or lets nobody in."""
-    reader = Reader(client)
+async def read_facts(client: KubeClient, url: str, namespace: str | None, seconds: float) -> Facts:
+    """All of them that are answered within `seconds`. Raises ApiError only where the API server cannot be reached at
+    all, or lets nobody in."""
+    reader = Reader(client, url, seconds)
     before = time.time()
     told = await reader.get("/version")
+    if not isinstance(told.get("gitVersion"), str):
+        raise NotKubernetes(url, "GET /version", "no gitVersion")
     ahead = _ahead_seconds(client.server_date, before, time.time())
-    server = Server(url, str(told.get("gitVersion", "")), _leading_number(str(told.get("minor", "0"))), ahead)
     scope = f"/namespaces/{quote(namespace)}" if namespace else ""
     ours = f"/apis/{GROUP}/v1alpha1{scope}"
     operator = {"labelSelector": f"app.kubernetes.io/name={NAME}"}
@@ -118,15 +141,17 @@ async def read_facts(client: KubeClient, url: str, namespace: str | None) -> Fac
     wanted = {str(crd["metadata"]["name"]): crd for crd in all_crds()}
     crds, groups, webhooks = await asyncio.gather(_crds(reader, wanted), _groups(reader), _webhooks(reader))
     found["deployments"] = _operators(found["deployments"])
+    accounts = await _accounts(reader, found["deployments"])
+    minor = _leading_number(str(told.get("minor", "0")))
     return Facts(
-        server=server,
+        server=Server(url, told["gitVersion"], minor, ahead, reader.late_after_seconds),
         now=time.time() + (ahead or 0.0),
         namespace=namespace,
         client_version=version("capstan"),
         crds=crds,
         wanted_crds=wanted,
         groups=groups,
-        accounts=await _accounts(reader, found["deployments"]),
+        accounts=accounts,
         webhooks=webhooks,
         **found,
     )
@@ -166,7 +191,11 @@ async def _groups(reader: Reader) -> frozenset[str] | Unread:
         answer = await reader.get("/apis")
     except ApiError as error:
         return unread(error, "get /apis")
-    return frozenset(one["groupVersion"] for group in answer["groups"] for one in group["versions"])
+    return frozenset(
+        str(one.get("groupVersion"))
+        for group in _objects(answer, "groups", reader.url, "/apis")
+        for one in _objects(group, "versions", reader.url, "/apis")
+    )
 
 
 async def _webhooks(reader: Reader) -> Seen:

@@ -18,9 +18,21 @@ UNSEEN_SECONDS = 60.0
 
 def check_namespaces(facts: Facts) -> list[Finding]:
     area = Area("Namespaces")
+    _check_presence(area, facts)
     _check_pod_security(area, facts)
     _check_policies(area, facts)
     return area.findings
+
+
+def _check_presence(area: Area, facts: Facts) -> None:
+    if facts.namespace is None or isinstance(facts.namespaces, Unread):
+        return
+    if facts.namespace not in (one["metadata"]["name"] for one in facts.namespaces):
+        area.fail(
+            "presence",
+            f"there is no namespace {facts.namespace}: nothing was looked at in it",
+            "give --namespace one that kubectl get namespaces lists, or leave it out",
+        )
 
 
 def _check_pod_security(area: Area, facts: Facts) -> None:

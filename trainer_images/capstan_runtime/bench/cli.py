@@ -201,7 +201,8 @@ def _opened(place: str, field: str, environ: Mapping[str, str]) -> Store:
     except ConfigError as error:
         raise Usage(f"{field}: {str(error).removeprefix('checkpoint store: ')}") from error
     if isinstance(store, FolderStore) and not Path(store.place).is_dir():
-        raise Usage(f"{field}: {place} is not there; give {_WHERE}")
+        is_there = Path(store.place).exists()
+        raise Usage(f"{field}: {place} {'is no folder' if is_there else 'is not there'}; give {_WHERE}")
     return store
 
 
