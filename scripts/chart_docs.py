@@ -2,7 +2,8 @@
 
 Every value has its description in the comment above it. Its type is that of its default, and a sentence
 `One of: A, B.` lists all that is allowed. Labels, annotations and selectors are maps of strings, lists are of objects
-that have a `name` if their description ends in `list of {name…}`; any other empty map may hold anything.
+that have a `name` if their description ends in `list of {name…}`; any other empty map may hold anything. Groups are
+required: a group with nothing below it, which YAML reads as null, would take all its defaults away.
 """
 
 import argparse
@@ -18,6 +19,15 @@ import yaml
 
 _LINE = re.compile(r"^(?P<indent> *)(?P<name>[A-Za-z][A-Za-z0-9]*):(?P<rest>.*)$")
 _MAP_OF_STRINGS = re.compile(r"(labels|annotations|nodeSelector)$", re.IGNORECASE)
+_IMAGE = r"^[A-Za-z0-9._/:@-]*$"
+_PATTERNS = {
+    ("operator", "image", "repository"): r"^[A-Za-z0-9][A-Za-z0-9._/:-]*$",
+    ("operator", "image", "tag"): r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?$",
+    ("operator", "image", "digest"): r"^(sha256:[0-9a-f]{64}|sha512:[0-9a-f]{128})?$",
+    ("operator", "watchNamespace"): r"^([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)?$",
+    **{("images", name): _IMAGE for name in ("flax", "deepspeed", "serve", "bench")},
+}
+"""What strings that the API server or a node would refuse only later must match."""
 _TYPES = {bool: "boolean", int: "integer", str: "string", list: "array", dict: "object"}
 
 
@@ -79,6 +89,7 @@ def schema(values: list[Value]) -> dict[str, Any]:
         for name in value.path[:-1]:
             parent = parent["properties"][name]
         parent.setdefault("properties", {})[value.path[-1]] = _of(value)
+    root["required"] = [name for name, entry in root["properties"].items() if "properties" in entry]
     return root
 
 
@@ -88,6 +99,10 @@ def _of(value: Value) -> dict[str, Any]:
         node["description"] = value.description
     if isinstance(value.default, dict) and value.default and value.path[-1] != "resources":
         node["additionalProperties"] = False
+    if value.path[-1] == "resources":
+        node["propertyNames"] = {"enum": ["requests", "limits", "claims"]}
+    if pattern := _PATTERNS.get(value.path):
+        node["pattern"] = pattern
     if value.default == {} and _MAP_OF_STRINGS.search(value.path[-1]):
         # An API server refuses a number there with an error that names no value.
         node["additionalProperties"] = {"type": "string"}
@@ -119,8 +134,8 @@ def readme(chart: dict[str, Any], values: list[Value]) -> str:
             "```",
             "",
             "The CustomResourceDefinitions are upgraded with the chart, and stay, as all jobs do, when it is removed.",
-            "Once they were applied by other means Helm refuses them: `--take-ownership` hands them over, or",
-            "`--set crds.enabled=false` leaves them alone.",
+            "Helm refuses those that another release left or that were applied by other means: `--take-ownership`",
+            "(Helm 3.17 or newer) hands them over, `--set crds.enabled=false` leaves them alone.",
             "",
             "| value | default | what it is |",
             "| --- | --- | --- |",

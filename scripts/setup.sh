@@ -19,7 +19,7 @@ if [ ! -x "$venv/bin/python" ]; then
   say "Creating $venv with $("$python" -V)"
   "$python" -m venv "$venv"
 fi
-say "Installing the pinned packages (about 2 GB with PyTorch and JAX; a few minutes the first time)"
+say "Installing the pinned packages (about 3 GB with PyTorch and JAX; a few minutes the first time)"
 install 'pip>=24' wheel
 # DeepSpeed's build asks the installed torch what it can compile, so torch comes first and the build sees it.
 install "$(grep '^torch==' requirements.lock)"

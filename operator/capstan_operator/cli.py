@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_doctor(commands)
     # Listed for --help only; main() hands its arguments on unread.
-    commands.add_parser("checkpoint", help="list, verify, compare, convert and remove checkpoints", add_help=False)
+    commands.add_parser("checkpoint", help="list, verify, convert, adopt, keep and remove checkpoints", add_help=False)
     return parser
 
 

@@ -32,6 +32,7 @@ ALL_ON: dict[str, Any] = {
         "allowHostPath": True,
         "logLevel": "DEBUG",
         "imagePullSecrets": [{"name": "registry"}],
+        "resources": {"limits": None},  # takes the default out
         "nodeSelector": {"kubernetes.io/os": "linux"},
         "tolerations": [{"key": "cpu", "operator": "Exists"}],
         "affinity": {"nodeAffinity": {}},
@@ -137,6 +138,7 @@ async def test_all_that_can_be_on_is_accepted_by_the_api_server(api: Api, plane:
         "--allow-chaos",
         "--allow-host-path",
     ]
+    assert container["resources"] == {"requests": {"cpu": "100m", "memory": "192Mi"}}
     rules = found["prometheusrules capstan"]["spec"]["groups"][0]["rules"]
     assert all({"alert", "expr", "labels", "annotations"} <= rule.keys() for rule in rules)
     assert "> 60" in next(rule["expr"] for rule in rules if rule["alert"] == "CapstanCheckpointIsOld")
@@ -171,6 +173,14 @@ async def test_releases_for_one_namespace_each_may_have_the_same_name(
         ({"images": {"torch": "x"}}, "torch"),
         ({"commonLabels": {"cost-center": 42}}, "cost-center"),
         ({"operator": {"imagePullSecrets": ["registry"]}}, "imagePullSecrets"),
+        ({"operator": None}, "operator"),
+        ({"crds": None}, "crds"),
+        ({"operator": {"watchNamespace": "Team A"}}, "watchNamespace"),
+        ({"operator": {"image": {"digest": "abc"}}}, "digest"),
+        ({"operator": {"image": {"tag": "1 2"}}}, "tag"),
+        ({"operator": {"image": {"repository": ""}}}, "repository"),
+        ({"images": {"flax": "a b"}}, "flax"),
+        ({"operator": {"resources": {"limit": {"memory": "1Gi"}}}}, "limit"),
     ],
 )
 async def test_a_value_that_means_nothing_is_refused_by_its_name(
