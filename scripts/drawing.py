@@ -26,7 +26,7 @@ _STYLE = """
   .bad { fill: #ffebe9; stroke: #cf222e } .wait { fill: #fff8c5; stroke: #9a6700 }
   .group { fill: none; stroke: #8c959f; stroke-dasharray: 5 4 }
   @media (prefers-color-scheme: dark) {
-    .paper { fill: #0d1117; stroke: #3d444d } .ink { fill: #f0f6fc } .pale { fill: #9198a1 }
+    .paper { fill: #0d1117; stroke: #3d444d } .ink { fill: #f0f6fc } .pale { fill: #a0a8b1 }
     .line { stroke: #9198a1 } .head { fill: #9198a1 }
     .plain { fill: #161b22; stroke: #656c76 } .ours { fill: #0c2d6b; stroke: #4493f8 }
     .good { fill: #033a16; stroke: #3fb950 }

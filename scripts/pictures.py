@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from drawing import Picture
+from drawing import Box, Picture
 
 FOLDER = Path("docs/pictures")
 
@@ -90,7 +90,7 @@ def pod() -> Picture:
     picture.arrow(
         (350, 318), (350, 380), label=["copies its state: training waits for no more"], at=(358, 366), anchor="start"
     )
-    picture.arrow(memory.right(), store.left(), label=["hashed, written"], at=(726, 372), anchor="middle")
+    picture.arrow(memory.right(), store.left(), label=["hashed,", "written"], at=(704, 376), anchor="start")
     picture.arrow((440, 318), (440, 338), (829, 338), peers.bottom(), label=["GET /memory, too"], at=(764, 332))
     return picture
 
@@ -286,65 +286,11 @@ def gate() -> Picture:
         "Runs of candidate and baseline alternate. Each figure's effect has an interval and a chance; machines that "
         "differ, or changed, end the comparison; the gate makes of them a verdict and an exit code.",
     )
-    runs = picture.box(
-        20,
-        40,
-        200,
-        84,
-        "Runs, one after the other",
-        "fresh processes each,",
-        "candidate and baseline",
-        "take turns (rerun: true)",
-        kind="ours",
-    )
-    same = picture.box(
-        280,
-        40,
-        180,
-        84,
-        "Same hardware?",
-        "every rank's machine;",
-        "a control that is timed",
-        "before and after",
-        kind="plain",
-    )
-    effect = picture.box(
-        520,
-        40,
-        180,
-        84,
-        "Effect of each figure",
-        "Hodges-Lehmann ratio,",
-        "interval of bootstrap",
-        "and test, the wider",
-        kind="ours",
-    )
-    chance = picture.box(
-        740, 40, 160, 84, "Chance", "Wilcoxon if paired,", "else Mann-Whitney;", "Holm over figures", kind="ours"
-    )
-    passed = picture.box(
-        150, 230, 170, 84, "Passed", "the whole interval is", "inside the minimum", "exit 0", kind="good"
-    )
-    improved = picture.box(
-        340, 230, 170, 84, "Improved", "sure, and at least the", "minimum, for the better", "exit 0", kind="good"
-    )
-    regressed = picture.box(
-        530, 230, 170, 84, "Regressed", "sure, and at least the", "minimum, for the worse", "exit 3", kind="bad"
-    )
-    inconclusive = picture.box(
-        720, 230, 180, 84, "Inconclusive", "anything else: the reason", "says what would tell", "exit 4", kind="wait"
-    )
-    rule = picture.box(150, 160, 750, 34, "gate: minimumEffectPercent, confidence, metrics", kind="plain")
-    picture.arrow(runs.right(), same.left(), label=["samples"], at=(250, 74))
-    picture.arrow(same.right(), effect.left(), label=["yes"], at=(490, 74))
-    picture.arrow(effect.right(), chance.left())
-    picture.arrow((820, 124), (820, 160))
-    for box in (passed, improved, regressed, inconclusive):
-        x = box.top()[0]
-        picture.arrow((x, rule.bottom()[1]), (x, box.y))
+    same = _comparison(picture)
+    inconclusive = _verdicts(picture)
     picture.arrow(
         same.bottom(0.2),
-        (316, 142),
+        (326, 142),
         (80, 142),
         (80, 350),
         (810, 350),
@@ -359,6 +305,61 @@ def gate() -> Picture:
         "no difference could reach with so few runs is refused before the first one (decide/bench/gate.py).",
     )
     return picture
+
+
+def _comparison(picture: Picture) -> Box:
+    """The upper row, from the runs to the gate's rule; returns the box in which a comparison may end early."""
+    runs = picture.box(
+        20,
+        40,
+        210,
+        84,
+        "Runs, one after the other",
+        "fresh processes each,",
+        "candidate and baseline",
+        "take turns (rerun: true)",
+        kind="ours",
+    )
+    same = picture.box(
+        290, 40, 180, 84, "Same hardware?", "every rank's machine;", "a control that is timed", "before and after"
+    )
+    effect = picture.box(
+        524,
+        40,
+        180,
+        84,
+        "Effect of each figure",
+        "Hodges-Lehmann ratio,",
+        "interval of bootstrap",
+        "and test, the wider",
+        kind="ours",
+    )
+    chance = picture.box(
+        740, 40, 160, 84, "Chance", "Wilcoxon if paired,", "else Mann-Whitney;", "Holm over figures", kind="ours"
+    )
+    picture.arrow(runs.right(), same.left(), label=["samples"], at=(260, 74))
+    picture.arrow(same.right(), effect.left(), label=["yes"], at=(497, 74))
+    picture.arrow(effect.right(), chance.left())
+    picture.arrow((820, 124), (820, 160))
+    return same
+
+
+def _verdicts(picture: Picture) -> Box:
+    """The gate's rule and the four verdicts below it; returns that of what is not certain."""
+    rule = picture.box(150, 160, 750, 34, "gate: minimumEffectPercent, confidence, metrics")
+    picture.box(150, 230, 170, 84, "Passed", "the whole interval is", "inside the minimum", "exit 0", kind="good")
+    picture.box(
+        340, 230, 170, 84, "Improved", "sure, and at least the", "minimum, for the better", "exit 0", kind="good"
+    )
+    picture.box(
+        530, 230, 170, 84, "Regressed", "sure, and at least the", "minimum, for the worse", "exit 3", kind="bad"
+    )
+    inconclusive = picture.box(
+        720, 230, 180, 84, "Inconclusive", "anything else: the reason", "says what would tell", "exit 4", kind="wait"
+    )
+    for x in (235, 425, 615, 810):
+        picture.arrow((x, rule.bottom()[1]), (x, inconclusive.y))
+    return inconclusive
 
 
 PICTURES = {"flow": flow, "pod": pod, "job": job, "checkpoint": checkpoint, "rollout": rollout, "gate": gate}
