@@ -2,7 +2,7 @@
 
 SCRIPT is JSON, a list of lives: each a list of words. `die` ends that replica's line; `hold`
 answers words of the pod until it is killed, and has drained when nobody can connect any
-more; anything else is said. The life `[exit]` is the driver's own end.
+more; anything else is said. The life `[exit]` is the driver's own end, with a last line.
 """
 
 import json
@@ -17,6 +17,7 @@ from capstan_runtime.serve_replica import line
 
 def live(words: list[str]) -> None:
     if words == ["exit"]:
+        print("the raylet is gone", flush=True)
         os._exit(3)
     pod = line.connect(os.environ[line.PATH])
     line.say(pod, line.Kind.HERE, pid=os.getpid())

@@ -68,8 +68,8 @@ def test_a_pod_whose_dead_replica_nobody_replaces_is_not_live(start_pod: StartPo
 
 def test_ray_that_ends_is_started_again_and_the_third_time_the_pod_may_be_retried(start_pod: StartPod) -> None:
     pod = start_pod([["exit"]])
-    assert pod.ended()[0] == 75
-    assert pod.said().count("starting it again") == 2
+    assert pod.ended() == (75, "Ray ended 3 times; it said last: the raylet is gone")
+    assert pod.said().count("Ray ended with status 3; starting it again. It said last: the raylet is gone\n") == 2
 
 
 def test_a_new_replica_takes_over_from_one_that_is_still_there(start_pod: StartPod) -> None:

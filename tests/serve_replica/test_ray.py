@@ -4,6 +4,7 @@ import json
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from capstan_runtime.checkpoint.layout import SHARDS
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
+from capstan_runtime.serve_replica.one_node import last_words
 from tests.serve_replica.pods import (
     INFER,
     LIVE,
@@ -27,6 +29,9 @@ from tests.serve_replica.pods import (
 )
 from tests.support.certificates import Authority, serial_of
 from tests.support.checkpoints import flip, folder_of
+
+RAY_ASKS_SECONDS = 30.0
+"""How long one of Ray's own questions for a node waits for an answer, whether its raylet lives or not."""
 
 
 @pytest.fixture(scope="module")
@@ -177,3 +182,46 @@ def test_a_checkpoint_with_a_wrong_bit_is_never_served(folder: Path) -> None:
     assert code == ExitCode.CORRUPT_CHECKPOINT
     assert root in message or "shards/" in message, message
     assert "\n" not in message
+
+
+def test_a_raylet_that_dies_at_its_start_is_told_and_ray_started_again_before_ray_itself_would_notice(
+    folder: Path, root: str
+) -> None:
+    pod = RunningPod(folder / "d", folder / "store", config_of(root))
+
+    def raylets() -> list[psutil.Process]:
+        return [process for process in family_of(pod) if process.name() == "raylet"]
+
+    try:
+        (raylet,) = pod.until(raylets)
+        raylet.kill()
+        killed = time.monotonic()
+        told = "serve: Ray ended with status 1; starting it again. It said last: Ray's raylet ended with status -9: "
+        pod.until(lambda: told in pod.said())
+        assert time.monotonic() - killed < RAY_ASKS_SECONDS
+        pod.until(raylets)
+    finally:
+        pod.kill()
+
+
+FAILED_CHECK = """\
+[2026-11-29 08:14:30,517 C 32260 32260] (raylet) node_manager.cc:3576:  An unexpected system state has occurred. \
+You have likely discovered a bug in Ray. Check failed: port.has_value() Timed out waiting for file /tmp/c/1/s/agent_port
+*** StackTrace Information ***
+/ray/core/src/ray/raylet/raylet(+0x2eee5a) [0x55f85e593e5a] ray::raylet::NodeManager::WaitForDashboardAgentPorts()
+"""
+
+
+@pytest.mark.parametrize(
+    ("log", "said"),
+    [
+        (FAILED_CHECK, "Check failed: port.has_value() Timed out waiting for file /tmp/c/1/s/agent_port"),
+        ("first\nno such option\n\n", "no such option"),
+        ("", "it said nothing"),
+        (None, "it said nothing"),
+    ],
+)
+def test_what_ray_says_last_is_its_reason_and_not_its_stack(tmp_path: Path, log: str | None, said: str) -> None:
+    if log is not None:
+        (tmp_path / "raylet.err").write_text(log)
+    assert last_words(tmp_path / "raylet.err") == said

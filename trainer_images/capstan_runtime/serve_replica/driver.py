@@ -1,9 +1,11 @@
 """`python -m capstan_runtime.serve_replica.driver FOLDER PARENT`: Ray Serve, which keeps one replica alive."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
+from typing import NoReturn
 
 from ray import serve
 
@@ -12,18 +14,17 @@ from capstan_runtime.serve_replica.one_node import start_ray
 from capstan_runtime.serve_replica.replica import Replica
 from capstan_runtime.serve_replica.settings import read_settings
 
-_LOOK_SECONDS = 0.5
 _HEALTH_SECONDS = 2.0
 """How often Serve asks whether the replica is healthy: how soon it sees that it died."""
 STARTS = 3
 """How often Serve tries to get a replica up."""
 
 
-def main(folder: Path, parent: int) -> int:
-    """The exit status, once Ray is broken. Raises what kept it from starting."""
+def main(folder: Path, parent: int) -> NoReturn:
+    """This process ends when Ray is broken. Raises what kept it from starting."""
     die_with_parent(parent)
     began = time.monotonic()
-    node = start_ray(folder)
+    start_ray(folder)
     ray_seconds = time.monotonic() - began
     # Without a proxy: the replica answers clients itself.
     serve.start(proxy_location="Disabled")
@@ -40,11 +41,9 @@ def main(folder: Path, parent: int) -> int:
         max_constructor_retry_count=STARTS,
     )
     serve.run(deploy(Replica).bind(), name="capstan", route_prefix=None)
-    while not (dead := node.dead_processes()):
-        time.sleep(_LOOK_SECONDS)
-    print(f"Ray's {', '.join(name for name, _ in dead)} ended", file=sys.stderr, flush=True)
-    return 1
+    while True:
+        signal.pause()
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

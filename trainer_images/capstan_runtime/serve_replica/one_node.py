@@ -1,7 +1,13 @@
 """A Ray of one node that nobody outside the pod can reach, with no more processes than serving needs."""
 
+import atexit
+import os
+import re
+import subprocess
+import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +24,27 @@ _WORKERS = 2
 """Processes that Ray starts ahead: for Serve's controller and for the replica."""
 _REGISTER_SECONDS = 180.0
 """Until the node knows itself. Ray gives up after 30, which is too soon where several pods start on two cores."""
+_LOOK_SECONDS = 0.5
+_STACK_TRACE = "*** StackTrace"
 
 
 class _QuietNode(Node):
     def start_api_server(self, **_: Any) -> None:
         """There is none. Ray starts it even without a dashboard, to report usage, which is off: 86 MiB."""
 
+    def start_raylet(self, *arguments: Any, **options: Any) -> None:
+        """Watched from here on: Ray goes on asking for a node whose raylet has ended, and its calls take 30 s each."""
+        super().start_raylet(*arguments, **options)
+        processes = {name: started[0].process for name, started in self.all_processes.items()}
+        is_leaving = threading.Event()
+        atexit.register(is_leaving.set)  # before Ray's own, which ends them
+        look = (processes, Path(self.get_logs_dir_path()), is_leaving)
+        threading.Thread(target=_end_with, args=look, name="watch", daemon=True).start()
 
-def start_ray(folder: Path) -> Node:
-    """Starts all of Ray's processes, with their files in `folder`, and connects. They end with this process.
+
+def start_ray(folder: Path) -> None:
+    """Starts all of Ray's processes, with their files in `folder`, and connects. They end with this process, and it
+    with each of them: status 1, one line on stderr, at any time from now on.
 
     Through `ray.init` there would be an autoscaler, a tailer of logs and an API server as well (183 MiB, three Python
     processes to wait for), all listening on every interface. Raises whatever Ray raises.
@@ -55,7 +73,27 @@ def start_ray(folder: Path) -> Node:
     # `ray.init` would replace the loopback address by one that other machines can reach, where nobody listens.
     services.resolve_ip_for_localhost = lambda host: host
     ray.init(address=node.address, log_to_driver=False, _temp_dir=str(folder))
-    return node
+
+
+def _end_with(processes: Mapping[str, subprocess.Popen[bytes]], logs: Path, is_leaving: threading.Event) -> None:
+    while not is_leaving.wait(_LOOK_SECONDS):
+        for name, process in processes.items():
+            if process.poll() is not None:
+                said = last_words(logs / f"{name}.err")
+                print(f"Ray's {name} ended with status {process.returncode}: {said}", file=sys.stderr, flush=True)
+                os._exit(1)  # the main thread may be in a call that does not return for minutes
+
+
+def last_words(log: Path) -> str:
+    """The last line of one of Ray's processes in its `log`, before the stack trace if there is one, without the time,
+    place and apology that stand before a check that failed."""
+    try:
+        text = log.read_text(errors="replace")
+    except OSError:
+        text = ""
+    lines = text.partition(_STACK_TRACE)[0].split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return re.sub(r"^\[.*(?=Check failed: )", "", last)
 
 
 def _patient(get_node: Callable[..., Any]) -> Callable[..., Any]:

@@ -140,11 +140,13 @@ class Pod:
                         door.close()  # or who comes after the replica's last accept would wait for an answer
                         return await self._drain()
                     case _RayEnded(status):
+                        await asyncio.to_thread(kill_descendants, _KILL_SECONDS)
+                        assert self._ray_output is not None
+                        self._ray_output.drain(_LAST_WORDS_SECONDS)  # short: nobody holds it open any more
                         last = _last_line(self._ray_output)
                         if self._ray_starts == _RAY_STARTS:
                             return Ending(ExitCode.RETRYABLE, f"Ray ended {_RAY_STARTS} times; it said last: {last}")
                         self._log.say(f"Ray ended with status {status}; starting it again. It said last: {last}")
-                        await asyncio.to_thread(kill_descendants, _KILL_SECONDS)
                         self._start_ray(folder)
                     case _Late():
                         self._log.say(f"Ray has not started a replica for {_START_SECONDS:g} s")
@@ -267,7 +269,7 @@ class Pod:
             return Ending(ExitCode.HANG, "requests were not finished in time while it drained")
 
 
-def _last_line(output: Output | None) -> str:
-    lines = [] if output is None else output.last_lines()
+def _last_line(output: Output) -> str:
+    lines = output.last_lines()
     said = exception_line(lines) or next((text for text in reversed(lines) if text.strip()), None)
     return said or "nothing"
