@@ -13,9 +13,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from capstan_runtime.checkpoint import writer
 from capstan_runtime.checkpoint.candidates import list_candidates
-from capstan_runtime.checkpoint.cli import BAD_BYTES, add_arguments, run
+from capstan_runtime.checkpoint.cli import BAD_BYTES, USAGE, add_arguments, run
 from capstan_runtime.checkpoint.folder_store import FolderStore
-from capstan_runtime.checkpoint.layout import SHARDS
+from capstan_runtime.checkpoint.layout import MANIFEST, SHARDS
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.store import Store
@@ -40,10 +40,12 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "store" / "team" / "digits" / NEW
 
 
-def adopt(lost: Path | str, target: Path | str, *more: str, environ: dict[str, str] | None = None) -> int:
+def adopt(
+    lost: Path | str, target: Path | str, *more: str, which: str = "newest", environ: dict[str, str] | None = None
+) -> int:
     parser = argparse.ArgumentParser()
     add_arguments(parser)
-    return run(parser.parse_args(["adopt", str(lost), "newest", "--to", str(target), *more]), environ or {})
+    return run(parser.parse_args(["adopt", str(lost), which, "--to", str(target), *more]), environ or {})
 
 
 def adopted(store: Store, public_key: str | None = None) -> OpenCheckpoint:
@@ -86,6 +88,37 @@ def test_a_wrong_byte_is_not_adopted_and_nothing_of_it_stays(lost: Path, target:
     flip(folder_of(lost, old.root) / SHARDS / "r1-0.safetensors", -1)
     assert adopt(lost, target) == BAD_BYTES
     assert FolderStore(target).children() == []
+
+
+def test_an_older_one_is_not_taken_for_the_newest_unless_it_is_named(
+    lost: Path, target: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(lost, 10)
+    newer = save(lost, 20)
+    (folder_of(lost, newer.root) / MANIFEST).write_text("garbage")
+    assert adopt(lost, target) == USAGE
+    told = capsys.readouterr().err
+    assert told.startswith(
+        "capstan checkpoint: CHECKPOINT: the newest that counts is of step 10; step 20 is newer, and is Corrupt: "
+    )
+    assert told.endswith("; mend it, or name the checkpoint to go on from\n")
+    assert told.count("\n") == 1
+    assert FolderStore(target).children() == []
+    assert adopt(lost, target, which="10") == 0
+    assert adopted(FolderStore(target)).manifest.step == 10
+
+
+def test_who_only_looks_at_the_newest_is_told_of_what_was_passed_over(
+    lost: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(lost, 10)
+    newer = save(lost, 20)
+    (folder_of(lost, newer.root) / MANIFEST).write_text("garbage")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert run(parser.parse_args(["verify", str(lost), "newest"]), {}) == 0
+    told = capsys.readouterr()
+    assert "CHECKPOINT: the newest that counts is of step 10; step 20 is newer, and is Corrupt: " in told.err
 
 
 def test_a_job_that_has_trained_adopts_nothing(lost: Path, target: Path, capsys: pytest.CaptureFixture[str]) -> None:

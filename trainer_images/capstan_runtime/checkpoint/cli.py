@@ -169,7 +169,7 @@ def _call(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
             one = _opened(one_place(options.store, environ), options.a)
             return compare.diff(one, _opened(one_place(options.other or options.store, environ), options.b), output)
     place = one_place(options.store, environ)
-    name = chosen(place, options.checkpoint)
+    name = chosen(place, options.checkpoint, _refuse if options.checkpoint_command == "adopt" else _say)
     match options.checkpoint_command:
         case "show":
             return look.show(place.store, name, output)
@@ -188,11 +188,11 @@ def _wanted(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[li
         places = find_places(options.store, environ)
         return places, places[0].only is not None
     place = one_place(options.store, environ)
-    return [Place(place.store, chosen(place, options.checkpoint))], True
+    return [Place(place.store, chosen(place, options.checkpoint, _say))], True
 
 
 def _opened(place: Place, which: str) -> OpenCheckpoint:
-    return open_checkpoint(place.store, chosen(place, which))
+    return open_checkpoint(place.store, chosen(place, which, _say))
 
 
 def _key_text(path: Path | None) -> str | None:
@@ -218,6 +218,11 @@ def _rules(options: argparse.Namespace) -> config.Retention:
         if first["loc"] == ("last",):
             rule = "give 2 or more: the newest two that verify always stay, and a rule that keeps fewer would not hold"
         raise Usage(f"--{str(first['loc'][0]).replace('_', '-')}: {first['input']} is refused: {rule}") from error
+
+
+def _refuse(line: str) -> None:
+    """A job that went on from an older step than it could would train those between again, and not say so."""
+    raise Usage(f"{line}; mend it, or name the checkpoint to go on from")
 
 
 def _say(line: str) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,8 @@ _DEEPEST = 8
 """Folders below the place that are looked into; a run's store is at most <mount>/<namespace>/<job>/<uid> deep."""
 _ROOT = re.compile(r"(?:blake3:([0-9a-f]{4,64})|([0-9a-f]{6,64}))")
 NEWEST = "newest"
+_LOST = (Condition.QUARANTINED, Condition.CORRUPT, Condition.UNREADABLE, Condition.LATER)
+"""Once committed, and not to be had now. What is Torn or Superseded nobody ever counted on."""
 _LOST_AND_FOUND = "lost+found"
 """In the top folder of a volume with ext4: nobody's, and only root may look into it."""
 
@@ -86,9 +88,9 @@ def _is_real_folder(path: Path) -> bool:
     return path.is_dir() and not path.is_symlink()
 
 
-def chosen(place: Place, which: str | None) -> SaveName:
+def chosen(place: Place, which: str | None, passed_over: Callable[[str], None]) -> SaveName:
     """The checkpoint that `which` names: `newest`, a step, the start of its root or logical digest, or its
-    folder's name. Raises Usage
+    folder's name. `passed_over` hears, in one line, of what is newer than `newest` and does not count. Raises Usage
     unless there is exactly one; an exact name may also be of a save that was never committed."""
     if place.only is not None:
         if which is not None:
@@ -104,7 +106,12 @@ def chosen(place: Place, which: str | None) -> SaveName:
         if not place.store.children(str(exact)):
             raise Usage(f"CHECKPOINT: there is no {exact} in {place.store.place}")
         return exact
-    return _only_one(_matching(survey(place.store).rows, which), which, place.store)
+    rows = survey(place.store).rows
+    name = _only_one(_matching(rows, which), which, place.store)
+    if which == NEWEST and (newer := [each for each in rows if each.name > name and each.condition in _LOST]):
+        told = "; ".join(f"step {each.name.step} is newer, and is {each.condition}: {each.problem}" for each in newer)
+        passed_over(f"CHECKPOINT: the newest that counts is of step {name.step}; {told}")
+    return name
 
 
 def _matching(found: Sequence[Row], which: str) -> list[Row]:
