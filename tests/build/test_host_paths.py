@@ -16,7 +16,7 @@ from capstan_operator.build.benchmark_pod import BenchPod, build_bench_pod
 from capstan_operator.build.host_path import allowing
 from capstan_operator.build.pod import build_pod_template
 from capstan_operator.build.pod_patch import PodPatchError
-from capstan_operator.build.serving_pod import build_replica_template
+from capstan_operator.build.serving_pod import build_replica_template, model_store
 from capstan_operator.build.serving_ray import build_ray_cluster
 from capstan_operator.build.serving_revision import build_revision
 from capstan_operator.observe import OperatorSettings
@@ -63,10 +63,16 @@ def benchmark(store: Document, patch: Document | None, settings: OperatorSetting
 
 BUILDS: dict[str, tuple[Build, str, str]] = {
     "TrainingJob": (job, "checkpoint.store", "workers.podPatch"),
-    "InferenceService": (service("Standalone"), "modelRef.store", "podPatch"),
-    "RayService": (service("RayService"), "modelRef.store", "podPatch"),
+    "InferenceService": (service("Standalone"), "modelRef.trainingJob: its checkpoint.store", "podPatch"),
+    "RayService": (service("RayService"), "modelRef.trainingJob: its checkpoint.store", "podPatch"),
     "Benchmark": (benchmark, "results.store", "pods.podPatch"),
 }
+
+
+def test_a_folder_in_the_spec_of_a_service_is_called_by_its_field() -> None:
+    store = {"run": "default/digits/uid", "digest": "blake3:" + 64 * "0", "store": FOLDER}
+    spec = InferenceServiceSpec.parse({"modelRef": {"uri": store}, "runtime": "torch"})
+    assert model_store(spec) == "modelRef.uri.store"
 
 
 @pytest.mark.parametrize("kind", BUILDS)

@@ -162,6 +162,18 @@ def test_it_is_signed_for_a_job_that_takes_only_what_is_signed(lost: Path, targe
     assert adopted(FolderStore(target), public.decode()).manifest.step == 20
 
 
+@pytest.mark.parametrize("option", ["--public-key", "--signing-key"])
+def test_what_is_no_key_is_called_by_its_option(
+    lost: Path, target: Path, tmp_path: Path, option: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(lost, 20)
+    pem = tmp_path / "key.pem"
+    pem.write_text("no key")
+    assert adopt(lost, target, option, str(pem)) == ExitCode.CONFIG
+    assert f"capstan checkpoint: {option}: {pem} is not an ECDSA p" in capsys.readouterr().err
+    assert FolderStore(target).children() == []
+
+
 def test_from_a_folder_into_a_bucket(lost: Path) -> None:
     old: Checkpoint = save(lost, 20)
     with s3_server() as server:

@@ -30,8 +30,6 @@ CONFIG_FOLDER = "/etc/capstan/serve"
 CONFIG_FILE = "serve.json"
 KEYS_VOLUME = "api-keys"
 TLS_VOLUME = "tls"
-MODEL_STORE = "modelRef.store"
-"""What a store is called in messages: it stands in the spec, or in that of the job which made the model."""
 SERVE_REPLICA = ["python", "-m", "capstan_runtime.serve_replica"]
 START_SECONDS = 600
 """How long a replica may take until it is live: Ray, the framework and a large checkpoint."""
@@ -45,6 +43,11 @@ SERVER_POD = Patchable(
     folders=(CONFIG_FOLDER, API_KEYS_FOLDER, TLS_FOLDER),
     pod_fields=("restartPolicy", "terminationGracePeriodSeconds"),
 )
+
+
+def model_store(spec: InferenceServiceSpec) -> str:
+    """What the model's store is called in messages: it stands in the spec, or in that of the job which made it."""
+    return "modelRef.uri.store" if spec.model_ref.uri else "modelRef.trainingJob: its checkpoint.store"
 
 
 def build_replica_template(
@@ -65,7 +68,7 @@ def build_replica_template(
         },
     }
     patched = apply_pod_patch(template, spec.pod_patch, SERVER_POD) if spec.pod_patch else template
-    return checked_volumes(patched, MODEL_STORE, SERVER_POD, settings)
+    return checked_volumes(patched, model_store(spec), SERVER_POD, settings)
 
 
 def _server(

@@ -12,7 +12,7 @@ from capstan_operator.build.children import Owner
 from capstan_operator.build.host_path import checked_volumes
 from capstan_operator.build.pod_patch import apply_pod_patch
 from capstan_operator.build.serving_children import metadata
-from capstan_operator.build.serving_pod import MODEL_STORE, SERVER_POD, build_replica_template
+from capstan_operator.build.serving_pod import SERVER_POD, build_replica_template, model_store
 from capstan_operator.build.serving_revision import Revision, build_config_secret
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
@@ -103,7 +103,7 @@ def _template(
     }
     template = template | {"spec": template["spec"] | {"containers": [ray]}}
     patched = apply_pod_patch(template, spec.pod_patch, SERVER_POD) if spec.pod_patch else template
-    return checked_volumes(patched, MODEL_STORE, SERVER_POD, settings)
+    return checked_volumes(patched, model_store(spec), SERVER_POD, settings)
 
 
 def _env(config: ServeConfig, secret: str) -> list[dict[str, Any]]:

@@ -83,4 +83,6 @@ def test_a_new_service_is_refused() -> None:
     world = World(job=trained(**IN_FOLDER))
     world.settle()
     assert (world.status.reason, world.deployments) == ("InvalidSpec", {})
-    assert (world.status.message or "").startswith("spec.modelRef.store.hostPath: /mnt/lustre: folders of the nodes")
+    assert (world.status.message or "").startswith(
+        "spec.modelRef.trainingJob: its checkpoint.store.hostPath: /mnt/lustre: folders of the nodes"
+    )

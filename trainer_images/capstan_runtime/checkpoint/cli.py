@@ -18,7 +18,7 @@ from capstan_runtime.checkpoint.commands import check, compare, export, keep, lo
 from capstan_runtime.checkpoint.commands.places import Place, Usage, chosen, find_places, one_place
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
-from capstan_runtime.contract import config
+from capstan_runtime.contract import config, env
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
@@ -140,8 +140,19 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
     try:
         return int(_call(options, environ))
     except (Usage, ConfigError, CorruptCheckpoint, StoreUnavailable, OSError) as error:
-        print(f"capstan checkpoint: {error}", file=sys.stderr)
+        print(f"capstan checkpoint: {_as_typed(str(error), options)}", file=sys.stderr)
         return _exit_code(error)
+
+
+def _as_typed(problem: str, options: argparse.Namespace) -> str:
+    """A key is called by the option that named it, and not by the field that does where a job asks for it."""
+    field = "checkpoint.verify.publicKey: "
+    if problem.startswith(field) and getattr(options, "public_key", None):
+        return f"--public-key: {options.public_key} {problem.removeprefix(field)}"
+    field = f"{env.SIGNING_KEY}: "
+    if problem.startswith(field) and getattr(options, "signing_key", None):
+        return f"--signing-key: {problem.removeprefix(field)}"
+    return problem
 
 
 def _exit_code(error: Exception) -> int:
