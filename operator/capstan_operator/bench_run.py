@@ -97,7 +97,7 @@ def _run_until_interrupted(manifests: Manifests, options: argparse.Namespace) ->
 def read_manifests(path: Path) -> Manifests:
     """The Benchmark in a YAML file, and what it brings along. Raises Usage."""
     try:
-        documents = [one for one in yaml.load_all(path.read_text("utf-8"), _LOADER) if one is not None]
+        documents = [one for one in yaml.load_all(path.read_text("utf-8"), Loader=_LOADER) if one is not None]
     except Exception as error:  # PyYAML lets through what its constructors stumble over, of any type
         first = next(iter(str(error).splitlines()), "")
         raise Usage(f"FILE: {path} cannot be read: {first}") from error

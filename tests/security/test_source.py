@@ -94,15 +94,17 @@ def _is_shell_command(node: ast.expr) -> bool:
     )
 
 
+_SAFE_LOADER = "getattr(yaml, 'CSafeLoader', yaml.SafeLoader)"
+
+
 def _safe_loaders(tree: ast.Module) -> frozenset[str]:
-    """Classes of this file whose every base is PyYAML's safe loader, in C or in Python."""
-    return frozenset(
-        node.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ClassDef)
-        and node.bases
-        and all("SafeLoader" in ast.unparse(base) for base in node.bases)
-    )
+    """What this file calls PyYAML's safe loader, in C or in Python, and classes whose every base is one."""
+    classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    derived = {
+        one.name for one in classes if one.bases and all("SafeLoader" in ast.unparse(base) for base in one.bases)
+    }
+    assigned = (node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.value) == _SAFE_LOADER)
+    return frozenset(derived | {ast.unparse(target) for node in assigned for target in node.targets})
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
