@@ -24,6 +24,23 @@ async def test_secret_data_must_be_base64(api: Api, namespace: str) -> None:
     assert "illegal base64 data at input byte 0" in body["message"]
 
 
+async def test_a_null_in_a_list_is_an_empty_item_or_a_zero(api: Api, namespace: str) -> None:
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    body = pod("p")
+    body["spec"]["imagePullSecrets"] = [None]
+    body["spec"]["containers"][0]["args"] = ["a", None]
+    created = (await api.post(pods, body)).expect(201)["spec"]
+    assert (created["imagePullSecrets"], created["containers"][0]["args"]) == ([{}], ["a", ""])
+    body = pod("q")
+    body["spec"]["volumes"] = [None]
+    refused = (await api.post(pods, body)).expect(422)
+    assert "spec.volumes[0].name" in {cause["field"] for cause in refused["details"]["causes"]}
+    body["spec"]["volumes"] = []
+    body["spec"]["containers"] = [None]
+    refused = (await api.post(pods, body)).expect(422)
+    assert "spec.containers[0].name" in {cause["field"] for cause in refused["details"]["causes"]}
+
+
 @pytest.mark.parametrize("kind", ["configmaps", "secrets"])
 async def test_what_is_immutable_stays(api: Api, namespace: str, kind: str) -> None:
     path = f"/api/v1/namespaces/{namespace}/{kind}"

@@ -55,6 +55,8 @@ REGRESSIONS: Mapping[str, Sequence[bytes]] = {
         _request("POST", "/api/v1/namespaces/default/serviceaccounts/default/token", "application/json",
                  {"spec": {"expirationSeconds": 1 << 60}}),
         _request("POST", "/api/v1/namespaces/default/pods/p/binding", "application/json", _BINDING),
+        _request("POST", "/api/v1/namespaces/default/pods", "application/json",
+                 {"metadata": {"name": "n"}, "spec": {"containers": [None], "volumes": [None]}}),
     ),
     "api-patches": (
         _request("PATCH", "/apis/fuzz.example.com/v1/namespaces/default/widgets/w", "application/apply-patch+yaml",

@@ -84,6 +84,12 @@ def drop_unknown_fields(kind_key: str, obj: dict[str, Any]) -> list[str]:
     return [f'unknown field "{path}"' for path in _walk_unknown(_kinds()[kind_key], obj, "", remove=True)]
 
 
+def fill_null_items(kind_key: str, obj: dict[str, Any]) -> None:
+    """Put in place of a null in a list what decoding into Go makes of it: an empty object, a zero. `obj` has the right
+    types (`decoding_error` is None)."""
+    _fill_null_items("#" + _kinds()[kind_key], obj)
+
+
 def decoding_error(kind_key: str, obj: dict[str, Any]) -> str | None:
     """Kubernetes' message for the first value of the wrong type; None when all decode."""
     problem = _struct_mismatch(_kinds()[kind_key], obj, "")
@@ -176,6 +182,38 @@ def _walk_unknown_in(kind: str, value: Any, path: str, *, remove: bool) -> list[
         for key, item in value.items():
             found.extend(_walk_unknown_in(kind[2:], item, f"{path}.{key}", remove=remove))
     return found
+
+
+# --- nulls in lists --------------------------------------------------------------------------------------------------
+
+_ZEROS: dict[str, Any] = {
+    "string": "",
+    "bytes": "",
+    "integer": 0,
+    "number": 0,
+    "boolean": False,
+    "quantity": "0",
+    "intOrString": 0,
+}
+
+
+def _fill_null_items(kind: str, value: Any) -> None:
+    if value is None or kind[0] not in "#[{":
+        return
+    if kind[0] == "#":
+        fields = _types()[kind[1:]].fields
+        for key, item in value.items():
+            _fill_null_items(fields.get(key, "any"), item)
+        return
+    if kind[0] == "[" and None in value:
+        value[:] = [_zero(kind[2:]) if item is None else item for item in value]
+    for item in value if kind[0] == "[" else value.values():
+        _fill_null_items(kind[2:], item)
+
+
+def _zero(kind: str) -> Any:
+    """None, for what may be null."""
+    return {} if kind[0] in "#{" else [] if kind[0] == "[" else _ZEROS.get(kind)
 
 
 # --- values of the wrong type ----------------------------------------------------------------------------------------

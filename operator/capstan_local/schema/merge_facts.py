@@ -165,6 +165,7 @@ ATOMIC_FIELDS: Final[frozenset[tuple[str, str]]] = frozenset(
 
 KEY_DEFAULTS: Final[dict[tuple[str, str], str]] = {
     ("ContainerPort", "protocol"): "TCP",
+    ("LocalObjectReference", "name"): "",
     ("ServicePort", "protocol"): "TCP",
 }
 """Key fields that may be left out of an applied item, and what they then mean."""

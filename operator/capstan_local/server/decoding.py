@@ -144,6 +144,7 @@ def decode(resource: Resource, obj: Object, strictness: Strictness) -> Object:
         raise bad_request(
             f'{resource.kind} in version "{resource.version}" cannot be handled as a {resource.kind}: {problem}'
         )
+    builtin_schemas.fill_null_items(checked_as, part)
     unknown = builtin_schemas.unknown_fields(checked_as, part)
     for complaint in unknown:
         _remove_path(obj, complaint.split('"')[1])
