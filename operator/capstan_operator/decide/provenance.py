@@ -1,8 +1,5 @@
 """How one attempt came to follow another: a record for each, begun when an attempt ends and completed when the next one
-has made its first step.
-
-A record's parts add up to its total by construction: it keeps when the end was and how long each part took, so the next
-part begins where the last one ended. What the pods' clocks say is kept between the operator's own times.
+has made its first step. How long each part took is in `recovery_parts`.
 """
 
 from collections.abc import Iterator
@@ -14,14 +11,15 @@ from capstan_operator.decide.actions import Action
 from capstan_operator.decide.conditions import find, is_true
 from capstan_operator.decide.failure import failure_sentence, is_carried
 from capstan_operator.decide.lifecycle import end_of
-from capstan_operator.decide.progress import MAKES_STEPS, has_stepped, last_step
+from capstan_operator.decide.progress import has_stepped, last_step
 from capstan_operator.decide.queueing import stopped_by_queue
 from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.recovery_parts import extended, with_attempt_parts, with_seconds
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.times import rfc3339_millis, seconds_since_1970
 from capstan_runtime.contract.chaos import Fault
 from capstan_runtime.contract.exit_codes import FailureClass
-from capstan_runtime.contract.state import Phase, State
+from capstan_runtime.contract.state import State
 
 RECOVERIES_KEPT = 20
 SENTENCE_LENGTH = 600
@@ -75,7 +73,7 @@ def _reopened(status: TrainingJobStatus) -> TrainingJobStatus:
     sentence = f"{last.sentence}; then another of its pods was found gone"[:SENTENCE_LENGTH]
     seconds = last.seconds.model_copy(update={"schedule": None})
     record = last.model_copy(update={"fence": status.fence + 1, "sentence": sentence, "seconds": seconds})
-    return _with_last(status, _with_seconds(record))
+    return _with_last(status, with_seconds(record))
 
 
 def _halted(situation: Situation, before: TrainingJobStatus) -> TrainingJobStatus:
@@ -100,7 +98,7 @@ def trace(situation: Situation, old: TrainingJobStatus, reason: Reason) -> Train
         status = _with_last(status, resumed) if record else _with_new(status, resumed)
     record = waiting(status)
     if record is not None and record.seconds.decide is None and reason is not Reason.BACKING_OFF:
-        status = _with_last(status, _extended(record, "decide", situation.now))
+        status = _with_last(status, extended(record, "decide", situation.now))
     return _form(situation.after(status), old) if status.fence > old.fence and status.members else status
 
 
@@ -143,7 +141,7 @@ def _begun(situation: Situation, before: TrainingJobStatus, failure: FailureStat
         step_seconds=_step_seconds(status) if was_on else None,
         chaos=injected.name if injected else None,
     )
-    return _extended(record, "detect", situation.now)
+    return extended(record, "detect", situation.now)
 
 
 def _step_seconds(status: TrainingJobStatus) -> float | None:
@@ -184,7 +182,7 @@ def _form(situation: Situation, old: TrainingJobStatus) -> TrainingJobStatus:
         return status
     update = {"fence": status.fence, "world_after": status.world, "action": _action(last, status)}
     part = "decide" if last.seconds.decide is None else "schedule"
-    return _with_last(status, _extended(last.model_copy(update=update), part, situation.now))
+    return _with_last(status, extended(last.model_copy(update=update), part, situation.now))
 
 
 def _action(record: RecoveryStatus, status: TrainingJobStatus) -> str:
@@ -219,11 +217,11 @@ def _close(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus
     if word is not None and has_stepped(word):
         return _with_last(status, _completed(last, situation, word))
     end = _clamped(word.exit.at, seconds_since_1970(last.at), situation.now) if word and word.exit else situation.now
-    return _with_last(status, _with_attempt_parts(last, situation, word, end))
+    return _with_last(status, with_attempt_parts(last, situation, word, end))
 
 
 def _completed(record: RecoveryStatus, situation: Situation, word: State) -> RecoveryStatus:
-    record = _with_attempt_parts(record, situation, word, situation.now)
+    record = with_attempt_parts(record, situation, word, situation.now)
     resumed = situation.status.resumed_from
     step = resumed.step if resumed else 0
     lost = record.step_before - step if record.step_before is not None else None
@@ -247,69 +245,6 @@ def _seconds_lost(steps: int | None, step_seconds: float | None) -> float | None
     if not steps:
         return None if steps is None else 0.0
     return round(steps * step_seconds, 3) if step_seconds is not None else None
-
-
-def _with_attempt_parts(
-    record: RecoveryStatus, situation: Situation, word: State | None, until: float
-) -> RecoveryStatus:
-    """`record` with the parts that the pods' own timelines tell: from the beginning of the attempt to its first step,
-    or, if it made none, to `until`."""
-    timeline = word.timeline if word else {}
-    taken = [
-        worker.word.timeline[Phase.STARTING]
-        for worker in situation.workers
-        if worker.word and worker.word.fence == record.fence and Phase.STARTING in worker.word.timeline
-    ]
-    first_step = min((timeline[phase] for phase in MAKES_STEPS & timeline.keys()), default=None)
-    if first_step is None and word is not None and has_stepped(word):
-        first_step = until
-    ends = {
-        "drain": max(taken, default=None),
-        "form": timeline.get(Phase.RESTORING, timeline.get(Phase.COMPILING)),
-        "restore": timeline.get(Phase.COMPILING),
-        "compile": first_step,
-    }
-    if not taken:
-        del ends["drain"]
-    reached = [part for part, end in ends.items() if end is not None]
-    last = list(ends).index(reached[-1]) if reached else -1
-    for position, (part, end) in enumerate(ends.items()):
-        if position > last:
-            return _extended(record, part, until)  # this part it was in when it ended
-        later = [known for known in list(ends.values())[position:] if known is not None]
-        record = _extended(record, part, min(later[0] if end is None else end, until))
-    return _split_first_step(_split_verification(record, word), word)
-
-
-def _split_verification(record: RecoveryStatus, word: State | None) -> RecoveryStatus:
-    """Hashing goes on while bytes are read, on several threads: at most the whole restore is said to be it."""
-    restore = record.seconds.restore
-    if word is None or word.restored is None or not restore or not word.restored.verify_seconds:
-        return record
-    verify = round(min(restore, word.restored.verify_seconds), 3)
-    return _with_seconds(record, restore=round(restore - verify, 3), verify=verify)
-
-
-def _split_first_step(record: RecoveryStatus, word: State | None) -> RecoveryStatus:
-    compile_ = record.seconds.compile
-    step_seconds = (word.metrics.get("step_seconds") if word else None) or record.step_seconds
-    if not compile_ or not step_seconds:
-        return record
-    step = round(min(compile_, step_seconds), 3)
-    return _with_seconds(record, compile=round(compile_ - step, 3), first_step=step)
-
-
-def _extended(record: RecoveryStatus, part: str, until: float) -> RecoveryStatus:
-    """`record` with `part` from where its parts end so far until `until`. No part is ever negative."""
-    begins = seconds_since_1970(record.at) + record.seconds.total
-    return _with_seconds(record, **{part: max(0.0, round(until - begins, 3))})
-
-
-def _with_seconds(record: RecoveryStatus, **parts: float) -> RecoveryStatus:
-    seconds = record.seconds.model_copy(update=dict(parts))
-    known = seconds.model_dump(exclude={"total"}, exclude_none=True)
-    total = round(sum(known.values()), 3)
-    return record.model_copy(update={"seconds": seconds.model_copy(update={"total": total})})
 
 
 def _with_last(status: TrainingJobStatus, record: RecoveryStatus) -> TrainingJobStatus:
