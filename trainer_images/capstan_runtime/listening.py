@@ -27,7 +27,7 @@ MOST_CONNECTIONS = 1024
 HEADER_LINES = 32
 HEADER_LINE_BYTES = 4096
 """A token of Kubernetes has 1 to 2 KiB. With a thousand connections, an unfinished head holds 250 kB each and a body
-that nobody reads 310 kB; by aiohttp's own bounds, 2 MB and 750 kB."""
+that nobody reads 140 kB; by aiohttp's own bounds, 2 MB and 760 kB."""
 BODY_BUFFER_BYTES = 4096
 """Reading waits at twice as many that no handler has asked for."""
 PROBES = frozenset({"/healthz", "/readyz"})
