@@ -10,7 +10,7 @@ import pytest
 
 from capstan_operator.api.meta import API_VERSION, LABEL_INCARNATION, LABEL_MANAGED_BY, LABEL_WORKER
 from capstan_operator.api.training_job_status import TrainingJobStatus
-from capstan_operator.cluster import audit
+from capstan_operator.cluster import safety_net
 from capstan_operator.cluster.kinds import EVENTS, PODS, SECRETS, TRAINING_JOBS
 from capstan_operator.decide.types import Decision
 from capstan_operator.observe import Observed
@@ -170,7 +170,7 @@ async def test_a_job_recreated_under_its_name_does_not_get_the_status_of_the_old
 async def test_a_job_deleted_while_the_server_forgot_the_past_is_noticed(
     api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(audit, "SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr(safety_net, "SETTLE_SECONDS", 0.1)
     async with run_one(api.kubeconfig, decide_small) as operator:
         for name in ("stays", "vanishes"):
             api.put(TRAINING_JOBS, job_document(name))
