@@ -360,7 +360,7 @@ async def test_the_numbers_of_a_real_replica_are_those_of_its_clients() -> None:
     host, port = server.url.removeprefix("http://").split(":")
     woken: list[ObjectKey] = []
     target = Target(KEY, UID, "digits-00001", "pod", host, False, STEP, load_seconds=60.0)
-    scraper = Scraper(lambda: [target], woken.append, Metrics(), port=int(port), interval_seconds=0.05)
+    scraper = Scraper(lambda: [target], woken.append, Metrics(), port=int(port), interval_seconds=0.15)
     task = asyncio.create_task(scraper.run())
     try:
         await eventually(lambda: _has_answered(scraper))
@@ -394,7 +394,7 @@ async def test_a_real_canary_that_is_quick_and_wrong_is_found_out_by_what_it_tel
     canary = Server(make_app(told.model_copy(update={"model": model}), WrongClassifier()))
     host, port = canary.url.removeprefix("http://").split(":")
     target = Target(KEY, UID, "digits-2", "pod", host, False, STEP)
-    scraper = Scraper(lambda: [target], lambda key: None, Metrics(), port=int(port), interval_seconds=0.05)
+    scraper = Scraper(lambda: [target], lambda key: None, Metrics(), port=int(port), interval_seconds=0.15)
     task = asyncio.create_task(scraper.run())
 
     def verdicts() -> dict[str, str]:
