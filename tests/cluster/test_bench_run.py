@@ -311,8 +311,10 @@ async def test_what_the_api_server_refuses_is_said(
 
 
 async def test_ctrl_c_leaves_the_benchmark_and_says_so(server: Embedded, tmp_path: Path) -> None:
-    command = [sys.executable, "-c", "from capstan_operator.cli import main; raise SystemExit(main())", "bench", "run"]
-    command += ["--kubeconfig", str(server.plane.kubeconfig_path), str(manifest(tmp_path))]
+    # What a shell runs in the background ignores Ctrl-C, and so would all that these tests start there.
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    command = [sys.executable, "-c", f"{heed}; from capstan_operator.cli import main; raise SystemExit(main())"]
+    command += ["bench", "run", "--kubeconfig", str(server.plane.kubeconfig_path), str(manifest(tmp_path))]
     process = await asyncio.to_thread(
         subprocess.Popen, command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
