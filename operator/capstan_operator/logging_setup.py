@@ -11,7 +11,11 @@ _OWN_FIELDS = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"
 
 
 class JsonFormatter(logging.Formatter):
-    """time, level, logger, message, whatever the call passed as `extra`, and the traceback if there is one."""
+    """time, level, logger, message, whatever the call passed as `extra`, and the traceback if there is one.
+
+    A name that begins with an underscore is a library's note to itself: Ray marks every record of a process that has
+    imported it.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         line: dict[str, Any] = {
@@ -20,7 +24,9 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line |= {name: value for name, value in vars(record).items() if name not in _OWN_FIELDS}
+        line |= {
+            name: value for name, value in vars(record).items() if name not in _OWN_FIELDS and not name.startswith("_")
+        }
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str, option=orjson.OPT_NON_STR_KEYS).decode()

@@ -213,7 +213,8 @@ def test_a_log_line_is_one_json_object_with_the_job_the_fence_and_the_traceback(
     try:
         raise ValueError("boom")
     except ValueError:
-        logger.exception("a %s", "message", extra={"job": "default/job", "fence": 3, "reason": "Bug"})
+        extra = {"job": "default/job", "fence": 3, "reason": "Bug", "_a_librarys_own": 1}
+        logger.exception("a %s", "message", extra=extra)
     (line,) = stream.getvalue().splitlines()
     document = json.loads(line)
     assert document.pop("time").endswith("+00:00")
