@@ -22,7 +22,7 @@ from capstan_runtime.checkpoint.layout import new_attempt
 from capstan_runtime.checkpoint.manifest import SaveFacts, TrainerState
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
 from capstan_runtime.contract import env
-from capstan_runtime.contract.config import Model
+from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.serving import API_KEYS_FOLDER, ServeConfig
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.engine import LocalTensor

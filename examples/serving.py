@@ -36,7 +36,7 @@ from load import ANSWER_SECONDS, Answers, Question, Seen, load
 from revisions import Revisions, failure_of, is_live, revision_of
 
 from capstan_local.client import Access, ApiError, Client, Unreachable
-from capstan_runtime.contract.config import Data, Digits
+from capstan_runtime.contract.data import Data, Digits
 from capstan_runtime.data.open import open_dataset
 
 NAMESPACE = "default"

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from capstan_runtime.checkpoint.layout import CLAIMS, COMMIT, MANIFEST, QUARANTINED, SHARDS, VERIFIED
 from capstan_runtime.contract import env
-from capstan_runtime.contract.config import Data
+from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Progress, State
 from capstan_runtime.data.open import open_dataset

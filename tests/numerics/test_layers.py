@@ -8,7 +8,7 @@ import pytest
 import torch
 from flax import nnx
 
-from capstan_runtime.contract.config import Transformer
+from capstan_runtime.contract.models import Transformer
 from capstan_runtime.deepspeed_trainer import layers as torch_layers
 from capstan_runtime.deepspeed_trainer import models as torch_models
 from capstan_runtime.flax_trainer import layers as flax_layers

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from capstan_runtime.contract.config import Model
+from capstan_runtime.contract.models import Model
 from capstan_runtime.deepspeed_trainer.models import build_model
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.step import cross_entropy

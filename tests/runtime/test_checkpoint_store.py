@@ -24,8 +24,8 @@ from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.verified import MissingTensor
 from capstan_runtime.checkpoint.writer import Save, SaveFailed, commit, write_shards
-from capstan_runtime.contract import config
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract import saving
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.engine import LocalTensor
 from capstan_runtime.errors import CorruptCheckpoint
@@ -161,7 +161,7 @@ def test_the_newest_are_kept_and_the_rest_removed(tmp_path: Path) -> None:
 
 def test_a_commit_is_reported_at_once_and_again_when_it_was_read_back(tmp_path: Path) -> None:
     told: list[Checkpoint] = []
-    rules = Rules(FolderStore(tmp_path), RUN, 1, config.Retention(last=2), "full")
+    rules = Rules(FolderStore(tmp_path), RUN, 1, saving.Retention(last=2), "full")
     keeper = Retention(rules, told.append, lambda _: None, lambda _: None)
     for step in (10, 20, 30, 40):
         keeper.after_commit(save(tmp_path, step))

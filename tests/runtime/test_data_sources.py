@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import zarr
 
-from capstan_runtime.contract.config import Data
+from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.env import POD_MOUNTS
 from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.data.fingerprint import fingerprint_of_folder

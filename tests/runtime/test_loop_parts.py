@@ -20,8 +20,9 @@ from hypothesis import strategies as st
 
 from capstan_runtime.agreement import CARRY_ON, Agreement, Verdict, Wishes, steps_between, wait_for_rank_0
 from capstan_runtime.checkpoint.saver import Outcome as Saved
-from capstan_runtime.contract.config import Numerical, Schedule
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
+from capstan_runtime.contract.numerical import Numerical
+from capstan_runtime.contract.schedules import Schedule
 from capstan_runtime.contract.state import Checkpoint, Progress
 from capstan_runtime.engine import Batch, EvaluationSums
 from capstan_runtime.errors import (

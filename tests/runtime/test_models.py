@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_runtime.checkpoint.digest import LEAF_BYTES
-from capstan_runtime.contract.config import Model, Optimizer
+from capstan_runtime.contract.models import Model
+from capstan_runtime.contract.optimizers import Optimizer
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.model_spec import initial_parameter, moments, parameter_table, read_tensor

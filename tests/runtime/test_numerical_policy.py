@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_runtime.contract.chaos import Fault, Injection
-from capstan_runtime.contract.config import Numerical
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
+from capstan_runtime.contract.numerical import Numerical
 from capstan_runtime.contract.run_config import Skip
 from capstan_runtime.contract.state import Progress
 from capstan_runtime.data.plan import SamplePlan, batch_index, skips_before

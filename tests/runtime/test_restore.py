@@ -8,8 +8,8 @@ import pytest
 
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import QUARANTINED, SHARDS
-from capstan_runtime.contract.config import Verification, VerifyLevel
 from capstan_runtime.contract.run_config import Deadlines, Membership, Skip
+from capstan_runtime.contract.saving import Verification, VerifyLevel
 from capstan_runtime.contract.state import Progress
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError

@@ -24,7 +24,7 @@ from capstan_runtime.checkpoint.retention import Retention as Keeper
 from capstan_runtime.checkpoint.retention import Rules
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
-from capstan_runtime.contract.config import Best, Retention, VerifyLevel
+from capstan_runtime.contract.saving import Best, Retention, VerifyLevel
 from capstan_runtime.errors import ConfigError
 from tests.support.checkpoints import RUN, arrays_of, as_store, facts_of, retention, save, share_of, steps_in
 

@@ -13,7 +13,7 @@ from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.layout import MANIFEST
 from capstan_runtime.checkpoint.manifest import Manifest, SaveFacts, canonical_bytes
 from capstan_runtime.checkpoint.reader import open_checkpoint
-from capstan_runtime.contract.config import Model
+from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec

@@ -13,7 +13,7 @@ from capstan_runtime.checkpoint.marks import mark_verified
 from capstan_runtime.checkpoint.reader import open_checkpoint
 from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.signing import NotSigned, sign_manifest
-from capstan_runtime.contract import config
+from capstan_runtime.contract import saving
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from tests.support.checkpoints import RUN, choose, folder_of, save, steps_in
 
@@ -62,7 +62,7 @@ def test_what_is_not_signed_is_no_proof_that_older_ones_may_go(tmp_path: Path) -
     def fail(message: object) -> None:
         raise AssertionError(message)
 
-    rules = Rules(store, RUN, 9, config.Retention(last=2), "full", public_text(key))
+    rules = Rules(store, RUN, 9, saving.Retention(last=2), "full", public_text(key))
     for _ in range(2):
         Retention(rules, lambda _: None, fail, fail).sweep()
         assert steps_in(tmp_path) == [60, 50, 30, 20]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from capstan_runtime.contract import env
-from capstan_runtime.contract.config import Model
+from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.serving import TLS_FOLDER, ServeConfig
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.model_signature import data_spec_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.contract.config import Cnn, Mlp, Model, Transformer
+from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.contract.serving import Guards, ServeConfig, ServedModel
 from capstan_runtime.contract.signature import Signature
 

@@ -20,9 +20,9 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.verified import VerifyingReader
 from capstan_runtime.checkpoint.vote import Voters
 from capstan_runtime.checkpoint.writer import Save, commit, write_shards
-from capstan_runtime.contract import config
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract import saving
 from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.engine import LocalTensor
@@ -201,7 +201,7 @@ def retention(
     def fail(message: str) -> None:
         raise AssertionError(message)
 
-    rules = Rules(as_store(place), RUN, fence, config.Retention(last=keep_last), "full", floor_step=floor_step)
+    rules = Rules(as_store(place), RUN, fence, saving.Retention(last=keep_last), "full", floor_step=floor_step)
     return Retention(rules, lambda _: None, quarantined.append, fail)
 
 

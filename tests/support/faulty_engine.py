@@ -13,7 +13,7 @@ from typing import Any
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.writer import commit
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint
 from capstan_runtime.engine import Batch
 from capstan_runtime.errors import PeerLost

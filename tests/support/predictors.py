@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from capstan_runtime.contract.config import Model
+from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.deepspeed_trainer import predict as torch_predict
 from capstan_runtime.deepspeed_trainer.models import build_model

@@ -17,7 +17,7 @@ from capstan_runtime.checkpoint.layout import MANIFEST, SIGNATURE
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.signing import sign_manifest
 from capstan_runtime.checkpoint.verified import VerifyingReader
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Quarantine
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 from tests.support.checkpoints import Arrays, arrays_of, choose, save, trainer_state

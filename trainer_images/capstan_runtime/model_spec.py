@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.contract.config import AdamW, Cnn, Mlp, Model, Optimizer, Sgd, Transformer
+from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
+from capstan_runtime.contract.optimizers import AdamW, Optimizer, Sgd
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError

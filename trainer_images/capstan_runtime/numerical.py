@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from capstan_runtime.contract.config import LossSpike, Numerical
+from capstan_runtime.contract.numerical import LossSpike, Numerical
 from capstan_runtime.errors import NumericalFailure
 
 _LEAST_LOSSES = 5

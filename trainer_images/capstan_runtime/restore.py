@@ -15,7 +15,7 @@ from capstan_runtime.checkpoint.verified import MissingTensor, VerifyingReader
 from capstan_runtime.checkpoint.vote import Loaded, UnusableForGood, Voters
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Phase, Quarantine, Restored, Source
 from capstan_runtime.engine import Engine
 from capstan_runtime.errors import ConfigError

@@ -2,7 +2,7 @@
 
 import math
 
-from capstan_runtime.contract.config import Cosine, Schedule
+from capstan_runtime.contract.schedules import Cosine, Schedule
 
 
 def learning_rate_at(step: int, steps: int, peak: float, schedule: Schedule) -> float:

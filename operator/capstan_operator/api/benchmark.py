@@ -28,8 +28,7 @@ from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.store import Store
 from capstan_operator.api.training_job import Run
-from capstan_runtime.contract.base import OneOf, Record, cel, once, require_once, rules_of
-from capstan_runtime.contract.config import Positive
+from capstan_runtime.contract.base import OneOf, Positive, Record, cel, once, require_once, rules_of
 from capstan_runtime.contract.reference import names_for
 from capstan_runtime.contract.workloads import (
     CheckpointIo,

@@ -5,9 +5,9 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from capstan_runtime.contract.base import Record, cel
+from capstan_runtime.contract.base import Positive, Record, cel
 from capstan_runtime.contract.chaos import Fault
-from capstan_runtime.contract.config import Numerical, Positive
+from capstan_runtime.contract.numerical import Numerical
 
 Budget = Annotated[int, Field(ge=0, le=1000, description="Restarts allowed for this cause over the job's life.")]
 Seconds = Annotated[int, Field(ge=1, le=86400)]

@@ -9,19 +9,14 @@ from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.recovery_spec import Chaos, Recovery
 from capstan_operator.api.store import Store
-from capstan_runtime.contract.base import Record, cel, rules_of
-from capstan_runtime.contract.config import (
-    Data,
-    Framework,
-    Interval,
-    Model,
-    Optimizer,
-    Positive,
-    Retention,
-    Schedule,
-    Training,
-    Verification,
-)
+from capstan_runtime.contract.base import Positive, Record, cel, rules_of
+from capstan_runtime.contract.data import Data
+from capstan_runtime.contract.framework import Framework
+from capstan_runtime.contract.models import Model
+from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.saving import Interval, Retention, Verification
+from capstan_runtime.contract.schedules import Schedule
+from capstan_runtime.contract.training import Training
 
 
 class Workers(Placement):

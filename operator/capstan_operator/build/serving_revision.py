@@ -14,7 +14,7 @@ from capstan_operator.build.serving_children import HASH_DIGITS, metadata, prove
 from capstan_operator.build.serving_pod import CONFIG_FILE, PORT_NAME, build_replica_template
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
-from capstan_runtime.contract.config import Verification
+from capstan_runtime.contract.saving import Verification
 from capstan_runtime.contract.serving import Compare, ServeConfig, ServedModel
 
 UNNAMED = "-"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.store import Store
-from capstan_runtime.contract.config import Cnn, Mlp, Model, Transformer
+from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.contract.serving import ServedModel
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.contract.workloads import CheckpointModel, Input, MeasuredModel

@@ -18,7 +18,7 @@ from capstan_runtime.checkpoint.commands import check, compare, export, keep, lo
 from capstan_runtime.checkpoint.commands.places import Place, Usage, chosen, find_places, one_place
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
-from capstan_runtime.contract import config, env
+from capstan_runtime.contract import env, saving
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
@@ -101,12 +101,12 @@ def _add_rules(gc: argparse.ArgumentParser) -> None:
     gc.add_argument("--yes", action="store_true", help="remove them; without it they are only shown")
 
 
-def _best(text: str) -> config.Best:
+def _best(text: str) -> saving.Best:
     metric, _, rest = text.partition(":")
     mode, _, count = rest.partition(":")
     if mode not in ("max", "min") or not metric or not (count or "1").isdecimal() or count == "0":
         raise argparse.ArgumentTypeError(f"{text!r}: give METRIC:max or METRIC:min, such as accuracy:max or loss:min:3")
-    return config.Best(metric=metric, mode="max" if mode == "max" else "min", keep=int(count or 1))
+    return saving.Best(metric=metric, mode="max" if mode == "max" else "min", keep=int(count or 1))
 
 
 def _seconds(text: str) -> int:
@@ -215,9 +215,9 @@ def _key_text(path: Path | None) -> str | None:
         raise Usage(f"--public-key: {path} cannot be read: {error}") from error
 
 
-def _rules(options: argparse.Namespace) -> config.Retention:
+def _rules(options: argparse.Namespace) -> saving.Retention:
     try:
-        return config.Retention(
+        return saving.Retention(
             last=options.last,
             every_steps=options.every_steps,
             best=options.best,

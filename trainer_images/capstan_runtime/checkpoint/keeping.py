@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from capstan_runtime.checkpoint.layout import SaveName
-from capstan_runtime.contract.config import Best, Retention
+from capstan_runtime.contract.saving import Best, Retention
 
 PROVEN = 2
 """So many checkpoints must have been read back and found whole before any other may go, and they stay."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.store import Readable
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.saving import VerifyLevel
 
 _NICENESS = 19
 _SHARE = 0.5

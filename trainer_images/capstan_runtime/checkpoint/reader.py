@@ -23,7 +23,7 @@ from capstan_runtime.checkpoint.store import Readable
 from capstan_runtime.checkpoint.verified import StoredFile, VerifiedTensors, VerifyingReader, reading
 from capstan_runtime.checkpoint.whole import Piece, WholeTensor, pieces_of, whole_tensors
 from capstan_runtime.contract.base import Record
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 
 AnyRecord = TypeVar("AnyRecord", bound=Record)

@@ -19,8 +19,8 @@ from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, verified_
 from capstan_runtime.checkpoint.readback import Pace, give_way, read_back
 from capstan_runtime.checkpoint.reader import open_checkpoint, read_manifest
 from capstan_runtime.checkpoint.store import Store
-from capstan_runtime.contract import config
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract import saving
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Quarantine
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 
@@ -32,7 +32,7 @@ class Rules:
     store: Store
     run: str
     fence: int
-    keep: config.Retention
+    keep: saving.Retention
     verify: VerifyLevel
     public_key: str | None = None
     """PEM. Given: only what is signed by this key counts as proven, as only that can be resumed from."""

@@ -21,7 +21,7 @@ from capstan_runtime.checkpoint.read_ahead import ReadAhead
 from capstan_runtime.checkpoint.safetensors import numpy_dtype
 from capstan_runtime.checkpoint.store import ObjectMissing, Readable, is_damage
 from capstan_runtime.checkpoint.whole import Piece, WholeTensor
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.engine import Array
 from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
 

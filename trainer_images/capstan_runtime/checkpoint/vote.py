@@ -10,7 +10,7 @@ from typing import TypeVar, cast
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.signing import NotSigned
 from capstan_runtime.checkpoint.verified import VerifyingReader
-from capstan_runtime.contract.config import VerifyLevel
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Source
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 

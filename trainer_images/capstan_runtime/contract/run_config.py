@@ -6,18 +6,14 @@ from pydantic import ConfigDict, Field, model_validator
 
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.chaos import Injection
-from capstan_runtime.contract.config import (
-    Data,
-    Framework,
-    Interval,
-    Model,
-    Numerical,
-    Optimizer,
-    Retention,
-    Schedule,
-    Training,
-    Verification,
-)
+from capstan_runtime.contract.data import Data
+from capstan_runtime.contract.framework import Framework
+from capstan_runtime.contract.models import Model
+from capstan_runtime.contract.numerical import Numerical
+from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.saving import Interval, Retention, Verification
+from capstan_runtime.contract.schedules import Schedule
+from capstan_runtime.contract.training import Training
 
 
 class CheckpointPlan(Record):

@@ -8,8 +8,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from capstan_runtime.contract.base import Record, cel
-from capstan_runtime.contract.config import Fraction, Verification
+from capstan_runtime.contract.base import Fraction, Record, cel
+from capstan_runtime.contract.saving import Verification
 
 PositiveSeconds = Annotated[float, Field(gt=0.0, le=86400.0)]
 

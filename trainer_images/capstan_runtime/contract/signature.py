@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from capstan_runtime.contract.base import Record
-from capstan_runtime.contract.config import Model
+from capstan_runtime.contract.models import Model
 
 
 class Signature(Record):

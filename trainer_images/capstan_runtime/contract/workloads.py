@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from capstan_runtime.contract.base import OneOf, Record, cel, once, require_once
-from capstan_runtime.contract.config import Framework, Model, Positive
+from capstan_runtime.contract.base import OneOf, Positive, Record, cel, once, require_once
+from capstan_runtime.contract.framework import Framework
+from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.sizes import SIZE, Size, cel_bytes, require_sizes, size_bytes, size_rule
 
 Runtime = Literal["flax", "torch"]

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from capstan_runtime.contract.config import Arrays
+from capstan_runtime.contract.data import Arrays
 from capstan_runtime.contract.env import host_path
 from capstan_runtime.data.fingerprint import fingerprint_of_file, fingerprint_of_folder
 from capstan_runtime.data.spec import Array, DataSpec, Ids, Samples

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from capstan_runtime.contract.config import Arrays, Data, Digits, Text, Tokens
+from capstan_runtime.contract.data import Arrays, Data, Digits, Text, Tokens
 from capstan_runtime.data.arrays import open_arrays
 from capstan_runtime.data.digits import open_digits
 from capstan_runtime.data.plan import Permutation

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from blake3 import blake3
 
-from capstan_runtime.contract.config import Text, Tokens
+from capstan_runtime.contract.data import Text, Tokens
 from capstan_runtime.contract.env import host_path
 from capstan_runtime.data.fingerprint import fingerprint_of, fingerprint_of_file
 from capstan_runtime.data.spec import Array, DataSpec, Ids, Samples

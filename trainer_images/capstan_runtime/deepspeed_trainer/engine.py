@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.config import DeepSpeed
+from capstan_runtime.contract.framework import DeepSpeed
 from capstan_runtime.deepspeed_trainer.fragments import export_fragments, fragments_of, import_fragments
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model

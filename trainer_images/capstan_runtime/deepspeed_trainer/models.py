@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capstan_runtime.contract.config import Cnn, Mlp, Model, Transformer
+from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.deepspeed_trainer.layers import Convolution, Embedding, Linear, RmsNorm, RotaryTable, rotate
 from capstan_runtime.model_spec import feed_forward_width, has_projection, initial_parameter, kv_heads, parameter_table

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capstan_runtime.contract.config import AdamW, Optimizer, Sgd
+from capstan_runtime.contract.optimizers import AdamW, Optimizer, Sgd
 
 MOMENT_KEYS = {"exp_avg": "exp_avg", "exp_avg_sq": "exp_avg_sq", "momentum": "momentum_buffer"}
 """What torch calls the kinds of state that `model_spec.moments` names."""

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from capstan_runtime.contract.config import Transformer
+from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.deepspeed_trainer.models import Attend, TransformerModel, causal_attention
 from capstan_runtime.deepspeed_trainer.world import translated_errors

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from capstan_runtime.contract.config import Model
+from capstan_runtime.contract.models import Model
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import LocalTensor, TensorSource
 from capstan_runtime.flax_trainer.models import AnyModel, build_model

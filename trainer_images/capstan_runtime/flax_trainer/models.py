@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capstan_runtime.contract.config import Cnn, Mlp, Model, Transformer
+from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.flax_trainer.layers import Convolution, Embedding, Linear, RmsNorm, rotary_table, rotate
 from capstan_runtime.model_spec import feed_forward_width, has_projection, kv_heads

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capstan_runtime.contract.config import AdamW, Optimizer, Sgd
+from capstan_runtime.contract.optimizers import AdamW, Optimizer, Sgd
 
 _NORM_EPSILON = 1e-6
 """As `torch.nn.utils.clip_grad_norm_` and DeepSpeed add it to the norm they divide by."""

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from capstan_runtime.contract.config import Transformer
+from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.models import TransformerModel, causal_attention

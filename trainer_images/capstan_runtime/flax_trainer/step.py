@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from capstan_runtime.contract.config import Optimizer
+from capstan_runtime.contract.optimizers import Optimizer
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.optimizer import Leaves, clip, global_norm, update
 

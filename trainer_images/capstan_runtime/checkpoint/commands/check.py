@@ -17,8 +17,8 @@ from capstan_runtime.checkpoint.readback import read_back
 from capstan_runtime.checkpoint.reader import LaterFormat, OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.signing import NotSigned
 from capstan_runtime.checkpoint.store import Store, is_of_one_folder
-from capstan_runtime.contract.config import VerifyLevel
 from capstan_runtime.contract.exit_codes import ExitCode
+from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.errors import CorruptCheckpoint, StoreUnavailable
 
 BAD_BYTES = 1

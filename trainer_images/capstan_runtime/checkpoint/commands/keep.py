@@ -19,7 +19,7 @@ from capstan_runtime.checkpoint.readback import read_back
 from capstan_runtime.checkpoint.reader import open_checkpoint, read_manifest
 from capstan_runtime.checkpoint.retention import held, proved, remove_checkpoint
 from capstan_runtime.checkpoint.store import Store
-from capstan_runtime.contract import config
+from capstan_runtime.contract import saving
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.errors import CorruptCheckpoint
 
@@ -61,7 +61,7 @@ class Findings:
     bad: list[str] = field(default_factory=list)
 
 
-def gc(places: list[Place], rules: config.Retention, public_key: str | None, is_confirmed: bool, output: str) -> int:
+def gc(places: list[Place], rules: saving.Retention, public_key: str | None, is_confirmed: bool, output: str) -> int:
     """0. Without `is_confirmed` nothing is removed, only shown. `public_key`, the text of a PEM: what its owner has not
     signed is none of the newest two that verify. Raises OSError, StoreUnavailable, ConfigError."""
     found = Findings()
@@ -102,7 +102,7 @@ def _runs(store: Store) -> list[str]:
 
 
 def _look(
-    store: Store, run: str, rules: config.Retention, public_key: str | None, is_confirmed: bool, found: Findings
+    store: Store, run: str, rules: saving.Retention, public_key: str | None, is_confirmed: bool, found: Findings
 ) -> None:
     """What may go of one run, and what a job needs that may be running now: a store cannot tell whether one does.
 
