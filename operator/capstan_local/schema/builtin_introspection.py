@@ -111,7 +111,7 @@ class _Reader:
     def _kind(self, value_type: str, short: str, json_name: str, api_version: str) -> str:
         if match := re.fullmatch(r"[Ll]ist\[(.+)\]", value_type):
             return "[]" + self._kind(match[1], short, json_name, api_version)
-        if match := re.fullmatch(r"(?:Dict\[|dict\()str, (.+)[\])]", value_type):
+        if match := re.fullmatch(r"[Dd]ict[\[(]str, (.+)[\])]", value_type):
             return "{}" + self._kind(match[1], short, json_name, api_version)
         if value_type == "object" and json_name in _INT_OR_STRING_FIELDS:
             return "intOrString"
