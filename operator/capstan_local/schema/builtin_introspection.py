@@ -111,7 +111,7 @@ class _Reader:
     def _kind(self, value_type: str, short: str, json_name: str, api_version: str) -> str:
         if match := re.fullmatch(r"[Ll]ist\[(.+)\]", value_type):
             return "[]" + self._kind(match[1], short, json_name, api_version)
-        if match := re.fullmatch(r"[Dd]ict[\[(]str, (.+)[\])]", value_type):
+        if match := re.fullmatch(r"(?:Dict\[|dict\()str, (.+)[\])]", value_type):
             return "{}" + self._kind(match[1], short, json_name, api_version)
         if value_type == "object" and json_name in _INT_OR_STRING_FIELDS:
             return "intOrString"
@@ -161,7 +161,7 @@ def read() -> dict[str, Any]:
         for kind in names.split():
             model = _model_name(models, api_version, kind)
             if model is None:
-                raise KeyError(f"the kubernetes package has no model for {api_version}/{kind}; install kubernetes>=33")
+                raise KeyError(f"the kubernetes package has no model for {api_version}/{kind}; install kubernetes>=37")
             kinds[f"{api_version}/{kind}"] = reader.type_name(model, api_version)
             if list_model := _model_name(models, api_version, f"{kind}List"):
                 kinds[f"{api_version}/{kind}List"] = reader.type_name(list_model, api_version)
