@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from capstan_runtime.contract.models import Model
+from capstan_runtime.deepspeed_trainer import forward_pass as torch_pass
 from capstan_runtime.deepspeed_trainer.models import build_model
+from capstan_runtime.flax_trainer import forward_pass as flax_pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.step import cross_entropy
 from capstan_runtime.model_spec import parameter_table
@@ -41,7 +43,7 @@ def flax_outputs_and_gradients(model: Document) -> tuple[np.ndarray, dict[str, n
     values = [jnp.asarray(leaf.initial_value(context.run.training.seed)) for leaf in structure.leaves]
 
     def loss(values: list[jax.Array]) -> tuple[jax.Array, jax.Array]:
-        logits = structure.assemble(values)(batch.inputs[0], jnp.dtype("float32"))
+        logits = structure.assemble(values)(batch.inputs[0], flax_pass.Pass(jnp.dtype("float32")))
         return cross_entropy(logits, batch.targets[0]).mean(), logits
 
     gradients, logits = jax.jit(jax.grad(loss, has_aux=True))(values)
@@ -56,7 +58,7 @@ def torch_outputs_and_gradients(model: Document) -> tuple[np.ndarray, dict[str, 
     context = context_of(deepspeed(0), model)
     batch = batch_of(context, 0)
     module = build_model(context.run.model, context.data, context.run.training.seed)
-    logits = module(torch.from_numpy(batch.inputs[0]), torch.float32)
+    logits = module(torch.from_numpy(batch.inputs[0]), torch_pass.Pass(torch.float32))
     targets = torch.from_numpy(batch.targets[0]).long()
     torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten()).backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in module.named_parameters()}

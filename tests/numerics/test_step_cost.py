@@ -10,6 +10,8 @@ import torch
 from flax import nnx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass
+from capstan_runtime.flax_trainer.forward_pass import Pass as FlaxPass
 from capstan_runtime.flax_trainer.leaves import Structure
 from tests.support.engines import (
     CNN,
@@ -65,7 +67,9 @@ def test_modules_assemble_in_both_of_nnx_s_modes() -> None:
                 structure = Structure(context.run.model, data)
                 values = [jax.numpy.asarray(leaf.initial_value(0)) for leaf in structure.leaves]
                 inputs = batch_of(context, 0).inputs[0]
-                logits = jax.jit(lambda v, x, s=structure: s.assemble(v)(x, jax.numpy.float32))(values, inputs)
+                logits = jax.jit(lambda v, x, s=structure: s.assemble(v)(x, FlaxPass(jax.numpy.dtype("float32"))))(
+                    values, inputs
+                )
                 assert np.isfinite(logits).all()
 
 
@@ -90,7 +94,7 @@ def torch_waits(rank: int, world: int, coordinator: str, stage: int) -> tuple[in
     inputs, targets = torch.from_numpy(batch.inputs), torch.from_numpy(batch.targets).long()
     with Calls() as theirs:
         for micro_inputs, micro_targets in zip(inputs, targets, strict=True):
-            loss = torch.nn.functional.cross_entropy(engine._engine(micro_inputs, torch.float32), micro_targets)
+            loss = torch.nn.functional.cross_entropy(engine._engine(micro_inputs, Pass(torch.float32)), micro_targets)
             engine._engine.backward(loss)
         engine._engine.step()
     read = "aten._local_scalar_dense.default"

@@ -44,7 +44,9 @@ def in_parts(batch: Batch, context: TrainContext) -> Batch:
     """The same samples in the same order, in the micro-steps of `context`."""
     shape = (context.micro_steps, context.samples_per_micro_step)
     inputs = batch.inputs.reshape(*shape, *batch.inputs.shape[2:])
-    return Batch(inputs, batch.targets.reshape(shape), batch.weights.reshape(shape))
+    assert batch.keys is not None
+    keys = batch.keys.reshape(shape)
+    return Batch(inputs, batch.targets.reshape(shape), batch.weights.reshape(shape), keys)
 
 
 @pytest.mark.parametrize("framework", [FLAX, deepspeed(1), deepspeed(2)], ids=["flax", "zero1", "zero2"])

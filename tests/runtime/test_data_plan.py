@@ -86,7 +86,7 @@ def test_fewer_samples_than_a_batch_are_refused() -> None:
 
 def test_a_training_batch_keeps_the_shape_of_its_ids() -> None:
     rows = Rows(np.arange(60, dtype=np.float32).reshape(20, 3), np.arange(20, dtype=np.int32))
-    batch = training_batch(rows, np.asarray([[3, 1], [0, 19]]))
+    batch = training_batch(rows, np.asarray([[3, 1], [0, 19]]), np.asarray([[1, 2], [3, 4]], np.uint32))
     assert batch.inputs.shape == (2, 2, 3)
     assert batch.targets.tolist() == [[3, 1], [0, 19]]
     assert batch.weights.tolist() == [[1.0, 1.0], [1.0, 1.0]]

@@ -13,6 +13,7 @@ from capstan_runtime.contract.run_config import Skip
 from capstan_runtime.data.batches import training_batch
 from capstan_runtime.data.plan import SamplePlan
 from capstan_runtime.data.spec import Rows
+from capstan_runtime.randomness import sample_keys
 
 VIRTUAL_RANKS, PER_SLICE, SAMPLES = 8, 6, 500
 DATA = Rows(np.arange(SAMPLES, dtype=np.float32)[:, None], np.arange(SAMPLES, dtype=np.int32))
@@ -32,7 +33,7 @@ def consumed(plan: SamplePlan, step: int, world: int, splits: int) -> list[int]:
     for rank in range(world):
         context = context_of(rank, world, splits)
         ids = plan.ids_for_rank(step, rank, world).reshape(context.micro_steps, context.samples_per_micro_step)
-        batch = training_batch(DATA, ids)
+        batch = training_batch(DATA, ids, sample_keys(0, step, ids))
         assert batch.targets.shape == (context.micro_steps, context.samples_per_micro_step)
         found += batch.targets.ravel().tolist()
     return found

@@ -17,6 +17,7 @@ from capstan_runtime.contract.state import Progress
 from capstan_runtime.data.spec import Ids, Samples
 from capstan_runtime.engine import Batch
 from capstan_runtime.errors import Failure
+from capstan_runtime.randomness import Keys
 from capstan_runtime.report import Reporter
 from capstan_runtime.stop_signal import StopSignal
 from tests.support.engines import make_engine
@@ -71,10 +72,10 @@ def _attempt(rank: int, world: int, coordinator: str, run: Run, documents: list[
     ids: list[Ids] = []
     read = loop.training_batch
 
-    def read_and_note(samples: Samples, wanted: Ids) -> Batch:
+    def read_and_note(samples: Samples, wanted: Ids, keys: Keys) -> Batch:
         ids.append(wanted)
         await_save()
-        return read(samples, wanted)
+        return read(samples, wanted, keys)
 
     loop.training_batch = read_and_note
     failure = None

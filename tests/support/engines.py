@@ -99,7 +99,8 @@ def batch_of(context: TrainContext, step: int) -> Batch:
         noise = random.normal(size=(*shape, *spec.input_shape))
         inputs = (noise + targets[..., None, None, None] / 3).astype(np.float32)
     mine = slice(context.membership.rank * context.micro_steps, (context.membership.rank + 1) * context.micro_steps)
-    return Batch(inputs[mine], targets[mine], np.ones(shape, np.float32)[mine])
+    keys = random.integers(0, 2**32, size=shape, dtype=np.uint32)
+    return Batch(inputs[mine], targets[mine], np.ones(shape, np.float32)[mine], keys[mine])
 
 
 def train(engine: Engine, context: TrainContext, first: int, last: int) -> list[tuple[float, float]]:

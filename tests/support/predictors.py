@@ -10,9 +10,11 @@ import torch
 
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.deepspeed_trainer import forward_pass as torch_pass
 from capstan_runtime.deepspeed_trainer import predict as torch_predict
 from capstan_runtime.deepspeed_trainer.models import build_model
 from capstan_runtime.engine import TensorSource
+from capstan_runtime.flax_trainer import forward_pass as flax_pass
 from capstan_runtime.flax_trainer import predict as flax_predict
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.model_signature import data_spec_of
@@ -50,14 +52,16 @@ def trainer_forward(framework: Framework, signature: Signature, state: dict[str,
     if framework == "flax":
         structure = Structure(signature.model, data)
         values = [jnp.asarray(leaf.read(Saved(state), None)) for leaf in structure.leaves]
-        forward = jax.jit(lambda values, inputs: structure.assemble(values)(inputs, jnp.dtype("float32")))
+        forward = jax.jit(
+            lambda values, inputs: structure.assemble(values)(inputs, flax_pass.Pass(jnp.dtype("float32")))
+        )
         return lambda inputs: np.asarray(forward(values, inputs))
     module = build_model(signature.model, data, 0)
     module.load_state_dict({name.removeprefix("params/"): torch.from_numpy(value) for name, value in state.items()})
 
     def compute(inputs: Array) -> Array:
         with torch.no_grad():
-            return module.eval()(torch.tensor(inputs), torch.float32).numpy()
+            return module.eval()(torch.tensor(inputs), torch_pass.Pass(torch.float32)).numpy()
 
     return compute
 

@@ -23,6 +23,8 @@ class Batch:
     """[M, b] int32 class ids, or [M, b, T] int32 next tokens."""
     weights: Array
     """[M, b] float32: 1 for a sample that counts, 0 for padding (evaluation only; training batches are full)."""
+    keys: Array | None = None
+    """[M, b] uint32: each sample's key of whatever is left to chance (`randomness`). None: evaluation, nothing is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ class Engine(Protocol):
     """Weights of the model, all of them, however they are divided over the ranks."""
 
     def train_step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """One optimizer step over M micro-steps; returns as soon as the work is queued."""
+        """One optimizer step over M micro-steps, of a batch with keys; returns as soon as the work is queued."""
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums: ...

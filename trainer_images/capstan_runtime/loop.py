@@ -44,6 +44,7 @@ from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
 from capstan_runtime.prefetch import Prefetch
+from capstan_runtime.randomness import sample_keys
 from capstan_runtime.recording import Recording
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
@@ -268,7 +269,9 @@ class _Attempt:
     def _read_batch(self, step: int) -> Batch:
         context = self.context
         ids = self.plan.ids_for_rank(step, context.membership.rank, context.membership.world)
-        return training_batch(self.dataset.train, ids.reshape(context.micro_steps, context.samples_per_micro_step))
+        ids = ids.reshape(context.micro_steps, context.samples_per_micro_step)
+        keys = sample_keys(self.plan.seed, batch_index(step, self.plan.skips), ids)
+        return training_batch(self.dataset.train, ids, keys)
 
     def _guard(self) -> Guard:
         run, skips = self.context.run, self.context.membership.skips

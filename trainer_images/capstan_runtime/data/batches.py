@@ -6,11 +6,12 @@ import numpy as np
 
 from capstan_runtime.data.spec import Ids, Samples
 from capstan_runtime.engine import Batch
+from capstan_runtime.randomness import Keys
 
 
-def training_batch(samples: Samples, ids: Ids) -> Batch:
-    """The samples `ids` [M, b] as one rank's batch of one optimizer step; every weight is 1."""
-    return _batch(samples, ids, np.ones(ids.shape, np.float32))
+def training_batch(samples: Samples, ids: Ids, keys: Keys) -> Batch:
+    """The samples `ids` [M, b] as one rank's batch of one optimizer step, with a key for each; every weight is 1."""
+    return _batch(samples, ids, np.ones(ids.shape, np.float32), keys)
 
 
 def validation_batches(
@@ -29,10 +30,11 @@ def validation_batches(
         yield _batch(samples, np.where(counts, ids, 0), counts.astype(np.float32))
 
 
-def _batch(samples: Samples, ids: Ids, weights: np.ndarray) -> Batch:
+def _batch(samples: Samples, ids: Ids, weights: np.ndarray, keys: Keys | None = None) -> Batch:
     inputs, targets = samples.fetch(ids.ravel())
     return Batch(
         inputs=inputs.reshape(*ids.shape, *inputs.shape[1:]),
         targets=targets.reshape(*ids.shape, *targets.shape[1:]),
         weights=weights,
+        keys=keys,
     )

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from capstan_runtime.bench.kernels import DTYPE_BYTES, Dtype, Kernel, ModelKernel
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.models import bare_model
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
@@ -86,11 +87,11 @@ class TorchKernels:
             inputs = self._inputs(signature, batch)
             flops = _count_flops(module, inputs, kind)
             with torch.inference_mode():
-                outputs = module(inputs, kind)
+                outputs = module(inputs, Pass(kind))
         held = [*module.parameters(), inputs, outputs]
         traffic = float(sum(tensor.numel() * tensor.element_size() for tensor in held))
         return ModelKernel(
-            Kernel("forward", self._finished(lambda: module(inputs, kind)), flops, traffic), "least", traffic
+            Kernel("forward", self._finished(lambda: module(inputs, Pass(kind))), flops, traffic), "least", traffic
         )
 
     def _finished(self, work: Callable[[], object]) -> Callable[[], object]:
@@ -147,5 +148,5 @@ def _count_flops(module: torch.nn.Module, inputs: Tensor, dtype: torch.dtype) ->
     counter = FlopCounterMode(display=False)
     # Not inference_mode: under it operations pass the counter by.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-        module(inputs, dtype)
+        module(inputs, Pass(dtype))
     return float(counter.get_total_flops())

@@ -6,16 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.fragments import export_fragments, fragments_of, import_fragments
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model
+from capstan_runtime.deepspeed_trainer.objective import cross_entropy, objective
 from capstan_runtime.deepspeed_trainer.optimizer import build_optimizer, count_step
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
@@ -88,14 +90,16 @@ class DeepSpeedEngine:
         began = time.perf_counter()
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
+        assert batch.keys is not None
         inputs, targets = self._to_device(batch.inputs), self._to_device(batch.targets)
+        keys = self._to_device(batch.keys.astype(np.int64))
         # Their mean over the micro-steps; divided by NaN when that is the fault to inject.
         divisor = len(inputs) / self._loss_factor
         self._loss_factor = 1.0
         loss_sum = torch.zeros((), device=self._device)
         with translated_errors():
-            for micro_inputs, micro_targets in zip(inputs, targets, strict=True):
-                loss = _cross_entropy(self._engine(micro_inputs, self._dtype), micro_targets).mean() / divisor
+            for micro_inputs, micro_targets, keys_B in zip(inputs, targets, keys, strict=True):
+                loss = objective(self._engine, micro_inputs, micro_targets, Pass(self._dtype, keys_B)) / divisor
                 self._engine.backward(loss)
                 loss_sum += loss.detach()
             computed = time.perf_counter()
@@ -112,9 +116,9 @@ class DeepSpeedEngine:
             for batch in batches:
                 arrays = (self._to_device(array) for array in (batch.inputs, batch.targets, batch.weights))
                 for inputs, targets, weights in zip(*arrays, strict=True):
-                    logits = self._engine(inputs, self._dtype)
+                    logits = self._engine(inputs, Pass(self._dtype))
                     weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
-                    loss = (_cross_entropy(logits, targets) * weights).sum()
+                    loss = (cross_entropy(logits, targets) * weights).sum()
                     correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
                     sums += torch.stack([loss, correct, weights.sum()])
             loss, correct, count = sums.tolist()
@@ -210,9 +214,3 @@ def choose_device() -> torch.device:
     # Matrix products are exact by default, convolutions are not: cuDNN may round their inputs to 10 bits (TF32).
     torch.backends.cudnn.allow_tf32 = False
     return device
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Negative log-likelihood of each target, in fp32: [..., classes] and [...] to [...]."""
-    flat = F.cross_entropy(logits.float().flatten(0, -2), targets.flatten().long(), reduction="none")
-    return flat.view(targets.shape)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.layers import Convolution, Embedding, Linear, RmsNorm, RotaryTable, rotate
 from capstan_runtime.model_spec import feed_forward_width, has_projection, initial_parameter, kv_heads, parameter_table
 
@@ -28,8 +29,8 @@ class MlpModel(nn.Module):
         )
         self.head = Linear(widths[-1], outputs, bias=True)
 
-    def forward(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
-        x = inputs.flatten(1).to(dtype)
+    def forward(self, inputs: Tensor, here: Pass) -> Tensor:
+        x = inputs.flatten(1).to(here.dtype)
         for layer in self.layers:
             x = F.gelu(layer(x))
         return self.head(x)
@@ -46,7 +47,7 @@ class ResidualBlock(nn.Module):
         self.shortcut = Convolution(channels_in, channels, 1, groups) if projects else None
         self.stride = 1 if block == 0 else 2
 
-    def forward(self, x_BCSS: Tensor) -> Tensor:
+    def forward(self, x_BCSS: Tensor, here: Pass) -> Tensor:
         y_BCSS = self.second(F.relu(self.first(x_BCSS, self.stride)))
         skipped = x_BCSS if self.shortcut is None else self.shortcut(x_BCSS, self.stride)
         return F.relu(y_BCSS + skipped)
@@ -63,11 +64,11 @@ class CnnModel(nn.Module):
         )
         self.head = Linear(config.channels[-1], outputs, bias=True)
 
-    def forward(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, inputs: Tensor, here: Pass) -> Tensor:
         # Images arrive as [B, S, S, C]: seen as [B, C, S, S] that is torch's channels_last, without a copy.
-        x_BCSS = F.relu(self.stem(inputs.permute(0, 3, 1, 2).to(dtype)))
-        for block in self.blocks:
-            x_BCSS = block(x_BCSS)
+        x_BCSS = F.relu(self.stem(inputs.permute(0, 3, 1, 2).to(here.dtype)))
+        for number, block in enumerate(self.blocks):
+            x_BCSS = block(x_BCSS, here.layer(number))
         return self.head(x_BCSS.mean(dim=(2, 3)))
 
 
@@ -128,7 +129,9 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x_BTD: Tensor, table: tuple[Tensor, Tensor], attend: Attend = causal_attention) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, table: tuple[Tensor, Tensor], here: Pass, attend: Attend = causal_attention
+    ) -> Tensor:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, attend)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
@@ -142,11 +145,11 @@ class TransformerModel(nn.Module):
         self.head = None if config.tied else Linear(config.dim, vocabulary)
         self.rotary = RotaryTable(config.dim // config.heads, config.rope_theta)
 
-    def forward(self, inputs: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(self, inputs: Tensor, here: Pass) -> Tensor:
         table = self.rotary.at(inputs.shape[1], inputs.device)
-        x_BTD = self.embed(inputs, dtype)
-        for layer in self.layers:
-            x_BTD = layer(x_BTD, table)
+        x_BTD = self.embed(inputs, here.dtype)
+        for number, layer in enumerate(self.layers):
+            x_BTD = layer(x_BTD, table, here.layer(number))
         return self.logits(x_BTD)
 
     def logits(self, x_BTD: Tensor) -> Tensor:
@@ -163,7 +166,7 @@ AnyModel = MlpModel | CnnModel | TransformerModel
 def build_model(model: Model, data: DataSpec, seed: int) -> nn.Module:
     """The module in fp32 on the CPU, with the initial values of `seed`.
 
-    Call it with inputs [B, *sample] and the type to compute in; it returns logits [B, classes] or [B, T, vocabulary].
+    Call it with inputs [B, *sample] and a `Pass`; it returns logits [B, classes] or [B, T, vocabulary].
     Raises ConfigError if the model cannot take such data.
     """
     table = parameter_table(model, data)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.models import CnnModel, MlpModel
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.predicting import Inputs, Logits, WarmBatches
@@ -34,4 +35,4 @@ class TorchClassifier:
         if not inputs.flags.writeable:
             inputs = inputs.copy()  # torch has no tensors that are read-only, and says so on stderr
         with torch.inference_mode():
-            return self._module(torch.from_numpy(inputs).to(self._device), torch.float32).cpu().numpy()
+            return self._module(torch.from_numpy(inputs).to(self._device), Pass(torch.float32)).cpu().numpy()

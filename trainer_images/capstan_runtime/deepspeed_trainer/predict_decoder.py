@@ -15,6 +15,7 @@ from torch import Tensor
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.models import Attend, TransformerModel, causal_attention
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.model_spec import kv_heads
@@ -112,5 +113,5 @@ class TorchDecoder:
         is computed between attentions is the same for every token."""
         x_BTD = self._module.embed(torch.tensor(tokens, device=self._device)[None], torch.float32)
         for layer, cache in zip(self._module.layers, self._caches, strict=True):
-            x_BTD = layer(x_BTD, table, attend_in(*cache))
+            x_BTD = layer(x_BTD, table, Pass(torch.float32), attend_in(*cache))
         return x_BTD

@@ -16,6 +16,7 @@ from capstan_runtime.contract.signature import Signature
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.engine import configure_jax
+from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.models import TransformerModel
 from capstan_runtime.flax_trainer.world import translated_errors
@@ -86,7 +87,7 @@ class FlaxKernels:
             ]
             inputs = self._inputs(signature, batch)
             program = (
-                jax.jit(lambda parameters, inputs: structure.assemble(parameters)(inputs, jnp.dtype(kind)))
+                jax.jit(lambda parameters, inputs: structure.assemble(parameters)(inputs, Pass(jnp.dtype(kind))))
                 .lower(parameters, inputs)
                 .compile()
             )
@@ -123,7 +124,7 @@ def _costs(structure: Structure, parameters: list[jax.Array], inputs: jax.Array,
     counted in a program without one, where each layer has parameters of its own."""
 
     def plain(parameters: list[jax.Array], inputs: jax.Array) -> jax.Array:
-        return structure.assemble(parameters)(inputs, jnp.dtype(kind))
+        return structure.assemble(parameters)(inputs, Pass(jnp.dtype(kind)))
 
     model = nnx.eval_shape(lambda: structure.assemble(parameters))
     if not isinstance(model, TransformerModel):
@@ -153,13 +154,14 @@ def _lower_without_loop(structure: Structure, parameters: list[jax.Array], input
             assert isinstance(model, TransformerModel)
             return model
 
+        here = Pass(jnp.dtype(kind))
         first = with_layer(each[0])
         table = first.rotary(jnp.arange(inputs.shape[1]))
-        x_BTD = first.embed(inputs, jnp.dtype(kind))
+        x_BTD = first.embed(inputs, here.dtype)
         for own in each:
             graph, stacked = nnx.split(with_layer(own).layers)
             layer = nnx.merge(graph, jax.tree_util.tree_map(lambda value: value.reshape(value.shape[1:]), stacked))
-            x_BTD = layer(x_BTD, table)
+            x_BTD = layer(x_BTD, table, here)
         return first.logits(x_BTD)
 
     return jax.jit(unrolled).lower(rest, each, inputs)

@@ -100,9 +100,10 @@ class FlaxEngine:
         scalars = step_scalars(self._optimizer, learning_rate, self._step, self._loss_factor)
         self._loss_factor = 1.0
         with translated_errors():
-            inputs, targets = self._spread(batch.inputs, batch.targets)
+            assert batch.keys is not None
+            inputs, targets, keys = self._spread(batch.inputs, batch.targets, batch.keys)
             self._parameters, self._moments, values = self._train_step(
-                self._parameters, self._moments, inputs, targets, scalars
+                self._parameters, self._moments, inputs, targets, keys, scalars
             )
         self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(values)

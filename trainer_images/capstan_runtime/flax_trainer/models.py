@@ -13,6 +13,7 @@ from flax import nnx
 
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.flax_trainer.forward_pass import Pass, through_layers
 from capstan_runtime.flax_trainer.layers import Convolution, Embedding, Linear, RmsNorm, rotary_table, rotate
 from capstan_runtime.model_spec import feed_forward_width, has_projection, kv_heads
 
@@ -25,8 +26,8 @@ class MlpModel(nnx.Module):
         )
         self.head = Linear(widths[-1], outputs, bias=True)
 
-    def __call__(self, inputs: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        x = inputs.reshape(len(inputs), -1).astype(dtype)
+    def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
+        x = inputs.reshape(len(inputs), -1).astype(here.dtype)
         for layer in self.layers:
             x = jax.nn.gelu(layer(x), approximate=False)
         return self.head(x)
@@ -42,7 +43,7 @@ class ResidualBlock(nnx.Module):
         self.shortcut = Convolution(channels_in, channels, 1, groups) if projects else None
         self.stride = 1 if block == 0 else 2
 
-    def __call__(self, x_BSSC: jax.Array) -> jax.Array:
+    def __call__(self, x_BSSC: jax.Array, here: Pass) -> jax.Array:
         y_BSSC = self.second(jax.nn.relu(self.first(x_BSSC, self.stride)))
         skipped = x_BSSC if self.shortcut is None else self.shortcut(x_BSSC, self.stride)
         return jax.nn.relu(y_BSSC + skipped)
@@ -58,10 +59,10 @@ class CnnModel(nnx.Module):
         )
         self.head = Linear(config.channels[-1], outputs, bias=True)
 
-    def __call__(self, inputs: jax.Array, dtype: jnp.dtype) -> jax.Array:
-        x_BSSC = jax.nn.relu(self.stem(inputs.astype(dtype)))
-        for block in self.blocks:
-            x_BSSC = block(x_BSSC)
+    def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
+        x_BSSC = jax.nn.relu(self.stem(inputs.astype(here.dtype)))
+        for number, block in enumerate(self.blocks):
+            x_BSSC = block(x_BSSC, here.layer(number))
         return self.head(jnp.mean(x_BSSC, axis=(1, 2)))
 
 
@@ -121,7 +122,9 @@ class DecoderLayer(nnx.Module):
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
 
-    def __call__(self, x_BTD: jax.Array, table: RotaryTable, attend: Attend = causal_attention) -> jax.Array:
+    def __call__(
+        self, x_BTD: jax.Array, table: RotaryTable, here: Pass, attend: Attend = causal_attention
+    ) -> jax.Array:
         x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, attend)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
 
@@ -137,15 +140,14 @@ class TransformerModel(nnx.Module):
         self.norm = RmsNorm(config.dim, config.norm_epsilon)
         self.head = None if config.tied else Linear(config.dim, vocabulary)
 
-    def __call__(self, inputs: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
         table = self.rotary(jnp.arange(inputs.shape[1]))
         structure, stacked = nnx.split(self.layers)
 
-        def layer(x_BTD: jax.Array, parameters: Any) -> tuple[jax.Array, None]:
-            return nnx.merge(structure, parameters)(x_BTD, table), None
+        def layer(x_BTD: jax.Array, parameters: Any, inside: Pass) -> jax.Array:
+            return nnx.merge(structure, parameters)(x_BTD, table, inside)
 
-        x_BTD, _ = jax.lax.scan(layer, self.embed(inputs, dtype), stacked)
-        return self.logits(x_BTD)
+        return self.logits(through_layers(layer, self.embed(inputs, here.dtype), stacked, self.config.layers, here))
 
     def rotary(self, positions_T: jax.Array) -> RotaryTable:
         return rotary_table(positions_T, self.config.dim // self.config.heads, self.config.rope_theta)
@@ -164,7 +166,7 @@ AnyModel = MlpModel | CnnModel | TransformerModel
 def build_model(model: Model, data: DataSpec) -> AnyModel:
     """The module, with parameters of the right shapes and no meaningful values.
 
-    Call it with inputs [B, *sample] and the type to compute in; it returns logits [B, classes] or [B, T, vocabulary].
+    Call it with inputs [B, *sample] and a `Pass`; it returns logits [B, classes] or [B, T, vocabulary].
     """
     match model.value:
         case Mlp() as config:

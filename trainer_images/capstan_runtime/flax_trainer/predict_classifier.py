@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.optimizer import Leaves
 from capstan_runtime.flax_trainer.world import translated_errors
@@ -41,4 +42,4 @@ class FlaxClassifier:
         return np.asarray(self._programs[len(inputs)](self._parameters, inputs))
 
     def _forward(self, parameters: Leaves, inputs: jax.Array) -> jax.Array:
-        return self._structure.assemble(parameters)(inputs, jnp.dtype(jnp.float32))
+        return self._structure.assemble(parameters)(inputs, Pass(jnp.dtype(jnp.float32)))

@@ -17,6 +17,7 @@ from flax import nnx
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.models import TransformerModel, causal_attention
 from capstan_runtime.flax_trainer.optimizer import Leaves
@@ -117,7 +118,7 @@ class FlaxDecoder:
                 seen.append((k_BTKH, v_BTKH))
                 return causal_attention(q_BTNH, k_BTKH, v_BTKH)
 
-            return nnx.merge(structure, parameters)(x_BTD, table, attend), seen[0]
+            return nnx.merge(structure, parameters)(x_BTD, table, Pass(_FLOAT), attend), seen[0]
 
         x_BTD, seen = jax.lax.scan(layer, model.embed(tokens_P[None], _FLOAT), stacked)
         keys, values = (
@@ -153,7 +154,7 @@ class FlaxDecoder:
                 )
                 return mixed_SBNH.swapaxes(0, 1)
 
-            return (nnx.merge(structure, parameters)(x_BTD, table, attend), kept[0]), None
+            return (nnx.merge(structure, parameters)(x_BTD, table, Pass(_FLOAT), attend), kept[0]), None
 
         numbered = (jnp.arange(self._cache_shape[0]), stacked)
         (x_BTD, cache), _ = jax.lax.scan(layer, (model.embed(tokens_S[None], _FLOAT), cache), numbered)

@@ -17,7 +17,9 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
+from capstan_runtime.flax_trainer.objective import cross_entropy, objective
 from capstan_runtime.flax_trainer.optimizer import Leaves, clip, global_norm, update
 
 AXIS = "data"
@@ -44,27 +46,30 @@ class StepPlan:
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
-    """`step(parameters, moments, inputs, targets, scalars)`.
+    """`step(parameters, moments, inputs, targets, keys, scalars)`.
 
-    inputs [M, G, *sample] and targets [M, G(, T)] are spread over the devices; scalars as `step_scalars` gives them.
+    inputs [M, G, *sample], targets [M, G(, T)] and keys [M, G] are spread over the devices; scalars as `step_scalars`
+    gives them.
     Returns new parameters and moments, in the buffers of the old ones, and [loss, gradient norm before clipping].
     """
     devices = mesh.size
     decays = [leaf.decays for leaf in plan.structure.leaves]
 
-    def loss_of(parameters: Leaves, factor: jax.Array, inputs: jax.Array, targets: jax.Array) -> jax.Array:
-        logits = plan.structure.assemble(parameters)(inputs, plan.dtype)
-        return jnp.mean(cross_entropy(logits, targets)) * factor
+    def loss_of(
+        parameters: Leaves, factor: jax.Array, inputs: jax.Array, targets: jax.Array, keys_B: jax.Array
+    ) -> jax.Array:
+        return objective(plan.structure.assemble(parameters), inputs, targets, Pass(plan.dtype, keys_B)) * factor
 
     def step(
         parameters: Leaves,
         moments: list[Leaves],
         inputs: jax.Array,
         targets: jax.Array,
+        keys: jax.Array,
         scalars: jax.Array,
     ) -> tuple[Leaves, list[Leaves], jax.Array]:
         gradient = functools.partial(jax.value_and_grad(loss_of), parameters, scalars[-1])
-        sums = _sum_over_micro_steps(gradient, inputs, targets)
+        sums = _sum_over_micro_steps(gradient, inputs, targets, keys)
         loss, gradients = _mean_over_devices(sums, devices * len(inputs), devices)
         norm = global_norm(gradients)
         gradients = clip(gradients, norm, plan.gradient_clip)
@@ -77,7 +82,7 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     spread = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(REPLICATED, REPLICATED, BY_SAMPLE, BY_SAMPLE, REPLICATED),
+        in_specs=(REPLICATED, REPLICATED, BY_SAMPLE, BY_SAMPLE, BY_SAMPLE, REPLICATED),
         out_specs=REPLICATED,
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
@@ -124,7 +129,7 @@ def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
         model = plan.structure.assemble(parameters)
 
         def sums_of(inputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-            logits = model(inputs, plan.dtype)
+            logits = model(inputs, Pass(plan.dtype))
             weights = jnp.broadcast_to(weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
             loss = jnp.sum(cross_entropy(logits, targets) * weights)
             correct = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights)
@@ -137,10 +142,3 @@ def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
         step, mesh=mesh, in_specs=(REPLICATED, BY_SAMPLE, BY_SAMPLE, BY_SAMPLE), out_specs=REPLICATED, check_vma=False
     )
     return jax.jit(spread)
-
-
-def cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Negative log-likelihood of each target, in fp32: [..., classes] and [...] to [...]."""
-    logits = logits.astype(jnp.float32)
-    chosen = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits, axis=-1) - chosen

@@ -1,0 +1,38 @@
+"""What a model is told with its inputs, and what it says beside its outputs. Axes: B samples."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from capstan_runtime.deepspeed_trainer import random
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One call of a model. Modules hand it on; a module with chances of its own hands on its part, `named`."""
+
+    dtype: torch.dtype
+    """What is computed in."""
+    keys_B: Tensor | None = None
+    """One key a sample, int64 below 2^32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
+
+    @property
+    def is_training(self) -> bool:
+        return self.keys_B is not None
+
+    def named(self, name: str) -> "Pass":
+        """The same call as a module called `name` sees it."""
+        return self if self.keys_B is None else self._with(random.named(self.keys_B, name))
+
+    def layer(self, number: int) -> "Pass":
+        """The same call as layer `number` sees it."""
+        return self if self.keys_B is None else self._with(random.at(self.keys_B, number))
+
+    def add_loss(self, name: str, value: Tensor) -> None:
+        self.losses[name] = self.losses[name] + value if name in self.losses else value
+
+    def _with(self, keys_B: Tensor) -> "Pass":
+        return Pass(self.dtype, keys_B, self.losses)

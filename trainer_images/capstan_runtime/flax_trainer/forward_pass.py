@@ -1,0 +1,63 @@
+"""What a model is told with its inputs, and what it says beside its outputs. Axes: B samples."""
+
+# JAX leaves these parts of its interface untyped.
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from capstan_runtime.flax_trainer import random
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One call of a model. Modules hand it on; a module with chances of its own hands on its part, `named`."""
+
+    dtype: jnp.dtype
+    """What is computed in."""
+    keys_B: jax.Array | None = None
+    """One key a sample, uint32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
+    losses: dict[str, jax.Array] = field(default_factory=dict)
+    """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
+
+    @property
+    def is_training(self) -> bool:
+        return self.keys_B is not None
+
+    def named(self, name: str) -> "Pass":
+        """The same call as a module called `name` sees it."""
+        return self if self.keys_B is None else self._with(random.named(self.keys_B, name))
+
+    def layer(self, number: int) -> "Pass":
+        """The same call as layer `number` sees it."""
+        return self if self.keys_B is None else self._with(random.at(self.keys_B, number))
+
+    def add_loss(self, name: str, value: jax.Array) -> None:
+        self.losses[name] = self.losses[name] + value if name in self.losses else value
+
+    def _with(self, keys_B: jax.Array) -> "Pass":
+        return Pass(self.dtype, keys_B, self.losses)
+
+
+def through_layers(
+    layer: Callable[[jax.Array, Any, Pass], jax.Array], x: jax.Array, stacked: Any, layers: int, here: Pass
+) -> jax.Array:
+    """`x` through `layers` layers in a loop: `layer(x, parameters, here)` with each layer's slice of `stacked`.
+
+    Every layer has its own keys. What it adds to the loss inside the loop reaches `here` as a sum.
+    """
+
+    def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        number, parameters = numbered
+        keys_B = None if here.keys_B is None else random.at(here.keys_B, number)
+        inside = Pass(here.dtype, keys_B)
+        return layer(x, parameters, inside), inside.losses
+
+    x, losses = jax.lax.scan(run, x, (jnp.arange(layers, dtype=jnp.uint32), stacked))
+    for name, values in losses.items():
+        here.add_loss(name, jnp.sum(values))
+    return x
