@@ -161,13 +161,13 @@ def bare_flax(engine: Any, batch: Any) -> Run:
     from capstan_runtime.flax_trainer.optimizer import step_scalars
 
     compiled = engine._train_step.__wrapped__
-    inputs, targets = jax.block_until_ready(engine._spread(batch.inputs, batch.targets))
+    inputs, targets, keys = jax.block_until_ready(engine._spread(batch.inputs, batch.targets, batch.keys))
     scalars = step_scalars(engine._optimizer, 1e-3, 1, 1.0)
 
     def run(steps: int) -> None:
         parameters, moments = engine._parameters, engine._moments
         for _ in range(steps):
-            parameters, moments, values = compiled(parameters, moments, inputs, targets, scalars)
+            parameters, moments, values = compiled(parameters, moments, inputs, targets, keys, scalars)
         values.block_until_ready()
         engine._parameters, engine._moments = parameters, moments
 
@@ -177,12 +177,14 @@ def bare_flax(engine: Any, batch: Any) -> Run:
 def bare_deepspeed(engine: Any, batch: Any) -> Run:
     import torch
 
+    from capstan_runtime.deepspeed_trainer.forward_pass import Pass
+
     (inputs,), (targets,) = engine._to_device(batch.inputs), engine._to_device(batch.targets).long()
-    deepspeed = engine._engine
+    deepspeed, here = engine._engine, Pass(torch.float32)
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            deepspeed.backward(torch.nn.functional.cross_entropy(deepspeed(inputs, torch.float32), targets))
+            deepspeed.backward(torch.nn.functional.cross_entropy(deepspeed(inputs, here), targets))
             deepspeed.step()
 
     return run
