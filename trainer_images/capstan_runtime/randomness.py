@@ -1,8 +1,9 @@
 """Chance without state: uniform numbers that are a pure function of what they are for.
 
 Every training sample of every optimizer step has a key; a place in the model, and the layer it is in, make other keys
-of it; and a key and the index of an element make a number. So masks are the same in numpy, JAX and torch, for any number
-of workers and of micro-steps, when activations are computed a second time, and after a resume: nothing is carried.
+of it; and a key and the index of an element make a number. So masks are the same in numpy, JAX and torch, for any
+number of workers and of micro-steps, when activations are computed a second time, and after a resume: nothing is
+carried.
 
 `flax_trainer/random.py` and `deepspeed_trainer/random.py` are the twins of this module, and give the same bits.
 
