@@ -71,6 +71,7 @@ generate: $(READY) ## Write the files that come from the models
 	@$(BIN)/python scripts/chart_docs.py $(CHART)
 	@$(BIN)/python scripts/argocd_config.py
 	@$(BIN)/python scripts/reference_docs.py
+	@$(BIN)/python -m scripts.support_matrix
 	@$(BIN)/python scripts/command_docs.py
 	@$(BIN)/python scripts/metric_docs.py
 	@$(BIN)/python scripts/dashboards.py $(CHART)/files/dashboards
@@ -83,6 +84,7 @@ verify: $(READY) ## Prove that generated files and the environment are what they
 	@$(BIN)/python scripts/chart_docs.py --check $(CHART)
 	@$(BIN)/python scripts/argocd_config.py --check
 	@$(BIN)/python scripts/reference_docs.py --check
+	@$(BIN)/python -m scripts.support_matrix --check
 	@$(BIN)/python scripts/command_docs.py --check
 	@$(BIN)/python scripts/metric_docs.py --check
 	@$(BIN)/python scripts/dashboards.py --check $(CHART)/files/dashboards

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -31,6 +31,12 @@ FRAMEWORKS: dict[str, dict[str, Any]] = {
 }
 
 
+class Attemptable(Protocol):
+    """A run's files."""
+
+    def environ(self, **more: str) -> dict[str, str]: ...
+
+
 @dataclass(frozen=True)
 class Attempted:
     """One rank's attempt."""
@@ -48,7 +54,7 @@ class Attempted:
 
 
 def attempt(
-    run: Run,
+    run: Attemptable,
     world: int,
     fence: int = 1,
     floor_step: int = 0,
@@ -64,7 +70,7 @@ def samples_in_order(ranks: list[Attempted], steps: int) -> list[list[int]]:
     return [np.concatenate([each.ids[step].ravel() for each in ranks]).tolist() for step in range(steps)]
 
 
-def _attempt(rank: int, world: int, coordinator: str, run: Run, documents: list[dict[str, Any]]) -> Attempted:
+def _attempt(rank: int, world: int, coordinator: str, run: Attemptable, documents: list[dict[str, Any]]) -> Attempted:
     member = Membership.model_validate(
         {"rank": rank, "world": world, "coordinator": coordinator, **documents[rank]}, by_name=True
     )
