@@ -194,6 +194,11 @@ REFUSED = {
         ),
         "zeroStage 0 cannot train in precision bf16",
     ),
+    "an early stop that nothing leads to": (
+        a_spec(callbacks={"earlyStopping": {"patience": 2}}),
+        "callbacks: earlyStopping follows evaluations, and there are none; set training.evaluation",
+    ),
+    "no patience": (a_spec(callbacks={"earlyStopping": {"patience": 0}}), "spec.callbacks.earlyStopping.patience"),
     "groups that do not divide the channels": (a_spec(model={"cnn": {"channels": [12]}}), "groups 8 does not divide"),
     "a quantity that is none": (a_spec(workers={"max": 2, "resources": {"cpu": "two"}}), "resources"),
 }

@@ -70,6 +70,8 @@ class FaultyEngine(NumpyEngine):
                 os._exit(int(os.environ["FAULT_CODE"]))
             case "leave at checkpoint":
                 os.kill(os.getpid(), signal.SIGUSR2)
+            case "terminate":
+                os.kill(os.getpid(), signal.SIGTERM)
             case "leave":
                 sys.exit("a library gave up")
             case "nan":

@@ -1,11 +1,13 @@
 """What happens between two steps: logging, evaluating; `saving.py` saves. The loop knows when, the hooks know what."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Protocol
 
 from capstan_runtime.agreement import Verdict
+from capstan_runtime.checkpoint.manifest import Value
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.state import Phase, Section
 from capstan_runtime.data.batches import validation_batches
@@ -33,13 +35,14 @@ class Outcome:
         return self._fetched
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Step:
     """One optimizer step that was just queued."""
 
     done: int
     """Steps done, this one included."""
     is_last: bool
+    """None follows: all are done, or an evaluation of this one has ended the run."""
     learning_rate: float
     outcome: Outcome
     verdict: Verdict
@@ -51,7 +54,9 @@ class Hook(Protocol):
     section: Section
     """What the supervisor is told the main thread is doing meanwhile."""
 
-    def is_due(self, step: Step) -> bool: ...
+    def is_due(self, step: Step) -> bool:
+        """Asked when the hooks before it have run."""
+        ...
 
     def run(self, step: Step) -> None: ...
 
@@ -113,12 +118,33 @@ class Log:
         return (now - before) / steps
 
 
+class Follower(Protocol):
+    """What changes the course of a run by its evaluations."""
+
+    def after_evaluation(self, done: int, metrics: Mapping[str, float]) -> None:
+        """Takes in what was measured after `done` steps: once for each evaluation, and the same on every rank."""
+        ...
+
+
 class Evaluate:
     """Measures the model on all held-out samples, divided over the ranks."""
 
+    name = "evaluation"
     section = Section.HOST
 
-    def __init__(self, voice: Voice, meter: Meter, context: TrainContext, engine: Engine, held_out: Samples) -> None:
+    def __init__(
+        self,
+        voice: Voice,
+        meter: Meter,
+        context: TrainContext,
+        engine: Engine,
+        held_out: Samples,
+        followers: Sequence[Follower] = (),
+        saved: Mapping[str, Value] = MappingProxyType({}),
+    ) -> None:
+        """`saved` is what `state` returned before, empty at step 0."""
+        self._followers = followers
+        self._followed_to = int(saved.get("step", 0))
         self._voice = voice
         self._meter = meter
         self._context = context
@@ -129,21 +155,36 @@ class Evaluate:
 
     def is_due(self, step: Step) -> bool:
         # Who is asked to stop has little time, and what was done is not saved yet.
-        is_now = self._every is not None and step.done % self._every == 0 and not step.verdict.stop
-        return step.is_last or is_now
+        return step.is_last or (self._is_time(step.done) and not step.verdict.stop)
+
+    def _is_time(self, done: int) -> bool:
+        return self._every is not None and done > 0 and done % self._every == 0
+
+    def is_owed(self, done: int) -> bool:
+        """Whether a run that goes on after `done` steps was stopped before it could evaluate them, and somebody follows
+        what is measured: its course may not depend on where it was stopped."""
+        return bool(self._followers) and self._is_time(done) and self._followed_to < done
+
+    def state(self) -> dict[str, Value]:
+        return {"step": self._followed_to}
 
     def run(self, step: Step) -> None:
         self.measure(step.done)
 
-    def measure(self, done: int) -> None:
-        """Reports `validation_loss` and `accuracy` of the state after `done` steps. Collective."""
+    def measure(self, done: int, then: Phase = Phase.TRAINING) -> None:
+        """Reports `validation_loss` and `accuracy` of the state after `done` steps, and that phase `then` follows.
+        Collective."""
         self._voice.report(phase=Phase.EVALUATING, step=done)
         with self._meter.paused():
             total = add_up(self._engine.exchange, self._engine.evaluate(self._heard(self._batches())))
         metrics = {"validation_loss": total.loss / total.count, "accuracy": total.correct / total.count}
         self._voice.report_metrics(done, metrics)
         self._voice.say(progress_line(done, self._voice.steps, metrics))
-        self._voice.report(phase=Phase.TRAINING)
+        if done > self._followed_to:
+            self._followed_to = done
+            for follower in self._followers:
+                follower.after_evaluation(done, metrics)
+        self._voice.report(phase=then)
 
     def _batches(self) -> Iterator[Batch]:
         return validation_batches(

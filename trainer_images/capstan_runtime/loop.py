@@ -8,22 +8,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from capstan_runtime.activity import Activity, ObservedEngine
 from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes, wait_for_rank_0
 from capstan_runtime.beat import Beat
+from capstan_runtime.callbacks.early_stopping import EarlyStopping
 from capstan_runtime.chaos import Chaos, DisturbedEngine, flip_a_bit, newest_shard, stalling
 from capstan_runtime.checkpoint.open import open_store
-from capstan_runtime.checkpoint.retention import Retention, Rules
+from capstan_runtime.checkpoint.retention import Retention
 from capstan_runtime.checkpoint.saver import Identity, Saver
 from capstan_runtime.checkpoint.staging import StagingArea
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
-from capstan_runtime.contract.run_config import Membership, RunConfig
-from capstan_runtime.contract.state import Phase, Progress, Quarantine, Section
+from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.state import Phase, Progress, Section
 from capstan_runtime.data.batches import training_batch
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.plan import SamplePlan, batch_index
@@ -39,7 +38,6 @@ from capstan_runtime.errors import (
     failure_class_of,
 )
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
-from capstan_runtime.keep_list import read_keep_list
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
@@ -48,9 +46,11 @@ from capstan_runtime.randomness import sample_keys
 from capstan_runtime.recording import Recording
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
-from capstan_runtime.saving import SaveClock, SaveState
+from capstan_runtime.saving import SaveClock, SaveState, begin_retention
 from capstan_runtime.schedules import learning_rate_at
 from capstan_runtime.stop_signal import StopSignal
+from capstan_runtime.told import read_membership, read_run, required
+from capstan_runtime.trainer_state import Carried
 from capstan_runtime.voice import Voice
 
 MakeEngine = Callable[[TrainContext], Engine]
@@ -67,7 +67,7 @@ class Prepared:
 
 def prepare(environ: Mapping[str, str]) -> Prepared:
     """Reads the run and opens its data; asks for no membership. Raises ConfigError."""
-    run = _read_run(environ)
+    run = read_run(environ)
     return Prepared(run, open_dataset(run.data, run.training.seed, environ))
 
 
@@ -117,7 +117,7 @@ def run_attempt(
     make_engine: MakeEngine, environ: Mapping[str, str], reporter: Reporter, stop: StopSignal, prepared: Prepared
 ) -> int:
     """One attempt from start to end: OK when all steps are done and committed, STOPPED when asked to stop."""
-    run, dataset, membership = prepared.run, prepared.dataset, _read_membership(environ)
+    run, dataset, membership = prepared.run, prepared.dataset, read_membership(environ)
     stop.leave_wanted |= membership.leave_at_checkpoint
     training = run.training
     assert training.virtual_ranks is not None
@@ -127,7 +127,7 @@ def run_attempt(
     plan.micro_steps(membership.world)  # refuses a world that does not divide the virtual ranks
     steps = training.steps or (training.epochs or 0) * plan.steps_per_epoch
     context = TrainContext(run=run, membership=membership, data=dataset.spec, steps=steps, environ=environ)
-    store = open_store(_required(environ, env.STORE), environ)
+    store = open_store(required(environ, env.STORE), environ)
     voice = Voice(reporter, membership.rank, steps)
     activity = Activity(Beat.from_environ(environ))
     chaos = _chaos(context, store, voice)
@@ -143,7 +143,7 @@ def run_attempt(
     if recording is not None:
         recording.keep(store, engine.parameters, voice, finished)
     if finished:
-        voice.report(phase=Phase.SUCCEEDED, step=steps)
+        voice.report(phase=Phase.SUCCEEDED, step=activity.step)
     try:
         engine.close()
     except PeerLost as error:
@@ -188,38 +188,71 @@ class _Attempt:
             raise self._located(error) from error
 
     def _train(self) -> bool:
-        retention = self._retention()
+        retention = begin_retention(self.context, self.store, self.start, self.voice)
         guard = self._guard()
-        save_state = self._save_state(retention, guard)
-        log = Log(self.voice, self.meter, self.context, self.engine.busy_seconds)
-        evaluate = Evaluate(self.voice, self.meter, self.context, self.engine, self.dataset.validation)
-        hooks: list[Hook] = [evaluate, save_state] if self.chaos is None else [evaluate, save_state, self.chaos]
+        early_stopping = self._early_stopping()
+        followers = [each for each in (early_stopping,) if each is not None]
+        evaluate = Evaluate(
+            self.voice,
+            self.meter,
+            self.context,
+            self.engine,
+            self.dataset.validation,
+            followers,
+            self.start.callbacks.get(Evaluate.name, {}),
+        )
+        save_state = self._save_state(retention, guard, [evaluate, *followers] if followers else [])
+        hooks: list[Hook] = [evaluate, *followers, save_state]
+        if self.chaos is not None:
+            hooks.append(self.chaos)
         self._introduce()
-        finished = self.start.step >= self.context.steps
-        if finished:
-            evaluate.measure(self.context.steps)
-            if not self.start.is_in_store:
-                before = self.activity.enter(save_state.section)
-                save_state.save_again(self.start.step)
-                self.activity.enter(before)
+        finished = self._is_finished(evaluate, early_stopping, save_state)
+        if not finished:
+            finished = self._make_steps(hooks, save_state, guard)
+        self._settle(finished, retention)
+        return finished
+
+    def _is_finished(self, evaluate: Evaluate, early_stopping: EarlyStopping | None, save_state: SaveState) -> bool:
+        """Whether nothing is left to be done but what comes after the last step, which is done then."""
+        done = self.start.step
+        is_owed = evaluate.is_owed(done)
+        if is_owed:
+            evaluate.measure(done, then=Phase.COMPILING)
+        has_stopped_early = early_stopping is not None and early_stopping.is_over
+        if done < self.context.steps and not has_stopped_early:
+            return False
+        if not is_owed:
+            evaluate.measure(done)
+        if early_stopping is not None and done < self.context.steps:
+            early_stopping.tell(done)
+        if not self.start.is_in_store:
+            before = self.activity.enter(save_state.section)
+            save_state.save_again(done)
+            self.activity.enter(before)
+        return True
+
+    def _make_steps(self, hooks: list[Hook], save_state: SaveState, guard: Guard) -> bool:
+        """True when the last step is done and committed, False when stopped or left before it."""
+        log = Log(self.voice, self.meter, self.context, self.engine.busy_seconds)
         for step in self._queued_steps(save_state, guard):
-            due = [hook for hook in hooks if hook.is_due(step)]
-            if due:
+            is_settled = any(hook.is_due(step) for hook in hooks)
+            if is_settled:
                 guard.settle(step.done)
-            log.after(step, settles=bool(due))
-            for hook in due:
-                before = self.activity.enter(hook.section)
-                hook.run(step)
-                self.activity.enter(before)
-            finished = step.is_last
+            log.after(step, settles=is_settled)
+            for hook in hooks:
+                if hook.is_due(step):
+                    before = self.activity.enter(hook.section)
+                    hook.run(step)
+                    self.activity.enter(before)
+            if step.is_last:
+                return True
             if step.verdict.stop:
                 self.voice.say(f"stopped at step {step.done}, as asked")
                 break
             if save_state.has_left:
                 self.voice.say(f"left at the checkpoint of step {step.done}, as asked")
                 break
-        self._settle(finished, retention)
-        return finished
+        return False
 
     def _settle(self, finished: bool, retention: Retention | None) -> None:
         """Waits for rank 0 to have read the last checkpoint back. All ranks wait: one that left, and was ended for
@@ -295,7 +328,13 @@ class _Attempt:
             )
         return GpuOutOfMemory(f"{where}, {self.context.micro_steps} micro-steps of {samples} samples: {error}")
 
-    def _save_state(self, retention: Retention | None, guard: Guard) -> SaveState:
+    def _early_stopping(self) -> EarlyStopping | None:
+        plan = self.context.run.callbacks.early_stopping
+        if plan is None:
+            return None
+        return EarlyStopping(plan, self.start.callbacks.get(EarlyStopping.name, {}), self.voice)
+
+    def _save_state(self, retention: Retention | None, guard: Guard, carried: list[Carried]) -> SaveState:
         run, membership = self.context.run, self.context.membership
         environ = self.context.environ
         identity = Identity(
@@ -321,38 +360,9 @@ class _Attempt:
             on_trouble=self.voice.warn,
         )
         save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic, is_owed=not self.start.is_in_store)
-        return SaveState(self.voice, self.meter, self.context, self.engine, saver, save_clock, retention, guard)
-
-    def _retention(self) -> Retention | None:
-        """Rank 0 alone removes old checkpoints."""
-        run, membership = self.context.run, self.context.membership
-        if membership.rank != 0:
-            return None
-
-        def tell_quarantine(quarantined: Quarantine) -> None:
-            self.voice.warn(f"checkpoint of step {quarantined.step} is quarantined: {quarantined.reason}")
-            self.voice.report(quarantined=quarantined)
-
-        verify = run.checkpoint.verify
-        retention = Retention(
-            Rules(
-                self.store,
-                run.uid,
-                membership.fence,
-                run.checkpoint.retention,
-                verify.level,
-                verify.public_key,
-                membership.floor_step,
-                lambda: read_keep_list(self.context.environ),
-            ),
-            on_checkpoint=lambda checkpoint: self.voice.report(checkpoint=checkpoint),
-            on_quarantine=tell_quarantine,
-            on_trouble=self.voice.warn,
+        return SaveState(
+            self.voice, self.meter, self.context, self.engine, saver, save_clock, retention, guard, carried
         )
-        if self.start.root is not None and self.start.is_proven:
-            retention.note_verified(self.start.root)
-        retention.begin()
-        return retention
 
     def _introduce(self) -> None:
         training, world = self.context.run.training, self.context.membership.world
@@ -361,25 +371,3 @@ class _Attempt:
             f"{training.global_batch_size} of {len(self.dataset.train):,} {self.dataset.spec} a step, "
             f"{world} {'worker' if world == 1 else 'workers'}"
         )
-
-
-def _required(environ: Mapping[str, str], name: str) -> str:
-    if not environ.get(name):
-        raise ConfigError(f"environment variable {name} is not set; a trainer is started by its supervisor, which does")
-    return environ[name]
-
-
-def _read_run(environ: Mapping[str, str]) -> RunConfig:
-    path = Path(_required(environ, env.RUN_CONFIG))
-    try:
-        return RunConfig.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise ConfigError(f"{env.RUN_CONFIG}: {path} is no run configuration: {error}") from error
-
-
-def _read_membership(environ: Mapping[str, str]) -> Membership:
-    text = _required(environ, env.MEMBERSHIP)
-    try:
-        return Membership.model_validate_json(text)
-    except ValidationError as error:
-        raise ConfigError(f"{env.MEMBERSHIP}: {text[:200]} is no membership: {error}") from error

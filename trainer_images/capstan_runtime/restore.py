@@ -2,13 +2,14 @@
 
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from capstan_runtime.checkpoint.choose import Choosing, choose_checkpoint
 from capstan_runtime.checkpoint.generations import Memory
 from capstan_runtime.checkpoint.layout import new_attempt
-from capstan_runtime.checkpoint.manifest import TrainerState
+from capstan_runtime.checkpoint.manifest import TrainerState, Value
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.verified import MissingTensor, VerifyingReader
@@ -43,6 +44,8 @@ class Start:
     """The ranks together have checked every byte of it in the store."""
     loss: float | None
     """Of the last step done; None at step 0."""
+    callbacks: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
+    """State of each callback that the checkpoint holds, by name."""
 
 
 def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -> Start:
@@ -83,7 +86,10 @@ def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -
     _tell(context, loaded, voice)
     manifest = loaded.opened.manifest
     is_proven = loaded.is_verified and loaded.source is Source.STORE
-    return Start(manifest.step, attempt, loaded.opened.root, loaded.is_in_store, is_proven, manifest.trainer.loss)
+    trainer = manifest.trainer
+    return Start(
+        manifest.step, attempt, loaded.opened.root, loaded.is_in_store, is_proven, trainer.loss, trainer.callbacks
+    )
 
 
 def _memory(context: TrainContext) -> Memory | None:
@@ -181,10 +187,10 @@ def _require_same_run(context: TrainContext, saved: TrainerState) -> None:
     """Continuing with other data, in another order, would look like the same run and not be it. Raises ConfigError, and
     UnusableForGood when a batch went into it that the run has been rewound to leave out."""
     now = trainer_state(context, saved.step, saved.loss)
-    for name, field in _FIELDS.items():
+    for name, place in _FIELDS.items():
         if getattr(now, name) != getattr(saved, name):
             raise ConfigError(
-                f"{field}: {getattr(now, name)} differs from {getattr(saved, name)} in the checkpoint of step "
+                f"{place}: {getattr(now, name)} differs from {getattr(saved, name)} in the checkpoint of step "
                 f"{saved.step}; set it back, or start a new job"
             )
     if now.skips != saved.skips:

@@ -1,17 +1,21 @@
 """When a checkpoint is saved, and what its outcome means for the run."""
 
 import time
+from collections.abc import Sequence
 
-from capstan_runtime.checkpoint.retention import Retention
+from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.saver import Outcome, Saver
+from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.state import Phase, Section
+from capstan_runtime.contract.state import Phase, Quarantine, Section
 from capstan_runtime.engine import Engine
 from capstan_runtime.errors import StoreUnavailable
 from capstan_runtime.hooks import Step
+from capstan_runtime.keep_list import read_keep_list
 from capstan_runtime.metrics.meter import Clock, Meter
 from capstan_runtime.numerical import Guard
-from capstan_runtime.trainer_state import trainer_state
+from capstan_runtime.restore import Start
+from capstan_runtime.trainer_state import Carried, trainer_state
 from capstan_runtime.voice import Voice
 
 _MOST_FAILED_SAVES = 3
@@ -56,8 +60,10 @@ class SaveState:
         save_clock: SaveClock,
         retention: Retention | None,
         guard: Guard,
+        carried: Sequence[Carried] = (),
     ) -> None:
-        """`retention` is rank 0's; None elsewhere. `guard` has looked at every step that `run` is given."""
+        """`retention` is rank 0's; None elsewhere. `guard` has looked at every step that `run` is given. What is
+        `carried` is saved as it is when a save begins."""
         self._context = context
         self._voice = voice
         self._meter = meter
@@ -66,6 +72,7 @@ class SaveState:
         self._save_clock = save_clock
         self._retention = retention
         self._guard = guard
+        self._carried = carried
         self._every = context.run.checkpoint.interval.steps
         self._failures = 0
         self._blocked_seconds = 0.0
@@ -118,7 +125,8 @@ class SaveState:
         """Blocks the loop until the state is staged."""
         started = time.perf_counter()
         metrics = {**self._voice.metrics, "loss": loss}
-        self._saver.begin(trainer_state(self._context, done, loss), self._engine.export_state(), metrics)
+        state = trainer_state(self._context, done, loss, self._carried)
+        self._saver.begin(state, self._engine.export_state(), metrics)
         self._blocked_seconds = time.perf_counter() - started
         self._save_clock.reset()
 
@@ -135,7 +143,7 @@ class SaveState:
 
     def _save_before_leaving(self, step: Step, loss: float) -> None:
         outcome = self._save_and_wait(step.done, loss, _phase_of(step))
-        self.has_left = step.verdict.leave and outcome.checkpoint is not None
+        self.has_left = step.verdict.leave and not step.is_last and outcome.checkpoint is not None
         if step.is_last and outcome.checkpoint is None:
             self._fail(outcome)
         if not step.verdict.stop:
@@ -167,6 +175,38 @@ class SaveState:
 
     def _fail(self, outcome: Outcome) -> None:
         raise StoreUnavailable(f"checkpoint not saved, {self._failures} times in a row: {outcome.problem}")
+
+
+def begin_retention(context: TrainContext, store: Store, start: Start, voice: Voice) -> Retention | None:
+    """Rank 0's, which alone removes old checkpoints; None elsewhere."""
+    run, membership = context.run, context.membership
+    if membership.rank != 0:
+        return None
+
+    def tell_quarantine(quarantined: Quarantine) -> None:
+        voice.warn(f"checkpoint of step {quarantined.step} is quarantined: {quarantined.reason}")
+        voice.report(quarantined=quarantined)
+
+    verify = run.checkpoint.verify
+    retention = Retention(
+        Rules(
+            store,
+            run.uid,
+            membership.fence,
+            run.checkpoint.retention,
+            verify.level,
+            verify.public_key,
+            membership.floor_step,
+            lambda: read_keep_list(context.environ),
+        ),
+        on_checkpoint=lambda checkpoint: voice.report(checkpoint=checkpoint),
+        on_quarantine=tell_quarantine,
+        on_trouble=voice.warn,
+    )
+    if start.root is not None and start.is_proven:
+        retention.note_verified(start.root)
+    retention.begin()
+    return retention
 
 
 def _phase_of(step: Step) -> Phase:

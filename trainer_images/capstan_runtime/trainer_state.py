@@ -1,11 +1,25 @@
 """All of a run's state that is not a tensor."""
 
-from capstan_runtime.checkpoint.manifest import TrainerState
+from collections.abc import Iterable, Mapping
+from typing import Protocol
+
+from capstan_runtime.checkpoint.manifest import TrainerState, Value
 from capstan_runtime.context import TrainContext
 from capstan_runtime.data.plan import PLAN_VERSION, skips_before
 
 
-def trainer_state(context: TrainContext, step: int, loss: float) -> TrainerState:
+class Carried(Protocol):
+    """Something with a state of its own that a resumed run has to go on with."""
+
+    name: str
+    """Of its state in the checkpoint, the same for ever."""
+
+    def state(self) -> Mapping[str, Value]:
+        """After the step that was done last; the same on every rank. What made it takes it back when a run resumes."""
+        ...
+
+
+def trainer_state(context: TrainContext, step: int, loss: float, carried: Iterable[Carried] = ()) -> TrainerState:
     """The state after `step` steps, of which the last had `loss`. The data's position and the learning rate follow."""
     training = context.run.training
     assert training.virtual_ranks is not None
@@ -19,4 +33,5 @@ def trainer_state(context: TrainContext, step: int, loss: float) -> TrainerState
         learning_rate_step=step,
         loss=loss,
         skips=skips_before(step, context.membership.skips),
+        callbacks={each.name: dict(each.state()) for each in carried},
     )

@@ -10,6 +10,7 @@ from capstan_operator.api.placement import Placement
 from capstan_operator.api.recovery_spec import Chaos, Recovery
 from capstan_operator.api.store import Store
 from capstan_runtime.contract.base import Positive, Record, cel, rules_of
+from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.models import Model
@@ -189,6 +190,10 @@ class TrainingJobSpec(Run):
             "'chaos: ' + self.chaos.filter(one, has(one.step) && one.step >= self.training.steps)[0].name"
             " + ' is for a step that is not below training.steps ' + string(self.training.steps) + '; lower its step'",
         ),
+        (
+            "!has(self.callbacks.earlyStopping) || has(self.training.evaluation)",
+            "'callbacks: earlyStopping follows evaluations, and there are none; set training.evaluation'",
+        ),
         *(
             (
                 f"self.{field} == oldSelf.{field}",
@@ -210,6 +215,13 @@ class TrainingJobSpec(Run):
 
     checkpoint: Annotated[CheckpointSpec, Field(description="Where, how often and how carefully the run is saved.")]
     recovery: Annotated[Recovery, Field(description="What happens when something breaks.")] = Recovery()
+    callbacks: Annotated[
+        Callbacks,
+        Field(
+            description="What follows the run. A change is followed once the job was suspended, no pod was left, and "
+            "it was resumed."
+        ),
+    ] = Callbacks()
     chaos: Annotated[
         list[Chaos],
         Field(
@@ -250,8 +262,9 @@ class TrainingJobSpec(Run):
         return cls.model_validate(document, strict=True, by_alias=True, by_name=False)
 
     @model_validator(mode="after")
-    def _chaos_fits(self) -> Self:
-        _chaos_is_named_and_placed(self)
+    def _additions_fit(self) -> Self:
+        for rule in (_chaos_is_named_and_placed, _early_stopping_has_evaluations):
+            rule(self)
         return self
 
 
@@ -312,3 +325,8 @@ def _chaos_is_named_and_placed(spec: TrainingJobSpec) -> None:
             raise ValueError(
                 f"chaos: {one.name} is for a step that is not below training.steps {steps}; lower its step"
             )
+
+
+def _early_stopping_has_evaluations(spec: TrainingJobSpec) -> None:
+    if spec.callbacks.early_stopping and not spec.training.evaluation:
+        raise ValueError("callbacks: earlyStopping follows evaluations, and there are none; set training.evaluation")

@@ -26,6 +26,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
             interval=spec.checkpoint.interval, retention=spec.checkpoint.retention, verify=spec.checkpoint.verify
         ),
         numerical=spec.recovery.numerical,
+        callbacks=spec.callbacks,
         warm_spare=spec.recovery.warm_spare,
         memory_tier=spec.recovery.memory_tier,
         record=spec.record_steps,

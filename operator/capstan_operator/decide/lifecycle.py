@@ -21,6 +21,7 @@ from capstan_operator.decide.queueing import stopped_by_queue
 from capstan_operator.decide.reasons import Reason, is_budget
 from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
 from capstan_operator.decide.times import rfc3339, seconds_since_1970
+from capstan_runtime.contract.state import EarlyStop
 
 
 def record_end(situation: Situation) -> TrainingJobStatus | None:
@@ -83,8 +84,18 @@ def _succeeded(situation: Situation) -> TrainingJobStatus | None:
     crew = situation.members or situation.workers
     if not all(worker.has_finished(status.fence) for worker in crew):
         return None
+    early = _early_stop(situation)
+    if early is not None:
+        return _finish(situation, TrainingJobCondition.SUCCEEDED, Reason.STOPPED_EARLY, f"{early}")
     steps = f"all {status.steps} steps are done" if status.fence and status.steps else "all pods have finished"
     return _finish(situation, TrainingJobCondition.SUCCEEDED, Reason.COMPLETED, steps)
+
+
+def _early_stop(situation: Situation) -> EarlyStop | None:
+    """Why the run ended before its last step; None: it did not, or nobody is left who could tell."""
+    words = [worker.word for worker in situation.members]
+    stops = (word.early_stop for word in words if word is not None and word.fence == situation.status.fence)
+    return next((stop for stop in stops if stop is not None), None)
 
 
 def _deadline_passed(situation: Situation) -> TrainingJobStatus | None:

@@ -55,6 +55,8 @@ class Reason(StrEnum):
 
     COMPLETED = "Completed"
     """Every worker finished."""
+    STOPPED_EARLY = "StoppedEarly"
+    """Evaluations found the model no better any more, and spec.callbacks.earlyStopping ended the run: a success."""
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     """The job ran for longer than spec.activeDeadlineSeconds."""
     CONFIG_ERROR = "ConfigError"

@@ -82,6 +82,12 @@ class TensorEntry(Record):
     """Of the digests of its leaves, end to end: of its content alone, however it is cut."""
 
 
+Value = int | float | str
+"""Of a callback's state. A float is finite: JSON has no word for others."""
+CallbackStates = Annotated[dict[str, dict[str, Value]], Field(exclude_if=lambda states: not states)]
+"""By the callback's name, each with a few numbers and words of its own; or nothing at all, as `Recorded`."""
+
+
 class DigestPlan(Record):
     """How the bytes were hashed."""
 
@@ -105,6 +111,8 @@ class TrainerState(Record):
     """Of the last step."""
     skips: tuple[Skip, ...] = ()
     """Batches that were left out before this step."""
+    callbacks: CallbackStates = {}
+    """State of what follows the run and may change its course, after this step: early stopping, a plateau, …"""
 
 
 class SaveFacts(Record):

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.chaos import Injection
 from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.framework import Framework
@@ -55,6 +56,7 @@ class RunConfig(Record):
     """`virtual_ranks` is always set here; the operator resolves the default."""
     checkpoint: CheckpointPlan
     numerical: Numerical = Numerical()
+    callbacks: Callbacks = Callbacks()
     deadlines: Deadlines = Deadlines()
     warm_spare: bool = True
     """Each pod keeps a process with its imports done, so that a restart does not wait for them."""

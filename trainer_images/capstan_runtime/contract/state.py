@@ -117,6 +117,25 @@ class Quarantine(Record):
     reason: str
 
 
+class EarlyStop(Record):
+    """Why a run ended, as a success, before the last of its steps."""
+
+    step: int
+    """Optimizer steps done."""
+    metric: str
+    evaluations: int
+    """So many in a row found it no better."""
+    best: float | None = None
+    """None: it never was a finite number."""
+    best_step: int | None = None
+    """Steps done when it was that good."""
+
+    def __str__(self) -> str:
+        best = "it never was a finite number" if self.best is None else f"best {self.best:.6g} at step {self.best_step}"
+        times = "evaluation" if self.evaluations == 1 else f"{self.evaluations} evaluations in a row"
+        return f"stopped early after step {self.step}: {times} found {self.metric} no better; {best}"
+
+
 class Progress(Record):
     """One line of JSON from the trainer on the report pipe. None means unchanged since the last line."""
 
@@ -136,6 +155,8 @@ class Progress(Record):
     injected: Injected | None = None
     note: str | None = None
     """One line that the operator makes an event of: a spike that was ignored, an update that was dropped."""
+    early_stop: EarlyStop | None = None
+    """The step that it names is the last."""
     bad_batch: int | None = None
     """With `failure` NUMERICAL and the policy rewind: see `Exit.bad_batch`."""
     failure: FailureClass | None = None
@@ -185,6 +206,8 @@ class State(Record):
     notes: list[str] = []
     """Of this attempt, newest last, at most 5."""
     quarantined: list[Quarantine] = []
+    early_stop: EarlyStop | None = None
+    """Of this attempt; None: it makes all steps."""
     exit: Exit | None = None
     """Of the newest attempt that did not succeed; None while it runs."""
 

@@ -115,6 +115,7 @@ class Supervisor:
             resumed_from=None,
             restored=None,
             notes=[],
+            early_stop=None,
             exit=None,
         )
         self._enter(Phase.STARTING)

@@ -1,0 +1,47 @@
+"""What follows a run and may end it or look at it.
+
+Embedded in the CRD's `spec`, and in what pods are told: each fact has one definition. Every field carries the
+description that `kubectl explain` shows.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from capstan_runtime.contract.base import Record
+
+EvaluationMetric = Literal["validation_loss", "accuracy"]
+
+
+class EarlyStopping(Record):
+    """Ends the run, as a success, once evaluations find the model no better any more."""
+
+    metric: Annotated[EvaluationMetric, Field(description="What evaluations measure that is to get better.")] = (
+        "validation_loss"
+    )
+    mode: Annotated[
+        Literal["min", "max"] | None,
+        Field(
+            description="Whether less or more of the metric is better. Left out: min for validation_loss, max for "
+            "accuracy."
+        ),
+    ] = None
+    patience: Annotated[
+        int, Field(ge=1, le=1_000_000, description="Evaluations in a row without a better value that end the run.")
+    ]
+    min_delta: Annotated[
+        float, Field(ge=0.0, description="A value is better only if it beats the best one by more than this.")
+    ] = 0.0
+
+    @property
+    def more_is_better(self) -> bool:
+        """`mode`, or its default."""
+        return (self.mode or ("max" if self.metric == "accuracy" else "min")) == "max"
+
+
+class Callbacks(Record):
+    """What follows the run. Each is there if it is named."""
+
+    early_stopping: Annotated[
+        EarlyStopping | None, Field(description="Left out: the run makes all its steps. Needs training.evaluation.")
+    ] = None
