@@ -44,6 +44,7 @@ from capstan_runtime.numerical import Guard
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.randomness import sample_keys
 from capstan_runtime.recording import Recording
+from capstan_runtime.registry.at_end import RegisterAtEnd
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
 from capstan_runtime.saving import SaveClock, SaveState, begin_retention
@@ -134,12 +135,14 @@ def run_attempt(
     engine: Engine = make_engine(context)
     engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)
     voice.report(phase=Phase.RESTORING, steps=steps)
+    registering = RegisterAtEnd(context, store) if run.register_as is not None and membership.rank == 0 else None
     start = restore(context, engine, store, voice)
     stop.from_now_on_save_first()
     activity.step = start.step
     recording = Recording(context, start.step) if run.record else None
     meter = recording.meter if recording is not None else Meter(time.monotonic, start.step)
-    finished = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter).train()
+    attempt = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter, registering)
+    finished = attempt.train()
     if recording is not None:
         recording.keep(store, engine.parameters, voice, finished)
     if finished:
@@ -179,6 +182,8 @@ class _Attempt:
     activity: Activity
     chaos: Chaos | None
     meter: Meter
+    registering: RegisterAtEnd | None
+    """Rank 0's, of a run that registers what it ends with."""
 
     def train(self) -> bool:
         """True when all steps are done and committed, False when stopped early."""
@@ -263,7 +268,10 @@ class _Attempt:
         """
         self.voice.report(phase=Phase.SAVING if finished else Phase.STOPPING)
         deadlines = self.context.deadlines
-        wait = retention.wait if retention is not None else None
+        wait: Callable[[float], bool] | None = retention.wait if retention is not None else None
+        registering = self.registering if finished else None
+        if registering is not None:
+            wait = registering.wait_after(wait)
         patience_seconds = deadlines.save if finished else deadlines.stop / 2
         try:
             wait_for_rank_0(self.engine.exchange, wait, patience_seconds, time.monotonic)
@@ -271,6 +279,10 @@ class _Attempt:
             if finished:
                 raise
             self.voice.warn(f"{error}; it was to stop anyway")
+        if registering is not None:
+            registered = registering.result()
+            self.voice.say(f"registered as {registered.name} {registered.version}, {registered.root[:23]}")
+            self.voice.report(registered=registered)
 
     def _queued_steps(self, save_state: SaveState, guard: Guard) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""

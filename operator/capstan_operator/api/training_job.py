@@ -15,6 +15,7 @@ from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.saving import Interval, Retention, Verification
 from capstan_runtime.contract.schedules import Schedule
 from capstan_runtime.contract.training import Training
@@ -214,6 +215,14 @@ class TrainingJobSpec(Run):
     )
 
     checkpoint: Annotated[CheckpointSpec, Field(description="Where, how often and how carefully the run is saved.")]
+    register_as: Annotated[
+        Register | None,
+        Field(
+            description="Register what the job ends with as a version of a model, in the registry of the checkpoint "
+            "store: capstan model list. Left out: somebody else does, or nobody. A change is followed once the job was "
+            "suspended, no pod was left, and it was resumed."
+        ),
+    ] = None
     recovery: Annotated[Recovery, Field(description="What happens when something breaks.")] = Recovery()
     callbacks: Annotated[
         Callbacks,

@@ -101,6 +101,14 @@ class QuarantineStatus(Record):
     reason: Annotated[str, Field(description="What did not match.")]
 
 
+class RegisteredStatus(Record):
+    """What the job has registered."""
+
+    name: Annotated[str, Field(description="Of the model.")]
+    version: Annotated[str, Field(description="Semantic version.")]
+    digest: Annotated[str, Field(description="Digest of the registered checkpoint's manifest.")]
+
+
 class TrainingJobStatus(Record):
     """The truth about the run, written by the operator alone."""
 
@@ -160,6 +168,10 @@ class TrainingJobStatus(Record):
         ),
     ] = []
     checkpoint: Annotated[CheckpointStatus | None, Field(description="Newest committed checkpoint.")] = None
+    registered: Annotated[
+        RegisteredStatus | None,
+        Field(description="The version of a model that registerAs made; absent: it has made none."),
+    ] = None
     resumed_from: Annotated[
         CheckpointStatus | None, Field(description="Checkpoint the current attempt continued from; absent: step 0.")
     ] = None

@@ -21,9 +21,18 @@ from capstan_operator.build.pod_parts import (
 )
 from capstan_operator.build.pod_patch import RUN_FOLDER, RUN_VOLUME, TRAINER, TRAINER_POD, apply_pod_patch
 from capstan_operator.build.secret import RUN_FILE, TOKEN_FILE
-from capstan_operator.build.store import STORE_FOLDER, STORE_VOLUME, run_folder, store_env, store_env_from, store_volume
+from capstan_operator.build.store import (
+    STORE_FOLDER,
+    STORE_VOLUME,
+    run_folder,
+    store_env,
+    store_env_from,
+    store_place,
+    store_volume,
+)
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
+from capstan_runtime.contract.registry import REGISTRY
 
 MEMORY_VOLUME = "memory"
 MEMORY_FOLDER = "/capstan/memory"
@@ -124,7 +133,7 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         "name": TRAINER,
         "image": image,
         "command": SUPERVISOR,
-        "env": [*(machine_entries(image) if spec.record_steps else []), *_env(job, spec, settings)],
+        "env": [*(machine_entries(image) if spec.record_steps or spec.register_as else []), *_env(job, spec, settings)],
         **store_env_from(spec.checkpoint.store),
         "ports": [{"name": "supervisor", "containerPort": env.SUPERVISOR_PORT}],
         **container_resources(spec.workers.resources, spec.workers.gpus),
@@ -140,6 +149,8 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
         env.TERMINATION_LOG: TERMINATION_LOG,
         **store_env(spec.checkpoint.store, run_folder(job)),
     }
+    if spec.register_as:
+        plain[REGISTRY] = store_place(spec.checkpoint.store)
     if spec.recovery.memory_tier:
         plain[env.MEMORY] = MEMORY_FOLDER
     if spec.checkpoint.sign:

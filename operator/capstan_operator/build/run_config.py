@@ -29,6 +29,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
         callbacks=spec.callbacks,
         warm_spare=spec.recovery.warm_spare,
         memory_tier=spec.recovery.memory_tier,
+        register_as=spec.register_as,
         record=spec.record_steps,
         deadlines=Deadlines(
             form=deadlines.form,

@@ -20,11 +20,16 @@ def job_of(run: str) -> str:
     return run.split("/")[1]
 
 
+def store_place(store: Store) -> str:
+    """All of the store, as a pod sees it: a folder, or the URL of a bucket."""
+    return store.object.url.rstrip("/") if store.object else STORE_FOLDER
+
+
 def store_env(store: Store, run: str) -> dict[str, str]:
     """Where the checkpoints in folder `run` are, and what the client of an object store reads by itself."""
+    variables = {env.STORE: f"{store_place(store)}/{run}"}
     if not store.object:
-        return {env.STORE: f"{STORE_FOLDER}/{run}"}
-    variables = {env.STORE: f"{store.object.url.rstrip('/')}/{run}"}
+        return variables
     if store.object.endpoint:
         variables["AWS_ENDPOINT_URL"] = store.object.endpoint
         if store.object.endpoint.startswith("http://"):

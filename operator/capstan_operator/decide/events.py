@@ -22,6 +22,7 @@ def tell(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Training
         _chaos(old, new),
         _quarantined(old, new),
         _noted(old, new),
+        _registered(old, new),
         _ended(situation, old, new),
         _resizing(old, new),
         _started(situation, plan, old, new),
@@ -70,6 +71,12 @@ def _noted(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote
     for note in new.notes:
         if (note.fence, note.message) not in known:
             yield EventNote("Normal", "Noted", f"rank {note.rank}: {note.message}")
+
+
+def _registered(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    made = new.registered
+    if made is not None and made != old.registered:
+        yield EventNote("Normal", "Registered", f"{made.name} {made.version} is {made.digest}")
 
 
 def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:

@@ -7,6 +7,7 @@ from capstan_operator.api.meta import Condition, TrainingJobCondition
 from capstan_operator.api.training_job_status import (
     CheckpointStatus,
     QuarantineStatus,
+    RegisteredStatus,
     TrainingJobStatus,
     WorkersStatus,
 )
@@ -40,6 +41,11 @@ def learn(situation: Situation) -> TrainingJobStatus:
     update: dict[str, object] = {"resumed_from": resumed}
     if made_progress(status):
         update["attempts_without_progress"] = 0
+    if word.registered is not None:
+        registered = word.registered
+        update["registered"] = RegisteredStatus(
+            name=registered.name, version=registered.version, digest=registered.root
+        )
     if word.steps is not None:
         update["steps"] = word.steps
     if word.phase is Phase.COMPILING and word.resumed_from:

@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made["adopt"].add_argument(
         "--signing-key", type=Path, metavar="PEM", help="sign it, for a job that takes only what is signed"
     )
+    made["unpin"].add_argument("--force", action="store_true", help="even what is a version of a registered model")
     _add_rules(made["gc"])
 
 
@@ -190,7 +191,8 @@ def _call(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
         case "adopt":
             opened = open_checkpoint(place.store, name, _key_text(options.public_key))
             return export.give(opened, open_store(options.to, environ), options.signing_key, output)
-    return keep.set_pin(place.store, name, options.checkpoint_command == "pin", output)
+    is_wanted = options.checkpoint_command == "pin"
+    return keep.set_pin(place.store, name, is_wanted, output, not is_wanted and options.force)
 
 
 def _wanted(options: argparse.Namespace, environ: Mapping[str, str]) -> tuple[list[Place], bool]:

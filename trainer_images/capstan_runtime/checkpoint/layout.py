@@ -29,6 +29,8 @@ VERIFIED = "VERIFIED"
 PINNED = "PINNED"
 SHARDS = "shards"
 CLAIMS = "claims"
+MODELS = "_models"
+"""In the store above those of the runs: the registry (`registry/entry.py`). No namespace can be called so."""
 PART = ".part"
 """Ending of a file that is still being written."""
 

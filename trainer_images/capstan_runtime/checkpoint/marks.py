@@ -13,12 +13,35 @@ from capstan_runtime.checkpoint.store import ObjectMissing, Store, is_damage
 
 def pin(store: Store, name: SaveName) -> None:
     """Retention keeps the checkpoint until `unpin`. Raises OSError."""
-    store.put(f"{name}/{PINNED}", [_note({"at": time.time()})])
+    _put_pin(store, name, registered_as(store, name))
+
+
+def pin_registered(store: Store, name: SaveName, model: str) -> None:
+    """The same for good: it is, or is about to be, a version of `model`, and versions stay. Raises OSError."""
+    _put_pin(store, name, sorted({*registered_as(store, name), model}))
+
+
+def registered_as(store: Store, name: SaveName) -> list[str]:
+    """Names of the models that the checkpoint was pinned for by `pin_registered`. Raises OSError."""
+    try:
+        models = json.loads(store.get(f"{name}/{PINNED}")).get("registered", [])
+        return [str(model) for model in models]
+    except OSError as error:
+        if not is_damage(error):
+            raise
+        return []
+    except (ObjectMissing, ValueError, AttributeError, TypeError, RecursionError):
+        return []
+
+
+def _put_pin(store: Store, name: SaveName, registered: list[str]) -> None:
+    note: dict[str, object] = {"at": time.time()}
+    store.put(f"{name}/{PINNED}", [_note(note | {"registered": registered} if registered else note)])
     store.settle(str(name))
 
 
 def unpin(store: Store, name: SaveName) -> None:
-    """Undoes `pin`. Raises OSError."""
+    """Undoes `pin`. Who asks has looked at `registered_as`. Raises OSError."""
     store.remove(f"{name}/{PINNED}")
     store.settle(str(name))
 

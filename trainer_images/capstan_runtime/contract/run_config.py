@@ -12,6 +12,7 @@ from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.numerical import Numerical
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.saving import Interval, Retention, Verification
 from capstan_runtime.contract.schedules import Schedule
 from capstan_runtime.contract.training import Training
@@ -62,6 +63,9 @@ class RunConfig(Record):
     """Each pod keeps a process with its imports done, so that a restart does not wait for them."""
     memory_tier: bool = True
     """Each pod keeps its part of the newest saves in memory (`env.MEMORY`): a restart need not read the store then."""
+
+    register_as: Register | None = None
+    """Rank 0 registers what the run ends with. None: nobody does."""
 
     record: bool = False
     """Every rank keeps a TrainingRecord of each attempt in the store."""

@@ -8,6 +8,7 @@ from pydantic import Field
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.chaos import Injected
 from capstan_runtime.contract.exit_codes import FailureClass
+from capstan_runtime.contract.registry import Registered
 
 
 class Phase(StrEnum):
@@ -153,6 +154,8 @@ class Progress(Record):
     restored: Restored | None = None
     quarantined: Quarantine | None = None
     injected: Injected | None = None
+    registered: Registered | None = None
+    """What the run was registered as, at its end."""
     note: str | None = None
     """One line that the operator makes an event of: a spike that was ignored, an update that was dropped."""
     early_stop: EarlyStop | None = None
@@ -205,6 +208,8 @@ class State(Record):
     """Faults executed in this pod, in any attempt, newest last, at most 20."""
     notes: list[str] = []
     """Of this attempt, newest last, at most 5."""
+    registered: Registered | None = None
+    """As rank 0 reported; None: the run does not register, or has not ended."""
     quarantined: list[Quarantine] = []
     early_stop: EarlyStop | None = None
     """Of this attempt; None: it makes all steps."""

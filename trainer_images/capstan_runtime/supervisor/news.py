@@ -10,7 +10,7 @@ _INJECTED_KEPT = 20
 _NOTES_KEPT = 5
 _METRICS_KEPT = 100
 _LONGEST_TEXT = 300
-_RECORDS = ("checkpoint", "staged", "resumed_from", "restored", "early_stop")
+_RECORDS = ("checkpoint", "staged", "resumed_from", "restored", "early_stop", "registered")
 """Fields of a Progress that become the State's field of the same name."""
 _LASTING = frozenset({Fault.SLOW_RANK, Fault.SLOW_NETWORK, Fault.DATA_STALL})
 """Faults that last for the time their injection names."""
@@ -40,7 +40,14 @@ def taken_in(state: State, progress: Progress) -> dict[str, object]:
 def is_news(progress: Progress) -> bool:
     """Whether the operator should hear of this line before its next poll."""
     return any(
-        value is not None for value in (progress.checkpoint, progress.quarantined, progress.injected, progress.note)
+        value is not None
+        for value in (
+            progress.checkpoint,
+            progress.quarantined,
+            progress.injected,
+            progress.registered,
+            progress.note,
+        )
     )
 
 

@@ -14,7 +14,7 @@ from capstan_runtime.checkpoint.commands.text import Progress, print_table, shor
 from capstan_runtime.checkpoint.keeping import kept
 from capstan_runtime.checkpoint.layout import COMMIT, SIGNATURE, VERIFIED, SaveName
 from capstan_runtime.checkpoint.manifest import Claim
-from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, pin, unpin, verified_at
+from capstan_runtime.checkpoint.marks import is_pinned, mark_verified, pin, registered_as, unpin, verified_at
 from capstan_runtime.checkpoint.readback import read_back
 from capstan_runtime.checkpoint.reader import open_checkpoint, read_manifest
 from capstan_runtime.checkpoint.retention import held, proved, remove_checkpoint
@@ -201,13 +201,20 @@ def _removed(removal: Verdict, kept: list[Verdict]) -> bool:
     return True
 
 
-def set_pin(store: Store, name: SaveName, is_wanted: bool, output: str) -> int:
-    """0. Raises Usage for a save that is not committed: it would be no use to keep it."""
+def set_pin(store: Store, name: SaveName, is_wanted: bool, output: str, is_forced: bool = False) -> int:
+    """0. Raises Usage for a save that is not committed, which would be no use to keep, and for one that is a registered
+    model, unless `is_forced`."""
     if is_wanted:
         if store.size(f"{name}/{COMMIT}") is None:
             raise Usage(f"CHECKPOINT: {name} is not committed; only a checkpoint can be pinned")
         pin(store, name)
     else:
+        models = registered_as(store, name)
+        if models and not is_forced:
+            raise Usage(
+                f"CHECKPOINT: {name} is registered as a version of {', '.join(models)}, which could not be served any "
+                "more; --force unpins it all the same"
+            )
         unpin(store, name)
     if output == "json":
         print(json.dumps({"place": store.place, "name": str(name), "pinned": is_wanted}, indent=2))

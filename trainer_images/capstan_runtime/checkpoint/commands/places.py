@@ -8,7 +8,7 @@ from pathlib import Path
 
 from capstan_runtime.checkpoint.commands.survey import Condition, Row, survey
 from capstan_runtime.checkpoint.folder_store import FolderStore
-from capstan_runtime.checkpoint.layout import CLAIMS, SaveName
+from capstan_runtime.checkpoint.layout import CLAIMS, MODELS, SaveName
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.errors import ConfigError
@@ -77,7 +77,7 @@ def _stores_below(store: Store, prefix: str, depth: int) -> Iterator[str]:
         yield prefix
         return
     for name in names if depth else []:
-        if name == _LOST_AND_FOUND:
+        if name in (_LOST_AND_FOUND, MODELS):
             continue
         below = f"{prefix}/{name}" if prefix else name
         if not isinstance(store, FolderStore) or _is_real_folder(Path(store.place, below)):

@@ -1,0 +1,1 @@
+"""Models by name and version, on the checkpoint store."""
