@@ -161,13 +161,13 @@ def bare_flax(engine: Any, batch: Any) -> Run:
     from capstan_runtime.flax_trainer.optimizer import step_scalars
 
     compiled = engine._train_step.__wrapped__
-    inputs, targets, keys = jax.block_until_ready(engine._spread(batch.inputs, batch.targets, batch.keys))
+    spread = jax.block_until_ready(engine._spread(batch))
     scalars = step_scalars(engine._optimizer, 1e-3, 1, 1.0)
 
     def run(steps: int) -> None:
         parameters, moments = engine._parameters, engine._moments
         for _ in range(steps):
-            parameters, moments, values = compiled(parameters, moments, inputs, targets, keys, scalars)
+            parameters, moments, values = compiled(parameters, moments, spread, scalars)
         values.block_until_ready()
         engine._parameters, engine._moments = parameters, moments
 

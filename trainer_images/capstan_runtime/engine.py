@@ -5,25 +5,28 @@ Shapes: M micro-steps of this rank (V / W), b samples per micro-step (B / V), an
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.generic]
+AnyArray = TypeVar("AnyArray")
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """This rank's samples of one optimizer step, or of one evaluation step."""
+class Batch(NamedTuple, Generic[AnyArray]):
+    """This rank's samples of one optimizer step, or of one evaluation step; a tuple, which every framework can map.
 
-    inputs: Array
+    On a device its arrays are the framework's. Inside a step a batch is one micro-step's, without the axis M.
+    """
+
+    inputs: AnyArray
     """[M, b, *sample]; float32 for images and features, int32 for tokens."""
-    targets: Array
+    targets: AnyArray
     """[M, b] int32 class ids, or [M, b, T] int32 next tokens."""
-    weights: Array
-    """[M, b] float32: 1 for a sample that counts, 0 for padding (evaluation only; training batches are full)."""
-    keys: Array | None = None
+    weights: AnyArray | None = None
+    """[M, b] float32: 1 for a sample that counts, 0 for padding. None: training, where batches are full."""
+    keys: AnyArray | None = None
     """[M, b] uint32: each sample's key of whatever is left to chance (`randomness`). None: evaluation, nothing is."""
 
 

@@ -10,8 +10,8 @@ from capstan_runtime.randomness import Keys
 
 
 def training_batch(samples: Samples, ids: Ids, keys: Keys) -> Batch:
-    """The samples `ids` [M, b] as one rank's batch of one optimizer step, with a key for each; every weight is 1."""
-    return _batch(samples, ids, np.ones(ids.shape, np.float32), keys)
+    """The samples `ids` [M, b] as one rank's batch of one optimizer step, with a key for each."""
+    return _batch(samples, ids, None, keys)
 
 
 def validation_batches(
@@ -30,7 +30,7 @@ def validation_batches(
         yield _batch(samples, np.where(counts, ids, 0), counts.astype(np.float32))
 
 
-def _batch(samples: Samples, ids: Ids, weights: np.ndarray, keys: Keys | None = None) -> Batch:
+def _batch(samples: Samples, ids: Ids, weights: np.ndarray | None, keys: Keys | None = None) -> Batch:
     inputs, targets = samples.fetch(ids.ravel())
     return Batch(
         inputs=inputs.reshape(*ids.shape, *inputs.shape[1:]),

@@ -90,16 +90,14 @@ class DeepSpeedEngine:
         began = time.perf_counter()
         for group in self._engine.basic_optimizer.param_groups:
             group["lr"] = learning_rate
-        assert batch.keys is not None
-        inputs, targets = self._to_device(batch.inputs), self._to_device(batch.targets)
-        keys = self._to_device(batch.keys.astype(np.int64))
+        micro_batches = self._micro_batches(batch._replace(weights=None))
         # Their mean over the micro-steps; divided by NaN when that is the fault to inject.
-        divisor = len(inputs) / self._loss_factor
+        divisor = len(micro_batches) / self._loss_factor
         self._loss_factor = 1.0
         loss_sum = torch.zeros((), device=self._device)
         with translated_errors():
-            for micro_inputs, micro_targets, keys_B in zip(inputs, targets, keys, strict=True):
-                loss = objective(self._engine, micro_inputs, micro_targets, Pass(self._dtype, keys_B)) / divisor
+            for micro_batch in micro_batches:
+                loss = objective(self._engine, micro_batch, Pass(self._dtype, micro_batch.keys)) / divisor
                 self._engine.backward(loss)
                 loss_sum += loss.detach()
             computed = time.perf_counter()
@@ -114,9 +112,9 @@ class DeepSpeedEngine:
         self._engine.eval()
         with translated_errors(), torch.no_grad():
             for batch in batches:
-                arrays = (self._to_device(array) for array in (batch.inputs, batch.targets, batch.weights))
-                for inputs, targets, weights in zip(*arrays, strict=True):
+                for inputs, targets, weights, *_ in self._micro_batches(batch._replace(keys=None)):
                     logits = self._engine(inputs, Pass(self._dtype))
+                    assert weights is not None
                     weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
                     loss = (cross_entropy(logits, targets) * weights).sum()
                     correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
@@ -156,6 +154,14 @@ class DeepSpeedEngine:
 
     def close(self) -> None:
         self._world.leave()
+
+    def _micro_batches(self, batch: Batch[Array]) -> list[Batch[Tensor]]:
+        """The micro-steps of a batch, on the device. Keys are int64 there (`random.py`)."""
+        if batch.keys is not None:
+            batch = batch._replace(keys=batch.keys.astype(np.int64))
+        tensors = [None if array is None else self._to_device(array) for array in batch]
+        cut = (tuple(None if each is None else each[number] for each in tensors) for number in range(len(batch.inputs)))
+        return [Batch._make(arrays) for arrays in cut]
 
     def _to_device(self, array: Array) -> Tensor:
         tensor = torch.from_numpy(array)

@@ -6,13 +6,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
+from capstan_runtime.engine import Batch
 
 Model = Callable[[Tensor, Pass], Tensor]
 
 
-def objective(model: Model, inputs: Tensor, targets: Tensor, here: Pass) -> Tensor:
+def objective(model: Model, batch: Batch[Tensor], here: Pass) -> Tensor:
     """The mean over the samples, or over their tokens, and what modules add to it; fp32 scalar."""
-    loss = cross_entropy(model(inputs, here), targets).mean()
+    loss = cross_entropy(model(batch.inputs, here), batch.targets).mean()
     return sum(here.losses.values(), loss)
 
 

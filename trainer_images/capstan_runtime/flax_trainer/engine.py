@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -83,7 +83,7 @@ class FlaxEngine:
         self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
-        self._to_devices = jax.jit(lambda *arrays: arrays, in_shardings=self._local_by_sample)
+        self._to_devices = jax.jit(lambda batch: batch, in_shardings=self._local_by_sample)
         self._seconds_in_steps = self._seconds_in_evaluations = 0.0
         self._loss_factor = 1.0
         self._step = 0
@@ -100,11 +100,8 @@ class FlaxEngine:
         scalars = step_scalars(self._optimizer, learning_rate, self._step, self._loss_factor)
         self._loss_factor = 1.0
         with translated_errors():
-            assert batch.keys is not None
-            inputs, targets, keys = self._spread(batch.inputs, batch.targets, batch.keys)
-            self._parameters, self._moments, values = self._train_step(
-                self._parameters, self._moments, inputs, targets, keys, scalars
-            )
+            spread = self._spread(batch._replace(weights=None))
+            self._parameters, self._moments, values = self._train_step(self._parameters, self._moments, spread, scalars)
         self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(values)
 
@@ -112,10 +109,7 @@ class FlaxEngine:
         began = native_threads_seconds()
         with translated_errors():
             parameters = [self._on_local_devices(parameter) for parameter in self._parameters]
-            sums = [
-                self._evaluation_step(parameters, *self._to_devices(batch.inputs, batch.targets, batch.weights))
-                for batch in batches
-            ]
+            sums = [self._evaluation_step(parameters, self._to_devices(batch._replace(keys=None))) for batch in batches]
             loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
         return EvaluationSums(loss, correct, count)
@@ -156,19 +150,17 @@ class FlaxEngine:
         """The arrays by kind of moment, None for the parameters."""
         return [(None, self._parameters), *zip(self._moment_kinds, self._moments, strict=True)]
 
-    def _spread(self, *arrays: Array) -> Sequence[jax.Array]:
+    def _spread(self, batch: Batch[Array]) -> Batch[jax.Array]:
         """This rank's [M, b, …] as its part of [M, G, …], which is spread over the devices of all ranks."""
-        local: tuple[jax.Array, ...] = self._to_devices(*arrays)
-        if self.world == 1:
-            return local
-        return [
-            jax.make_array_from_single_device_arrays(
-                (array.shape[0], array.shape[1] * self.world, *array.shape[2:]),
-                self._by_sample,
-                [shard.data for shard in array.addressable_shards],
-            )
-            for array in local
-        ]
+        local: Batch[jax.Array] = self._to_devices(batch)
+        return local if self.world == 1 else jax.tree.map(self._as_part, local)
+
+    def _as_part(self, array: jax.Array) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(
+            (array.shape[0], array.shape[1] * self.world, *array.shape[2:]),
+            self._by_sample,
+            [shard.data for shard in array.addressable_shards],
+        )
 
     def _place(self, value: np.ndarray) -> jax.Array:
         with translated_errors():

@@ -5,14 +5,15 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.forward_pass import Pass
 
 Model = Callable[[jax.Array, Pass], jax.Array]
 
 
-def objective(model: Model, inputs: jax.Array, targets: jax.Array, here: Pass) -> jax.Array:
+def objective(model: Model, batch: Batch[jax.Array], here: Pass) -> jax.Array:
     """The mean over the samples, or over their tokens, and what modules add to it; fp32 scalar."""
-    loss = jnp.mean(cross_entropy(model(inputs, here), targets))
+    loss = jnp.mean(cross_entropy(model(batch.inputs, here), batch.targets))
     return sum(here.losses.values(), loss)
 
 

@@ -17,6 +17,7 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.objective import cross_entropy, objective
@@ -46,31 +47,23 @@ class StepPlan:
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
-    """`step(parameters, moments, inputs, targets, keys, scalars)`.
+    """`step(parameters, moments, batch, scalars)`.
 
-    inputs [M, G, *sample], targets [M, G(, T)] and keys [M, G] are spread over the devices; scalars as `step_scalars`
-    gives them.
+    The arrays of the batch, [M, G, …], are spread over the devices; scalars as `step_scalars` gives them.
     Returns new parameters and moments, in the buffers of the old ones, and [loss, gradient norm before clipping].
     """
     devices = mesh.size
     decays = [leaf.decays for leaf in plan.structure.leaves]
 
-    def loss_of(
-        parameters: Leaves, factor: jax.Array, inputs: jax.Array, targets: jax.Array, keys_B: jax.Array
-    ) -> jax.Array:
-        return objective(plan.structure.assemble(parameters), inputs, targets, Pass(plan.dtype, keys_B)) * factor
+    def loss_of(parameters: Leaves, factor: jax.Array, batch: Batch[jax.Array]) -> jax.Array:
+        return objective(plan.structure.assemble(parameters), batch, Pass(plan.dtype, batch.keys)) * factor
 
     def step(
-        parameters: Leaves,
-        moments: list[Leaves],
-        inputs: jax.Array,
-        targets: jax.Array,
-        keys: jax.Array,
-        scalars: jax.Array,
+        parameters: Leaves, moments: list[Leaves], batch: Batch[jax.Array], scalars: jax.Array
     ) -> tuple[Leaves, list[Leaves], jax.Array]:
         gradient = functools.partial(jax.value_and_grad(loss_of), parameters, scalars[-1])
-        sums = _sum_over_micro_steps(gradient, inputs, targets, keys)
-        loss, gradients = _mean_over_devices(sums, devices * len(inputs), devices)
+        sums = _sum_over_micro_steps(gradient, batch)
+        loss, gradients = _mean_over_devices(sums, devices * len(batch.inputs), devices)
         norm = global_norm(gradients)
         gradients = clip(gradients, norm, plan.gradient_clip)
         updated = update(plan.optimizer, parameters, moments, gradients, decays, scalars)
@@ -82,7 +75,7 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     spread = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(REPLICATED, REPLICATED, BY_SAMPLE, BY_SAMPLE, BY_SAMPLE, REPLICATED),
+        in_specs=(REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
         out_specs=REPLICATED,
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
@@ -90,20 +83,21 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     return jax.jit(spread, donate_argnums=(0, 1))
 
 
-def _sum_over_micro_steps(function: Callable[..., Sums], *batches: jax.Array) -> Sums:
-    """The sum of `function(*batch)` over the leading axis of `batches`, one micro-step's activations at a time."""
-    micro_steps = len(batches[0])
+def _sum_over_micro_steps(function: Callable[[Batch[jax.Array]], Sums], batch: Batch[jax.Array]) -> Sums:
+    """The sum of `function` over the micro-steps of `batch`, one micro-step's activations at a time."""
+    micro_steps = len(batch.inputs)
+    first = jax.tree.map(lambda array: array[0], batch)
     if micro_steps == 1:
-        return function(*(batch[0] for batch in batches))
+        return function(first)
 
-    def micro_step(sums: Sums, batch: tuple[jax.Array, ...]) -> tuple[Sums, None]:
-        return jax.tree.map(jnp.add, sums, function(*batch)), None
+    def micro_step(sums: Sums, batch: Batch[jax.Array]) -> tuple[Sums, None]:
+        return jax.tree.map(jnp.add, sums, function(batch)), None
 
-    shapes = jax.eval_shape(function, *(batch[0] for batch in batches))
+    shapes = jax.eval_shape(function, first)
     zeros = jax.tree.map(lambda value: jnp.zeros(value.shape, value.dtype), shapes)
     # XLA's CPU backend computes convolutions inside a loop 15 times more slowly than outside one (2 cores, jax 0.10).
     unroll = micro_steps if jax.default_backend() == "cpu" else 1
-    sums, _ = jax.lax.scan(micro_step, zeros, batches, unroll=unroll)
+    sums, _ = jax.lax.scan(micro_step, zeros, batch, unroll=unroll)
     return sums
 
 
@@ -120,25 +114,23 @@ def _mean_over_devices(sums: tuple[jax.Array, Leaves], terms: int, devices: int)
 
 
 def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
-    """`step(parameters, inputs, targets, weights)` over this process's devices alone, so nobody waits for anybody.
+    """`step(parameters, batch)` over this process's devices alone, so nobody waits for anybody.
 
     Returns [loss, correct, count], fp32 [3]: sums over samples, or over tokens, each times its sample's weight.
     """
 
-    def step(parameters: Leaves, inputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
+    def step(parameters: Leaves, batch: Batch[jax.Array]) -> jax.Array:
         model = plan.structure.assemble(parameters)
 
-        def sums_of(inputs: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:
-            logits = model(inputs, Pass(plan.dtype))
-            weights = jnp.broadcast_to(weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
+        def sums_of(batch: Batch[jax.Array]) -> jax.Array:
+            logits, targets = model(batch.inputs, Pass(plan.dtype)), batch.targets
+            assert batch.weights is not None
+            weights = jnp.broadcast_to(batch.weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
             loss = jnp.sum(cross_entropy(logits, targets) * weights)
             correct = jnp.sum((jnp.argmax(logits, axis=-1) == targets) * weights)
             return jnp.stack([loss, correct, jnp.sum(weights)])
 
-        sums = _sum_over_micro_steps(sums_of, inputs, targets, weights)
-        return jax.lax.psum(sums, AXIS)
+        return jax.lax.psum(_sum_over_micro_steps(sums_of, batch), AXIS)
 
-    spread = jax.shard_map(
-        step, mesh=mesh, in_specs=(REPLICATED, BY_SAMPLE, BY_SAMPLE, BY_SAMPLE), out_specs=REPLICATED, check_vma=False
-    )
+    spread = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, BY_SAMPLE), out_specs=REPLICATED, check_vma=False)
     return jax.jit(spread)
