@@ -9,10 +9,10 @@ import torch
 from flax import nnx
 
 from capstan_runtime.contract.models import Transformer
+from capstan_runtime.deepspeed_trainer import decoder as torch_decoder
 from capstan_runtime.deepspeed_trainer import layers as torch_layers
-from capstan_runtime.deepspeed_trainer import models as torch_models
+from capstan_runtime.flax_trainer import decoder as flax_decoder
 from capstan_runtime.flax_trainer import layers as flax_layers
-from capstan_runtime.flax_trainer import models as flax_models
 
 Array = np.ndarray
 Weights = dict[str, Array]
@@ -159,24 +159,24 @@ def test_grouped_query_attention() -> None:
     x, w = normal(2, 5, 24), {"qkv.weight": normal(40, 24) / 4, "out.weight": normal(24, 24) / 4}
     expected = attention(x, w, DECODER)
     table = flax_layers.rotary_table(jnp.arange(5), 4, DECODER.rope_theta)
-    check(run_flax(flax_models.Attention(DECODER), dict(w), jnp.asarray(x), table), expected)
+    check(run_flax(flax_decoder.Attention(DECODER), dict(w), jnp.asarray(x), table), expected)
     torch_table = torch_layers.RotaryTable(4, DECODER.rope_theta).at(5, torch.device("cpu"))
-    check(run_torch(torch_models.Attention(DECODER), w, torch.from_numpy(x), torch_table), expected)
+    check(run_torch(torch_decoder.Attention(DECODER), w, torch.from_numpy(x), torch_table), expected)
 
 
 def test_swiglu() -> None:
     x, w = normal(2, 5, 24), {"gate_up.weight": normal(80, 24) / 4, "down.weight": normal(24, 40) / 4}
     expected = feed_forward(x, w)
-    check(run_flax(flax_models.FeedForward(DECODER), dict(w), jnp.asarray(x)), expected)
-    check(run_torch(torch_models.FeedForward(DECODER), w, torch.from_numpy(x)), expected)
+    check(run_flax(flax_decoder.FeedForward(DECODER), dict(w), jnp.asarray(x)), expected)
+    check(run_torch(torch_decoder.FeedForward(DECODER), w, torch.from_numpy(x)), expected)
 
 
 def test_half_precision_comes_out_as_it_went_in() -> None:
     x = normal(2, 5, 24)
     weights = {"gate_up.weight": normal(80, 24) / 4, "down.weight": normal(24, 40) / 4}
     expected = feed_forward(x, weights)
-    flax = run_flax(flax_models.FeedForward(DECODER), dict(weights), jnp.asarray(x, jnp.bfloat16))
-    layer = torch_models.FeedForward(DECODER)
+    flax = run_flax(flax_decoder.FeedForward(DECODER), dict(weights), jnp.asarray(x, jnp.bfloat16))
+    layer = torch_decoder.FeedForward(DECODER)
     layer.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     with torch.no_grad():
         theirs = layer(torch.from_numpy(x).bfloat16())

@@ -3,7 +3,8 @@
 import torch
 
 from capstan_runtime.contract.signature import Signature
-from capstan_runtime.deepspeed_trainer.models import AnyModel, TransformerModel, bare_model
+from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
+from capstan_runtime.deepspeed_trainer.models import AnyModel, bare_model
 from capstan_runtime.deepspeed_trainer.predict_classifier import TorchClassifier
 from capstan_runtime.deepspeed_trainer.predict_decoder import TorchDecoder
 from capstan_runtime.deepspeed_trainer.world import translated_errors

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.deepspeed_trainer.decoder import Attend, TransformerModel, causal_attention
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
-from capstan_runtime.deepspeed_trainer.models import Attend, TransformerModel, causal_attention
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.model_spec import kv_heads
 from capstan_runtime.predicting import Logits, Sequences, Tokens, powers_of_two

@@ -15,10 +15,10 @@ from capstan_runtime.bench.kernels import DTYPE_BYTES, Dtype, Kernel, ModelKerne
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.flax_trainer.decoder import TransformerModel
 from capstan_runtime.flax_trainer.engine import configure_jax
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
-from capstan_runtime.flax_trainer.models import TransformerModel
 from capstan_runtime.flax_trainer.world import translated_errors
 from capstan_runtime.model_signature import data_spec_of
 
