@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from capstan_local.schema.structural import check_structural, compile_schema
-from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.api.program_rules import NOT_FOR_PROGRAMS, parts_of_trainers
+from capstan_operator.api.training_job import Run, TrainingJobSpec
 from capstan_operator.build.children import longest_job_name
 from capstan_operator.crdgen import (
     MAX_CRD_BYTES,
@@ -49,6 +50,17 @@ def a_spec(**changes: Any) -> dict[str, Any]:
 
 def a_job(spec: dict[str, Any], name: str = "j") -> dict[str, Any]:
     return {"apiVersion": "capstan.dev/v1alpha1", "kind": "TrainingJob", "metadata": {"name": name}, "spec": spec}
+
+
+def a_program(**changes: Any) -> dict[str, Any]:
+    """A valid spec of a job that runs a program, with top-level sections replaced."""
+    return {
+        "program": {"command": ["python", "/code/train.py"], "framework": "torch"},
+        "training": {"steps": 10, "globalBatchSize": 8},
+        "workers": {"max": 2},
+        "checkpoint": {"store": CLAIM},
+        **changes,
+    }
 
 
 def schema_refusals(spec: dict[str, Any], old: dict[str, Any] | None = None, name: str = "j") -> list[str]:
@@ -200,6 +212,47 @@ REFUSED = {
     ),
     "no patience": (a_spec(callbacks={"earlyStopping": {"patience": 0}}), "spec.callbacks.earlyStopping.patience"),
     "groups that do not divide the channels": (a_spec(model={"cnn": {"channels": [12]}}), "groups 8 does not divide"),
+    "nothing to train": (
+        {name: part for name, part in a_spec().items() if name not in ("model", "schedule")},
+        "model, schedule: missing; add what Capstan is to train, or set program",
+    ),
+    "a program and a model": (
+        a_program(model={"mlp": {"hidden": [8]}}, framework={"flax": {}}),
+        "framework, model: the program decides that itself; remove it",
+    ),
+    "a program in a precision": (
+        a_program(training={"steps": 1, "globalBatchSize": 8, "precision": "bf16", "gradientClip": 1.0}),
+        "training.precision, training.gradientClip: the program decides that itself; remove it",
+    ),
+    "a program that is stopped early": (
+        a_program(callbacks={"earlyStopping": {"patience": 2}}, registerAs={"name": "m"}),
+        "callbacks, registerAs: the program decides that itself; remove it",
+    ),
+    "a program of epochs": (
+        a_program(training={"epochs": 1, "globalBatchSize": 8}),
+        "training.epochs: only the program knows how many steps that is; set steps",
+    ),
+    "a program in no image": (
+        a_program(program={"command": ["train"]}),
+        "program.framework: nothing says what the pods run in; set it, or workers.image",
+    ),
+    "a program without a command": (a_program(program={"command": [], "framework": "jax"}), "spec.program.command"),
+    "a program that drops updates": (
+        a_program(recovery={"numerical": {"nonFinite": "ignore"}}),
+        "recovery.numerical.nonFinite: ignore drops an update, and only the program makes updates",
+    ),
+    "a program that records its steps": (
+        a_program(recordSteps=True),
+        "recordSteps: the program decides that itself; remove it",
+    ),
+    "a fault inside a program": (
+        a_program(chaos=[{"name": "a", "fault": "NaN", "step": 1}]),
+        "chaos: a happens inside the steps of a trainer, and this is a program; remove it",
+    ),
+    "a program on too many workers": (
+        a_program(workers={"max": 3}, training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8}),
+        "workers: max 3 does not divide virtualRanks 8",
+    ),
     "a quantity that is none": (a_spec(workers={"max": 2, "resources": {"cpu": "two"}}), "resources"),
 }
 
@@ -215,6 +268,28 @@ def test_bad_input_is_refused_at_apply_time_and_by_the_models(spec: dict[str, An
 def test_of_a_store_that_is_none_one_line_is_said(store: dict[str, Any]) -> None:
     (line,) = schema_refusals(a_spec(checkpoint={"store": store}))
     assert "such as /checkpoints" in line or "s3://bucket/prefix" in line
+
+
+def test_of_every_field_it_is_decided_whether_it_is_for_programs() -> None:
+    shared = {
+        "checkpoint",
+        "recovery",
+        "chaos",
+        "suspend",
+        "activeDeadlineSeconds",
+        "ttlSecondsAfterFinished",
+        "managedBy",
+    }
+    decided = {"program", "training", "workers", *parts_of_trainers(Run), *NOT_FOR_PROGRAMS, *shared}
+    assert {field.alias or name for name, field in TrainingJobSpec.model_fields.items()} == decided
+
+
+def test_a_program_stays_a_program_and_a_trainer_a_trainer() -> None:
+    other = a_program(program={"command": ["python", "/code/other.py"], "framework": "torch"})
+    for old, new in ((a_program(), other), (a_program(), a_spec()), (a_spec(), a_program())):
+        refusals = schema_refusals(new, old=old)
+        assert any("program: cannot change after the job was created" in line for line in refusals), refusals
+    assert schema_refusals(a_program(), old=a_program()) == []
 
 
 def test_what_the_run_is_cannot_change_but_its_size_and_suspension_can() -> None:
@@ -280,10 +355,20 @@ BASES = (
         training={"epochs": 2, "globalBatchSize": 12, "virtualRanks": 6, "precision": "bf16"},
         workers={"max": 6, "min": 3},
     ),
+    a_program(),
 )
 SMALL = range(-1, 10)
 NUMBERS = (-1.0, 0, 0.0, 0.5, 1, 1.0, 2, "0.5", True)
 VALUES: dict[str, Any] = {
+    "program": (
+        {"command": ["a"]},
+        {"command": ["a"], "framework": "jax"},
+        {"command": []},
+        {"command": "a"},
+        {"framework": "jax"},
+        {},
+    ),
+    "recordSteps": (True, False, "no"),
     "framework": ({"flax": {}}, {"deepspeed": {}}, {"deepspeed": {"zeroStage": 0}}, {}, {"jax": {}}),
     "framework.deepspeed": tuple({"zeroStage": stage} for stage in SMALL),
     "model": tuple({"cnn": {"channels": [channels], "groups": groups}} for channels in (4, 6, 8) for groups in SMALL),
@@ -333,6 +418,7 @@ VALUES: dict[str, Any] = {
     "recovery.budgets": ({"lost": 0}, {"lost": -1}, {"lots": 1}),
     "recovery.numerical": (
         {"nonFinite": "rewind"},
+        {"nonFinite": "ignore"},
         {"nonFinite": "stop"},
         {"skipSteps": 0},
         {"lossSpike": {}},

@@ -12,11 +12,11 @@ from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.children import LABEL_LENGTH, longest_job_name, pod_name, secret_name
 from capstan_operator.build.pod import build_pod, build_pod_template
 from capstan_operator.build.pod_parts import whole_cores
-from capstan_operator.build.run_config import build_run_config, run_digest
+from capstan_operator.build.run_config import build_run_config, run_digest, run_json
 from capstan_operator.build.secret import build_secret
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
-from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.run_config import RunConfig, read_job_config
 from tests.support.looks import SPEC, make_job, merged
 
 OWNER = {
@@ -227,6 +227,46 @@ def test_a_pod_that_records_its_steps_knows_its_node_and_its_image_and_any_other
         "CAPSTAN_IMAGE": "capstan/flax-trainer:latest",
     }
     assert plain == {name: recording[name] for name in plain}
+
+
+def test_the_pods_of_a_program_have_its_frameworks_image_and_variables_and_are_told_its_command() -> None:
+    spec = TrainingJobSpec.parse(
+        {
+            "program": {"command": ["python", "/code/train.py"], "framework": "torch"},
+            "training": {"steps": 5, "globalBatchSize": 4},
+            "workers": {"max": 2},
+            "checkpoint": {"store": {"claim": {"name": "c"}}},
+        }
+    )
+    pod = build_pod(make_job(), build_pod_template(make_job(), spec, OperatorSettings()), 0, 0)
+    container = pod["spec"]["containers"][0]
+    assert (container["image"], container["command"]) == (
+        "capstan/deepspeed-trainer:latest", ["python", "-m", "capstan_runtime.supervisor"]
+    )  # fmt: skip
+    assert environment(pod)["DS_ACCELERATOR"] == "cpu"
+    run = build_run_config(make_job(), spec)
+    assert read_job_config(run_json(run).encode()) == run
+    assert json.loads(run_json(run)) == {
+        "job": "default/digits",
+        "uid": "7f3a",
+        "program": {"command": ["python", "/code/train.py"], "framework": "torch"},
+        "training": {"steps": 5, "globalBatchSize": 4, "virtualRanks": 2},
+        "checkpoint": {"interval": {"seconds": 600}},
+    }
+
+
+def test_a_program_that_names_its_image_gets_no_variables_of_a_framework() -> None:
+    spec = TrainingJobSpec.parse(
+        {
+            "program": {"command": ["train"]},
+            "training": {"steps": 5, "globalBatchSize": 4},
+            "workers": {"max": 1, "image": "mine:1"},
+            "checkpoint": {"store": {"claim": {"name": "c"}}},
+        }
+    )
+    pod = build_pod(make_job(), build_pod_template(make_job(), spec, OperatorSettings()), 0, 0)
+    assert pod["spec"]["containers"][0]["image"] == "mine:1"
+    assert environment(pod).keys().isdisjoint({"DS_ACCELERATOR", "JAX_PLATFORMS"})
 
 
 def test_the_runs_digest_changes_with_what_the_pods_read_and_with_nothing_else() -> None:

@@ -24,7 +24,7 @@ def context_of(rank: int, world: int, splits: int) -> TrainContext:
     run: Any = SimpleNamespace(training=training)
     membership: Any = SimpleNamespace(rank=rank, world=world, micro_splits=splits)
     nothing: Any = None
-    return TrainContext(run, membership, data=nothing, steps=0, environ={})
+    return TrainContext(run=run, membership=membership, data=nothing, steps=0, environ={})
 
 
 def consumed(plan: SamplePlan, step: int, world: int, splits: int) -> list[int]:

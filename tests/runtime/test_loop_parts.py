@@ -347,7 +347,7 @@ def context_of(**training: object) -> Any:
         training=SimpleNamespace(**values), checkpoint=SimpleNamespace(interval=SimpleNamespace(steps=2, seconds=None))
     )
     data = SimpleNamespace(kind="vector", input_shape=(6,), fingerprint="blake3:00")
-    return SimpleNamespace(run=run, data=data, membership=SimpleNamespace(skips=()))
+    return SimpleNamespace(run=run, data=data, data_fingerprint=data.fingerprint, membership=SimpleNamespace(skips=()))
 
 
 def test_logging_waits_for_a_step_only_after_the_next_was_queued() -> None:
@@ -399,7 +399,9 @@ def save_state(saver: FailingSaver) -> SaveState:
     engine: Any = SimpleNamespace(export_state=lambda: iter(()))
     guard = Guard(Numerical(), lambda done: done - 1, lambda note: None, loss=1.0)
     saving: Any = saver
-    return SaveState(voice, Meter(clock, 0), context_of(), engine, saving, SaveClock(None, clock), None, guard)
+    return SaveState(
+        voice, Meter(clock, 0), context_of(), engine, saving, SaveClock(None, clock), None, guard.newest_loss
+    )
 
 
 def test_training_goes_on_without_two_saves_but_not_without_three_in_a_row() -> None:

@@ -27,7 +27,7 @@ def context(*skips: Skip) -> Any:
             uid=RUN, training=training, checkpoint=SimpleNamespace(verify=Verification()), memory_tier=True
         ),
         membership=Membership(fence=2, rank=0, world=1, coordinator="127.0.0.1:1", skips=skips),
-        data=SimpleNamespace(fingerprint="blake3:00"),
+        data_fingerprint="blake3:00",
         steps=50,
         environ={},
         deadlines=Deadlines(),

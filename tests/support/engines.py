@@ -71,7 +71,7 @@ def context_of(
         }
     )
     membership = Membership(fence=1, rank=rank, world=world, coordinator=coordinator, micro_splits=micro_splits)
-    return TrainContext(run, membership, DATA_OF[next(iter(model))], steps=100, environ={})
+    return TrainContext(run=run, membership=membership, data=DATA_OF[next(iter(model))], steps=100, environ={})
 
 
 def make_engine(context: TrainContext) -> Engine:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from capstan_runtime.contract import env
-from capstan_runtime.contract.run_config import Membership, RunConfig
+from capstan_runtime.contract.run_config import Membership, read_job_config
 from capstan_runtime.contract.state import Phase, Progress, State
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +45,18 @@ class Run:
         labels = chance.integers(0, 3, 120)
         inputs = (np.eye(3)[labels] @ chance.normal(size=(3, 6)) + chance.normal(size=(120, 6))).astype(np.float32)
         np.savez(self.folder / "data.npz", inputs=inputs, labels=labels)
-        document: dict[str, Any] = {
+        document = self.document()
+        for name, value in self.overrides.items():
+            # Of a choice of one, another one; of anything else, some fields.
+            is_choice = name in ("framework", "model", "data", "optimizer", "schedule")
+            document[name] = value if is_choice or not isinstance(value, dict) else {**document.get(name, {}), **value}
+        read_job_config(json.dumps(document).encode())
+        (self.folder / "run.json").write_text(json.dumps(document))
+        (self.folder / "token").write_text(TOKEN + "\n")
+
+    def document(self) -> dict[str, Any]:
+        """`run.json`, before the overrides."""
+        return {
             "job": "default/small",
             "uid": "3f1c-uid",
             "framework": {"flax": {}},
@@ -64,13 +75,6 @@ class Run:
             "deadlines": {"form": 20, "firstStep": 20, "hang": 20, "save": 20, "stop": 10},
             "warmSpare": False,
         }
-        for name, value in self.overrides.items():
-            # Of a choice of one, another one; of anything else, some fields.
-            is_choice = name in ("framework", "model", "data", "optimizer", "schedule")
-            document[name] = value if is_choice or not isinstance(value, dict) else {**document.get(name, {}), **value}
-        RunConfig.parse(document)
-        (self.folder / "run.json").write_text(json.dumps(document))
-        (self.folder / "token").write_text(TOKEN + "\n")
 
     @property
     def store(self) -> Path:
@@ -105,6 +109,7 @@ def run_trainers(
     floor_step: int = 0,
     prefix: tuple[str, ...] = (),
     more: Callable[[int], dict[str, Any]] = lambda rank: {},
+    module: str = "tests.support.numpy_trainer",
     **faults: str,
 ) -> list[Ended]:
     """All ranks of one attempt, without supervisors, to their end. `prefix` comes before each one's command; `more` is
@@ -117,7 +122,7 @@ def run_trainers(
         report = run.folder / f"report-{fence}-{rank}.jsonl"
         with report.open("wb") as pipe:
             process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "tests.support.numpy_trainer"],
+                [*prefix, sys.executable, "-m", module],
                 env=run.environ(
                     **{env.MEMBERSHIP: member.model_dump_json(by_alias=True), env.REPORT_FD: str(pipe.fileno())},
                     **faults,
@@ -156,7 +161,13 @@ class Pod:
     """A supervisor process with an address of its own."""
 
     def __init__(
-        self, run: Run, name: str, prefix: tuple[str, ...] = (), log_to: str | int | None = None, **faults: str
+        self,
+        run: Run,
+        name: str,
+        prefix: tuple[str, ...] = (),
+        log_to: str | int | None = None,
+        module: str = "tests.support.numpy_supervisor",
+        **faults: str,
     ) -> None:
         """`prefix` comes before the command; `log_to` is a file, or subprocess.PIPE, that takes the place of `log`."""
         self.name = name
@@ -165,7 +176,7 @@ class Pod:
         self.log = run.folder / f"{name}.log"
         with (Path(log_to) if isinstance(log_to, str) else self.log).open("wb") as output:
             self.process = subprocess.Popen(
-                [*prefix, sys.executable, "-m", "tests.support.numpy_supervisor"],
+                [*prefix, sys.executable, "-m", module],
                 env=run.environ(
                     **{
                         env.POD_NAME: name,

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from capstan_runtime.activity import Activity, ObservedEngine, ObservedResult
 from capstan_runtime.checkpoint.layout import COMMIT, QUARANTINED, SHARDS, SaveName
 from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.context import JobContext
 from capstan_runtime.contract.chaos import Fault, Injected, Injection
 from capstan_runtime.contract.state import Section
 from capstan_runtime.engine import Batch, Engine
 from capstan_runtime.hooks import Step
 from capstan_runtime.metrics.meter import Clock
+from capstan_runtime.voice import Voice
 
 _SLOWDOWN = 3.0
 """How many times as long a slow rank takes for a step."""
@@ -116,6 +118,19 @@ class Chaos:
                 self.disturbance.poisons = True
             case Fault.DELETE_POD:
                 raise AssertionError(f"{injection.name}: the operator deletes pods, no rank its own")
+
+
+def chaos_of(context: JobContext, store: Store, voice: Voice) -> Chaos | None:
+    """The faults this rank is to suffer; None: none, and nothing of them is anywhere in its way."""
+    if not context.membership.chaos:
+        return None
+    return Chaos(
+        context.membership.chaos,
+        context.membership.rank,
+        tell=lambda injected: voice.report(injected=injected),
+        find_victim=lambda: newest_shard(store, context.run.uid),
+        damage=lambda key: flip_a_bit(store, key),
+    )
 
 
 class DisturbedEngine(ObservedEngine):

@@ -1,24 +1,27 @@
-"""What an engine is made from: the run, this rank's place in it, and the facts of the data."""
+"""What an attempt is about: the run, this rank's place in it and, for an engine, the facts of the data."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from capstan_runtime.contract.run_config import Deadlines, Membership, RunConfig
+from capstan_runtime.contract.run_config import Deadlines, JobConfig, Membership, RunConfig
 from capstan_runtime.data.plan import micro_steps_of_slice
 from capstan_runtime.data.spec import DataSpec
 
 
-@dataclass(frozen=True, slots=True)
-class TrainContext:
-    """All an engine may know before it joins the world."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobContext:
+    """This rank's place in one attempt of a job, whatever trains in it."""
 
-    run: RunConfig
+    run: JobConfig
     membership: Membership
-    data: DataSpec
-    """Decides the model's input and output sizes."""
     steps: int
     """Optimizer steps of the whole run, epochs already turned into steps."""
     environ: Mapping[str, str]
+
+    @property
+    def data_fingerprint(self) -> str:
+        """See `DataSpec.fingerprint`; empty where nobody but a user's program knows its data."""
+        return ""
 
     @property
     def deadlines(self) -> Deadlines:
@@ -44,3 +47,16 @@ class TrainContext:
     @property
     def _micro_steps_of_slice(self) -> int:
         return micro_steps_of_slice(self._samples_of_slice, self.membership.micro_splits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainContext(JobContext):
+    """All an engine may know before it joins the world."""
+
+    run: RunConfig
+    data: DataSpec
+    """Decides the model's input and output sizes."""
+
+    @property
+    def data_fingerprint(self) -> str:
+        return self.data.fingerprint

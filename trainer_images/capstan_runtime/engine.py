@@ -85,7 +85,23 @@ class EvaluationSums:
     """Samples or tokens that counted."""
 
 
-class Engine(Protocol):
+class Stateful(Protocol):
+    """One rank's side of a state that is saved and restored: an engine's, or that of a user's own program."""
+
+    def export_state(self) -> Iterator[LocalTensor]:
+        """What this rank saves of it. Collective: every rank must iterate to the end."""
+        ...
+
+    def import_state(self, source: TensorSource) -> None:
+        """Replaces it. Not collective; after a failure another source may follow."""
+        ...
+
+    def exchange(self, payload: bytes) -> list[bytes]:
+        """Every rank's payload (at most 64 KiB), in rank order. Collective, over the host network."""
+        ...
+
+
+class Engine(Stateful, Protocol):
     """One rank of one framework. Constructing it joins the world and places freshly initialised state."""
 
     rank: int
@@ -98,18 +114,6 @@ class Engine(Protocol):
         ...
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums: ...
-
-    def export_state(self) -> Iterator[LocalTensor]:
-        """Parameters and optimizer state of this rank. Collective: every rank must iterate to the end."""
-        ...
-
-    def import_state(self, source: TensorSource) -> None:
-        """Replaces parameters and optimizer state. Not collective; after a failure another source may follow."""
-        ...
-
-    def exchange(self, payload: bytes) -> list[bytes]:
-        """Every rank's payload (at most 64 KiB), in rank order. Collective, over the host network."""
-        ...
 
     def busy_seconds(self) -> float | None:
         """Seconds since it was made that this rank itself worked in or for its steps, however long it waited for others

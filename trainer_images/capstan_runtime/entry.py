@@ -31,8 +31,7 @@ def begin(load: Callable[[], "MakeEngine"]) -> NoReturn:
     `load` imports all that the trainer needs and returns what makes its engine. It must neither touch a device nor
     start a framework's backend: a spare calls it long before it knows whether it will ever train.
     """
-    faulthandler.enable()
-    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    dump_stacks_when_asked()
     descriptor = os.environ.pop(env.SPARE, None)
     if descriptor is None:
         make_engine, prepared = load(), None
@@ -45,6 +44,12 @@ def begin(load: Callable[[], "MakeEngine"]) -> NoReturn:
     sys.stderr.flush()
     # Not sys.exit: frameworks' exit handlers wait for peers, who may be gone. What must be done is done.
     os._exit(code)
+
+
+def dump_stacks_when_asked() -> None:
+    """The supervisor asks a process that hangs, by SIGUSR1."""
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
 
 
 def _stand_by(load: Callable[[], "MakeEngine"], descriptor: int) -> "tuple[MakeEngine, Prepared]":
@@ -65,14 +70,29 @@ def _stand_by(load: Callable[[], "MakeEngine"], descriptor: int) -> "tuple[MakeE
         importing.join()
         if not loaded:
             os._exit(1)  # the thread has said why
-        with contextlib.suppress(BrokenPipeError):  # its membership is here, and nobody waits to hear that it is ready
-            line.sendall(READY)
-        with line.makefile("rb") as lines:
-            membership = lines.readline()
+        _await_membership(line)
+    return loaded[0]
+
+
+def stand_by() -> None:
+    """Returns at once in a trainer and, in a process that was started as a spare, once its membership is in the
+    environment. For a program: what it imports, it has imported, at full priority."""
+    os.environ.pop(env.SPARE_NICENESS, None)
+    descriptor = os.environ.pop(env.SPARE, None)
+    if descriptor is not None:
+        with socket.socket(fileno=int(descriptor)) as line, _first_to_be_killed_for_memory():
+            _await_membership(line)
+
+
+def _await_membership(line: socket.socket) -> None:
+    """Says that this process could begin, and waits. Ends it when there will be no membership."""
+    with contextlib.suppress(BrokenPipeError):  # its membership is here, and nobody waits to hear that it is ready
+        line.sendall(READY)
+    with line.makefile("rb") as lines:
+        membership = lines.readline()
     if not membership.endswith(b"\n"):
         os._exit(0)  # the supervisor is gone, or needs no trainer any more
     os.environ[env.MEMBERSHIP] = membership.decode()
-    return loaded[0]
 
 
 def _load(load: Callable[[], "MakeEngine"], niceness: str | None) -> "tuple[MakeEngine, Prepared]":

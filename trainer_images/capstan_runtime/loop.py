@@ -3,20 +3,16 @@
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from capstan_runtime.activity import Activity, ObservedEngine
-from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes, wait_for_rank_0
+from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
 from capstan_runtime.beat import Beat
 from capstan_runtime.callbacks.early_stopping import EarlyStopping
-from capstan_runtime.chaos import Chaos, DisturbedEngine, flip_a_bit, newest_shard, stalling
+from capstan_runtime.chaos import Chaos, DisturbedEngine, chaos_of, stalling
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import Retention
-from capstan_runtime.checkpoint.saver import Identity, Saver
-from capstan_runtime.checkpoint.staging import StagingArea
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
@@ -29,25 +25,22 @@ from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
 from capstan_runtime.engine import Batch, Engine
 from capstan_runtime.errors import (
-    ConfigError,
-    Failure,
     GpuOutOfMemory,
-    NumericalFailure,
     PeerLost,
-    exit_code_of,
-    failure_class_of,
 )
+from capstan_runtime.explain import explain, located
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
+from capstan_runtime.persistence import make_save_state, settle
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.randomness import sample_keys
 from capstan_runtime.recording import Recording
 from capstan_runtime.registry.at_end import RegisterAtEnd
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
-from capstan_runtime.saving import SaveClock, SaveState, begin_retention
+from capstan_runtime.saving import SaveState, begin_retention
 from capstan_runtime.schedules import learning_rate_at
 from capstan_runtime.stop_signal import StopSignal
 from capstan_runtime.told import read_membership, read_run, required
@@ -55,7 +48,6 @@ from capstan_runtime.trainer_state import Carried
 from capstan_runtime.voice import Voice
 
 MakeEngine = Callable[[TrainContext], Engine]
-_LONGEST_MESSAGE = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,31 +79,11 @@ def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ, prepa
     except BaseException as error:
         # A library that calls sys.exit has failed; only this process's own SIGTERM is a wish to stop.
         was_stopped = isinstance(error, SystemExit) and stop.wanted
-        code = ExitCode.STOPPED if was_stopped else _explain(error, reporter)
+        code = ExitCode.STOPPED if was_stopped else explain(error, reporter)
     sys.stdout.flush()
     sys.stderr.flush()
     # Not `return`: a framework's exit hooks wait for peers that may be gone, for minutes; the answer is known now.
     os._exit(code)
-
-
-def _explain(error: BaseException, reporter: Reporter) -> ExitCode:
-    """Says why the trainer ends, to the log and the supervisor."""
-    first_line = next(iter(str(error).splitlines()), "")
-    if isinstance(error, Failure):
-        message = first_line
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        if error.__cause__ is not None:
-            traceback.print_exception(error.__cause__)
-    else:
-        message = f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
-        traceback.print_exception(error)
-    try:
-        bad_batch = error.bad_batch if isinstance(error, NumericalFailure) else None
-        failure = failure_class_of(error)
-        reporter.send(Progress(failure=failure, message=message[:_LONGEST_MESSAGE], bad_batch=bad_batch))
-    except BrokenPipeError:
-        print("the supervisor is gone", file=sys.stderr)
-    return exit_code_of(error)
 
 
 def run_attempt(
@@ -131,7 +103,7 @@ def run_attempt(
     store = open_store(required(environ, env.STORE), environ)
     voice = Voice(reporter, membership.rank, steps)
     activity = Activity(Beat.from_environ(environ))
-    chaos = _chaos(context, store, voice)
+    chaos = chaos_of(context, store, voice)
     engine: Engine = make_engine(context)
     engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)
     voice.report(phase=Phase.RESTORING, steps=steps)
@@ -152,19 +124,6 @@ def run_attempt(
     except PeerLost as error:
         voice.warn(f"{error}; all is saved that is to be saved, and nobody is needed any more")
     return ExitCode.OK if finished else ExitCode.STOPPED
-
-
-def _chaos(context: TrainContext, store: Store, voice: Voice) -> Chaos | None:
-    """The faults this rank is to suffer; None: none, and nothing of them is anywhere in its way."""
-    if not context.membership.chaos:
-        return None
-    return Chaos(
-        context.membership.chaos,
-        context.membership.rank,
-        tell=lambda injected: voice.report(injected=injected),
-        find_victim=lambda: newest_shard(store, context.run.uid),
-        damage=lambda key: flip_a_bit(store, key),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +149,7 @@ class _Attempt:
         try:
             return self._train()
         except GpuOutOfMemory as error:
-            raise self._located(error) from error
+            raise located(error, self.context, self.activity.step, "spec.model") from error
 
     def _train(self) -> bool:
         retention = begin_retention(self.context, self.store, self.start, self.voice)
@@ -260,25 +219,12 @@ class _Attempt:
         return False
 
     def _settle(self, finished: bool, retention: Retention | None) -> None:
-        """Waits for rank 0 to have read the last checkpoint back. All ranks wait: one that left, and was ended for
-        taking long to leave, would look like a lost peer to rank 0, and end a run that has been won.
-
-        A run that was stopped waits for a moment only. It has its save, and whoever resumes from that reads all of it;
-        but a pod that is being deleted has not long to live, and the others are to go on.
-        """
-        self.voice.report(phase=Phase.SAVING if finished else Phase.STOPPING)
-        deadlines = self.context.deadlines
+        """Waits for what rank 0 still does after the last save: reading it back and, if asked to, registering it."""
         wait: Callable[[float], bool] | None = retention.wait if retention is not None else None
         registering = self.registering if finished else None
         if registering is not None:
             wait = registering.wait_after(wait)
-        patience_seconds = deadlines.save if finished else deadlines.stop / 2
-        try:
-            wait_for_rank_0(self.engine.exchange, wait, patience_seconds, time.monotonic)
-        except PeerLost as error:
-            if finished:
-                raise
-            self.voice.warn(f"{error}; it was to stop anyway")
+        settle(self.context, self.engine.exchange, self.voice, wait, finished)
         if registering is not None:
             registered = registering.result()
             self.voice.say(f"registered as {registered.name} {registered.version}, {registered.root[:23]}")
@@ -329,17 +275,6 @@ class _Attempt:
 
         return Guard(run.numerical, lambda done: batch_index(done - 1, skips), tell, self.start.loss)
 
-    def _located(self, error: GpuOutOfMemory) -> Failure:
-        """Says where the device ran out of memory and, when there is nothing left to halve, that this is the end."""
-        where = f"step {self.activity.step + 1}"
-        samples = self.context.samples_per_micro_step
-        if samples == 1:
-            return ConfigError(
-                f"spec.model: {where}: the device runs out of memory with a single sample in a micro-step: {error}; "
-                "choose a smaller model or a larger device"
-            )
-        return GpuOutOfMemory(f"{where}, {self.context.micro_steps} micro-steps of {samples} samples: {error}")
-
     def _early_stopping(self) -> EarlyStopping | None:
         plan = self.context.run.callbacks.early_stopping
         if plan is None:
@@ -347,33 +282,19 @@ class _Attempt:
         return EarlyStopping(plan, self.start.callbacks.get(EarlyStopping.name, {}), self.voice)
 
     def _save_state(self, retention: Retention | None, guard: Guard, carried: list[Carried]) -> SaveState:
-        run, membership = self.context.run, self.context.membership
-        environ = self.context.environ
-        identity = Identity(
-            store=self.store,
-            job=run.job,
-            run=run.uid,
-            framework=run.framework.kind,
-            fence=membership.fence,
-            attempt=self.start.attempt,
-            rank=membership.rank,
-            world=membership.world,
-            signing_key=Path(environ[env.SIGNING_KEY]) if environ.get(env.SIGNING_KEY) else None,
-            signature=signature_of(run, self.context.data),
-        )
-        memory = Path(environ[env.MEMORY]) if run.memory_tier and environ.get(env.MEMORY) else None
-        saver = Saver(
-            identity,
-            parent=self.start.root,
-            exchange=self.engine.exchange,
-            deadline_seconds=run.deadlines.save,
-            staging=StagingArea(memory, run.uid, membership.rank, lambda note: self.voice.report(note=note)),
-            on_staged=lambda checkpoint: self.voice.report(staged=checkpoint),
-            on_trouble=self.voice.warn,
-        )
-        save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic, is_owed=not self.start.is_in_store)
-        return SaveState(
-            self.voice, self.meter, self.context, self.engine, saver, save_clock, retention, guard, carried
+        run = self.context.run
+        return make_save_state(
+            self.context,
+            self.engine,
+            self.store,
+            self.voice,
+            self.meter,
+            self.start,
+            retention,
+            guard.newest_loss,
+            run.framework.kind,
+            signature_of(run, self.context.data),
+            carried,
         )
 
     def _introduce(self) -> None:

@@ -1,4 +1,4 @@
-"""Where a run continues: the chosen checkpoint is put into the engine, or the run begins at step 0."""
+"""Where a run continues: the chosen checkpoint is put in place, or the run begins at step 0."""
 
 import json
 import time
@@ -14,11 +14,11 @@ from capstan_runtime.checkpoint.reader import OpenCheckpoint
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.checkpoint.verified import MissingTensor, VerifyingReader
 from capstan_runtime.checkpoint.vote import Loaded, UnusableForGood, Voters
-from capstan_runtime.context import TrainContext
+from capstan_runtime.context import JobContext
 from capstan_runtime.contract import env
 from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint, Phase, Quarantine, Restored, Source
-from capstan_runtime.engine import Engine
+from capstan_runtime.engine import Stateful
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.trainer_state import trainer_state
 from capstan_runtime.voice import Voice
@@ -43,18 +43,18 @@ class Start:
     is_proven: bool
     """The ranks together have checked every byte of it in the store."""
     loss: float | None
-    """Of the last step done; None at step 0."""
+    """Of the last step done; None at step 0, and where nobody has told it."""
     callbacks: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     """State of each callback that the checkpoint holds, by name."""
 
 
-def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -> Start:
-    """Where the run continues, with the engine in that state. Collective.
+def restore(context: JobContext, state: Stateful, store: Store, voice: Voice) -> Start:
+    """Where the run continues, with `state` as it was saved. Collective.
 
     Raises CorruptCheckpoint when nothing verifies, StoreUnavailable when the store fails, ConfigError when the
     checkpoint belongs to another configuration or the ranks see different data.
     """
-    attempt = _agree(context, engine)
+    attempt = _agree(context, state)
 
     def tell_quarantine(quarantined: Quarantine) -> None:
         voice.warn(f"checkpoint of step {quarantined.step} is passed over: {quarantined.reason}")
@@ -70,8 +70,8 @@ def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -
             voters=Voters(
                 rank=context.membership.rank,
                 level=verify.level,
-                exchange=engine.exchange,
-                load=lambda opened, reader: _load(context, engine, opened, reader),
+                exchange=state.exchange,
+                load=lambda opened, reader: _load(context, state, opened, reader),
             ),
             on_quarantine=tell_quarantine,
             on_trouble=voice.warn,
@@ -92,7 +92,7 @@ def restore(context: TrainContext, engine: Engine, store: Store, voice: Voice) -
     )
 
 
-def _memory(context: TrainContext) -> Memory | None:
+def _memory(context: JobContext) -> Memory | None:
     """The pods' memory; None when this run has no memory tier. Raises ConfigError."""
     if not context.run.memory_tier:
         return None
@@ -109,7 +109,7 @@ def _memory(context: TrainContext) -> Memory | None:
     )
 
 
-def _tell(context: TrainContext, loaded: Loaded, voice: Voice) -> None:
+def _tell(context: JobContext, loaded: Loaded, voice: Voice) -> None:
     opened, tally = loaded.opened, loaded.reader.tally
     manifest = opened.manifest
     voice.report(
@@ -146,12 +146,12 @@ def _verified(loaded: Loaded, level: VerifyLevel) -> str:
     return "a sample of what was read verified" if level == "sampled" else "its manifests verified, its bytes not"
 
 
-def _load(context: TrainContext, engine: Engine, opened: OpenCheckpoint, reader: VerifyingReader) -> None:
-    """Puts the checkpoint's state into the engine. Raises CorruptCheckpoint, StoreUnavailable, ConfigError, and
+def _load(context: JobContext, state: Stateful, opened: OpenCheckpoint, reader: VerifyingReader) -> None:
+    """Puts the checkpoint's state in place. Raises CorruptCheckpoint, StoreUnavailable, ConfigError, and
     UnusableForGood."""
     _require_same_run(context, opened.manifest.trainer)
     try:
-        engine.import_state(opened.tensors(reader))
+        state.import_state(opened.tensors(reader))
     except MissingTensor as error:
         raise ConfigError(
             f"spec.model: the checkpoint of step {opened.manifest.step} has no tensor {error.args[0]}; "
@@ -159,11 +159,11 @@ def _load(context: TrainContext, engine: Engine, opened: OpenCheckpoint, reader:
         ) from error
 
 
-def _agree(context: TrainContext, engine: Engine) -> str:
+def _agree(context: JobContext, state: Stateful) -> str:
     """The attempt's name, which rank 0 gives. Raises ConfigError when the ranks do not see the same data: each would
     train on its own, and nothing would look wrong."""
-    payload = json.dumps([new_attempt(context.run.uid), context.data.fingerprint]).encode()
-    answers: list[list[str]] = [json.loads(answer) for answer in engine.exchange(payload)]
+    payload = json.dumps([new_attempt(context.run.uid), context.data_fingerprint]).encode()
+    answers: list[list[str]] = [json.loads(answer) for answer in state.exchange(payload)]
     attempt, fingerprint = answers[0]
     for rank, (_, other) in enumerate(answers):
         if other != fingerprint:
@@ -183,7 +183,7 @@ _FIELDS = {
 }
 
 
-def _require_same_run(context: TrainContext, saved: TrainerState) -> None:
+def _require_same_run(context: JobContext, saved: TrainerState) -> None:
     """Continuing with other data, in another order, would look like the same run and not be it. Raises ConfigError, and
     UnusableForGood when a batch went into it that the run has been rewound to leave out."""
     now = trainer_state(context, saved.step, saved.loss)

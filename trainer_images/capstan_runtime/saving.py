@@ -1,19 +1,18 @@
 """When a checkpoint is saved, and what its outcome means for the run."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from capstan_runtime.checkpoint.retention import Retention, Rules
 from capstan_runtime.checkpoint.saver import Outcome, Saver
 from capstan_runtime.checkpoint.store import Store
-from capstan_runtime.context import TrainContext
+from capstan_runtime.context import JobContext
 from capstan_runtime.contract.state import Phase, Quarantine, Section
-from capstan_runtime.engine import Engine
+from capstan_runtime.engine import Stateful
 from capstan_runtime.errors import StoreUnavailable
 from capstan_runtime.hooks import Step
 from capstan_runtime.keep_list import read_keep_list
 from capstan_runtime.metrics.meter import Clock, Meter
-from capstan_runtime.numerical import Guard
 from capstan_runtime.restore import Start
 from capstan_runtime.trainer_state import Carried, trainer_state
 from capstan_runtime.voice import Voice
@@ -54,24 +53,24 @@ class SaveState:
         self,
         voice: Voice,
         meter: Meter,
-        context: TrainContext,
-        engine: Engine,
+        context: JobContext,
+        state: Stateful,
         saver: Saver,
         save_clock: SaveClock,
         retention: Retention | None,
-        guard: Guard,
+        newest_loss: Callable[[], float | None],
         carried: Sequence[Carried] = (),
     ) -> None:
-        """`retention` is rank 0's; None elsewhere. `guard` has looked at every step that `run` is given. What is
-        `carried` is saved as it is when a save begins."""
+        """`retention` is rank 0's; None elsewhere. `newest_loss` knows every step that `run` is given; None: nobody
+        has told any. What is `carried` is saved as it is when a save begins."""
         self._context = context
         self._voice = voice
         self._meter = meter
-        self._engine = engine
+        self._state = state
         self._saver = saver
         self._save_clock = save_clock
         self._retention = retention
-        self._guard = guard
+        self._newest_loss = newest_loss
         self._carried = carried
         self._every = context.run.checkpoint.interval.steps
         self._failures = 0
@@ -101,7 +100,7 @@ class SaveState:
 
     def run(self, step: Step) -> None:
         """Raises StoreUnavailable when the last step, or three saves in a row, could not be saved."""
-        loss = self._guard.newest_loss()
+        loss = self._newest_loss()
         self._voice.report(phase=_phase_of(step), step=step.done)
         with self._meter.paused():
             if step.is_last or step.verdict.stop or step.verdict.leave:
@@ -117,20 +116,20 @@ class SaveState:
         Raises StoreUnavailable when it could not be saved.
         """
         self._voice.report(phase=Phase.SAVING, step=done)
-        outcome = self._save_and_wait(done, self._guard.newest_loss(), Phase.SAVING)
+        outcome = self._save_and_wait(done, self._newest_loss(), Phase.SAVING)
         if outcome.checkpoint is None:
             self._fail(outcome)
 
-    def _begin(self, done: int, loss: float) -> None:
+    def _begin(self, done: int, loss: float | None) -> None:
         """Blocks the loop until the state is staged."""
         started = time.perf_counter()
-        metrics = {**self._voice.metrics, "loss": loss}
+        metrics = self._voice.metrics if loss is None else {**self._voice.metrics, "loss": loss}
         state = trainer_state(self._context, done, loss, self._carried)
-        self._saver.begin(state, self._engine.export_state(), metrics)
+        self._saver.begin(state, self._state.export_state(), metrics)
         self._blocked_seconds = time.perf_counter() - started
         self._save_clock.reset()
 
-    def _save_and_wait(self, done: int, loss: float, phase: Phase) -> Outcome:
+    def _save_and_wait(self, done: int, loss: float | None, phase: Phase) -> Outcome:
         before = self._saver.settle()
         if before is not None:
             self._tell(before)
@@ -141,7 +140,7 @@ class SaveState:
         self._tell(outcome)
         return outcome
 
-    def _save_before_leaving(self, step: Step, loss: float) -> None:
+    def _save_before_leaving(self, step: Step, loss: float | None) -> None:
         outcome = self._save_and_wait(step.done, loss, _phase_of(step))
         self.has_left = step.verdict.leave and not step.is_last and outcome.checkpoint is not None
         if step.is_last and outcome.checkpoint is None:
@@ -177,7 +176,7 @@ class SaveState:
         raise StoreUnavailable(f"checkpoint not saved, {self._failures} times in a row: {outcome.problem}")
 
 
-def begin_retention(context: TrainContext, store: Store, start: Start, voice: Voice) -> Retention | None:
+def begin_retention(context: JobContext, store: Store, start: Start, voice: Voice) -> Retention | None:
     """Rank 0's, which alone removes old checkpoints; None elsewhere."""
     run, membership = context.run, context.membership
     if membership.rank != 0:

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from capstan_runtime.checkpoint.manifest import TrainerState, Value
-from capstan_runtime.context import TrainContext
+from capstan_runtime.context import JobContext
 from capstan_runtime.data.plan import PLAN_VERSION, skips_before
 
 
@@ -19,8 +19,9 @@ class Carried(Protocol):
         ...
 
 
-def trainer_state(context: TrainContext, step: int, loss: float, carried: Iterable[Carried] = ()) -> TrainerState:
-    """The state after `step` steps, of which the last had `loss`. The data's position and the learning rate follow."""
+def trainer_state(context: JobContext, step: int, loss: float | None, carried: Iterable[Carried] = ()) -> TrainerState:
+    """The state after `step` steps, of which the last had `loss`; None: nobody said. The data's position and the
+    learning rate follow."""
     training = context.run.training
     assert training.virtual_ranks is not None
     return TrainerState(
@@ -29,7 +30,7 @@ def trainer_state(context: TrainContext, step: int, loss: float, carried: Iterab
         global_batch_size=training.global_batch_size,
         virtual_ranks=training.virtual_ranks,
         plan_version=PLAN_VERSION,
-        data_fingerprint=context.data.fingerprint,
+        data_fingerprint=context.data_fingerprint,
         learning_rate_step=step,
         loss=loss,
         skips=skips_before(step, context.membership.skips),

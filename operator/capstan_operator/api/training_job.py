@@ -1,5 +1,6 @@
 """TrainingJob: its spec, its status, and the rules that bind several fields."""
 
+from collections.abc import Callable
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 from capstan_operator.api.gang import Gang
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
+from capstan_operator.api.program_rules import program_rules, require_program_or_trainer
 from capstan_operator.api.recovery_spec import Chaos, Recovery
 from capstan_operator.api.store import Store
 from capstan_runtime.contract.base import Positive, Record, cel, rules_of
@@ -15,6 +17,7 @@ from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.program import Program
 from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.saving import Interval, Retention, Verification
 from capstan_runtime.contract.schedules import Schedule
@@ -110,7 +113,7 @@ _CEL_RANKS_SHOWN = (
 _CEL_NOTHING_TO_DIVIDE = f"{_CEL_RANKS} < 1 || {_CEL_MIN} < 1 || self.workers.max < 1"
 
 # What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
-_FROZEN = ("framework", "model", "data", "optimizer", "schedule", "training")
+_FROZEN = ("program", "framework", "model", "data", "optimizer", "schedule", "training")
 
 
 class Run(Record):
@@ -171,16 +174,21 @@ class Run(Record):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        for rule in (_min_within_max, _ranks_divide_batch, _some_world_fits, _model_suits_data, _bf16_needs_zero):
+        for rule in (*_of_every_job(), *_of_trainers()):
             rule(self)
         return self
+
+
+def _said(field: str) -> Any:
+    """The description that a field of a Run has."""
+    return Field(description=Run.model_fields[field].description)
 
 
 class TrainingJobSpec(Run):
     """What to train and with what. The operator never writes here."""
 
     model_config = cel(
-        *rules_of(Run),
+        *program_rules(Run, list(rules_of(Run))),
         (
             "self.chaos.all(one, !has(one.rank) || one.rank < self.workers.max)",
             "'chaos: ' + self.chaos.filter(one, has(one.rank) && one.rank >= self.workers.max)[0].name"
@@ -197,7 +205,7 @@ class TrainingJobSpec(Run):
         ),
         *(
             (
-                f"self.{field} == oldSelf.{field}",
+                f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
                 f"'{field}: cannot change after the job was created; delete the job and create one with a new name'",
             )
             for field in _FROZEN
@@ -214,6 +222,19 @@ class TrainingJobSpec(Run):
         MANAGED_BY_RULE,
     )
 
+    program: Annotated[
+        Program | None,
+        Field(
+            description="A program of your own in the place of Capstan's trainers. It decides about model, data and "
+            "optimizer itself. Left out: Capstan trains the model."
+        ),
+    ] = None
+    # What a program has none of; everybody else has to give it.
+    framework: Annotated[Framework | None, _said("framework")] = None  # type: ignore[assignment]
+    model: Annotated[Model | None, _said("model")] = None  # type: ignore[assignment]
+    data: Annotated[Data | None, _said("data")] = None  # type: ignore[assignment]
+    optimizer: Annotated[Optimizer | None, _said("optimizer")] = None  # type: ignore[assignment]
+    schedule: Annotated[Schedule | None, _said("schedule")] = None  # type: ignore[assignment]
     checkpoint: Annotated[CheckpointSpec, Field(description="Where, how often and how carefully the run is saved.")]
     register_as: Annotated[
         Register | None,
@@ -270,11 +291,31 @@ class TrainingJobSpec(Run):
         """The spec a JSON document describes. Types are strict, as the API server's are: "3" is not 3."""
         return cls.model_validate(document, strict=True, by_alias=True, by_name=False)
 
+    def of_trainers(self) -> Run:
+        """The same as what Capstan's own trainers do. Only of a spec without a program."""
+        return Run.model_construct(**{name: getattr(self, name) for name in Run.model_fields})
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> Self:
+        require_program_or_trainer(self, Run)
+        for rule in (*_of_every_job(), *(_of_trainers() if self.program is None else ())):
+            rule(self)
+        return self
+
     @model_validator(mode="after")
     def _additions_fit(self) -> Self:
         for rule in (_chaos_is_named_and_placed, _early_stopping_has_evaluations):
             rule(self)
         return self
+
+
+def _of_every_job() -> tuple[Callable[[Run], None], ...]:
+    return _min_within_max, _ranks_divide_batch, _some_world_fits
+
+
+def _of_trainers() -> tuple[Callable[[Run], None], ...]:
+    """Rules about what a program has none of."""
+    return _model_suits_data, _bf16_needs_zero
 
 
 def _min_within_max(spec: Run) -> None:

@@ -46,6 +46,7 @@ REPORT_SECONDS = 10
 """Left to the supervisor after the trainer has stopped and saved, to write its last words."""
 
 FRAMEWORK_ENV = {"flax": flax_env, "deepspeed": deepspeed_env}
+_FRAMEWORK_OF_PROGRAM = {"torch": "deepspeed", "jax": "flax"}
 
 
 def build_pod_template(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> dict[str, Any]:
@@ -116,7 +117,6 @@ def build_pod(
 
 
 def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> dict[str, Any]:
-    images = {"flax": settings.flax_image, "deepspeed": settings.deepspeed_image}
     mounts: list[dict[str, Any]] = [
         {"name": RUN_VOLUME, "mountPath": RUN_FOLDER, "readOnly": True},
     ]
@@ -128,7 +128,7 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         mounts.append({"name": SIGNING_VOLUME, "mountPath": SIGNING_FOLDER, "readOnly": True})
     if spec.workers.gpus:
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
-    image = spec.workers.image or images[spec.framework.kind]
+    image = _image(spec, settings)
     return {
         "name": TRAINER,
         "image": image,
@@ -160,8 +160,26 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
     if "cpu" in spec.workers.resources:
         # Libraries count the cores of the node, not of the container, and start that many threads.
         plain["OMP_NUM_THREADS"] = str(whole_cores(spec.workers.resources["cpu"]))
-    plain |= FRAMEWORK_ENV[spec.framework.kind](spec)
+    framework = _framework(spec)
+    if framework is not None:
+        plain |= FRAMEWORK_ENV[framework](spec)
     return env_entries(plain)
+
+
+def _image(spec: TrainingJobSpec, settings: OperatorSettings) -> str:
+    if spec.workers.image is not None:
+        return spec.workers.image
+    framework = _framework(spec)
+    assert framework is not None, "a program without a framework names its image"
+    return {"flax": settings.flax_image, "deepspeed": settings.deepspeed_image}[framework]
+
+
+def _framework(spec: TrainingJobSpec) -> str | None:
+    """Whose image and variables the pods have; None: a program that has its own."""
+    if spec.framework is not None:
+        return spec.framework.kind
+    assert spec.program is not None
+    return _FRAMEWORK_OF_PROGRAM[spec.program.framework] if spec.program.framework is not None else None
 
 
 def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:

@@ -6,48 +6,54 @@ from typing import Any
 
 from capstan_operator.api.training_job import TrainingJobSpec, Workers
 from capstan_operator.build.children import Owner
-from capstan_runtime.contract.run_config import CheckpointPlan, Deadlines, RunConfig
+from capstan_runtime.contract.run_config import CheckpointPlan, Deadlines, JobConfig, ProgramConfig, RunConfig
 
 
-def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | None = None) -> RunConfig:
+def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | None = None) -> RunConfig | ProgramConfig:
     """The run of `job`, with every default that depends on another field resolved. `virtual_ranks`: those it was
     started with; None: it was not, and those of the spec are."""
     deadlines = spec.recovery.deadlines
-    return RunConfig(
-        job=f"{job.namespace}/{job.name}",
-        uid=job.uid,
-        framework=spec.framework,
-        model=spec.model,
-        data=spec.data,
-        optimizer=spec.optimizer,
-        schedule=spec.schedule,
-        training=spec.training.model_copy(update={"virtual_ranks": virtual_ranks or spec.virtual_ranks}),
-        checkpoint=CheckpointPlan(
+    of_every_job: dict[str, Any] = {
+        "job": f"{job.namespace}/{job.name}",
+        "uid": job.uid,
+        "training": spec.training.model_copy(update={"virtual_ranks": virtual_ranks or spec.virtual_ranks}),
+        "checkpoint": CheckpointPlan(
             interval=spec.checkpoint.interval, retention=spec.checkpoint.retention, verify=spec.checkpoint.verify
         ),
-        numerical=spec.recovery.numerical,
-        callbacks=spec.callbacks,
-        warm_spare=spec.recovery.warm_spare,
-        memory_tier=spec.recovery.memory_tier,
-        register_as=spec.register_as,
-        record=spec.record_steps,
-        deadlines=Deadlines(
+        "numerical": spec.recovery.numerical,
+        "warm_spare": spec.recovery.warm_spare,
+        "memory_tier": spec.recovery.memory_tier,
+        "deadlines": Deadlines(
             form=deadlines.form,
             first_step=deadlines.first_step,
             hang=deadlines.hang,
             save=deadlines.save,
             stop=deadlines.stop,
         ),
+    }
+    if spec.program is not None:
+        return ProgramConfig(**of_every_job, program=spec.program)
+    run = spec.of_trainers()
+    return RunConfig(
+        **of_every_job,
+        framework=run.framework,
+        model=run.model,
+        data=run.data,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
+        callbacks=spec.callbacks,
+        register_as=spec.register_as,
+        record=spec.record_steps,
     )
 
 
-def run_json(run: RunConfig) -> str:
+def run_json(run: JobConfig) -> str:
     """Canonical JSON: equal runs give equal bytes. What equals its default is left out: pods may be of the release
     before the operator's, or of the one after it, which knows other fields and has the same defaults for these."""
     return _canonical(run.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True))
 
 
-def run_digest(run: RunConfig) -> str:
+def run_digest(run: JobConfig) -> str:
     """`sha256:` and 16 hex digits over the canonical JSON of what differs from the defaults: a field that a newer
     operator knows, and that nobody has set, makes no other run of this one."""
     return _digest(run.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude_none=True))

@@ -5,13 +5,13 @@ from typing import Any
 
 from capstan_operator.build.children import Owner, job_labels, owner_reference, secret_name
 from capstan_operator.build.run_config import run_json
-from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.run_config import JobConfig
 
 RUN_FILE = "run.json"
 TOKEN_FILE = "token"  # nosec B105  # a name
 
 
-def build_secret(job: Owner, run: RunConfig, token: str) -> dict[str, Any]:
+def build_secret(job: Owner, run: JobConfig, token: str) -> dict[str, Any]:
     """Secret `<job>-run`. Immutable: all pods of a job, whenever they start, must read the same run."""
     files = {RUN_FILE: run_json(run), TOKEN_FILE: token}
     return {

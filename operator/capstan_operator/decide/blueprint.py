@@ -15,7 +15,7 @@ from capstan_operator.build.pod_patch import PodPatchError, replaces_command
 from capstan_operator.build.run_config import build_run_config, pods_digest, run_digest
 from capstan_operator.decide.validation import explain, spec_problems
 from capstan_operator.observe import ObservedJob, OperatorSettings
-from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.run_config import JobConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class Blueprint:
     """A valid spec and all that is built of it."""
 
     spec: TrainingJobSpec
-    run: RunConfig
+    run: JobConfig
     run_digest: str
     pods_digest: str
     pod_template: dict[str, Any]

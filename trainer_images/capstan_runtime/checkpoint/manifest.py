@@ -107,8 +107,8 @@ class TrainerState(Record):
     """Of the function that orders the samples."""
     data_fingerprint: str
     learning_rate_step: Count
-    loss: float
-    """Of the last step."""
+    loss: float | None
+    """Of the last step; None: a user's program that has not told any."""
     skips: tuple[Skip, ...] = ()
     """Batches that were left out before this step."""
     callbacks: CallbackStates = {}
@@ -159,9 +159,16 @@ class Manifest(Record):
     metrics: dict[str, float] = {}
     """As far as known at the save: loss, accuracy, validation_loss, …; retention goes by them."""
     framework: str
-    """`flax` or `deepspeed`: which trainer wrote it."""
+    """`flax` or `deepspeed`: which trainer wrote it. `program`: a user's own."""
     signature: Recorded = None
-    """With the parameters, all that a server needs to know. None: saved before there were signatures."""
+    """With the parameters, all that a server needs to know. None: it cannot be served: it is older than signatures, or
+    a user's own program saved it."""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The last step's loss, if it was told, and `metrics`."""
+        loss = self.trainer.loss
+        return self.metrics if loss is None else {"loss": loss, **self.metrics}
 
 
 class Commit(Record):

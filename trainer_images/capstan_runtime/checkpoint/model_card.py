@@ -45,6 +45,7 @@ def model_card(provenance: Provenance, files: Sequence[WrittenFile], elements: i
     trainer = manifest.trainer
     saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest.created_at))
     contents = "parameters and optimizer state" if provenance.with_optimizer else "parameters"
+    data = f"`{trainer.data_fingerprint}`" if trainer.data_fingerprint else "the program's own"
     facts = {
         **_model(manifest),
         "Job": f"`{manifest.job}`",
@@ -55,10 +56,10 @@ def model_card(provenance: Provenance, files: Sequence[WrittenFile], elements: i
         "Checkpoint (root)": f"`{provenance.root}`",
         "Checkpoint before it": f"`{manifest.parent}`" if manifest.parent else "none, the first of its run",
         "State (logical digest)": f"`{manifest.logical}`",
-        "Data": f"`{trainer.data_fingerprint}`, seed {trainer.seed}, order of version {trainer.plan_version}",
+        "Data": f"{data}, seed {trainer.seed}, order of version {trainer.plan_version}",
         "Batches left out": ", ".join(f"{skip.count} from {skip.first} on" for skip in trainer.skips) or "none",
     }
-    metrics = {"loss": trainer.loss, **manifest.metrics}
+    metrics = manifest.figures
     sections = (
         _front_matter(manifest),
         f"# {manifest.job}, step {manifest.step:,}",

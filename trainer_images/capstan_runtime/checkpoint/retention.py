@@ -235,7 +235,7 @@ def held(candidate: Candidate, is_proven: bool, is_in_use: bool = False) -> Held
     """The candidate, whose manifest verified, as the rules see it. One in use is as good as pinned."""
     manifest = candidate.manifest
     assert manifest is not None
-    metrics = {"loss": manifest.trainer.loss, **manifest.metrics}
+    metrics = manifest.figures
     return Held(candidate.name, manifest.created_at, metrics, is_in_use or PINNED in candidate.marks, is_proven)
 
 

@@ -24,6 +24,8 @@ _NAMES = {
     "uint8": "U8",
     "bool": "BOOL",
 }
+TYPES = tuple(_NAMES)
+"""What elements of tensors may be, by numpy's names."""
 _NUMPY = {name: numpy_name for numpy_name, name in _NAMES.items()}
 _HEADER_ALIGNMENT = 64
 """Tensors of any type then start at a multiple of their element size."""

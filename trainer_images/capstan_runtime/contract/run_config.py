@@ -1,5 +1,6 @@
 """What a pod is told: `RunConfig` once for the whole job, `Membership` once for every attempt."""
 
+import json
 from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -12,6 +13,7 @@ from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.numerical import Numerical
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.program import Program
 from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.saving import Interval, Retention, Verification
 from capstan_runtime.contract.schedules import Schedule
@@ -41,34 +43,22 @@ class Deadlines(Record):
     """From SIGTERM to SIGKILL of the trainer."""
 
 
-class RunConfig(Record):
-    """One training run, the same document for every pod and every attempt (file `run.json` of the job's Secret)."""
+class JobConfig(Record):
+    """What every pod of a job is told in every attempt, whatever trains in it (file `run.json` of the job's Secret)."""
 
     job: str
     """`namespace/name`, for messages and the checkpoint's lineage."""
     uid: str
     """The TrainingJob's uid: tells a re-created job from its predecessor."""
-    framework: Framework
-    model: Model
-    data: Data
-    optimizer: Optimizer
-    schedule: Schedule
     training: Training
     """`virtual_ranks` is always set here; the operator resolves the default."""
     checkpoint: CheckpointPlan
     numerical: Numerical = Numerical()
-    callbacks: Callbacks = Callbacks()
     deadlines: Deadlines = Deadlines()
     warm_spare: bool = True
     """Each pod keeps a process with its imports done, so that a restart does not wait for them."""
     memory_tier: bool = True
     """Each pod keeps its part of the newest saves in memory (`env.MEMORY`): a restart need not read the store then."""
-
-    register_as: Register | None = None
-    """Rank 0 registers what the run ends with. None: nobody does."""
-
-    record: bool = False
-    """Every rank keeps a TrainingRecord of each attempt in the store."""
 
     @model_validator(mode="after")
     def _resolved(self) -> Self:
@@ -81,6 +71,33 @@ class RunConfig(Record):
                 f"training.virtualRanks {virtual_ranks}"
             )
         return self
+
+
+class RunConfig(JobConfig):
+    """A run of Capstan's own trainers."""
+
+    framework: Framework
+    model: Model
+    data: Data
+    optimizer: Optimizer
+    schedule: Schedule
+    callbacks: Callbacks = Callbacks()
+    register_as: Register | None = None
+    """Rank 0 registers what the run ends with. None: nobody does."""
+    record: bool = False
+    """Every rank keeps a TrainingRecord of each attempt in the store."""
+
+
+class ProgramConfig(JobConfig):
+    """A run of the user's own program, which attaches itself (`capstan_runtime.attach`)."""
+
+    program: Program
+
+
+def read_job_config(document: bytes) -> RunConfig | ProgramConfig:
+    """What `run.json` says. Raises ValidationError, which is a ValueError, and ValueError for what is no JSON."""
+    is_program = "program" in json.loads(document)
+    return (ProgramConfig if is_program else RunConfig).model_validate_json(document)
 
 
 class Skip(Record):

@@ -10,6 +10,16 @@ from capstan_runtime.contract.chaos import Injected
 from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.contract.registry import Registered
 
+RESERVED_METRICS = frozenset(
+    {
+        *("step", "steps", "fence", "rank", "world_size", "micro_splits", "phase", "phase_seconds", "warm_spare"),
+        *("checkpoint_step", "checkpoint_timestamp_seconds", "staged_step", "quarantined_checkpoints"),
+        *("restored_bytes", "restore_seconds", "restore_verify_seconds", "restarts_total"),
+        *("chaos_active", "injected_faults"),
+    }
+)
+"""What no metric of `Progress` may be called: a supervisor exposes something else under the name."""
+
 
 class Phase(StrEnum):
     """Where the trainer process of a pod is."""

@@ -5,6 +5,7 @@ connection says so within milliseconds, and rank 0 tells the others whose it was
 is noticed by the kernel's probes within `_DARK_SECONDS`. A signal's handler runs while a rank waits.
 """
 
+import hashlib
 import hmac
 import secrets
 import selectors
@@ -25,6 +26,8 @@ _ALL_HERE = -1
 MOST_BYTES = 64 * 1024
 """Of one rank's payload: rank 0 holds all of them, and sends all of them to all."""
 _HELLO_SECONDS = 2.0
+_KNOCK_SECONDS = 0.05
+"""Between two calls to a rank 0 that does not listen yet."""
 _PROBE_AFTER_SECONDS, _PROBE_EVERY_SECONDS, _PROBES = 5, 2, 4
 _DARK_SECONDS = _PROBE_AFTER_SECONDS + _PROBE_EVERY_SECONDS * _PROBES
 
@@ -131,14 +134,59 @@ def form_star(
     Rank 0 listens on `host`, on a port of the kernel's choosing, and tells where by `publish`; the others learn it from
     `read_published`, which waits for it.
     """
+    give_up_at = time.monotonic() + form_seconds
+
+    def welcome() -> Mapping[int, socket.socket]:
+        key = secrets.token_bytes(_KEY_BYTES)
+        with _listen(host, 0, size) as listener:
+            publish(key + f"{host}:{listener.getsockname()[1]}".encode())
+            return _welcome(size, listener, key, give_up_at)
+
+    def call() -> socket.socket:
+        published = read_published()
+        return _call(rank, published[_KEY_BYTES:].decode(), published[:_KEY_BYTES], give_up_at)
+
+    return _formed(rank, size, welcome, call, patience_seconds)
+
+
+def form_star_at(
+    rank: int, size: int, address: str, secret: bytes, form_seconds: float, patience_seconds: float
+) -> Star:
+    """As `form_star`, where there is nothing yet to publish by: rank 0 listens at `address`, which every rank knows.
+    `secret` is what only ranks of this attempt know."""
+    give_up_at = time.monotonic() + form_seconds
+    key = hashlib.sha256(secret).digest()[:_KEY_BYTES]
+    host, _, port = address.rpartition(":")
+
+    def welcome() -> Mapping[int, socket.socket]:
+        with _listen(host, int(port), size) as listener:
+            return _welcome(size, listener, key, give_up_at)
+
+    def call() -> socket.socket:
+        while True:
+            try:
+                return _call(rank, address, key, give_up_at)
+            except ConnectionRefusedError:
+                # Rank 0 is not there yet: its pod may have more to import.
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(_KNOCK_SECONDS)
+
+    return _formed(rank, size, welcome, call, patience_seconds)
+
+
+def _formed(
+    rank: int,
+    size: int,
+    welcome: Callable[[], Mapping[int, socket.socket]],
+    call: Callable[[], socket.socket],
+    patience_seconds: float,
+) -> Star:
+    """The star that rank 0 makes by `welcome`, and all others by `call`. Raises PeerLost."""
     if size == 1:
         return Star(rank, size, {}, patience_seconds)
-    give_up_at = time.monotonic() + form_seconds
     try:
-        if rank == 0:
-            peers = _welcome(size, host, publish, give_up_at)
-        else:
-            peers = {0: _call(rank, read_published(), give_up_at)}
+        peers = welcome() if rank == 0 else {0: call()}
     except OSError as error:
         raise PeerLost(f"rank {rank} could not be connected with the others: {error}") from error
     for peer in peers.values():
@@ -146,24 +194,26 @@ def form_star(
     return Star(rank, size, peers, patience_seconds)
 
 
-def _welcome(size: int, host: str, publish: Callable[[bytes], None], give_up_at: float) -> Mapping[int, socket.socket]:
-    key = secrets.token_bytes(_KEY_BYTES)
-    family = socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)[0][0]
+def _listen(host: str, port: int, backlog: int) -> socket.socket:
+    """On this one address: on all of them, another pod of the same machine may already have the port."""
+    family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+    return socket.create_server((host, port), family=family, backlog=backlog)
+
+
+def _welcome(size: int, listener: socket.socket, key: bytes, give_up_at: float) -> Mapping[int, socket.socket]:
     peers: dict[int, socket.socket] = {}
-    with socket.create_server((host, 0), family=family, backlog=size) as listener:
-        publish(key + f"{host}:{listener.getsockname()[1]}".encode())
-        while len(peers) < size - 1:
-            listener.settimeout(max(0.01, give_up_at - time.monotonic()))
-            try:
-                peer, _ = listener.accept()
-            except TimeoutError:
-                missing = sorted(set(range(1, size)) - set(peers))
-                raise PeerLost(f"ranks {missing} did not come") from None
-            rank = _recognise(peer, key)
-            if rank is None or not 0 < rank < size or rank in peers:
-                peer.close()  # some stranger
-            else:
-                peers[rank] = peer
+    while len(peers) < size - 1:
+        listener.settimeout(max(0.01, give_up_at - time.monotonic()))
+        try:
+            peer, _ = listener.accept()
+        except TimeoutError:
+            missing = sorted(set(range(1, size)) - set(peers))
+            raise PeerLost(f"ranks {missing} did not come") from None
+        rank = _recognise(peer, key)
+        if rank is None or not 0 < rank < size or rank in peers:
+            peer.close()  # some stranger
+        else:
+            peers[rank] = peer
     return peers
 
 
@@ -176,8 +226,7 @@ def _recognise(peer: socket.socket, key: bytes) -> int | None:
     return rank if hmac.compare_digest(told, key) else None
 
 
-def _call(rank: int, published: bytes, give_up_at: float) -> socket.socket:
-    key, address = published[:_KEY_BYTES], published[_KEY_BYTES:].decode()
+def _call(rank: int, address: str, key: bytes, give_up_at: float) -> socket.socket:
     host, _, port = address.rpartition(":")
     peer = socket.create_connection((host, int(port)), timeout=max(0.01, give_up_at - time.monotonic()))
     _send(peer, _HELLO.pack(key, rank), give_up_at)

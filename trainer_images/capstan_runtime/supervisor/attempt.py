@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from signal import SIGKILL, SIGTERM, SIGUSR1, SIGUSR2
 
-from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.run_config import Membership, ProgramConfig
 from capstan_runtime.contract.state import Exit, Phase, Progress
 from capstan_runtime.supervisor.child import Child
 from capstan_runtime.supervisor.ending import Evidence, exit_of
@@ -52,6 +53,7 @@ class Attempt:
         """`child` was started for, or has become the trainer of, `membership`."""
         self.child = child
         self._deadlines = settings.run.deadlines
+        self._is_program = isinstance(settings.run, ProgramConfig)
         self._membership = membership
         self._on_progress = on_progress
         self._log = log
@@ -104,7 +106,7 @@ class Attempt:
                 fence=self._membership.fence,
                 status=status,
                 at=ended_at,
-                has_succeeded=self._watch.phase is Phase.SUCCEEDED,
+                has_succeeded=self._has_succeeded(status),
                 failure=self._failed.failure if self._failed else None,
                 message=self._failed.message if self._failed else None,
                 bad_batch=self._failed.bad_batch if self._failed else None,
@@ -120,6 +122,11 @@ class Attempt:
         )
         self.child.close()
         return end
+
+    def _has_succeeded(self, status: int) -> bool:
+        """It has said that all is done and committed. What a program does after that is its own, and part of it: it has
+        not succeeded if it then exits with a code of failure."""
+        return self._watch.phase is Phase.SUCCEEDED and not (self._is_program and status > 0)
 
     def stop(self) -> None:
         """Asks the trainer to save and leave; kills it if it takes longer than the deadlines allow."""
@@ -197,13 +204,17 @@ class Attempt:
         sign, state = self.child.page.read(), read_process_state(self.child.pid)
         self._lines_before_hang = self.child.output.last_lines()
         dump: list[str] = []
-        if can_dump(state):
+        # A program that has not attached would die of the signal.
+        if can_dump(state) and (self._has_spoken or not self._is_program):
             self._log.say(f"{overdue}; its stacks follow")
             self.child.output.forget()
             self.child.signal_leader(SIGUSR1)
             await asyncio.sleep(_DUMP_SECONDS)
             dump = self.child.output.last_lines()
         self._hang = judge_hang(overdue, sign, state, dump)
+        if self._is_program and not self._has_spoken:
+            advice = "the program has not called capstan_runtime.attach(): call it first, after the imports"
+            self._hang = replace(self._hang, message=f"{self._hang.message}; {advice}")
 
     def _give_up(self) -> None:
         """What the trainer said of its failure, or that all is committed, is still true."""

@@ -5,10 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from capstan_runtime.contract import env
-from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.run_config import JobConfig, ProgramConfig, RunConfig, read_job_config
 from capstan_runtime.errors import ConfigError
 
 _CGROUP_EVENTS = Path("/sys/fs/cgroup/memory.events")
@@ -21,7 +19,7 @@ class Settings:
     pod: str
     address: str
     token: str
-    run: RunConfig
+    run: JobConfig
     command: tuple[str, ...]
     """Of the trainer."""
     environ: Mapping[str, str]
@@ -42,9 +40,9 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
     path = Path(_required(environ, env.RUN_CONFIG))
     token_file = Path(_required(environ, env.TOKEN_FILE))
     try:
-        run = RunConfig.model_validate_json(path.read_bytes())
+        run = read_job_config(path.read_bytes())
         token = token_file.read_text().strip()
-    except (OSError, ValidationError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"the job's Secret is not readable: {error}") from error
     if not token:
         raise ConfigError(f"{env.TOKEN_FILE}: {token_file} is empty; it must hold the job's token")
@@ -55,12 +53,18 @@ def read_settings(environ: Mapping[str, str]) -> Settings:
         address=_required(environ, env.POD_IP),
         token=token,
         run=run,
-        command=(sys.executable, "-m", f"capstan_runtime.{run.framework.kind}_trainer"),
+        command=_command(run, environ),
         environ=environ,
         termination_log=Path(log) if log else None,
         operator_url=environ.get(env.OPERATOR_URL) or None,
         memory=Path(memory) if memory else None,
     )
+
+
+def _command(run: RunConfig | ProgramConfig, environ: Mapping[str, str]) -> tuple[str, ...]:
+    if isinstance(run, ProgramConfig):
+        return tuple(env.host_path(argument, environ) for argument in run.program.command)
+    return (sys.executable, "-m", f"capstan_runtime.{run.framework.kind}_trainer")
 
 
 def _required(environ: Mapping[str, str], name: str) -> str:

@@ -75,6 +75,12 @@ def _newest(
             ServingReason.TRAINING_JOB_INVALID,
             f"the spec of TrainingJob {ref.name} is invalid, so nobody knows where its checkpoints are; see its status",
         )
+    if spec.framework is None:
+        return NoModel(
+            ServingReason.TRAINING_JOB_INVALID,
+            f"TrainingJob {ref.name} runs a program of its own, and only that knows its model; serve one of a job that "
+            "Capstan trains",
+        )
     if ref.digest:
         told = next((c for c in _mentioned(job.status) if c.root == ref.digest), None)
         digest, step = ref.digest, told.step if told else None

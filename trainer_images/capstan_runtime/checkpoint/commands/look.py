@@ -43,7 +43,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         short(row.root),
         short(manifest.logical if manifest else None),
         str(manifest.world) if manifest else "-",
-        f"{manifest.trainer.loss:.4f}" if manifest else "-",
+        f"{manifest.trainer.loss:.4f}" if manifest and manifest.trainer.loss is not None else "-",
         size(row.size),
         span(time.time() - manifest.created_at) if manifest else "-",
         row.condition,
@@ -55,6 +55,7 @@ def show(store: Store, name: SaveName, output: str) -> int:
     """Raises CorruptCheckpoint, LaterFormat, OSError, StoreUnavailable."""
     opened = open_checkpoint(store, name)
     manifest, trainer = opened.manifest, opened.manifest.trainer
+    told = trainer.model_dump(exclude={"skips"}, exclude_none=True)
     row = next((row for row in survey(store).rows if row.name == name), None)
     is_signed = store.size(f"{name}/{SIGNATURE}") is not None
     if output == "json":
@@ -81,7 +82,7 @@ def show(store: Store, name: SaveName, output: str) -> int:
         "saved at": moment(manifest.created_at),
         "signed": f"yes, {SIGNATURE} (checked by: capstan checkpoint verify --public-key)" if is_signed else "no",
         "size": f"{size(opened.size)} in {counted(len(opened.files), 'file')}",
-        **{label.replace("_", " "): value for label, value in trainer.model_dump(exclude={"skips"}).items()},
+        **{label.replace("_", " "): value for label, value in told.items()},
         "left out": ", ".join(
             f"{counted(skip.count, 'batch', 'batches')} from {skip.first} on" for skip in trainer.skips
         )

@@ -62,7 +62,7 @@ class Row:
             "createdAt": manifest.created_at if manifest else None,
             "verifiedAt": self.verified_at,
             "pinned": self.is_pinned,
-            "metrics": {"loss": manifest.trainer.loss, **manifest.metrics} if manifest else {},
+            "metrics": manifest.figures if manifest else {},
         }
 
 
