@@ -158,18 +158,16 @@ class Turns:
 def bare_flax(engine: Any, batch: Any) -> Run:
     import jax
 
-    from capstan_runtime.flax_trainer.optimizer import step_scalars
-
     compiled = engine._train_step.__wrapped__
     spread = jax.block_until_ready(engine._spread(batch))
-    scalars = step_scalars(engine._optimizer, 1e-3, 1, 1.0)
+    numbers = engine._update.numbers(1e-3, 1, 1.0)
 
     def run(steps: int) -> None:
-        parameters, moments = engine._parameters, engine._moments
+        parameters, state = engine._parameters, engine._state
         for _ in range(steps):
-            parameters, moments, values = compiled(parameters, moments, spread, scalars)
+            parameters, state, values = compiled(parameters, state, spread, numbers)
         values.block_until_ready()
-        engine._parameters, engine._moments = parameters, moments
+        engine._parameters, engine._state = parameters, state
 
     return run
 

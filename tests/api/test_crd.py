@@ -210,6 +210,21 @@ REFUSED = {
         a_spec(callbacks={"earlyStopping": {"patience": 2}}),
         "callbacks: earlyStopping follows evaluations, and there are none; set training.evaluation",
     ),
+    "NovoGrad over ZeRO": (
+        a_spec(framework={"deepspeed": {"zeroStage": 2}}, optimizer={"novograd": {"learningRate": 0.01}}),
+        "deepspeed.zeroStage 2 cannot train with optimizer.novograd: it needs whole parameters, which ZeRO cuts "
+        "up; choose zeroStage 0",
+    ),
+    "adaptive clipping over ZeRO, by default": (
+        a_spec(
+            framework={"deepspeed": {}}, training={"steps": 1, "globalBatchSize": 8, "adaptiveClip": {"factor": 0.02}}
+        ),
+        "deepspeed.zeroStage 1 cannot train with training.adaptiveClip: it needs whole parameters",
+    ),
+    "a plateau without evaluations": (
+        a_spec(schedule={"plateau": {}}),
+        "schedule: plateau follows evaluations, and there are none; set training.evaluation",
+    ),
     "no patience": (a_spec(callbacks={"earlyStopping": {"patience": 0}}), "spec.callbacks.earlyStopping.patience"),
     "groups that do not divide the channels": (a_spec(model={"cnn": {"channels": [12]}}), "groups 8 does not divide"),
     "nothing to train": (

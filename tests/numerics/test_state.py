@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
-from capstan_runtime.model_spec import STEP_NAME, moments, parameter_table, tensor_name
+from capstan_runtime.model_spec import STEP_NAME, parameter_table, tensor_name
 from capstan_runtime.parallel.star import MOST_BYTES
+from capstan_runtime.updates import state_kinds
 from tests.support.engines import (
     ADAMW,
     CNN,
@@ -106,9 +107,10 @@ def test_two_processes_resume_to_the_last_bit(
 ) -> None:
     results = run_ranks(run_and_save, 2, framework, model, options, steps)
     context = context_of(framework, model, **options)
-    kinds = (None, *moments(context.run.optimizer))
     table = parameter_table(context.run.model, context.data)
-    expected = {tensor_name(spec.name, kind): spec.shape for spec in table for kind in kinds} | {STEP_NAME: ()}
+    expected = {tensor_name(spec.name): spec.shape for spec in table} | {STEP_NAME: ()}
+    for kind in state_kinds(context.run.optimizer, context.run.training):
+        expected |= {tensor_name(spec.name, kind.name): () if kind.per_parameter else spec.shape for spec in table}
     saved, onwards, end = results[0]
     assert {name: array.shape for name, array in saved.items()} == expected
     assert {str(array.dtype) for name, array in saved.items() if name != STEP_NAME} == {"float32"}

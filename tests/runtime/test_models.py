@@ -1,5 +1,7 @@
 """Parameters: names, shapes, first values, and how they are shared out."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,10 +10,12 @@ from hypothesis import strategies as st
 from capstan_runtime.checkpoint.digest import LEAF_BYTES
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.training import Training
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.errors import ConfigError
-from capstan_runtime.model_spec import initial_parameter, moments, parameter_table, read_tensor
+from capstan_runtime.model_spec import initial_parameter, parameter_table, read_tensor
 from capstan_runtime.parallel.tiling import LEAF_ELEMENTS, tile_evenly
+from capstan_runtime.updates import StateKind, state_kinds
 from tests.support.engines import ADAMW, CNN, IMAGES, MLP, SGD, TIED, TOKENS, TRANSFORMER
 
 VECTORS = DataSpec("vector", (6,), 3, "")
@@ -93,13 +97,20 @@ def test_first_values_depend_on_seed_and_name_alone() -> None:
     assert (initial_parameter(by_name["norm.weight"], 1) == 1).all()
 
 
-def test_each_optimizer_says_which_state_it_keeps() -> None:
+def test_a_run_says_which_state_it_keeps() -> None:
     plain = {"sgd": {"learningRate": 1, "momentum": 0}}
-    assert [moments(Optimizer.parse(document)) for document in (ADAMW, SGD, plain)] == [
-        ("exp_avg", "exp_avg_sq"),
-        ("momentum",),
-        (),
-    ]
+    novograd = {"novograd": {"learningRate": 1}}
+    training = {"steps": 1, "globalBatchSize": 1}
+    wrapped = {**training, "ema": {}, "lookahead": {}}
+
+    def kinds(optimizer: dict[str, Any], training: dict[str, Any] = training) -> tuple[StateKind, ...]:
+        return state_kinds(Optimizer.parse(optimizer), Training.parse(training))
+
+    assert kinds(ADAMW) == (StateKind("exp_avg"), StateKind("exp_avg_sq"))
+    assert kinds(SGD) == (StateKind("momentum"),)
+    assert kinds(plain) == ()
+    assert kinds(novograd) == (StateKind("exp_avg"), StateKind("exp_avg_norm_sq", per_parameter=True))
+    assert kinds(plain, wrapped) == (StateKind("slow_weights", None), StateKind("ema", None))
 
 
 @given(

@@ -1,6 +1,7 @@
 """Small runs for both engines: their contexts, their batches, and checkpoints that live in memory."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,10 @@ def context_of(
     patience_seconds: float = 120.0,
     non_finite: str = "halt",
     micro_splits: int = 1,
+    training: Mapping[str, Any] = MappingProxyType({}),
 ) -> TrainContext:
-    """A context of its own making; two micro-steps a rank unless `virtual_ranks` says otherwise."""
+    """A context of its own making; two micro-steps a rank unless `virtual_ranks` says otherwise. `training`: what else
+    the run's says."""
     run = RunConfig.parse(
         {
             "job": "tests/small",
@@ -62,6 +65,7 @@ def context_of(
                 "precision": precision,
                 "seed": 7,
                 **({} if gradient_clip is None else {"gradientClip": gradient_clip}),
+                **training,
             },
             "checkpoint": {"interval": {"steps": 10}},
             "numerical": {"nonFinite": non_finite},

@@ -34,6 +34,7 @@ from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
 from capstan_runtime.persistence import make_save_state, settle
+from capstan_runtime.plateau import PlateauFollower
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.randomness import sample_keys
 from capstan_runtime.recording import Recording
@@ -155,7 +156,8 @@ class _Attempt:
         retention = begin_retention(self.context, self.store, self.start, self.voice)
         guard = self._guard()
         early_stopping = self._early_stopping()
-        followers = [each for each in (early_stopping,) if each is not None]
+        plateau = self._plateau()
+        followers = [each for each in (plateau, early_stopping) if each is not None]
         evaluate = Evaluate(
             self.voice,
             self.meter,
@@ -166,13 +168,13 @@ class _Attempt:
             self.start.callbacks.get(Evaluate.name, {}),
         )
         save_state = self._save_state(retention, guard, [evaluate, *followers] if followers else [])
-        hooks: list[Hook] = [evaluate, *followers, save_state]
+        hooks: list[Hook] = [evaluate, *([early_stopping] if early_stopping else []), save_state]
         if self.chaos is not None:
             hooks.append(self.chaos)
         self._introduce()
         finished = self._is_finished(evaluate, early_stopping, save_state)
         if not finished:
-            finished = self._make_steps(hooks, save_state, guard)
+            finished = self._make_steps(hooks, save_state, guard, plateau)
         self._settle(finished, retention)
         return finished
 
@@ -195,10 +197,12 @@ class _Attempt:
             self.activity.enter(before)
         return True
 
-    def _make_steps(self, hooks: list[Hook], save_state: SaveState, guard: Guard) -> bool:
+    def _make_steps(
+        self, hooks: list[Hook], save_state: SaveState, guard: Guard, plateau: PlateauFollower | None
+    ) -> bool:
         """True when the last step is done and committed, False when stopped or left before it."""
         log = Log(self.voice, self.meter, self.context, self.engine.busy_seconds)
-        for step in self._queued_steps(save_state, guard):
+        for step in self._queued_steps(save_state, guard, plateau):
             is_settled = any(hook.is_due(step) for hook in hooks)
             if is_settled:
                 guard.settle(step.done)
@@ -230,7 +234,7 @@ class _Attempt:
             self.voice.say(f"registered as {registered.name} {registered.version}, {registered.root[:23]}")
             self.voice.report(registered=registered)
 
-    def _queued_steps(self, save_state: SaveState, guard: Guard) -> Iterator[Step]:
+    def _queued_steps(self, save_state: SaveState, guard: Guard, plateau: PlateauFollower | None) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""
         first, steps = self.start.step, self.context.steps
         peak: float = self.context.run.optimizer.value.learning_rate
@@ -239,7 +243,8 @@ class _Attempt:
         read = stalling(self._read_batch, self.chaos.disturbance) if self.chaos else self._read_batch
         with Prefetch(read, first, steps) as batches:
             for done in range(first + 1, steps + 1):
-                learning_rate = learning_rate_at(done - 1, steps, peak, self.context.run.schedule)
+                reached = plateau.fraction if plateau is not None else 1.0
+                learning_rate = learning_rate_at(done - 1, steps, peak, self.context.run.schedule, reached)
                 self.activity.enter(Section.DATA)
                 batch = batches.take()
                 self.activity.enter(Section.HOST)
@@ -274,6 +279,12 @@ class _Attempt:
                 self.voice.say(note)
 
         return Guard(run.numerical, lambda done: batch_index(done - 1, skips), tell, self.start.loss)
+
+    def _plateau(self) -> PlateauFollower | None:
+        plateau = self.context.run.schedule.plateau
+        if plateau is None:
+            return None
+        return PlateauFollower(plateau, self.start.callbacks.get(PlateauFollower.name, {}), self.voice.say)
 
     def _early_stopping(self) -> EarlyStopping | None:
         plan = self.context.run.callbacks.early_stopping

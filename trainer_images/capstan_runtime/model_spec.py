@@ -6,17 +6,17 @@ frameworks compute with them as they are, so a checkpoint of one is a checkpoint
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
-from capstan_runtime.contract.optimizers import AdamW, Optimizer, Sgd
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.updates import EMA
 
 GROUP_NORM_EPSILON = 1e-5
 _TRANSFORMER_STD = 0.02
@@ -163,20 +163,23 @@ STEP_NAME = "optimizer/step"
 """Optimizer steps done, a scalar int64."""
 
 
-def moments(optimizer: Optimizer) -> tuple[str, ...]:
-    """The kinds of optimizer state that every parameter has: `exp_avg` and `exp_avg_sq`, `momentum`, or none."""
-    match optimizer.value:
-        case AdamW():
-            return ("exp_avg", "exp_avg_sq")
-        case Sgd(momentum=0.0):
-            return ()
-        case _:
-            return ("momentum",)
+def tensor_name(parameter: str, kind: str | None = None) -> str:
+    """What a checkpoint calls a parameter, its average (kind `ema`), or a kind of optimizer state."""
+    if kind is None:
+        return f"params/{parameter}"
+    return f"ema/{parameter}" if kind == EMA else f"optimizer/{kind}/{parameter}"
 
 
-def tensor_name(parameter: str, moment: str | None = None) -> str:
-    """What a checkpoint calls a parameter, or one of its moments."""
-    return f"params/{parameter}" if moment is None else f"optimizer/{moment}/{parameter}"
+def served_kind(source: TensorSource) -> str | None:
+    """What is served of a checkpoint: the weights' average where it has one, else the weights (None)."""
+    return EMA if any(name.startswith(tensor_name("", EMA)) for name in source.names()) else None
+
+
+def output_layer(names: Iterable[str]) -> frozenset[str]:
+    """Of the parameters of a model, those of the layer that gives its outputs; a decoder without a head of its own uses
+    its embedding for that."""
+    everything = frozenset(names)
+    return frozenset(name for name in everything if name.startswith("head.")) or everything & {"embed.weight"}
 
 
 def read_tensor(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:

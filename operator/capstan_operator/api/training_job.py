@@ -11,6 +11,7 @@ from capstan_operator.api.placement import Placement
 from capstan_operator.api.program_rules import program_rules, require_program_or_trainer
 from capstan_operator.api.recovery_spec import Chaos, Recovery
 from capstan_operator.api.store import Store
+from capstan_operator.api.update_rules import UPDATE_RULES, require_update_fits
 from capstan_runtime.contract.base import Positive, Record, cel, rules_of
 from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.data import Data
@@ -148,6 +149,7 @@ class Run(Record):
             " && self.training.precision == 'bf16')",
             "'framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3'",
         ),
+        *UPDATE_RULES,
     )
 
     framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
@@ -315,7 +317,7 @@ def _of_every_job() -> tuple[Callable[[Run], None], ...]:
 
 def _of_trainers() -> tuple[Callable[[Run], None], ...]:
     """Rules about what a program has none of."""
-    return _model_suits_data, _bf16_needs_zero
+    return _model_suits_data, _bf16_needs_zero, require_update_fits
 
 
 def _min_within_max(spec: Run) -> None:

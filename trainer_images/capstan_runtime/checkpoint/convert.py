@@ -29,7 +29,7 @@ FILE_BYTES = 5_000_000_000
 """Tensor bytes of one file at most; a single larger tensor has a file of its own. What model hubs take."""
 _READ_BYTES = 16 * LEAF_BYTES
 """Read at once: bounds the memory, whatever the size of a tensor."""
-_PARAMETERS = "params/"
+_PARAMETERS, _AVERAGES = "params/", "ema/"
 MODEL = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 CARD = "README.md"
@@ -100,10 +100,13 @@ def convert(
 
 
 def _chosen(manifest: Manifest, with_optimizer: bool) -> list[_Tensor]:
+    """Under the names of their modules: the weights' average, where the run kept one, else the weights."""
+    is_averaged = any(entry.name.startswith(_AVERAGES) for entry in manifest.tensors)
+    chosen = _AVERAGES if is_averaged else _PARAMETERS
     tensors = [
-        _Tensor(entry, entry.name.removeprefix(_PARAMETERS))
+        _Tensor(entry, entry.name.removeprefix(chosen))
         for entry in manifest.tensors
-        if with_optimizer or entry.name.startswith(_PARAMETERS)
+        if with_optimizer or entry.name.startswith(chosen)
     ]
     if not tensors:
         raise ConfigError(f"the checkpoint of step {manifest.step} has no parameters; --optimizer takes all tensors")

@@ -17,6 +17,48 @@ class Evaluation(Record):
     every_steps: Annotated[int, Field(ge=1, description="Steps between two evaluations.")]
 
 
+class AdaptiveClip(Record):
+    """Adaptive gradient clipping (Brock et al., 2102.06171): the gradient of a unit (a row of a matrix, a filter of a
+    convolution, a whole gain or bias) is scaled down to `factor` of that unit's weights where it is larger, by L2 norm.
+    Not in the output layer. After gradientClip, where both are given."""
+
+    factor: Annotated[
+        float, Field(gt=0.0, description="Largest norm of a unit's gradient, as a share of its weights' norm.")
+    ] = 0.01
+    epsilon: Annotated[
+        float, Field(gt=0.0, description="Least norm that a unit's weights count as: those at 0 could never move.")
+    ] = 1e-3
+
+
+class CentralizeGradients(Record):
+    """Gradient centralisation (Yong et al., 2004.01461): of every matrix and kernel, the mean over each output is taken
+    off the gradient, before it is measured and clipped."""
+
+
+class Lookahead(Record):
+    """Lookahead (Zhang et al., 1907.08610): every `steps` steps, slow weights go `alpha` of the way to those that the
+    optimizer has reached, and it goes on from there. Its own state stays."""
+
+    steps: Annotated[int, Field(ge=1, description="Steps of the optimizer between two of the slow weights.")] = 5
+    alpha: Annotated[float, Field(gt=0.0, le=1.0, description="Share of the way that the slow weights go.")] = 0.5
+
+
+class Ema(Record):
+    """An exponential moving average of the weights, in fp32, beside them. It is what is evaluated, served and
+    converted; training goes on from the weights themselves."""
+
+    decay: Annotated[
+        float, Field(gt=0.0, lt=1.0, description="Share of the average that stays in each step; 1 - decay is new.")
+    ] = 0.999
+    warmup: Annotated[
+        bool,
+        Field(
+            description="Let step t take no larger decay than (1 + t) / (10 + t), so that the first weights, which "
+            "know nothing, are soon forgotten."
+        ),
+    ] = True
+
+
 class Training(Record):
     """Length, batch, precision and randomness of the run. None of it depends on the number of workers."""
 
@@ -40,6 +82,20 @@ class Training(Record):
     ] = "fp32"
     gradient_clip: Annotated[
         float | None, Field(gt=0.0, description="Largest global L2 norm of the gradient. Left out: no clipping.")
+    ] = None
+    adaptive_clip: Annotated[
+        AdaptiveClip | None,
+        Field(
+            description="Clip the gradient unit by unit. With DeepSpeed it needs zeroStage 0: it takes whole "
+            "parameters. Left out: no such clipping."
+        ),
+    ] = None
+    centralize_gradients: Annotated[
+        CentralizeGradients | None, Field(description="Take the mean off gradients. Left out: they stay as they are.")
+    ] = None
+    lookahead: Annotated[Lookahead | None, Field(description="Slow weights. Left out: none.")] = None
+    ema: Annotated[
+        Ema | None, Field(description="A moving average of the weights. Left out: the weights themselves are used.")
     ] = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of initial weights and data order.")] = 0
     evaluation: Annotated[Evaluation | None, Field(description="Left out: evaluated only after the last step.")] = None

@@ -19,7 +19,7 @@ from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.model_signature import data_spec_of
-from capstan_runtime.model_spec import parameter_table, read_tensor, tensor_name
+from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind, tensor_name
 
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -71,13 +71,14 @@ class TorchKernels:
         outputs, each once: torch has no counter of it."""
         self._require_arithmetic(dtype)
         data, kind = data_spec_of(signature), _DTYPES[dtype]
+        served = served_kind(source)
         with translated_errors():
             with torch.device("meta"):
                 module = bare_model(signature.model, data)
             tensors = {
                 # Matrices and kernels are not cast in every call; gains and biases stay what layers expect.
                 spec.name: torch.tensor(
-                    read_tensor(source, tensor_name(spec.name), spec.shape),
+                    read_tensor(source, tensor_name(spec.name, served), spec.shape),
                     dtype=kind if spec.decays else torch.float32,
                 )
                 for spec in parameter_table(signature.model, data)

@@ -18,11 +18,12 @@ from capstan_runtime.deepspeed_trainer.fragments import export_fragments, fragme
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model
 from capstan_runtime.deepspeed_trainer.objective import cross_entropy, objective
-from capstan_runtime.deepspeed_trainer.optimizer import build_optimizer, count_step
+from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_weights
+from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
-from capstan_runtime.model_spec import STEP_NAME, moments, parameter_table, read_tensor
+from capstan_runtime.model_spec import STEP_NAME, parameter_table, read_tensor
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _MORE_THAN_THERE_IS = 1 << 56
@@ -47,7 +48,7 @@ class DeepSpeedEngine:
     """DeepSpeed sees fp32 weights at every stage; bf16 is what the modules compute in (`layers.py`).
 
     So the optimizer, the sums over micro-steps and the sums over ranks are fp32, whatever the precision, and there is
-    one way to find master weights and moments.
+    one way to find master weights and their state.
     """
 
     def __init__(self, context: TrainContext) -> None:
@@ -58,38 +59,29 @@ class DeepSpeedEngine:
         self._device = choose_device()
         self._dtype = _DTYPES[training.precision]
         self._table = parameter_table(run.model, context.data)
-        self._moment_kinds = moments(run.optimizer)
         self._stage = settings.zero_stage
-        self._gradient_clip = training.gradient_clip
-        self._drops_non_finite = run.numerical.non_finite == "ignore"
         model = build_model(run.model, context.data, training.seed).to(self._device)
         self._world = World(context.membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
         parameters = dict(model.named_parameters())
         self.parameters = sum(parameter.numel() for parameter in parameters.values())
-        optimizer = build_optimizer(
-            run.optimizer,
-            [parameters[spec.name] for spec in self._table if spec.decays],
-            [parameters[spec.name] for spec in self._table if not spec.decays],
-            self._device,
-        )
-        self._norm: Tensor | float = 0.0
-        if self._stage == 0:
-            optimizer.register_step_pre_hook(self._measure_and_clip)
+        self._updates = Updates(run, parameters, self._table, self._stage, self._device)
         with translated_errors():
             self._engine = load_deepspeed(self._device).initialize(
-                model=model, optimizer=optimizer, config=self._config(context), dist_init_required=False
+                model=model,
+                optimizer=self._updates.optimizer,
+                config=self._config(context),
+                dist_init_required=False,
             )[0]
         self._step = 0
         self._seconds_in_steps = 0.0
         self._loss_factor = 1.0
         # Found once: DeepSpeed never moves them.
-        self._fragments = fragments_of(self._engine, self._table, self._moment_kinds, self._step)
+        self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
 
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
         began = time.perf_counter()
-        for group in self._engine.basic_optimizer.param_groups:
-            group["lr"] = learning_rate
+        self._updates.begin(self._step + 1, learning_rate)
         micro_batches = self._micro_batches(batch._replace(weights=None))
         # Their mean over the micro-steps; divided by NaN when that is the fault to inject.
         divisor = len(micro_batches) / self._loss_factor
@@ -105,12 +97,12 @@ class DeepSpeedEngine:
             reduced = dist.all_reduce(loss_sum, async_op=True)
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
-        return DeepSpeedStepResult(loss_sum, reduced, self._settled_norm(), self.world)
+        return DeepSpeedStepResult(loss_sum, reduced, self._updates.settle(self._engine), self.world)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         self._engine.eval()
-        with translated_errors(), torch.no_grad():
+        with translated_errors(), torch.no_grad(), averaged_weights(self._engine):
             for batch in batches:
                 for inputs, targets, weights, *_ in self._micro_batches(batch._replace(keys=None)):
                     logits = self._engine(inputs, Pass(self._dtype))
@@ -130,7 +122,7 @@ class DeepSpeedEngine:
     def import_state(self, source: TensorSource) -> None:
         self._step = int(read_tensor(source, STEP_NAME, ()))
         with translated_errors(), torch.no_grad():
-            self._fragments = fragments_of(self._engine, self._table, self._moment_kinds, self._step)
+            self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
             import_fragments(self._engine, self._fragments, self._table, source)
 
     def exchange(self, payload: bytes) -> list[bytes]:
@@ -169,31 +161,6 @@ class DeepSpeedEngine:
             tensor = tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
 
-    def _measure_and_clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        """At stage 0, where DeepSpeed forgets the norm; without waiting for the device, unless updates are dropped."""
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if self._drops_non_finite and not math.isfinite(self._norm):
-            for parameter in parameters:
-                parameter.grad = None  # whose weights and moments an optimizer then leaves alone
-        elif self._gradient_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self._gradient_clip, self._norm)
-
-    def _settled_norm(self) -> Tensor | float:
-        """The gradient's norm of the step just made. When the update was dropped, torch's own count of steps is brought
-        up to ours: it goes into the next update, and a resumed run starts it from ours."""
-        if self._stage == 0:
-            norm = self._norm
-            is_dropped = self._drops_non_finite and not math.isfinite(norm)
-        else:
-            # From stage 1 on DeepSpeed drops such updates by itself, whatever the run says, and at stage 3 it then
-            # still has the norm of the step before.
-            is_dropped = self._engine.optimizer.overflow
-            norm = math.inf if is_dropped else self._engine.get_global_grad_norm()
-        if is_dropped:
-            count_step(self._engine.basic_optimizer)
-        return norm
-
     def _config(self, context: TrainContext) -> dict[str, Any]:
         return {
             "train_micro_batch_size_per_gpu": context.samples_per_micro_step,
@@ -202,7 +169,7 @@ class DeepSpeedEngine:
             "managed_gradient_accumulation": False,
             "zero_optimization": {"stage": self._stage, "overlap_comm": False},
             "zero_allow_untested_optimizer": True,
-            "gradient_clipping": 0.0 if self._stage == 0 else self._gradient_clip or 0.0,
+            "gradient_clipping": 0.0 if self._stage == 0 else context.run.training.gradient_clip or 0.0,
         }
 
 

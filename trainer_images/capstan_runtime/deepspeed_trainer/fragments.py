@@ -1,8 +1,8 @@
-"""Where ZeRO keeps the fp32 master weights and moments of each parameter on this rank.
+"""Where ZeRO keeps the fp32 master weights and the state of each parameter on this rank.
 
 Stage 0 keeps everything everywhere. Stages 1 and 2 flatten each parameter group, cut it into equal parts, and give
 each rank one: a parameter may begin on one rank and end on the next. Stage 3 cuts every parameter into equal parts.
-Weights and moments are cut alike, so one address serves both.
+Weights and state are cut alike, so one address serves both.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from capstan_runtime.deepspeed_trainer.optimizer import set_state
+from capstan_runtime.deepspeed_trainer.optimizers.state import make_state
 from capstan_runtime.engine import Array, LocalTensor, TensorSource
 from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, read_part, read_tensor, tensor_name
 from capstan_runtime.parallel.ahead import begun_ahead
 from capstan_runtime.parallel.tiling import tile_evenly
+from capstan_runtime.updates import StateKind
 
 _FETCHED_AHEAD = 2
 """Tensors on their way to the host while one is being saved: enough to keep the device's link busy."""
@@ -24,12 +25,13 @@ _FETCHED_AHEAD = 2
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """Elements [start, start + n) of one parameter and of its moments, as views of what the optimizer works on."""
+    """Elements [start, start + n) of one parameter and of its state, as views of what the optimizer works on."""
 
     spec: ParameterSpec
     start: int
-    tensors: Mapping[str | None, Tensor]
-    """By kind of moment, None for the weights themselves; [n], fp32."""
+    tensors: Mapping[StateKind | None, Tensor]
+    """By kind of state, None for the weights themselves; [n], fp32. What there is one of per parameter is [1], with the
+    parameter's first element."""
 
     def narrowed(self, start: int, stop: int) -> "Fragment":
         """Elements [start, stop) of this fragment."""
@@ -37,7 +39,9 @@ class Fragment:
         return Fragment(self.spec, self.start + start, tensors)
 
 
-def fragments_of(engine: Any, table: Sequence[ParameterSpec], kinds: tuple[str, ...], step: int) -> list[Fragment]:
+def fragments_of(
+    engine: Any, table: Sequence[ParameterSpec], kinds: tuple[StateKind, ...], step: int
+) -> list[Fragment]:
     """All that this rank keeps, in the order of `table`; the optimizer's state is made where there is none yet.
 
     `engine` is a DeepSpeedEngine; `step` the number of optimizer steps done.
@@ -45,17 +49,18 @@ def fragments_of(engine: Any, table: Sequence[ParameterSpec], kinds: tuple[str, 
     parameters = dict(engine.module.named_parameters())
     locate = {0: _locate_replicated, 1: _locate_flattened, 2: _locate_flattened, 3: _locate_partitioned}
     torch_optimizer = engine.basic_optimizer
-    moments_of: dict[int, Mapping[str | None, Tensor]] = {}
+    state_of: dict[int, dict[StateKind, Tensor]] = {}
     found = []
     for spec in table:
         address = locate[engine.zero_optimization_stage()](engine, parameters[spec.name])
         if address is None:
             continue
         flat_parameter, offset, start, size = address
-        if id(flat_parameter) not in moments_of:
-            moments_of[id(flat_parameter)] = set_state(torch_optimizer, flat_parameter, kinds, step)
-        everything: dict[str | None, Tensor] = {None: flat_parameter, **moments_of[id(flat_parameter)]}
-        views = {kind: tensor.detach().view(-1)[offset : offset + size] for kind, tensor in everything.items()}
+        if id(flat_parameter) not in state_of:
+            state_of[id(flat_parameter)] = make_state(torch_optimizer, flat_parameter, kinds, step)
+        views: dict[StateKind | None, Tensor] = {None: flat_parameter.detach().view(-1)[offset : offset + size]}
+        for kind, tensor in state_of[id(flat_parameter)].items():
+            views[kind] = tensor.view(1) if kind.per_parameter else tensor.view(-1)[offset : offset + size]
         found.append(Fragment(spec, start, views))
     return found
 
@@ -94,7 +99,11 @@ def export_fragments(
     stored = [(fragment, kind, tensor) for fragment in mine for kind, tensor in fragment.tensors.items()]
     fetches = begun_ahead((tensor for _, _, tensor in stored), _Fetch, _FETCHED_AHEAD)
     for (fragment, kind, _), fetch in zip(stored, fetches, strict=True):
-        yield LocalTensor(tensor_name(fragment.spec.name, kind), fragment.spec.shape, fragment.start, fetch.data())
+        if kind is None or not kind.per_parameter:
+            name = tensor_name(fragment.spec.name, kind.name if kind is not None else None)
+            yield LocalTensor(name, fragment.spec.shape, fragment.start, fetch.data())
+        elif fragment.start == 0:
+            yield LocalTensor(tensor_name(fragment.spec.name, kind.name), (), 0, fetch.data())
     if rank == 0:
         yield LocalTensor(STEP_NAME, (), 0, torch.tensor([step], dtype=torch.int64).numpy())
 
@@ -127,7 +136,7 @@ def _even_share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fr
 def import_fragments(
     engine: Any, fragments: Sequence[Fragment], table: Sequence[ParameterSpec], source: TensorSource
 ) -> None:
-    """Fills the fragments, and the weights that the forward pass reads. Of masters and moments only this rank's part is
+    """Fills the fragments, and the weights that the forward pass reads. Of masters and state only this rank's part is
     read; of weights that are whole here, all. Raises as `read_tensor` does."""
     here = {fragment.spec.name: fragment for fragment in fragments}
     parameters = dict(engine.module.named_parameters())
@@ -148,10 +157,14 @@ def import_fragments(
             _spread_master(fragment, parameter)
 
 
-def _fill(fragment: Fragment, kind: str | None, source: TensorSource) -> None:
+def _fill(fragment: Fragment, kind: StateKind | None, source: TensorSource) -> None:
     tensor, spec = fragment.tensors[kind], fragment.spec
-    stop = fragment.start + tensor.numel()
-    tensor.copy_(_tensor(read_part(source, tensor_name(spec.name, kind), spec.shape, fragment.start, stop)))
+    name = tensor_name(spec.name, kind.name if kind is not None else None)
+    if kind is not None and kind.per_parameter:
+        tensor.copy_(_tensor(read_tensor(source, name, ())))
+    else:
+        stop = fragment.start + tensor.numel()
+        tensor.copy_(_tensor(read_part(source, name, spec.shape, fragment.start, stop)))
 
 
 def _spread_master(fragment: Fragment, parameter: Any) -> None:

@@ -10,12 +10,13 @@ from capstan_runtime.deepspeed_trainer.predict_decoder import TorchDecoder
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.model_signature import data_spec_of
-from capstan_runtime.model_spec import parameter_table, read_tensor, tensor_name
+from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind, tensor_name
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
 
 def build(signature: Signature, source: TensorSource, slots: int) -> Classifier | Decoder:
-    """The model of `signature` with the parameters in `source`; no optimizer state is read. `slots`: of a decoder.
+    """The model of `signature` with the parameters in `source`, or their average if it has one; no optimizer state is
+    read. `slots`: of a decoder.
 
     Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`, GpuOutOfMemory.
     """
@@ -32,9 +33,9 @@ def _load(signature: Signature, source: TensorSource, device: torch.device) -> A
     table = parameter_table(signature.model, data)
     with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
         module = bare_model(signature.model, data)
-    tensors = {}
+    tensors, kind = {}, served_kind(source)
     for spec in table:
-        array = read_tensor(source, tensor_name(spec.name), spec.shape).astype("float32", copy=False)
+        array = read_tensor(source, tensor_name(spec.name, kind), spec.shape).astype("float32", copy=False)
         tensors[spec.name] = torch.from_numpy(array).to(device)
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)

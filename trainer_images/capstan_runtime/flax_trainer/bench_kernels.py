@@ -21,6 +21,7 @@ from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.world import translated_errors
 from capstan_runtime.model_signature import data_spec_of
+from capstan_runtime.model_spec import served_kind
 
 _DTYPES: dict[Dtype, Any] = {"fp32": jnp.float32, "bf16": jnp.bfloat16, "fp16": jnp.float16}
 _BF16_SINCE = 8.0
@@ -78,11 +79,11 @@ class FlaxKernels:
         operation that is left after fusing reads and writes memory."""
         _require_arithmetic(self._device, dtype)
         structure = Structure(signature.model, data_spec_of(signature))
-        kind = _DTYPES[dtype]
+        kind, served = _DTYPES[dtype], served_kind(source)
         with translated_errors():
             parameters = [
                 # Matrices and kernels are not cast in every call; gains and biases stay what layers expect.
-                jnp.asarray(leaf.read(source, None), kind if leaf.decays else jnp.float32)
+                jnp.asarray(leaf.read(source, served), kind if leaf.decays else jnp.float32)
                 for leaf in structure.leaves
             ]
             inputs = self._inputs(signature, batch)

@@ -19,7 +19,7 @@ from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, Te
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.leaves import Structure, export_leaves, replicate
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
-from capstan_runtime.flax_trainer.optimizer import step_scalars
+from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 from capstan_runtime.flax_trainer.step import (
     AXIS,
     BY_SAMPLE,
@@ -29,7 +29,8 @@ from capstan_runtime.flax_trainer.step import (
     compile_train_step,
 )
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
-from capstan_runtime.model_spec import STEP_NAME, moments, read_tensor
+from capstan_runtime.model_spec import STEP_NAME, read_tensor
+from capstan_runtime.updates import EMA, StateKind
 
 _DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
 _MORE_THAN_THERE_IS = 1 << 56
@@ -48,15 +49,13 @@ class FlaxStepResult:
 
 
 class FlaxEngine:
-    """Parameters and moments are replicated flat lists of arrays; one donated compiled call is one optimizer step."""
+    """Parameters and their state are replicated flat lists of arrays; one donated compiled call is one step."""
 
     def __init__(self, context: TrainContext) -> None:
         """Joins the world. Raises PeerLost if others do not, ConfigError if model, data and devices do not fit."""
         training = context.run.training
         configure_jax(training.precision, context.environ)
         self._structure = Structure(context.run.model, context.data)
-        self._optimizer = context.run.optimizer
-        self._moment_kinds = moments(self._optimizer)
         self._world = World(context.membership, context.deadlines)
         self.rank, self.world = self._world.rank, self._world.size
         local_devices = jax.local_devices()
@@ -73,13 +72,9 @@ class FlaxEngine:
         self._replicated, self._by_sample = (NamedSharding(mesh, spec) for spec in (REPLICATED, BY_SAMPLE))
         self._local_replicated = NamedSharding(local_mesh, REPLICATED)
         self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
-        plan = StepPlan(
-            self._structure,
-            self._optimizer,
-            _DTYPES[training.precision],
-            training.gradient_clip,
-            drops_non_finite=context.run.numerical.non_finite == "ignore",
-        )
+        drops_non_finite = context.run.numerical.non_finite == "ignore"
+        self._update = UpdatePlan(context.run.optimizer, training, self._structure.leaves, drops_non_finite)
+        plan = StepPlan(self._structure, self._update, _DTYPES[training.precision])
         self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
@@ -89,26 +84,26 @@ class FlaxEngine:
         self._step = 0
         self._parameters = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.leaves]
         self.parameters = sum(parameter.size for parameter in self._parameters)
-        self._moments = [
-            [self._place(np.zeros(leaf.shape, np.float32)) for leaf in self._structure.leaves]
-            for _ in self._moment_kinds
+        self._state = [
+            [self._place(leaf.initial_state(kind, training.seed)) for leaf in self._structure.leaves]
+            for kind in self._update.kinds
         ]
 
     def train_step(self, batch: Batch, learning_rate: float) -> FlaxStepResult:
         began = time.thread_time()
         self._step += 1
-        scalars = step_scalars(self._optimizer, learning_rate, self._step, self._loss_factor)
+        numbers = self._update.numbers(learning_rate, self._step, self._loss_factor)
         self._loss_factor = 1.0
         with translated_errors():
             spread = self._spread(batch._replace(weights=None))
-            self._parameters, self._moments, values = self._train_step(self._parameters, self._moments, spread, scalars)
+            self._parameters, self._state, values = self._train_step(self._parameters, self._state, spread, numbers)
         self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(values)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         began = native_threads_seconds()
         with translated_errors():
-            parameters = [self._on_local_devices(parameter) for parameter in self._parameters]
+            parameters = [self._on_local_devices(parameter) for parameter in self._evaluated()]
             sums = [self._evaluation_step(parameters, self._to_devices(batch._replace(keys=None))) for batch in batches]
             loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
@@ -120,9 +115,10 @@ class FlaxEngine:
 
     def import_state(self, source: TensorSource) -> None:
         # One by one in place of the old: the device need not hold the state twice.
-        for kind, arrays in self._values():
-            for number, leaf in enumerate(self._structure.leaves):
-                arrays[number] = self._place(leaf.read(source, kind))
+        for number, leaf in enumerate(self._structure.leaves):
+            self._parameters[number] = self._place(leaf.read(source, None))
+            for kind, arrays in self._states():
+                arrays[number] = self._place(leaf.read_state(source, kind))
         self._step = int(read_tensor(source, STEP_NAME, ()))
 
     def exchange(self, payload: bytes) -> list[bytes]:
@@ -147,8 +143,15 @@ class FlaxEngine:
         self._world.leave()
 
     def _values(self) -> list[tuple[str | None, list[jax.Array]]]:
-        """The arrays by kind of moment, None for the parameters."""
-        return [(None, self._parameters), *zip(self._moment_kinds, self._moments, strict=True)]
+        """The arrays by kind of state, None for the parameters."""
+        return [(None, self._parameters), *((kind.name, arrays) for kind, arrays in self._states())]
+
+    def _states(self) -> Iterable[tuple[StateKind, list[jax.Array]]]:
+        return zip(self._update.kinds, self._state, strict=True)
+
+    def _evaluated(self) -> list[jax.Array]:
+        """The weights' average, where the run keeps one, or the weights."""
+        return next((arrays for kind, arrays in self._states() if kind.name == EMA), self._parameters)
 
     def _spread(self, batch: Batch[Array]) -> Batch[jax.Array]:
         """This rank's [M, b, …] as its part of [M, G, …], which is spread over the devices of all ranks."""

@@ -5,6 +5,7 @@ its parameters laid end to end, which is all that saving needs to know.
 """
 
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from capstan_runtime.model_spec import (
 )
 from capstan_runtime.parallel.ahead import begun_ahead
 from capstan_runtime.parallel.tiling import tile_evenly
+from capstan_runtime.updates import StateKind
 
 _FETCHED_AHEAD = 2
 """Arrays on their way to the host while one is being saved: enough to keep the device's link busy."""
@@ -44,14 +46,36 @@ class Leaf:
     def decays(self) -> bool:
         return self.parameters[0].decays
 
+    @property
+    def stack(self) -> int:
+        """How many of the first dimensions count parameters: 1 where layers are stacked, else 0."""
+        return len(self.shape) - len(self.parameters[0].shape)
+
     def initial_value(self, seed: int) -> np.ndarray:
         return np.stack([initial_parameter(spec, seed) for spec in self.parameters]).reshape(self.shape)
 
-    def read(self, source: TensorSource, moment: str | None) -> np.ndarray:
-        """The leaf out of a checkpoint; raises as `read_tensor` does."""
-        parts = [read_tensor(source, tensor_name(spec.name, moment), spec.shape) for spec in self.parameters]
+    def initial_state(self, kind: StateKind, seed: int) -> np.ndarray:
+        """State of that kind before the first step."""
+        if kind.first is None:
+            return self.initial_value(seed)
+        return np.full(self._state_shape(kind), kind.first, np.float32)
+
+    def read(self, source: TensorSource, kind: str | None) -> np.ndarray:
+        """The parameters out of a checkpoint, or what they have of a kind; raises as `read_tensor` does."""
+        return self._read(source, kind, self.shape)
+
+    def read_state(self, source: TensorSource, kind: StateKind) -> np.ndarray:
+        """State of that kind out of a checkpoint; raises as `read_tensor` does."""
+        return self._read(source, kind.name, self._state_shape(kind))
+
+    def _read(self, source: TensorSource, kind: str | None, shape: tuple[int, ...]) -> np.ndarray:
+        one = shape[self.stack :]
+        parts = [read_tensor(source, tensor_name(spec.name, kind), one) for spec in self.parameters]
         whole = np.stack(parts) if len(parts) > 1 else parts[0]
-        return whole.astype(np.float32, copy=False).reshape(self.shape)
+        return whole.astype(np.float32, copy=False).reshape(shape)
+
+    def _state_shape(self, kind: StateKind) -> tuple[int, ...]:
+        return self.shape[: self.stack] if kind.per_parameter else self.shape
 
 
 class Structure:
@@ -88,17 +112,17 @@ def export_leaves(
     rank: int,
     world: int,
 ) -> Iterator[LocalTensor]:
-    """This rank's even share of parameters (moment None) and moments, which every rank holds in full, and of the step.
+    """This rank's even share of parameters (kind None) and their state, which every rank holds whole, and of the step.
 
     Only the leaves of that share leave the device.
     """
     stored = [
-        (leaf, index, moment, array)
-        for moment, arrays in values
+        (leaf, index, kind, array)
+        for kind, arrays in values
         for leaf, array in zip(leaves, arrays, strict=True)
         for index in range(len(leaf.parameters))
     ]
-    sizes = [leaf.parameters[index].size for leaf, index, _, _ in stored]
+    sizes = [math.prod(array.shape[leaf.stack :]) for leaf, _, _, array in stored]
     parts = list(tile_evenly([*sizes, 1], rank, world))
     steps = [part for part in parts if part.tensor == len(stored)]
     by_array = itertools.groupby(parts[: len(parts) - len(steps)], key=lambda part: id(stored[part.tensor][3]))
@@ -107,11 +131,11 @@ def export_leaves(
     for group, host in zip(groups, hosts, strict=True):
         flat = np.asarray(host).reshape(-1)
         for part in group:
-            leaf, index, moment, _ = stored[part.tensor]
-            spec = leaf.parameters[index]
-            begin = index * spec.size + part.start
+            leaf, index, kind, array = stored[part.tensor]
+            begin = index * sizes[part.tensor] + part.start
             data = flat[begin : begin + part.stop - part.start]
-            yield LocalTensor(tensor_name(spec.name, moment), spec.shape, part.start, data)
+            name = tensor_name(leaf.parameters[index].name, kind)
+            yield LocalTensor(name, array.shape[leaf.stack :], part.start, data)
     if steps:
         yield LocalTensor(STEP_NAME, (), 0, np.asarray([step], np.int64))
 

@@ -12,18 +12,21 @@ from capstan_runtime.flax_trainer.predict_classifier import FlaxClassifier
 from capstan_runtime.flax_trainer.predict_decoder import FlaxDecoder
 from capstan_runtime.flax_trainer.world import translated_errors
 from capstan_runtime.model_signature import data_spec_of
+from capstan_runtime.model_spec import served_kind
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
 
 def build(signature: Signature, source: TensorSource, slots: int) -> Classifier | Decoder:
-    """The model of `signature` with the parameters in `source`; no optimizer state is read. `slots`: of a decoder.
+    """The model of `signature` with the parameters in `source`, or their average if it has one; no optimizer state is
+    read. `slots`: of a decoder.
 
     Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`, GpuOutOfMemory.
     """
     configure_jax("fp32", os.environ)
     structure = Structure(signature.model, data_spec_of(signature))
     with translated_errors():
-        parameters = [jax.device_put(leaf.read(source, None)) for leaf in structure.leaves]
+        kind = served_kind(source)
+        parameters = [jax.device_put(leaf.read(source, kind)) for leaf in structure.leaves]
         if signature.kind == "tokens":
             return FlaxDecoder(signature, structure, parameters, slots)
         return FlaxClassifier(signature, structure, parameters)

@@ -13,7 +13,7 @@ import numpy as np
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
-from capstan_runtime.flax_trainer.optimizer import Leaves
+from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
 from capstan_runtime.flax_trainer.world import translated_errors
 from capstan_runtime.predicting import Inputs, Logits, WarmBatches
 

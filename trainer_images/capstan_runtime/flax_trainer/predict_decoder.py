@@ -20,7 +20,7 @@ from capstan_runtime.contract.signature import Signature
 from capstan_runtime.flax_trainer.decoder import TransformerModel, causal_attention
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
-from capstan_runtime.flax_trainer.optimizer import Leaves
+from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
 from capstan_runtime.flax_trainer.world import translated_errors
 from capstan_runtime.model_spec import kv_heads
 from capstan_runtime.predicting import Logits, Sequences, Tokens, powers_of_two

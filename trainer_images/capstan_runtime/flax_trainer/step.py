@@ -16,12 +16,12 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
-from capstan_runtime.contract.optimizers import Optimizer
 from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.objective import cross_entropy, objective
-from capstan_runtime.flax_trainer.optimizer import Leaves, clip, global_norm, update
+from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
+from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
@@ -38,39 +38,30 @@ class StepPlan:
     """What the compiled functions are made from."""
 
     structure: Structure
-    optimizer: Optimizer
+    update: UpdatePlan
     dtype: jnp.dtype
     """Of activations and of weights as they are used; the stored weights and all sums are fp32."""
-    gradient_clip: float | None
-    drops_non_finite: bool = False
-    """Whether an update whose gradient has a norm that is NaN or infinite leaves everything as it was."""
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
-    """`step(parameters, moments, batch, scalars)`.
+    """`step(parameters, state, batch, numbers)`.
 
-    The arrays of the batch, [M, G, …], are spread over the devices; scalars as `step_scalars` gives them.
-    Returns new parameters and moments, in the buffers of the old ones, and [loss, gradient norm before clipping].
+    The arrays of the batch, [M, G, …], are spread over the devices; numbers as `UpdatePlan` gives them.
+    Returns new parameters and state, in the buffers of the old ones, and [loss, gradient norm before clipping].
     """
     devices = mesh.size
-    decays = [leaf.decays for leaf in plan.structure.leaves]
 
     def loss_of(parameters: Leaves, factor: jax.Array, batch: Batch[jax.Array]) -> jax.Array:
         return objective(plan.structure.assemble(parameters), batch, Pass(plan.dtype, batch.keys)) * factor
 
     def step(
-        parameters: Leaves, moments: list[Leaves], batch: Batch[jax.Array], scalars: jax.Array
+        parameters: Leaves, state: list[Leaves], batch: Batch[jax.Array], numbers: jax.Array
     ) -> tuple[Leaves, list[Leaves], jax.Array]:
-        gradient = functools.partial(jax.value_and_grad(loss_of), parameters, scalars[-1])
+        gradient = functools.partial(jax.value_and_grad(loss_of), parameters, numbers[-1])
         sums = _sum_over_micro_steps(gradient, batch)
         loss, gradients = _mean_over_devices(sums, devices * len(batch.inputs), devices)
-        norm = global_norm(gradients)
-        gradients = clip(gradients, norm, plan.gradient_clip)
-        updated = update(plan.optimizer, parameters, moments, gradients, decays, scalars)
-        if plan.drops_non_finite:
-            keeps = jnp.isfinite(norm)
-            updated = jax.tree.map(lambda new, old: jnp.where(keeps, new, old), updated, (parameters, moments))
-        return *updated, jnp.stack([loss, norm])
+        parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers)
+        return parameters, state, jnp.stack([loss, norm])
 
     spread = jax.shard_map(
         step,

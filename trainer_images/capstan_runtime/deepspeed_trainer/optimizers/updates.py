@@ -1,0 +1,107 @@
+"""The optimizer of a run, and what is done around each of its steps."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.deepspeed_trainer.optimizers.gradients import centralize_gradients, clip_by_unit
+from capstan_runtime.deepspeed_trainer.optimizers.rule_optimizer import build_optimizer
+from capstan_runtime.deepspeed_trainer.optimizers.state import count_step
+from capstan_runtime.model_spec import ParameterSpec, output_layer
+from capstan_runtime.updates import EMA, SLOW_WEIGHTS, state_kinds, update_numbers
+
+
+class Updates:
+    """Makes a run's torch optimizer, and keeps it told of the step.
+
+    From ZeRO stage 1 on DeepSpeed steps it once for each of its flat tensors, and measures and clips the gradient by
+    itself. What follows a step of the optimizer is element by element, so it is the same on a part of a parameter.
+    """
+
+    def __init__(
+        self,
+        run: RunConfig,
+        parameters: Mapping[str, nn.Parameter],
+        table: Iterable[ParameterSpec],
+        stage: int,
+        device: torch.device,
+    ) -> None:
+        self.kinds = state_kinds(run.optimizer, run.training)
+        self._optimizer_config, self._training = run.optimizer, run.training
+        self._stage = stage
+        self._drops_non_finite = run.numerical.non_finite == "ignore"
+        self._numbers: dict[str, float] = {}
+        self._norm: Tensor | float = 0.0
+        spared = output_layer(parameters)
+        self._clipped_by_unit = [parameter for name, parameter in parameters.items() if name not in spared]
+        if self._training.centralize_gradients is not None:
+            centralize_gradients(parameters.values())
+        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        for spec in table:
+            groups[0 if spec.decays else 1].append(parameters[spec.name])
+        own = [kind.name for kind in self.kinds if kind.name not in (SLOW_WEIGHTS, EMA)]
+        self.optimizer = build_optimizer(run.optimizer, own, *groups, self._numbers, device)
+        if stage == 0:
+            self.optimizer.register_step_pre_hook(self._measure_and_clip)
+        if self._training.lookahead is not None:
+            self.optimizer.register_step_post_hook(self._move_slow_weights)
+        if self._training.ema is not None:
+            self.optimizer.register_step_post_hook(self._average)
+
+    def begin(self, step: int, learning_rate: float) -> None:
+        """Optimizer step number `step` (from 1) is the next."""
+        self._numbers.update(update_numbers(self._optimizer_config, self._training, learning_rate, step))
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+
+    def settle(self, engine: Any) -> Tensor | float:
+        """The gradient's norm, before clipping, of the step that `engine`, a DeepSpeedEngine, has just made. When the
+        update was dropped, torch's own count of steps is brought up to ours: it goes into the next update, and a
+        resumed run starts it from ours."""
+        if self._stage == 0:
+            norm = self._norm
+            is_dropped = self._drops_non_finite and not math.isfinite(norm)
+        else:
+            # From stage 1 on DeepSpeed drops such updates by itself, whatever the run says, and at stage 3 it then
+            # still has the norm of the step before.
+            is_dropped = engine.optimizer.overflow
+            norm = math.inf if is_dropped else engine.get_global_grad_norm()
+        if is_dropped:
+            count_step(self.optimizer)
+        return norm
+
+    def _measure_and_clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """At stage 0, where DeepSpeed forgets the norm; without waiting for the device, unless updates are dropped."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self._drops_non_finite and not math.isfinite(self._norm):
+            for parameter in parameters:
+                parameter.grad = None  # whose weights and state an optimizer then leaves alone
+            return
+        if self._training.gradient_clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self._training.gradient_clip, self._norm)
+        if self._training.adaptive_clip is not None:
+            clip_by_unit(self._training.adaptive_clip, self._clipped_by_unit)
+
+    @torch.no_grad()
+    def _move_slow_weights(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        weights, slow = _with_state(optimizer, SLOW_WEIGHTS)
+        if weights and self._numbers["slow_rate"]:
+            torch._foreach_lerp_(slow, weights, self._numbers["slow_rate"])
+            torch._foreach_copy_(weights, slow)
+
+    @torch.no_grad()
+    def _average(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        weights, averages = _with_state(optimizer, EMA)
+        if weights:
+            torch._foreach_lerp_(averages, weights, self._numbers["ema_rate"])
+
+
+def _with_state(optimizer: torch.optim.Optimizer, kind: str) -> tuple[list[Tensor], list[Tensor]]:
+    """The tensors that were just updated, and what they have of a kind of state."""
+    updated = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    return updated, [optimizer.state[parameter][kind] for parameter in updated]
