@@ -150,6 +150,52 @@ REFUSED = {
         a_spec(checkpoint={"store": {"claim": {"name": "c"}, "object": {"url": "s3://b"}}}),
         "got claim, object: set exactly one of claim, hostPath, object",
     ),
+    "data at a place that nobody can read": (
+        a_spec(data={"arrays": {"path": "https://example.com/x.npz"}}),
+        "path: https://example.com/x.npz is neither a path in the pod nor the URL of a bucket; give s3://bucket/key",
+    ),
+    "an account for data on a volume": (
+        a_spec(data={"arrays": {"path": "/data/x.npz", "bucket": {"secretName": "s"}}}),
+        "bucket: is for a path in a bucket, not for /data/x.npz; remove it, or give the URL",
+    ),
+    "a region of a bucket that is not of S3": (
+        a_spec(data={"images": {"path": "gs://b/p", "size": 8, "bucket": {"region": "r"}}}),
+        "bucket: endpoint and region are for s3:// only, not for gs://b/p; remove them",
+    ),
+    "a cache of no size": (
+        a_spec(data={"images": {"path": "s3://b/p", "size": 8, "bucket": {"cacheSize": "1GB"}}}),
+        "cacheSize: 1GB is no size; write a whole number with one of B, KiB, MiB, GiB, such as 64MiB",
+    ),
+    "pictures for a transformer": (
+        a_spec(
+            model={"transformer": {"layers": 1, "dim": 8, "heads": 1}}, data={"images": {"path": "/data", "size": 8}}
+        ),
+        "transformer trains on data text or tokens, mlp and cnn on digits, arrays or images; change model or data",
+    ),
+    "a reference at a place that nobody can read": (
+        a_spec(dataQuality={"reference": "ftp://host/data-quality.json"}),
+        "reference: ftp://host/data-quality.json is neither a path in the pod nor the URL of a bucket",
+    ),
+    "augmentation of text": (
+        a_spec(
+            model={"transformer": {"layers": 1, "dim": 8, "heads": 1}},
+            data={"text": {"path": "/t", "sequenceLength": 8}},
+            augmentation={"horizontalFlip": {}},
+        ),
+        "augmentation: changes pictures, and data text or tokens has none; remove it",
+    ),
+    "many sizes for a model of one": (
+        a_spec(model={"mlp": {"hidden": [4]}}, augmentation={"multiScale": {"sizes": [6, 8]}}),
+        "augmentation: multiScale changes the size of inputs, and mlp has weights for one size; choose model cnn",
+    ),
+    "a mean of three channels and a deviation of one": (
+        a_spec(augmentation={"normalize": {"mean": [0.5, 0.5, 0.5], "std": [1]}}),
+        "mean has 3 entries and std 1; give one of each per channel",
+    ),
+    "a mean of one channel for pictures of three": (
+        a_spec(data={"images": {"path": "/data", "size": 8}}, augmentation={"normalize": {"mean": [0.5], "std": [1]}}),
+        "augmentation: normalize has 1 channels and data images 3; give one mean and one std for each channel",
+    ),
     "a store that is no bucket": (
         a_spec(checkpoint={"store": {"object": {"url": "http://b/p"}}}),
         "spec.checkpoint.store.object: Invalid value: url: http://b/p is not the URL of a bucket; give "
@@ -396,6 +442,44 @@ VALUES: dict[str, Any] = {
     ),
     "data": ({"digits": {}}, {"digits": {}, "text": {"path": "/t", "sequenceLength": 2}}, {"tokens": {"path": "/t"}}),
     "data.digits.validationFraction": NUMBERS,
+    "data.arrays": (
+        {"path": ""},
+        {"path": "s3://"},
+        {"path": "s3://b/x.npz"},
+        {"path": "s3://b/x.npz", "bucket": {}},
+        {"path": "gs://b/x.npz", "bucket": {"endpoint": "http://h"}},
+        {"path": "/x.npz", "bucket": {}},
+        *({"path": "az://b/x.npz", "bucket": {"cacheSize": size}} for size in ("1GiB", "0GiB", "1GB", "", 1)),
+    ),
+    "data.images": tuple(
+        {"path": "/i", "size": size, "channels": channels, "fit": fit}
+        for size in (0, 1, 8, 4097)
+        for channels in (1, 2, 3)
+        for fit in ("crop", "pad")
+    ),
+    "dataQuality": (
+        {},
+        {"badSamples": "skip", "maxBadFraction": 0},
+        {"badSamples": "drop"},
+        {"maxBadFraction": 1.1},
+        {"scanSamples": 0},
+        *({"reference": place} for place in ("", "/r.json", "s3://b/r.json", "s3://", "http://h/r.json")),
+    ),
+    "augmentation": (
+        {},
+        {"horizontalFlip": {}, "verticalFlip": {"probability": 1}},
+        {"verticalFlip": {"probability": 0}},
+        {"randomCrop": {"padding": 0}},
+        {"randomCrop": {"padding": 2}},
+        {"normalize": {"mean": [0.5], "std": [0.5]}},
+        {"normalize": {"mean": [0.5], "std": [0]}},
+        {"normalize": {"mean": [0.5, 1], "std": [0.5]}},
+        {"normalize": {"mean": [], "std": []}},
+        {"multiScale": {"sizes": [8]}},
+        {"multiScale": {"sizes": [8, 0]}},
+        {"multiScale": {"sizes": [8, 6]}},
+        {"multiScale": {"sizes": [8, 6], "everySteps": 0}},
+    ),
     "data.text.sequenceLength": SMALL,
     "optimizer": tuple({"sgd": {"learningRate": 0.1, "momentum": value}} for value in NUMBERS),
     "optimizer.adamw.learningRate": NUMBERS,

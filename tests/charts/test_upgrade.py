@@ -26,6 +26,9 @@ ALLOWED = {
     "new rule self.channels.all(c, c % (has(self.groups) ? self.groups : 8) == 0)": (
         "the operator always refused such a model: what is stored is Invalid already, and has no status to come"
     ),
+    "new rule !self.path.contains('://') || self.path.matches('^(s3|gs|az)://[^/]+(/.*)?$')": (
+        "no pod has a folder of such a name, and there was no other reading of it: what is stored has failed"
+    ),
     'configMap.name: pattern null became "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"': (
         "no ConfigMap has another name; what has a slash in it could reach one of another namespace"
     ),

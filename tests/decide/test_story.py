@@ -7,6 +7,7 @@ from dataclasses import replace
 from capstan_operator.api.meta import TrainingJobCondition
 from capstan_operator.decide.conditions import find
 from capstan_operator.decide.notes import NOTES_KEPT
+from capstan_runtime.contract.data_quality import DataReport
 from tests.support.lives import Life
 from tests.support.looks import make_pod, root
 
@@ -74,6 +75,17 @@ def test_what_all_ranks_note_is_told_once() -> None:
     assert life.decide(31.0) == []
     life.say(ONE, notes=["step 43: update dropped: the gradient is not finite", "no room in memory"])
     assert life.decide(32.0) == ["Noted: rank 1: no room in memory"]
+
+
+def test_what_was_found_in_the_data_is_on_status_and_stays() -> None:
+    life = Life()
+    found = DataReport(samples=200, scanned=200, bad=1, duplicates=0, warnings=["1 of 200 samples is bad"])
+    life.say(data=found.document())
+    life.decide(30.0)
+    assert life.status.data == found
+    life.say(data=None)
+    life.decide(31.0)
+    assert life.status.data == found
 
 
 def test_notes_are_bounded_and_none_is_told_twice() -> None:

@@ -299,13 +299,31 @@ def test_tokens_are_cut_into_windows_that_share_one_token(tmp_path: Path, dtype:
     assert (targets - inputs == 1).all()
 
 
+def test_files_of_a_folder_follow_each_other_and_no_window_reaches_into_the_next(tmp_path: Path) -> None:
+    for name, first, count in (
+        ("b.bin", 100, 12),
+        ("a.bin", 0, 9),
+        ("c.bin", 200, 3),
+        ("d.txt", 300, 50),
+        ("e.bin", 0, 0),
+    ):
+        (tmp_path / name).write_bytes(np.arange(first, first + count, dtype="<u2").tobytes())
+    tokens = {"path": str(tmp_path), "vocabulary": 400, "sequenceLength": 4, "validationFraction": 0.3}
+    inputs, targets = everything(opened({"tokens": tokens}))
+    assert sorted(inputs[:, 0].tolist()) == [0, 4, 100, 104]
+    assert (np.diff(np.concatenate([inputs, targets[:, -1:]], axis=1)) == 1).all()
+    assert "spec.data.tokens.pattern: *.gz matches no file" in refusal({"tokens": {**tokens, "pattern": "*.gz"}})
+    assert "sequenceLength: 50 needs 101 tokens" in refusal({"tokens": {**tokens, "sequenceLength": 50}})
+
+
 def test_tokens_outside_the_vocabulary_are_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "tokens.bin").write_bytes(np.arange(31, dtype="<u2").tobytes())
     tokens = {"path": str(tmp_path / "tokens.bin"), "vocabulary": 30, "sequenceLength": 5}
     message = refusal({"tokens": tokens})
     assert message == (
-        "spec.data.tokens.vocabulary: the data holds token 30, but every token must be below 30; "
-        "set vocabulary to 31 or more, or check dtype"
+        "spec.data.tokens.vocabulary: sample 5 in tokens.bin holds token 30, but every token must be below 30: "
+        "set vocabulary to 31 or more, or check dtype; mend the data, or let spec.dataQuality.badSamples: skip leave "
+        "such samples out"
     )
 
 

@@ -7,7 +7,8 @@ that the definition does not know any more. So a definition may only ever allow 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Set
 from typing import Any
 
 Json = dict[str, Any]
@@ -54,7 +55,7 @@ def _schema(old: Json, new: Json, path: str) -> Iterator[str]:
     known = {rule["rule"] for rule in old.get("x-kubernetes-validations", ())}
     for rule in new.get("x-kubernetes-validations", ()):
         # One that compares with oldSelf is about changes: what does not change passes.
-        if rule["rule"] not in known and "oldSelf" not in rule["rule"]:
+        if "oldSelf" not in rule["rule"] and not _holds_of_all(rule["rule"], known, old, new):
             yield f"{path}: new rule {rule['rule']}"
     for name, inner in old.get("properties", {}).items():
         if name in new.get("properties", {}):
@@ -67,6 +68,76 @@ def _schema(old: Json, new: Json, path: str) -> Iterator[str]:
                 yield from _schema(old[name], new[name], path + suffix)
             elif not (new.get(name) or new.get("x-kubernetes-preserve-unknown-fields")):
                 yield f"{path}{suffix}: is gone"
+
+
+_HAS = re.compile(r"has\(self((?:\.\w+)+)\)")
+
+
+def _holds_of_all(rule: str, known: Set[str], old: Json, new: Json) -> bool:
+    """Whether `rule` holds of every object that passed the `known` ones and has none of the fields that `old` lacks."""
+    true = {_simplified(each, old, new) for each in known} | {"size([].filter(name, name != '')) == 0"}
+    return _value(_simplified(rule, old, new), true) is True
+
+
+def _simplified(rule: str, old: Json, new: Json) -> str:
+    """`rule`, of objects that have none of the fields that `old` lacks and all that it requires."""
+    for path in set(_HAS.findall(rule)):
+        names = path.split(".")[1:]
+        if _is_absent(names, old, new):
+            rule = rule.replace(f"has(self{path})", "false")
+        elif len(names) == 1 and names[0] in old.get("required", ()):
+            rule = rule.replace(f"has(self{path})", "true")
+    # Alternatives that are never there: without them, the rule of a union is the old one.
+    return re.sub(r"(false|!true) \? '\w+' : ''(, )?", "", rule).replace(", ]", "]")
+
+
+def _is_absent(path: list[str], old: Json, new: Json) -> bool:
+    """Whether no stored object has the field, nor is it filled in as that is read."""
+    for at, name in enumerate(path):
+        if name not in old.get("properties", {}):
+            filled = new.get("properties", {}).get(name, {}).get("default")
+            for inner in path[at + 1 :]:
+                filled = filled.get(inner) if isinstance(filled, dict) else None
+            return filled is None
+        old, new = old["properties"][name], new.get("properties", {}).get(name, {})
+    return False
+
+
+def _value(expression: str, true: Set[str]) -> bool | None:
+    """Of a CEL expression in which nothing but those that are `true` is known, and literals; None: it depends."""
+    expression = expression.strip()
+    if expression in true:
+        return True
+    for operator, decides in (("||", True), ("&&", False)):
+        parts = _split(expression, operator)
+        if len(parts) > 1:
+            values = [_value(part, true) for part in parts]
+            if decides in values:
+                return decides
+            return None if None in values else not decides
+    if expression.startswith("!"):
+        inner = _value(expression[1:], true)
+        return None if inner is None else not inner
+    if expression.startswith("(") and _split(expression[1:-1], ")") == [expression[1:-1]]:
+        return _value(expression[1:-1], true)
+    return {"true": True, "false": False}.get(expression)
+
+
+def _split(expression: str, separator: str) -> list[str]:
+    """By separators that are in no bracket and in no text."""
+    parts, depth, start, at, is_text = [], 0, 0, 0, False
+    while at < len(expression):
+        letter = expression[at]
+        if letter == "'":
+            is_text = not is_text
+        elif not is_text and depth == 0 and expression.startswith(separator, at):
+            parts.append(expression[start:at])
+            start = at + len(separator)
+            at = start - 1
+        elif not is_text:
+            depth += (letter in "([{") - (letter in ")]}")
+        at += 1
+    return [*parts, expression[start:]]
 
 
 def _values(old: Json, new: Json, path: str) -> Iterator[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from PIL import Image
 from pydantic import ValidationError
 
 from capstan_operator.api.training_job import TrainingJobSpec
@@ -72,10 +73,10 @@ def merge(document: Any, patch: Any) -> Any:
     return merged
 
 
-def base_spec(base: str, variant: str, folder: str = "/data") -> Document:
-    """A run of a few steps, logged at each of them, on data that `write_data` makes in `folder`."""
-    arrays = {"path": f"{folder}/{'images' if base == 'cnn' else 'vectors'}.npz"}
-    tokens = {"path": f"{folder}/tokens.bin", "vocabulary": 32, "sequenceLength": 8, "validationFraction": 0.1}
+def base_spec(base: str, variant: str) -> Document:
+    """A run of a few steps, logged at each of them, on data that `write_data` makes, in /data."""
+    arrays = {"path": f"/data/{'images' if base == 'cnn' else 'vectors'}.npz"}
+    tokens = {"path": "/data/tokens.bin", "vocabulary": 32, "sequenceLength": 8, "validationFraction": 0.1}
     return {
         "framework": VARIANTS[variant],
         "model": MODELS[base],
@@ -96,13 +97,16 @@ def base_spec(base: str, variant: str, folder: str = "/data") -> Document:
 
 
 def spec_of(base: str, variant: str, patches: list[Document], folder: str = "/data") -> Document:
-    """The spec with all patches; a choice of one that a patch makes replaces the one that was made."""
-    spec = base_spec(base, variant, folder)
+    """The spec with all patches; a choice of one that a patch makes replaces the one that was made. What is in /data is
+    in `folder`."""
+    spec = base_spec(base, variant)
     for patch in patches:
         for choice in ("optimizer", "schedule", "data"):
             if choice in patch and set(patch[choice]) != set(spec[choice]):
                 spec[choice] = {}
         spec = merge(spec, patch)
+    for source in spec["data"].values():
+        source["path"] = folder + source["path"].removeprefix("/data")
     return spec
 
 
@@ -126,7 +130,8 @@ def run_config(spec: Document) -> RunConfig:
 
 
 def write_data(folder: Path) -> None:
-    """Small data with something to learn: vectors and images of 3 classes, and a counting sequence of tokens."""
+    """Small data with something to learn: vectors and images of 3 classes, the same images as files, and a counting
+    sequence of tokens, in one file and in two."""
     folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.default_rng(3)
     labels = chance.integers(0, 3, 96)
@@ -136,7 +141,16 @@ def write_data(folder: Path) -> None:
         np.savez(folder / f"{name}.npz", inputs=inputs, labels=labels)
     starts = chance.integers(0, 32, 120)[:, None]
     strides = chance.integers(1, 4, 120)[:, None]
-    ((starts + strides * np.arange(8)) % 32).astype("<u2").tofile(folder / "tokens.bin")
+    tokens = ((starts + strides * np.arange(8)) % 32).astype("<u2")
+    tokens.tofile(folder / "tokens.bin")
+    (folder / "shards").mkdir()
+    for number, part in enumerate(np.split(tokens, [50])):
+        part.tofile(folder / "shards" / f"{number}.bin")
+    pixels = np.load(folder / "images.npz")["inputs"][..., 0]
+    for number, (picture, label) in enumerate(zip(pixels, labels, strict=True)):
+        path = folder / "pictures" / str(label) / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((picture.clip(-3, 3) * 40 + 128).astype(np.uint8)).save(path)
 
 
 @dataclass(frozen=True)

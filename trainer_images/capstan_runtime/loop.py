@@ -19,10 +19,13 @@ from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.state import Phase, Progress, Section
-from capstan_runtime.data.batches import training_batch
+from capstan_runtime.data.augment import augmented
+from capstan_runtime.data.batches import training_batch, with_changes
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
+from capstan_runtime.data_check import check_of, tell_of_data
+from capstan_runtime.download import Alive, fetched
 from capstan_runtime.engine import Batch, Engine
 from capstan_runtime.errors import (
     GpuOutOfMemory,
@@ -59,10 +62,13 @@ class Prepared:
     dataset: Dataset
 
 
-def prepare(environ: Mapping[str, str]) -> Prepared:
-    """Reads the run and opens its data; asks for no membership. Raises ConfigError."""
+def prepare(environ: Mapping[str, str], alive: Alive = lambda: None) -> Prepared:
+    """Reads the run, and fetches and opens its data; asks for no membership. `alive` is called now and then meanwhile.
+    Raises ConfigError, and StoreUnavailable for data in a bucket."""
     run = read_run(environ)
-    return Prepared(run, open_dataset(run.data, run.training.seed, environ))
+    data, seed = fetched(run.data, environ, alive), run.training.seed
+    dataset = open_dataset(data, seed, environ, check_of(run, environ, alive))
+    return Prepared(run, augmented(dataset, run.augmentation, seed))
 
 
 def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ, prepared: Prepared | None = None) -> int:
@@ -76,7 +82,8 @@ def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ, prepa
     reporter = Reporter.from_environ(environ)
     try:
         reporter.send(Progress(phase=Phase.STARTING))
-        return run_attempt(make_engine, environ, reporter, stop, prepared or prepare(environ))
+        prepared = prepared or prepare(environ, lambda: reporter.send(Progress(phase=Phase.STARTING)))
+        return run_attempt(make_engine, environ, reporter, stop, prepared)
     except BaseException as error:
         # A library that calls sys.exit has failed; only this process's own SIGTERM is a wish to stop.
         was_stopped = isinstance(error, SystemExit) and stop.wanted
@@ -107,6 +114,7 @@ def run_attempt(
     chaos = chaos_of(context, store, voice)
     engine: Engine = make_engine(context)
     engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)
+    tell_of_data(dataset, voice)
     voice.report(phase=Phase.RESTORING, steps=steps)
     registering = RegisterAtEnd(context, store) if run.register_as is not None and membership.rank == 0 else None
     start = restore(context, engine, store, voice)
@@ -266,8 +274,9 @@ class _Attempt:
         context = self.context
         ids = self.plan.ids_for_rank(step, context.membership.rank, context.membership.world)
         ids = ids.reshape(context.micro_steps, context.samples_per_micro_step)
-        keys = sample_keys(self.plan.seed, batch_index(step, self.plan.skips), ids)
-        return training_batch(self.dataset.train, ids, keys)
+        number = batch_index(step, self.plan.skips)
+        batch = training_batch(self.dataset.train, ids, sample_keys(self.plan.seed, number, ids))
+        return with_changes(batch, self.dataset.augment, number)
 
     def _guard(self) -> Guard:
         run, skips = self.context.run, self.context.membership.skips

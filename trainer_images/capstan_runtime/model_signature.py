@@ -12,6 +12,7 @@ def signature_of(run: RunConfig, data: DataSpec) -> Signature:
         kind=data.kind,
         input_shape=data.input_shape,
         outputs=data.outputs,
+        normalize=run.augmentation.normalize if run.augmentation is not None else None,
         text=run.data.text is not None,
     )
 

@@ -6,6 +6,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Record, cel
+from capstan_runtime.contract.data import BUCKET_URL
 
 
 class Claim(Record):
@@ -36,16 +37,13 @@ class HostPath(Record):
         return self
 
 
-_BUCKET_URL = "^(s3|gs|az)://[^/]+(/.*)?$"
-
-
 class ObjectStore(Record):
     """A bucket of an object store: S3 and what speaks its protocol, Google Cloud Storage, Azure Blob Storage."""
 
     # No `pattern`: the API server would answer with the bare expression, and check none of the other rules.
     model_config = cel(
         (
-            f"self.url.matches('{_BUCKET_URL}')",
+            f"self.url.matches('{BUCKET_URL}')",
             "'url: ' + self.url + ' is not the URL of a bucket; give s3://bucket/prefix, gs://bucket/prefix or '"
             " + 'az://container/prefix'",
         ),
@@ -75,7 +73,7 @@ class ObjectStore(Record):
 
     @model_validator(mode="after")
     def _of_a_bucket(self) -> Self:
-        if re.fullmatch(_BUCKET_URL, self.url) is None:
+        if re.fullmatch(BUCKET_URL, self.url) is None:
             raise ValueError(
                 f"url: {self.url} is not the URL of a bucket; give s3://bucket/prefix, gs://bucket/prefix or "
                 "az://container/prefix"

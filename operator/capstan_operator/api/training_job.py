@@ -5,6 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
+from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_augmentation_fits
 from capstan_operator.api.gang import Gang
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
@@ -12,9 +13,11 @@ from capstan_operator.api.program_rules import program_rules, require_program_or
 from capstan_operator.api.recovery_spec import Chaos, Recovery
 from capstan_operator.api.store import Store
 from capstan_operator.api.update_rules import UPDATE_RULES, require_update_fits
+from capstan_runtime.contract.augmentation import Augmentation
 from capstan_runtime.contract.base import Positive, Record, cel, rules_of
 from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.data import Data
+from capstan_runtime.contract.data_quality import DataQuality
 from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.optimizers import Optimizer
@@ -114,7 +117,7 @@ _CEL_RANKS_SHOWN = (
 _CEL_NOTHING_TO_DIVIDE = f"{_CEL_RANKS} < 1 || {_CEL_MIN} < 1 || self.workers.max < 1"
 
 # What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
-_FROZEN = ("program", "framework", "model", "data", "optimizer", "schedule", "training")
+_FROZEN = ("program", "framework", "model", "data", "dataQuality", "augmentation", "optimizer", "schedule", "training")
 
 
 class Run(Record):
@@ -142,8 +145,10 @@ class Run(Record):
         ),
         (
             "has(self.model.transformer) == (has(self.data.text) || has(self.data.tokens))",
-            "'model: transformer trains on data text or tokens, mlp and cnn on digits or arrays; change model or data'",
+            "'model: transformer trains on data text or tokens, mlp and cnn on digits, arrays or images; change model "
+            "or data'",
         ),
+        *AUGMENTATION_RULES,
         (
             "!(has(self.framework.deepspeed) && self.framework.deepspeed.zeroStage == 0"
             " && self.training.precision == 'bf16')",
@@ -155,6 +160,12 @@ class Run(Record):
     framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
     model: Annotated[Model, Field(description="The model's architecture.")]
     data: Annotated[Data, Field(description="What the model is trained on.")]
+    data_quality: Annotated[
+        DataQuality | None, Field(description="Left out: data is looked at only as it is trained on.")
+    ] = None
+    augmentation: Annotated[
+        Augmentation | None, Field(description="Left out: pictures are trained on as they are.")
+    ] = None
     optimizer: Annotated[Optimizer, Field(description="The optimizer.")]
     schedule: Annotated[Schedule, Field(description="How the learning rate moves.")]
     training: Annotated[Training, Field(description="Length, batch, precision and randomness of the run.")]
@@ -317,7 +328,7 @@ def _of_every_job() -> tuple[Callable[[Run], None], ...]:
 
 def _of_trainers() -> tuple[Callable[[Run], None], ...]:
     """Rules about what a program has none of."""
-    return _model_suits_data, _bf16_needs_zero, require_update_fits
+    return _model_suits_data, require_augmentation_fits, _bf16_needs_zero, require_update_fits
 
 
 def _min_within_max(spec: Run) -> None:

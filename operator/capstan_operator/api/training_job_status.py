@@ -9,6 +9,7 @@ from capstan_operator.api.meta import Condition
 from capstan_operator.api.queueing import QueueStatus
 from capstan_operator.api.recovery_status import GoodputStatus, InjectedStatus, NoteStatus, RecoveryStatus
 from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.data_quality import DataReport
 
 
 class WorkersStatus(Record):
@@ -222,6 +223,9 @@ class TrainingJobStatus(Record):
     notes: Annotated[
         list[NoteStatus], Field(description="What ranks found worth telling, newest last, at most 20.")
     ] = []
+    data: Annotated[
+        DataReport | None, Field(description="What spec.dataQuality found; absent: nobody has looked yet.")
+    ] = None
     goodput: Annotated[GoodputStatus | None, Field(description="What the job's time was spent on.")] = None
     started_at: Annotated[str | None, Field(description="When the first attempt began (RFC 3339).")] = None
     first_step_at: Annotated[

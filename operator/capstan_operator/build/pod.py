@@ -4,6 +4,7 @@ from typing import Any
 
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.children import Owner, owner_reference, pod_labels, pod_name, secret_name
+from capstan_operator.build.data import DATA_CACHE, DATA_VOLUME, data_env_from, data_volume, is_fetched
 from capstan_operator.build.deepspeed_env import deepspeed_env
 from capstan_operator.build.flax_env import flax_env
 from capstan_operator.build.gang import gang_metadata, gang_scheduler
@@ -122,6 +123,8 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
     ]
     if not spec.checkpoint.store.object:
         mounts.append({"name": STORE_VOLUME, "mountPath": STORE_FOLDER})
+    if is_fetched(spec):
+        mounts.append({"name": DATA_VOLUME, "mountPath": DATA_CACHE})
     if spec.recovery.memory_tier:
         mounts.append({"name": MEMORY_VOLUME, "mountPath": MEMORY_FOLDER})
     if spec.checkpoint.sign:
@@ -134,12 +137,17 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         "image": image,
         "command": SUPERVISOR,
         "env": [*(machine_entries(image) if spec.record_steps or spec.register_as else []), *_env(job, spec, settings)],
-        **store_env_from(spec.checkpoint.store),
+        **_env_from(spec),
         "ports": [{"name": "supervisor", "containerPort": env.SUPERVISOR_PORT}],
         **container_resources(spec.workers.resources, spec.workers.gpus),
         **hardened_container(),
         "volumeMounts": mounts,
     }
+
+
+def _env_from(spec: TrainingJobSpec) -> dict[str, Any]:
+    secrets = [*store_env_from(spec.checkpoint.store).get("envFrom", []), *data_env_from(spec)]
+    return {"envFrom": secrets} if secrets else {}
 
 
 def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[dict[str, Any]]:
@@ -151,6 +159,8 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
     }
     if spec.register_as:
         plain[REGISTRY] = store_place(spec.checkpoint.store)
+    if is_fetched(spec):
+        plain[env.DATA_CACHE] = DATA_CACHE
     if spec.recovery.memory_tier:
         plain[env.MEMORY] = MEMORY_FOLDER
     if spec.checkpoint.sign:
@@ -189,6 +199,8 @@ def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:
     ]
     if not spec.checkpoint.store.object:
         volumes.append(store_volume(spec.checkpoint.store))
+    if is_fetched(spec):
+        volumes.append(data_volume(spec))
     if spec.recovery.memory_tier:
         # No sizeLimit: what a save takes is known to nobody but the job, and the pod's memory limit counts it anyway.
         volumes.append({"name": MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})

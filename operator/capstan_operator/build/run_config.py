@@ -39,6 +39,8 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
         framework=run.framework,
         model=run.model,
         data=run.data,
+        data_quality=run.data_quality,
+        augmentation=run.augmentation,
         optimizer=run.optimizer,
         schedule=run.schedule,
         callbacks=spec.callbacks,

@@ -48,6 +48,8 @@ def learn(situation: Situation) -> TrainingJobStatus:
         )
     if word.steps is not None:
         update["steps"] = word.steps
+    if word.data is not None:
+        update["data"] = word.data
     if word.phase is Phase.COMPILING and word.resumed_from:
         # Lower than the newest checkpoint if that one did not verify.
         update["step"] = word.resumed_from.step

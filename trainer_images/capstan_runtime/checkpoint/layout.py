@@ -11,6 +11,7 @@
     VERIFIED                       written by who read every byte back after the commit and found it whole
     PINNED                         written by a person: retention never removes it
   claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
+  data-quality.json                what was found in the data, where spec.dataQuality asks
   record.3.r0.json                 how long the steps of that attempt took on rank 0, where the run records them
 """
 
@@ -20,6 +21,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from blake3 import blake3
+
+from capstan_runtime.contract.data_quality import REPORT
 
 COMMIT = "COMMIT"
 MANIFEST = "MANIFEST.json"
@@ -92,5 +95,6 @@ def record_name(fence: int, rank: int) -> str:
     return f"record.{fence}.r{rank}.json"
 
 
-def is_record(name: str) -> bool:
-    return _RECORD.fullmatch(name) is not None
+def is_beside_checkpoints(name: str) -> bool:
+    """Whether a file of this name is ours and none of a checkpoint: a record or a report."""
+    return name == REPORT or _RECORD.fullmatch(name) is not None

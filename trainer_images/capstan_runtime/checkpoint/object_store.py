@@ -5,6 +5,7 @@ wins by a conditional PUT.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
@@ -100,6 +101,17 @@ def open_bucket(url: str, environ: Mapping[str, str]) -> "ObjectStore":
     return ObjectStore(url, bucket)
 
 
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One object as it was listed."""
+
+    key: str
+    size: int
+    """In bytes."""
+    version: str
+    """Its entity tag, which another content does not have; empty where the provider gives none."""
+
+
 class ObjectStore:
     """The `Store` in a bucket."""
 
@@ -177,6 +189,27 @@ class ObjectStore:
         listed = self._ask(lambda: obstore.list_with_delimiter(self._bucket, prefix or None))
         paths = [*listed["common_prefixes"], *(each["path"] for each in listed["objects"])]
         return sorted({path.rsplit("/", 1)[-1] for path in paths})
+
+    def objects(self, prefix: str) -> list[Stored]:
+        """The object `prefix`, or else all below it, in the order of their keys. Raises StoreError."""
+        try:
+            found = [self._ask_for(prefix, lambda: obstore.head(self._bucket, prefix))] if prefix else None
+        except ObjectMissing:
+            found = None
+        if found is None:
+            found = self._ask(lambda: list(obstore.list(self._bucket, prefix or None).collect()))
+        listed = [Stored(each["path"], int(each["size"]), each.get("e_tag") or "") for each in found]
+        return sorted((each for each in listed if not each.key.endswith("/")), key=lambda each: each.key)
+
+    def piece(self, stored: Stored, start: int, length: int) -> bytes:
+        """Bytes [start, start + length) of `stored`. Raises StoreError, also if it is not what was listed any more."""
+        options: dict[str, Any] = {"range": (start, start + length)}
+        if stored.version:
+            options["if_match"] = stored.version
+        data = self._ask(lambda: bytes(obstore.get(self._bucket, stored.key, options=cast(Any, options)).bytes()))
+        if len(data) != length:
+            raise StoreError(f"{self._url}: {stored.key} gave {len(data)} of {length} bytes")
+        return data
 
     def remove(self, key: str) -> None:
         """See `Store.remove`."""

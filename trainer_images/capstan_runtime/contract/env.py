@@ -13,6 +13,11 @@ SERVE_CONFIG = "CAPSTAN_SERVE_CONFIG"
 STORE = "CAPSTAN_STORE"
 """This job's checkpoints, shared by all workers: an absolute folder, or a URL `s3://bucket/prefix`, `gs://…`, `az://…`.
 For a URL the usual variables of the provider apply (AWS_ACCESS_KEY_ID, AWS_ENDPOINT_URL, …)."""
+DATA_CACHE = "CAPSTAN_DATA_CACHE"
+"""Folder on this pod's disk for copies of what data is in buckets; outlives its trainers."""
+DATA_ACCOUNT = "CAPSTAN_DATA_ACCOUNT_"
+"""Before the names of the provider's variables that hold for the bucket of the data alone, such as
+CAPSTAN_DATA_ACCOUNT_AWS_ACCESS_KEY_ID."""
 MEMORY = "CAPSTAN_MEMORY"
 """Folder in this pod's memory (tmpfs) that outlives its trainers: the memory tier. Unset: there is none."""
 SIGNING_KEY = "CAPSTAN_SIGNING_KEY"

@@ -5,10 +5,12 @@ from typing import Annotated, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from capstan_runtime.contract.augmentation import Augmentation
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.chaos import Injection
 from capstan_runtime.contract.data import Data
+from capstan_runtime.contract.data_quality import DataQuality
 from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.numerical import Numerical
@@ -79,6 +81,8 @@ class RunConfig(JobConfig):
     framework: Framework
     model: Model
     data: Data
+    data_quality: DataQuality | None = None
+    augmentation: Augmentation | None = None
     optimizer: Optimizer
     schedule: Schedule
     callbacks: Callbacks = Callbacks()

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from capstan_runtime.contract.augmentation import Normalize
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.models import Model
 
@@ -20,6 +21,8 @@ class Signature(Record):
     """Of one sample: (height, width, channels), (features,), or (sequence length,) that it was trained with."""
     outputs: Annotated[int, Field(ge=1)]
     """Classes of an image or a vector; vocabulary of tokens."""
+    normalize: Normalize | None = None
+    """What is done to inputs before the model sees them; None: nothing."""
     text: bool = False
     """Tokens are the bytes of UTF-8 text: what goes in and comes out can be shown to people."""
 

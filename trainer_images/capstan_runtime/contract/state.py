@@ -7,6 +7,7 @@ from pydantic import Field
 
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.chaos import Injected
+from capstan_runtime.contract.data_quality import DataReport
 from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.contract.registry import Registered
 
@@ -166,6 +167,8 @@ class Progress(Record):
     injected: Injected | None = None
     registered: Registered | None = None
     """What the run was registered as, at its end."""
+    data: DataReport | None = None
+    """What the look at the data before the first step has found."""
     note: str | None = None
     """One line that the operator makes an event of: a spike that was ignored, an update that was dropped."""
     early_stop: EarlyStop | None = None
@@ -216,6 +219,8 @@ class State(Record):
     """One line: why the newest membership was not taken. None: it was, or there was none."""
     injected: list[Injected] = []
     """Faults executed in this pod, in any attempt, newest last, at most 20."""
+    data: DataReport | None = None
+    """What rank 0 has found in the data; None: it does not look, or has not yet, or this is not rank 0's pod."""
     notes: list[str] = []
     """Of this attempt, newest last, at most 5."""
     registered: Registered | None = None

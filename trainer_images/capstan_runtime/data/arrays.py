@@ -13,7 +13,7 @@ import numpy as np
 from capstan_runtime.contract.data import Arrays
 from capstan_runtime.contract.env import host_path
 from capstan_runtime.data.fingerprint import fingerprint_of_file, fingerprint_of_folder
-from capstan_runtime.data.spec import Array, DataSpec, Ids, Samples
+from capstan_runtime.data.spec import Array, BadSample, BadSamples, DataSpec, Ids, Samples
 from capstan_runtime.errors import ConfigError
 
 _FIELD = "spec.data.arrays"
@@ -56,8 +56,11 @@ class _ArraySamples:
         if rows.dtype == np.uint8:
             inputs /= np.float32(255.0)
         elif not np.isfinite(inputs).all():
-            bad = int(ids[np.flatnonzero(~np.isfinite(inputs).reshape(len(ids), -1).all(axis=1))[0]])
-            raise ConfigError(f"{_FIELD}.inputs: sample {bad} holds a NaN or an infinity; every input must be finite")
+            bad = np.unique(ids[~np.isfinite(inputs).reshape(len(ids), -1).all(axis=1)])
+            raise BadSamples(
+                f"{_FIELD}.inputs",
+                [BadSample(int(each), f"sample {each}", "holds a NaN or an infinity") for each in bad],
+            )
         return inputs.reshape(len(ids), *self.input_shape), self.labels[ids]
 
 

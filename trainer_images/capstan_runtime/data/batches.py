@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from capstan_runtime.data.spec import Ids, Samples
+from capstan_runtime.data.spec import Changes, Ids, Samples
 from capstan_runtime.engine import Batch
 from capstan_runtime.randomness import Keys
 
@@ -12,6 +12,16 @@ from capstan_runtime.randomness import Keys
 def training_batch(samples: Samples, ids: Ids, keys: Keys) -> Batch:
     """The samples `ids` [M, b] as one rank's batch of one optimizer step, with a key for each."""
     return _batch(samples, ids, None, keys)
+
+
+def with_changes(batch: Batch, changes: Changes | None, number: int) -> Batch:
+    """Training batch `number` of the data order with its inputs changed; None: as they are."""
+    if changes is None:
+        return batch
+    assert batch.keys is not None
+    micro_steps_and_samples, sample = batch.keys.shape, batch.inputs.shape[batch.keys.ndim :]
+    changed = changes.training(batch.inputs.reshape(-1, *sample), batch.keys.ravel(), number)
+    return batch._replace(inputs=changed.reshape(*micro_steps_and_samples, *changed.shape[1:]))
 
 
 def validation_batches(

@@ -1,5 +1,6 @@
 """Names for the contents of files."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -39,9 +40,16 @@ def fingerprint_of_file(path: Path, *facts: object) -> str:
 def fingerprint_of_folder(folder: Path, *facts: object) -> str:
     """Names the contents of a folder: name and size of every file, and the beginning of at most 64, evenly spaced."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    listing = [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files]
+    return fingerprint_of_files(
+        folder, [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files], *facts
+    )
+
+
+def fingerprint_of_files(folder: Path, listing: Sequence[tuple[str, int]], *facts: object) -> str:
+    """The same of some files of a folder: (path in it, size) of each, in order."""
     digest = blake3()
-    for number in range(min(_BLOCKS, len(files))):
-        with files[number * len(files) // min(_BLOCKS, len(files))].open("rb") as file:
+    for number in range(min(_BLOCKS, len(listing))):
+        path, _ = listing[number * len(listing) // min(_BLOCKS, len(listing))]
+        with (folder / path).open("rb") as file:
             digest.update(file.read(_BLOCK_BYTES))
-    return fingerprint_of(*facts, listing, digest.digest())
+    return fingerprint_of(*facts, list(listing), digest.digest())

@@ -1,15 +1,19 @@
 """From `spec.data` to samples: finds and checks the data before any training starts."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from capstan_runtime.contract.data import Arrays, Data, Digits, Text, Tokens
+from capstan_runtime.contract.data import Arrays, Data, Digits, Images, Text, Tokens
 from capstan_runtime.data.arrays import open_arrays
 from capstan_runtime.data.digits import open_digits
+from capstan_runtime.data.fingerprint import fingerprint_of
+from capstan_runtime.data.images import open_images
 from capstan_runtime.data.plan import Permutation
-from capstan_runtime.data.spec import Array, Dataset, DataSpec, Ids, Samples
+from capstan_runtime.data.report import QualityReport
+from capstan_runtime.data.spec import Dataset, DataSpec, Ids, Samples
+from capstan_runtime.data.subsets import Chosen, Replacing, Without
 from capstan_runtime.data.tokens import open_text, open_tokens
 from capstan_runtime.errors import ConfigError
 
@@ -18,42 +22,38 @@ _SPLIT = 0x5B11
 
 
 @dataclass(frozen=True, slots=True)
-class _HeldOut:
-    """The samples `chosen` [n], ascending."""
+class Checked:
+    """What is left of samples that were looked at."""
 
-    samples: Samples
-    chosen: Ids
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
-        return self.samples.fetch(self.chosen[ids])
+    left_out: Ids
+    """Numbers of bad samples, ascending."""
+    replaces: bool
+    """Whether a bad sample that is met only later is replaced by the next good one."""
+    report: QualityReport
 
 
-class _Rest:
-    """All samples but `without` [n], ascending: a table of the few instead of one of the many."""
+_GLANCE = 1 << 20
+"""Tokens that are looked at where nobody looks at all: as many take some milliseconds."""
 
-    def __init__(self, samples: Samples, without: Ids) -> None:
-        self._samples = samples
-        self._kept_before = without - np.arange(len(without))
-        """How many kept samples come before each one left out."""
-
-    def __len__(self) -> int:
-        return len(self._samples) - len(self._kept_before)
-
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
-        return self._samples.fetch(ids + np.searchsorted(self._kept_before, ids, side="right"))
+Check = Callable[[Samples, DataSpec], Checked]
 
 
-def open_dataset(data: Data, seed: int, environ: Mapping[str, str]) -> Dataset:
+def open_dataset(data: Data, seed: int, environ: Mapping[str, str], check: Check | None = None) -> Dataset:
     """The samples of `data`, split into training and validation by `seed` alone: the world size plays no part.
 
-    `environ` tells where the pod's paths really are (`contract.env.host_path`). Raises ConfigError, naming the field,
-    its value, the rule it breaks and the remedy, for missing files, shapes and types that do not fit, labels or tokens
-    out of range, and sets too small to split.
+    `check` looks at them first, and says which are left out; None: nobody does. `environ` tells where the pod's paths
+    really are (`contract.env.host_path`). Raises ConfigError, naming the field, its value, the rule it breaks and the
+    remedy, for missing files, shapes and types that do not fit, labels or tokens out of range, and sets too small to
+    split.
     """
-    samples, spec = _open(data, environ)
+    samples, spec = open_samples(data, environ)
+    if check is None and spec.kind == "tokens":
+        # A vocabulary that is too small is seen at once, not at step 9,000.
+        samples.fetch(np.arange(min(len(samples), max(1, _GLANCE // spec.input_shape[0])), dtype=np.int64))
+    checked = check(samples, spec) if check is not None else None
+    if checked is not None and len(checked.left_out):
+        samples = Without(samples, checked.left_out)
+        spec = replace(spec, fingerprint=fingerprint_of(spec.fingerprint, "without", checked.left_out.tobytes()))
     fraction: float = data.value.validation_fraction
     held_out = max(1, round(len(samples) * fraction))
     if held_out >= len(samples):
@@ -63,15 +63,25 @@ def open_dataset(data: Data, seed: int, environ: Mapping[str, str]) -> Dataset:
         )
     order = Permutation(len(samples), seed, _SPLIT)
     chosen = np.sort(order(np.arange(held_out, dtype=np.int64)))
-    return Dataset(train=_Rest(samples, chosen), validation=_HeldOut(samples, chosen), spec=spec)
+    train: Samples = Without(samples, chosen)
+    validation: Samples = Chosen(samples, chosen)
+    if checked is None:
+        return Dataset(train, validation, spec)
+    if not checked.replaces:
+        return Dataset(train, validation, spec, checked.report)
+    replacing = Replacing(train), Replacing(validation)
+    return Dataset(*replacing, spec, checked.report, replacing)
 
 
-def _open(data: Data, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
+def open_samples(data: Data, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
+    """All samples of `data`, under the numbers that they have in it. Raises ConfigError."""
     match data.value:
         case Digits():
             return open_digits()
         case Arrays() as config:
             return open_arrays(config, environ)
+        case Images() as config:
+            return open_images(config, environ)
         case Text() as config:
             return open_text(config, environ)
         case Tokens() as config:

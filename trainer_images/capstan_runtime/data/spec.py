@@ -1,13 +1,50 @@
 """What a dataset is to the rest of the runtime."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from capstan_runtime.data.report import QualityReport
+from capstan_runtime.errors import ConfigError
+from capstan_runtime.randomness import Keys
+
 Array = npt.NDArray[np.generic]
 Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A sample that cannot be trained on."""
+
+    index: int
+    """Its number among the samples that were asked."""
+    where: str
+    """For people: its file, or its number in the file."""
+    reason: str
+    """What it does, such as `holds a NaN`."""
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.reason}"
+
+
+class BadSamples(ConfigError):
+    """Some of the samples that were asked for cannot be trained on."""
+
+    def __init__(self, field: str, bad: Sequence[BadSample]) -> None:
+        """`field` of the spec says where they are from; `bad` has at least one."""
+        more = f", and {len(bad) - 1} more" if len(bad) > 1 else ""
+        super().__init__(
+            f"{field}: {bad[0]}{more}; mend the data, or let spec.dataQuality.badSamples: skip leave such samples out"
+        )
+        self.field = field
+        self.bad = tuple(bad)
+
+    def renumbered(self, number: Callable[[int], int]) -> "BadSamples":
+        """The same, for who has numbers of its own."""
+        return BadSamples(self.field, [replace(bad, index=number(bad.index)) for bad in self.bad])
 
 
 class Samples(Protocol):
@@ -20,7 +57,8 @@ class Samples(Protocol):
 
         Images and features are float32 with int32 [n] class ids as targets; tokens are int32 [n, T] with the next
         tokens, int32 [n, T]. Images are height x width x channels (NHWC), as files and cameras have them.
-        Raises ConfigError if the data itself breaks a rule that can only be seen by reading it.
+        Raises BadSamples, with all of them that are bad, if the data itself breaks a rule that can only be seen by
+        reading it.
         """
         ...
 
@@ -44,6 +82,22 @@ class DataSpec:
         return f"{noun} {shape}"
 
 
+class Replaces(Protocol):
+    """Samples that replace bad ones."""
+
+    tell: Callable[[BadSample], None]
+    """Called once for each that is met."""
+
+
+class Changes(Protocol):
+    """Something done to the inputs of a training batch."""
+
+    def training(self, inputs: Array, keys: Keys, batch: int) -> Array:
+        """Inputs [n, *sample] of batch number `batch` of the data order, whose samples have `keys` [n], as
+        [n, *another]; the other shape follows from that number."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Dataset:
     """Two disjoint sets of samples; which sample is in which follows from the seed alone."""
@@ -51,6 +105,12 @@ class Dataset:
     train: Samples
     validation: Samples
     spec: DataSpec
+    report: QualityReport | None = None
+    """Of the look at it; None: nobody has looked."""
+    replacing: tuple[Replaces, ...] = ()
+    """Those parts of it that replace bad samples as they are met."""
+    augment: Changes | None = None
+    """What is done to the inputs of training batches; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

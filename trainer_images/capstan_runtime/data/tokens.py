@@ -5,7 +5,7 @@ Sample i is the tokens [i T, i T + T] (T + 1 of them): the inputs are all but th
 
 import sysconfig
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from blake3 import blake3
 
 from capstan_runtime.contract.data import Text, Tokens
 from capstan_runtime.contract.env import host_path
-from capstan_runtime.data.fingerprint import fingerprint_of, fingerprint_of_file
-from capstan_runtime.data.spec import Array, DataSpec, Ids, Samples
+from capstan_runtime.data.fingerprint import fingerprint_of, fingerprint_of_file, fingerprint_of_files
+from capstan_runtime.data.spec import Array, BadSample, BadSamples, DataSpec, Ids, Samples
 from capstan_runtime.errors import ConfigError
 
 _STDLIB = "$(PYTHON_STDLIB)"
@@ -25,28 +25,59 @@ _BYTE_VALUES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class _Windows:
-    """Overlapping by one token, so that every token but the first is a target once."""
+class _File:
+    """One row of tokens."""
 
+    name: str
+    """For people."""
     tokens: Array
     """[total], memory-mapped."""
-    sequence_length: int
-    vocabulary: int
-    field: str
+
+
+class _Windows:
+    """Of one file after the other. Within one they overlap by one token: each but its first is a target once."""
+
+    def __init__(self, files: Sequence[_File], sequence_length: int, vocabulary: int, field: str) -> None:
+        self._files = files
+        self._length = sequence_length
+        self._vocabulary = vocabulary
+        self._field = field
+        self._ends = np.cumsum([(len(file.tokens) - 1) // sequence_length for file in files])
+        """Of each file, the number of samples in it and all before it."""
 
     def __len__(self) -> int:
-        return (len(self.tokens) - 1) // self.sequence_length
+        return int(self._ends[-1])
 
     def fetch(self, ids: Ids) -> tuple[Array, Array]:
-        offsets = np.arange(self.sequence_length + 1, dtype=np.int64)
-        raw = self.tokens[ids[:, None] * self.sequence_length + offsets]
-        if raw.size and (largest := int(raw.max())) >= self.vocabulary:
-            raise ConfigError(
-                f"{self.field}.vocabulary: the data holds token {largest}, but every token must be below "
-                f"{self.vocabulary}; set vocabulary to {largest + 1} or more, or check dtype"
-            )
-        windows = raw.astype(np.int32)
+        windows = np.empty((len(ids), self._length + 1), np.int32)
+        offsets = np.arange(self._length + 1, dtype=np.int64)
+        of_file = np.searchsorted(self._ends, ids, side="right")
+        for number in np.unique(of_file):
+            rows = np.flatnonzero(of_file == number)
+            first = self._ends[number - 1] if number else 0
+            raw = self._files[number].tokens[(ids[rows] - first)[:, None] * self._length + offsets]
+            # Ids of 2^31 and more become negative.
+            windows[rows] = raw
+        if windows.size and (int(windows.max()) >= self._vocabulary or int(windows.min()) < 0):
+            self._complain(ids, windows)
         return np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+
+    def _complain(self, ids: Ids, windows: Array) -> None:
+        found = windows.view(np.uint32)
+        rows = np.flatnonzero((found >= self._vocabulary).any(axis=1))
+        by_id = {int(ids[row]): int(found[row].max()) for row in rows}
+        raise BadSamples(
+            f"{self._field}.vocabulary",
+            [
+                BadSample(
+                    sample,
+                    f"sample {sample} in {self._files[int(np.searchsorted(self._ends, sample, side='right'))].name}",
+                    f"holds token {largest}, but every token must be below {self._vocabulary}: set vocabulary to "
+                    f"{largest + 1} or more, or check dtype",
+                )
+                for sample, largest in sorted(by_id.items())
+            ],
+        )
 
 
 def open_text(config: Text, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
@@ -73,7 +104,7 @@ def open_text(config: Text, environ: Mapping[str, str]) -> tuple[Samples, DataSp
         outputs=_BYTE_VALUES,
         fingerprint=fingerprint_of("text", config.sequence_length, digest.digest()),
     )
-    return _Windows(tokens, config.sequence_length, _BYTE_VALUES, field), spec
+    return _Windows([_File(config.path, tokens)], config.sequence_length, _BYTE_VALUES, field), spec
 
 
 def _matching_files(config: Text, environ: Mapping[str, str]) -> list[Path]:
@@ -100,30 +131,50 @@ def _matching_files(config: Text, environ: Mapping[str, str]) -> list[Path]:
 
 
 def open_tokens(config: Tokens, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
-    """The ids of one file, read through the page cache. Each one is checked against the vocabulary as it is fetched,
-    the first MiB of them at once."""
+    """The ids of one file, or of all in a folder that match its pattern, sorted by path; read through the page cache.
+
+    Each one is checked against the vocabulary as it is fetched.
+    """
     field = "spec.data.tokens"
-    path = Path(host_path(config.path, environ))
-    if not path.is_file():
-        raise ConfigError(f"{field}.path: {config.path} does not exist in the pod; mount it, or correct the path")
+    root = Path(host_path(config.path, environ))
+    paths = [root] if root.is_file() else _matching(root, config.path, config.pattern, field)
     dtype = np.dtype(config.dtype).newbyteorder("<")
-    size = path.stat().st_size
-    if size % dtype.itemsize:
-        raise ConfigError(
-            f"{field}.path: {config.path} has {size} bytes, no multiple of the {dtype.itemsize} of a {config.dtype}; "
-            "check dtype, or write the file again"
-        )
-    total = size // dtype.itemsize
+    files: list[_File] = []
+    for path in paths:
+        size = path.stat().st_size
+        if size % dtype.itemsize:
+            raise ConfigError(
+                f"{field}.path: {path} has {size} bytes, no multiple of the {dtype.itemsize} of a {config.dtype}; "
+                "check dtype, or write the file again"
+            )
+        if size:
+            files.append(_File(path.name, np.memmap(path, dtype, "r")))
+    # Of several files, one that is too short for a sample has none.
+    total = max((len(file.tokens) for file in files), default=0) if len(paths) == 1 else _whole_windows(files, config)
     _require_a_sample(total, config.sequence_length, field, config.path)
-    samples = _Windows(np.memmap(path, dtype, "r"), config.sequence_length, config.vocabulary, field)
-    samples.fetch(np.arange(min(len(samples), max(1, (1 << 20) // config.sequence_length)), dtype=np.int64))
-    spec = DataSpec(
-        kind="tokens",
-        input_shape=(config.sequence_length,),
-        outputs=config.vocabulary,
-        fingerprint=fingerprint_of_file(path, "tokens", config.dtype, config.sequence_length, config.vocabulary),
-    )
+    samples = _Windows(files, config.sequence_length, config.vocabulary, field)
+    facts = ("tokens", config.dtype, config.sequence_length, config.vocabulary)
+    if root.is_file():
+        fingerprint = fingerprint_of_file(root, *facts)
+    else:
+        listing = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
+        fingerprint = fingerprint_of_files(root, listing, *facts)
+    spec = DataSpec("tokens", (config.sequence_length,), config.vocabulary, fingerprint)
     return samples, spec
+
+
+def _whole_windows(files: Sequence[_File], config: Tokens) -> int:
+    """Tokens that are in some sample."""
+    return 1 + sum((len(file.tokens) - 1) // config.sequence_length for file in files) * config.sequence_length
+
+
+def _matching(root: Path, path: str, pattern: str, field: str) -> list[Path]:
+    if not root.is_dir():
+        raise ConfigError(f"{field}.path: {path} does not exist in the pod; mount it, or correct the path")
+    found = sorted(file for file in root.glob(pattern) if file.is_file())
+    if not found:
+        raise ConfigError(f"{field}.pattern: {pattern} matches no file under {path}; correct pattern or path")
+    return found
 
 
 def _require_a_sample(tokens: int, sequence_length: int, field: str, source: str) -> None:

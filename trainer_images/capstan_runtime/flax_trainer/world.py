@@ -55,19 +55,21 @@ class World:
 
 
 def cached_by_every_rank(function: Callable[..., Result]) -> Callable[..., Result]:
-    """`function`, whose first call compiles it, with the result in the persistent cache of every rank.
+    """`function`, which the first call with a batch of some shapes compiles, with the result in the persistent cache of
+    every rank.
 
     JAX lets process 0 alone write that cache, for all. But on CPUs every process looks under a key of its own (the
     fingerprint of its topology is part of it), so all others would compile again at every restart.
     """
-    is_compiled = False
+    compiled: set[tuple[tuple[int, ...], ...]] = set()
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Result:
-        nonlocal is_compiled
-        if is_compiled or jax.default_backend() != "cpu":
+        batches = (argument for argument in arguments if isinstance(argument, tuple))
+        shapes = tuple(each.shape for batch in batches for each in batch if each is not None)
+        if shapes in compiled or jax.default_backend() != "cpu":
             return function(*arguments)
-        is_compiled = True
+        compiled.add(shapes)
         state = distributed.global_state
         rank, state.process_id = state.process_id, 0
         try:

@@ -5,6 +5,7 @@ The frameworks are imported by name, one of them and only here: a replica's imag
 
 import importlib
 from collections.abc import Callable
+from typing import cast
 
 from capstan_runtime.checkpoint.candidates import look_at
 from capstan_runtime.checkpoint.layout import SaveName
@@ -14,6 +15,7 @@ from capstan_runtime.contract.serving import ServeConfig, ServedModel
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
+from capstan_runtime.serving.normalizing import Normalizing
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
 Build = Callable[[Signature, TensorSource, int], Classifier | Decoder]
@@ -44,7 +46,10 @@ def load(config: ServeConfig, store: Store) -> Classifier | Decoder:
             "that"
         )
     batching = config.guards.batching
-    return builder(config.runtime)(signature, opened.tensors(), 1 if batching is None else batching.max_batch_size)
+    model = builder(config.runtime)(signature, opened.tensors(), 1 if batching is None else batching.max_batch_size)
+    if signature.normalize is None:
+        return model
+    return Normalizing(cast(Classifier, model), signature.normalize)  # nothing normalises tokens
 
 
 def find_checkpoint(model: ServedModel, store: Store) -> OpenCheckpoint:

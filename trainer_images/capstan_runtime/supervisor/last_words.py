@@ -21,8 +21,9 @@ _CUTS = (
 
 
 def fit(state: State, limit_bytes: int = LIMIT_BYTES) -> bytes:
-    """The state as JSON of at most `limit_bytes`; what matters least goes first: what is kept for others, old lines,
-    notes, outer frames, old faults and quarantines, then metrics, times and the end of long messages."""
+    """The state as JSON of at most `limit_bytes`; what matters least goes first: what is kept for others, facts of
+    the data, old lines, notes, outer frames, old faults and quarantines, then metrics, times and the end of long
+    messages."""
     for smaller in _ever_smaller(state):
         data = smaller.model_dump_json(by_alias=True, exclude_none=True).encode()
         if len(data) <= limit_bytes:
@@ -32,8 +33,9 @@ def fit(state: State, limit_bytes: int = LIMIT_BYTES) -> bytes:
 
 def _ever_smaller(state: State) -> Iterator[State]:
     yield state
-    state = state.model_copy(update={"keep_roots": None})
-    yield state
+    for field in ("keep_roots", "data"):
+        state = state.model_copy(update={field: None})
+        yield state
     for name, kept in _CUTS:
         while len(entries := _entries(state, name)) > kept:
             # The stack begins with the innermost frame; all others end with the newest entry.

@@ -15,7 +15,7 @@ _AFTER_SUCCESS_SECONDS = 30.0
 """For leaving the world once everything is committed."""
 
 _START_UP = frozenset({Phase.RESTORING, Phase.COMPILING})
-_IN_STAGES = frozenset({Phase.SAVING, Phase.STOPPING})
+_IN_STAGES = frozenset({Phase.STARTING, Phase.SAVING, Phase.STOPPING})
 """The save before, this one, reading it back: each is said anew, and each may take as long as a save."""
 
 

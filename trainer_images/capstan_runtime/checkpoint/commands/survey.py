@@ -7,7 +7,7 @@ from typing import Any
 
 from capstan_runtime.checkpoint.candidates import Candidate, is_superseded, look_at
 from capstan_runtime.checkpoint.claims import newest_claim
-from capstan_runtime.checkpoint.layout import CLAIMS, COMMIT, PINNED, SHARDS, VERIFIED, SaveName, is_record
+from capstan_runtime.checkpoint.layout import CLAIMS, COMMIT, PINNED, SHARDS, VERIFIED, SaveName, is_beside_checkpoints
 from capstan_runtime.checkpoint.manifest import Claim, Manifest
 from capstan_runtime.checkpoint.marks import verified_at
 from capstan_runtime.checkpoint.safetensors import item_bytes
@@ -90,7 +90,7 @@ def survey(store: Store) -> Survey:
     foreign: list[str] = []
     claims: dict[str, Claim | None] = {}
     for text in store.children():
-        if text == CLAIMS or is_record(text):
+        if text == CLAIMS or is_beside_checkpoints(text):
             continue
         name = SaveName.parse(text)
         marks, candidate = look_at(store, name) if name is not None else (frozenset(), None)
