@@ -272,6 +272,26 @@ REFUSED = {
         "schedule: plateau follows evaluations, and there are none; set training.evaluation",
     ),
     "no patience": (a_spec(callbacks={"earlyStopping": {"patience": 0}}), "spec.callbacks.earlyStopping.patience"),
+    "tokens that are to be blended": (
+        a_spec(
+            model={"transformer": {"layers": 1, "dim": 8, "heads": 1}},
+            data={"text": {"path": "/t", "sequenceLength": 8}},
+            regularization={"mixup": {}},
+        ),
+        "regularization: mixup and cutmix blend inputs, which tokens cannot be; remove them",
+    ),
+    "boxes of no image": (
+        a_spec(model={"mlp": {"hidden": [4]}}, regularization={"cutmix": {}}),
+        "regularization: cutmix pastes boxes of images, and model mlp sees none; choose mixup, or model cnn",
+    ),
+    "nobody to mix with": (
+        a_spec(regularization={"mixup": {}}, training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8}),
+        "regularization: mixup and cutmix take two samples of one virtual rank, which has 1; raise globalBatchSize",
+    ),
+    "a step longer than the radius": (
+        a_spec(regularization={"adversarial": {"pgd": {"epsilon": 0.1, "stepSize": 0.2}}}),
+        "stepSize 0.2 is above epsilon 0.1; lower stepSize",
+    ),
     "groups that do not divide the channels": (a_spec(model={"cnn": {"channels": [12]}}), "groups 8 does not divide"),
     "nothing to train": (
         {name: part for name, part in a_spec().items() if name not in ("model", "schedule")},
@@ -484,6 +504,23 @@ VALUES: dict[str, Any] = {
     "optimizer": tuple({"sgd": {"learningRate": 0.1, "momentum": value}} for value in NUMBERS),
     "optimizer.adamw.learningRate": NUMBERS,
     "schedule": tuple({"cosine": {"warmupSteps": 1, "finalFraction": value}} for value in NUMBERS),
+    "loss": (
+        *({"crossEntropy": {"labelSmoothing": value}} for value in NUMBERS),
+        {"focal": {}},
+        {"focal": {"classWeights": [1.0]}},
+        {"focal": {"classWeights": [1.0, 0.0]}},
+    ),
+    "regularization": (
+        {},
+        {"mixup": {}},
+        {"cutmix": {"alpha": 0}},
+        {"mixup": {}, "cutmix": {}},
+        {"consistency": {"weight": 0}},
+        {"adversarial": {}},
+        {"adversarial": {"fgsm": {"epsilon": 0.1, "share": 1.5}}},
+        {"adversarial": {"pgd": {"epsilon": 0.1, "stepSize": 0.2}}},
+        {"adversarial": {"pgd": {"epsilon": 0.1, "stepSize": 0.1, "steps": 0}}},
+    ),
     "training.steps": SMALL,
     "training.epochs": SMALL,
     "training.globalBatchSize": (0, 1, 2, 4, 6, 8, 12, "8", 8.5),

@@ -46,9 +46,10 @@ def context_of(
     non_finite: str = "halt",
     micro_splits: int = 1,
     training: Mapping[str, Any] = MappingProxyType({}),
+    **more: dict[str, Any],
 ) -> TrainContext:
     """A context of its own making; two micro-steps a rank unless `virtual_ranks` says otherwise. `training`: what else
-    the run's says."""
+    the run's says; `more`: other parts of the run, such as `loss`."""
     run = RunConfig.parse(
         {
             "job": "tests/small",
@@ -69,6 +70,7 @@ def context_of(
             },
             "checkpoint": {"interval": {"steps": 10}},
             "numerical": {"nonFinite": non_finite},
+            **more,
             "deadlines": Deadlines(
                 form=patience_seconds, first_step=patience_seconds, save=patience_seconds
             ).document(),

@@ -28,6 +28,10 @@ class Batch(NamedTuple, Generic[AnyArray]):
     """[M, b] float32: 1 for a sample that counts, 0 for padding. None: training, where batches are full."""
     keys: AnyArray | None = None
     """[M, b] uint32: each sample's key of whatever is left to chance (`randomness`). None: evaluation, nothing is."""
+    second_targets: AnyArray | None = None
+    """[M, b] int32: of samples that are made of two, the other's. None: no sample is."""
+    shares: AnyArray | None = None
+    """[M, b] float32: the share that `targets` has in each of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.state import Phase, Progress, Section
 from capstan_runtime.data.augment import augmented
 from capstan_runtime.data.batches import training_batch, with_changes
+from capstan_runtime.data.mixing import mix_batch, mixes
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
@@ -33,6 +34,7 @@ from capstan_runtime.errors import (
 )
 from capstan_runtime.explain import explain, located
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
+from capstan_runtime.losses import require_loss_fits
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
@@ -68,6 +70,7 @@ def prepare(environ: Mapping[str, str], alive: Alive = lambda: None) -> Prepared
     run = read_run(environ)
     data, seed = fetched(run.data, environ, alive), run.training.seed
     dataset = open_dataset(data, seed, environ, check_of(run, environ, alive))
+    require_loss_fits(run.loss, dataset.spec.outputs)
     return Prepared(run, augmented(dataset, run.augmentation, seed))
 
 
@@ -276,7 +279,11 @@ class _Attempt:
         ids = ids.reshape(context.micro_steps, context.samples_per_micro_step)
         number = batch_index(step, self.plan.skips)
         batch = training_batch(self.dataset.train, ids, sample_keys(self.plan.seed, number, ids))
-        return with_changes(batch, self.dataset.augment, number)
+        batch = with_changes(batch, self.dataset.augment, number)
+        regularization = context.run.regularization
+        if regularization is None or not mixes(regularization):
+            return batch
+        return mix_batch(batch, self.plan.samples_per_slice, regularization)
 
     def _guard(self) -> Guard:
         run, skips = self.context.run, self.context.membership.skips

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 
 from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_augmentation_fits
 from capstan_operator.api.gang import Gang
+from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.program_rules import program_rules, require_program_or_trainer
@@ -19,6 +20,7 @@ from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.data_quality import DataQuality
 from capstan_runtime.contract.framework import Framework
+from capstan_runtime.contract.losses import Loss, Regularization
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.optimizers import Optimizer
 from capstan_runtime.contract.program import Program
@@ -117,7 +119,10 @@ _CEL_RANKS_SHOWN = (
 _CEL_NOTHING_TO_DIVIDE = f"{_CEL_RANKS} < 1 || {_CEL_MIN} < 1 || self.workers.max < 1"
 
 # What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
-_FROZEN = ("program", "framework", "model", "data", "dataQuality", "augmentation", "optimizer", "schedule", "training")
+_FROZEN = (
+    *("program", "framework", "model", "data", "dataQuality", "augmentation", "optimizer", "schedule", "loss"),
+    *("regularization", "training"),
+)
 
 
 class Run(Record):
@@ -155,6 +160,7 @@ class Run(Record):
             "'framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3'",
         ),
         *UPDATE_RULES,
+        *LOSS_RULES,
     )
 
     framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
@@ -169,6 +175,10 @@ class Run(Record):
     optimizer: Annotated[Optimizer, Field(description="The optimizer.")]
     schedule: Annotated[Schedule, Field(description="How the learning rate moves.")]
     training: Annotated[Training, Field(description="Length, batch, precision and randomness of the run.")]
+    loss: Annotated[Loss | None, Field(description="What training makes small. Left out: cross-entropy.")] = None
+    regularization: Annotated[
+        Regularization | None, Field(description="What makes training harder, so that the model generalises.")
+    ] = None
     workers: Annotated[Workers, Field(description="How many pods train together.")]
 
     @property
@@ -328,7 +338,7 @@ def _of_every_job() -> tuple[Callable[[Run], None], ...]:
 
 def _of_trainers() -> tuple[Callable[[Run], None], ...]:
     """Rules about what a program has none of."""
-    return _model_suits_data, require_augmentation_fits, _bf16_needs_zero, require_update_fits
+    return _model_suits_data, require_augmentation_fits, _bf16_needs_zero, require_update_fits, require_loss_fits
 
 
 def _min_within_max(spec: Run) -> None:

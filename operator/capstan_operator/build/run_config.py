@@ -43,6 +43,8 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
         augmentation=run.augmentation,
         optimizer=run.optimizer,
         schedule=run.schedule,
+        loss=run.loss,
+        regularization=run.regularization,
         callbacks=spec.callbacks,
         register_as=spec.register_as,
         record=spec.record_steps,

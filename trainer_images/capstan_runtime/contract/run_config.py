@@ -12,6 +12,7 @@ from capstan_runtime.contract.chaos import Injection
 from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.data_quality import DataQuality
 from capstan_runtime.contract.framework import Framework
+from capstan_runtime.contract.losses import Loss, Regularization
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.numerical import Numerical
 from capstan_runtime.contract.optimizers import Optimizer
@@ -85,6 +86,9 @@ class RunConfig(JobConfig):
     augmentation: Augmentation | None = None
     optimizer: Optimizer
     schedule: Schedule
+    loss: Loss | None = None
+    """None: cross-entropy."""
+    regularization: Regularization | None = None
     callbacks: Callbacks = Callbacks()
     register_as: Register | None = None
     """Rank 0 registers what the run ends with. None: nobody does."""

@@ -136,6 +136,11 @@ class SamplePlan:
             )
 
     @property
+    def samples_per_slice(self) -> int:
+        """b: of one virtual rank in one step."""
+        return self.global_batch_size // self.virtual_ranks
+
+    @property
     def steps_per_epoch(self) -> int:
         return self.num_samples // self.global_batch_size
 

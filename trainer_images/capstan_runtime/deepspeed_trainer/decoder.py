@@ -91,7 +91,7 @@ class TransformerModel(nn.Module):
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
         table = self.rotary.at(inputs.shape[1], inputs.device)
-        x_BTD = self.embed(inputs, here.dtype)
+        x_BTD = here.perturbed(self.embed(inputs, here.dtype))
         for number, layer in enumerate(self.layers):
             x_BTD = layer(x_BTD, table, here.layer(number))
         return self.logits(x_BTD)

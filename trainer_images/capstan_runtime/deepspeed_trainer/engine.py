@@ -17,12 +17,13 @@ from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.fragments import export_fragments, fragments_of, import_fragments
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model
-from capstan_runtime.deepspeed_trainer.objective import cross_entropy, objective
+from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
 from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_weights
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.losses import embedding_width
 from capstan_runtime.model_spec import STEP_NAME, parameter_table, read_tensor
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -60,6 +61,7 @@ class DeepSpeedEngine:
         self._dtype = _DTYPES[training.precision]
         self._table = parameter_table(run.model, context.data)
         self._stage = settings.zero_stage
+        self._objective = Objective(run.loss, run.regularization, embedding_width(run.model))
         model = build_model(run.model, context.data, training.seed).to(self._device)
         self._world = World(context.membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
@@ -89,7 +91,7 @@ class DeepSpeedEngine:
         loss_sum = torch.zeros((), device=self._device)
         with translated_errors():
             for micro_batch in micro_batches:
-                loss = objective(self._engine, micro_batch, Pass(self._dtype, micro_batch.keys)) / divisor
+                loss = self._objective(self._engine, micro_batch, Pass(self._dtype, micro_batch.keys)) / divisor
                 self._engine.backward(loss)
                 loss_sum += loss.detach()
             computed = time.perf_counter()

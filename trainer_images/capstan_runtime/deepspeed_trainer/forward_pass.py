@@ -1,5 +1,6 @@
 """What a model is told with its inputs, and what it says beside its outputs. Axes: B samples."""
 
+import dataclasses
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +17,8 @@ class Pass:
     """What is computed in."""
     keys_B: Tensor | None = None
     """One key a sample, int64 below 2^32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
+    perturbation: Tensor | None = None
+    """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
 
@@ -34,5 +37,9 @@ class Pass:
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value
 
+    def perturbed(self, x: Tensor) -> Tensor:
+        """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
+        return (x if self.perturbation is None else x + self.perturbation).to(self.dtype)
+
     def _with(self, keys_B: Tensor) -> "Pass":
-        return Pass(self.dtype, keys_B, self.losses)
+        return dataclasses.replace(self, keys_B=keys_B)

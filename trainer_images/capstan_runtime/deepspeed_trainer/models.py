@@ -31,7 +31,7 @@ class MlpModel(nn.Module):
         self.head = Linear(widths[-1], outputs, bias=True)
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
-        x = inputs.flatten(1).to(here.dtype)
+        x = here.perturbed(inputs).flatten(1)
         for layer in self.layers:
             x = F.gelu(layer(x))
         return self.head(x)
@@ -67,7 +67,7 @@ class CnnModel(nn.Module):
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
         # Images arrive as [B, S, S, C]: seen as [B, C, S, S] that is torch's channels_last, without a copy.
-        x_BCSS = F.relu(self.stem(inputs.permute(0, 3, 1, 2).to(here.dtype)))
+        x_BCSS = F.relu(self.stem(here.perturbed(inputs).permute(0, 3, 1, 2)))
         for number, block in enumerate(self.blocks):
             x_BCSS = block(x_BCSS, here.layer(number))
         return self.head(x_BCSS.mean(dim=(2, 3)))

@@ -96,7 +96,8 @@ class TransformerModel(nnx.Module):
         def layer(x_BTD: jax.Array, parameters: Any, inside: Pass) -> jax.Array:
             return nnx.merge(structure, parameters)(x_BTD, table, inside)
 
-        return self.logits(through_layers(layer, self.embed(inputs, here.dtype), stacked, self.config.layers, here))
+        x_BTD = here.perturbed(self.embed(inputs, here.dtype))
+        return self.logits(through_layers(layer, x_BTD, stacked, self.config.layers, here))
 
     def rotary(self, positions_T: jax.Array) -> RotaryTable:
         return rotary_table(positions_T, self.config.dim // self.config.heads, self.config.rope_theta)

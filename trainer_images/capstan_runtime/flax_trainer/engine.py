@@ -19,6 +19,7 @@ from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, Te
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.leaves import Structure, export_leaves, replicate
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
+from capstan_runtime.flax_trainer.objective import Objective
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 from capstan_runtime.flax_trainer.step import (
     AXIS,
@@ -29,6 +30,7 @@ from capstan_runtime.flax_trainer.step import (
     compile_train_step,
 )
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
+from capstan_runtime.losses import embedding_width
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
 from capstan_runtime.updates import EMA, StateKind
 
@@ -74,7 +76,8 @@ class FlaxEngine:
         self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
         drops_non_finite = context.run.numerical.non_finite == "ignore"
         self._update = UpdatePlan(context.run.optimizer, training, self._structure.leaves, drops_non_finite)
-        plan = StepPlan(self._structure, self._update, _DTYPES[training.precision])
+        objective = Objective(context.run.loss, context.run.regularization, embedding_width(context.run.model))
+        plan = StepPlan(self._structure, self._update, objective, _DTYPES[training.precision])
         self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.

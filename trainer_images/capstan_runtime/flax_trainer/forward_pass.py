@@ -3,6 +3,7 @@
 # JAX leaves these parts of its interface untyped.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ class Pass:
     """What is computed in."""
     keys_B: jax.Array | None = None
     """One key a sample, uint32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
+    perturbation: jax.Array | None = None
+    """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
     losses: dict[str, jax.Array] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
 
@@ -39,8 +42,12 @@ class Pass:
     def add_loss(self, name: str, value: jax.Array) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value
 
+    def perturbed(self, x: jax.Array) -> jax.Array:
+        """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
+        return (x if self.perturbation is None else x + self.perturbation).astype(self.dtype)
+
     def _with(self, keys_B: jax.Array) -> "Pass":
-        return Pass(self.dtype, keys_B, self.losses)
+        return dataclasses.replace(self, keys_B=keys_B)
 
 
 def through_layers(

@@ -27,7 +27,7 @@ class MlpModel(nnx.Module):
         self.head = Linear(widths[-1], outputs, bias=True)
 
     def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
-        x = inputs.reshape(len(inputs), -1).astype(here.dtype)
+        x = here.perturbed(inputs).reshape(len(inputs), -1)
         for layer in self.layers:
             x = jax.nn.gelu(layer(x), approximate=False)
         return self.head(x)
@@ -60,7 +60,7 @@ class CnnModel(nnx.Module):
         self.head = Linear(config.channels[-1], outputs, bias=True)
 
     def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
-        x_BSSC = jax.nn.relu(self.stem(inputs.astype(here.dtype)))
+        x_BSSC = jax.nn.relu(self.stem(here.perturbed(inputs)))
         for number, block in enumerate(self.blocks):
             x_BSSC = block(x_BSSC, here.layer(number))
         return self.head(jnp.mean(x_BSSC, axis=(1, 2)))

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
-from capstan_runtime.flax_trainer.objective import cross_entropy, objective
+from capstan_runtime.flax_trainer.objective import Objective, cross_entropy
 from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 
@@ -39,6 +39,7 @@ class StepPlan:
 
     structure: Structure
     update: UpdatePlan
+    objective: Objective
     dtype: jnp.dtype
     """Of activations and of weights as they are used; the stored weights and all sums are fp32."""
 
@@ -52,7 +53,7 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     devices = mesh.size
 
     def loss_of(parameters: Leaves, factor: jax.Array, batch: Batch[jax.Array]) -> jax.Array:
-        return objective(plan.structure.assemble(parameters), batch, Pass(plan.dtype, batch.keys)) * factor
+        return plan.objective(plan.structure.assemble(parameters), batch, Pass(plan.dtype, batch.keys)) * factor
 
     def step(
         parameters: Leaves, state: list[Leaves], batch: Batch[jax.Array], numbers: jax.Array
