@@ -31,6 +31,7 @@ COMPILED = compile_schema(SCHEMA)
 
 
 CLAIM = {"claim": {"name": "store"}}
+TEXT = {"text": {"path": "/data", "sequenceLength": 8}}
 
 
 def a_spec(**changes: Any) -> dict[str, Any]:
@@ -333,6 +334,18 @@ REFUSED = {
     "a program on too many workers": (
         a_program(workers={"max": 3}, training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8}),
         "workers: max 3 does not divide virtualRanks 8",
+    ),
+    "an odd width of heads for rotary positions": (
+        a_spec(model={"transformer": {"layers": 1, "dim": 9, "heads": 3}}, data=TEXT),
+        "dim 9 is not an even multiple of heads 3",
+    ),
+    "heads that do not divide the width": (
+        a_spec(model={"transformer": {"layers": 1, "dim": 8, "heads": 3, "alibi": {}}}, data=TEXT),
+        "dim 8 is not a multiple of heads 3; choose a multiple",
+    ),
+    "dropped tokens without a layer to skip": (
+        a_spec(model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "tokenDropout": {"keep": 0.5}}}, data=TEXT),
+        "tokenDropout: no layer of 2 is between the first and the last",
     ),
     "a quantity that is none": (a_spec(workers={"max": 2, "resources": {"cpu": "two"}}), "resources"),
 }

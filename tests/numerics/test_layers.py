@@ -10,13 +10,18 @@ from flax import nnx
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.deepspeed_trainer import decoder as torch_decoder
+from capstan_runtime.deepspeed_trainer import forward_pass as torch_pass
 from capstan_runtime.deepspeed_trainer import layers as torch_layers
+from capstan_runtime.deepspeed_trainer.components import positions as torch_positions
 from capstan_runtime.flax_trainer import decoder as flax_decoder
+from capstan_runtime.flax_trainer import forward_pass as flax_pass
 from capstan_runtime.flax_trainer import layers as flax_layers
+from capstan_runtime.flax_trainer.components import positions as flax_positions
 
 Array = np.ndarray
 Weights = dict[str, Array]
 RANDOM = np.random.default_rng(0)
+FLAX, TORCH = flax_pass.Pass(jnp.dtype("float32")), torch_pass.Pass(torch.float32)
 DECODER = Transformer(layers=1, dim=24, heads=6, kv_heads=2, hidden_dim=40)
 
 
@@ -142,7 +147,7 @@ def test_rotary_positions() -> None:
     x = normal(2, 5, 3, 8)
     expected = rotate(x, 100.0)
     check(np.asarray(flax_layers.rotate(jnp.asarray(x), flax_layers.rotary_table(jnp.arange(5), 8, 100.0))), expected)
-    table = torch_layers.RotaryTable(8, 100.0).at(5, torch.device("cpu"))
+    table = torch_layers.rotary_table(torch.arange(5), 8, 100.0)
     check(torch_layers.rotate(torch.from_numpy(x), table).numpy(), expected)
 
 
@@ -158,28 +163,28 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
 def test_grouped_query_attention() -> None:
     x, w = normal(2, 5, 24), {"qkv.weight": normal(40, 24) / 4, "out.weight": normal(24, 24) / 4}
     expected = attention(x, w, DECODER)
-    table = flax_layers.rotary_table(jnp.arange(5), 4, DECODER.rope_theta)
-    check(run_flax(flax_decoder.Attention(DECODER), dict(w), jnp.asarray(x), table), expected)
-    torch_table = torch_layers.RotaryTable(4, DECODER.rope_theta).at(5, torch.device("cpu"))
-    check(run_torch(torch_decoder.Attention(DECODER), w, torch.from_numpy(x), torch_table), expected)
+    where = flax_positions.positions_of(DECODER, jnp.arange(5))
+    check(run_flax(flax_decoder.Attention(DECODER), dict(w), jnp.asarray(x), where), expected)
+    torch_where = torch_positions.PositionsOf(DECODER).at(torch.arange(5))
+    check(run_torch(torch_decoder.Attention(DECODER), w, torch.from_numpy(x), torch_where), expected)
 
 
 def test_swiglu() -> None:
     x, w = normal(2, 5, 24), {"gate_up.weight": normal(80, 24) / 4, "down.weight": normal(24, 40) / 4}
     expected = feed_forward(x, w)
-    check(run_flax(flax_decoder.FeedForward(DECODER), dict(w), jnp.asarray(x)), expected)
-    check(run_torch(torch_decoder.FeedForward(DECODER), w, torch.from_numpy(x)), expected)
+    check(run_flax(flax_decoder.FeedForward(DECODER), dict(w), jnp.asarray(x), FLAX), expected)
+    check(run_torch(torch_decoder.FeedForward(DECODER), w, torch.from_numpy(x), TORCH), expected)
 
 
 def test_half_precision_comes_out_as_it_went_in() -> None:
     x = normal(2, 5, 24)
     weights = {"gate_up.weight": normal(80, 24) / 4, "down.weight": normal(24, 40) / 4}
     expected = feed_forward(x, weights)
-    flax = run_flax(flax_decoder.FeedForward(DECODER), dict(weights), jnp.asarray(x, jnp.bfloat16))
+    flax = run_flax(flax_decoder.FeedForward(DECODER), dict(weights), jnp.asarray(x, jnp.bfloat16), FLAX)
     layer = torch_decoder.FeedForward(DECODER)
     layer.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
     with torch.no_grad():
-        theirs = layer(torch.from_numpy(x).bfloat16())
+        theirs = layer(torch.from_numpy(x).bfloat16(), TORCH)
     assert (str(flax.dtype), theirs.dtype) == ("bfloat16", torch.bfloat16)
     scale = np.abs(expected).max()
     np.testing.assert_allclose(flax.astype(np.float64), expected, atol=0.02 * scale)

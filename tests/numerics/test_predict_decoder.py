@@ -20,7 +20,17 @@ from tests.support.predictors import (
     trainer_forward,
 )
 
-MODELS = {"grouped": TRANSFORMER, "tied": TIED}
+COMPONENTS = {
+    "transformer": {
+        **TIED["transformer"],
+        "alibi": {},
+        "layerScale": {"initial": 0.5},
+        "dropout": {"rate": 0.5},
+        "adaptiveDropout": {},
+        "stochasticDepth": {"rate": 0.5},
+    }
+}
+MODELS = {"grouped": TRANSFORMER, "tied, with components": COMPONENTS}
 VOCABULARY, CONTEXT, SLOTS = 64, 80, 3
 LENGTHS = (1, 15, 16, 17, 33, CONTEXT - 1)
 """Of prompts: beside each border between two paddings."""

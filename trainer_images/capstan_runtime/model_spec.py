@@ -99,8 +99,8 @@ def _bias(name: str, size: int) -> ParameterSpec:
     return ParameterSpec(f"{name}.bias", (size,), Constant(0.0), decays=False)
 
 
-def _gain(name: str, size: int) -> ParameterSpec:
-    return ParameterSpec(f"{name}.weight", (size,), Constant(1.0), decays=False)
+def _gain(name: str, size: int, initial: float = 1.0) -> ParameterSpec:
+    return ParameterSpec(f"{name}.weight", (size,), Constant(initial), decays=False)
 
 
 def _mlp(config: Mlp, inputs: int, outputs: int) -> Iterator[ParameterSpec]:
@@ -151,9 +151,13 @@ def _transformer(config: Transformer, vocabulary: int) -> Iterator[ParameterSpec
         yield _gain(f"layers.{layer}.attention_norm", dim)
         yield _weight(f"layers.{layer}.attention.qkv", projections, dim, std=_TRANSFORMER_STD)
         yield _weight(f"layers.{layer}.attention.out", dim, dim, std=residual_std)
+        if config.layer_scale is not None:
+            yield _gain(f"layers.{layer}.attention_scale", dim, config.layer_scale.initial)
         yield _gain(f"layers.{layer}.feed_forward_norm", dim)
         yield _weight(f"layers.{layer}.feed_forward.gate_up", 2 * hidden, dim, std=_TRANSFORMER_STD)
         yield _weight(f"layers.{layer}.feed_forward.down", dim, hidden, std=residual_std)
+        if config.layer_scale is not None:
+            yield _gain(f"layers.{layer}.feed_forward_scale", dim, config.layer_scale.initial)
     yield _gain("norm", dim)
     if not config.tied:
         yield _weight("head", vocabulary, dim, std=_TRANSFORMER_STD)

@@ -9,6 +9,15 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Positive, Record, cel
+from capstan_runtime.contract.decoder_components import (
+    AdaptiveDropout,
+    Alibi,
+    Dropout,
+    LayerScale,
+    StochasticDepth,
+    TemporalDropout,
+    TokenDropout,
+)
 
 
 class Mlp(Record):
@@ -61,13 +70,22 @@ class Transformer(Record):
 
     model_config = cel(
         (
-            "self.dim % (2 * self.heads) == 0",
+            "!has(self.alibi) || self.dim % self.heads == 0",
+            "'dim ' + string(self.dim) + ' is not a multiple of heads ' + string(self.heads) + '; choose a multiple'",
+        ),
+        (
+            "has(self.alibi) || self.dim % (2 * self.heads) == 0",
             "'dim ' + string(self.dim) + ' is not an even multiple of heads ' + string(self.heads)"
             " + '; rotary positions turn pairs: choose a multiple of ' + string(2 * self.heads)",
         ),
         (
             "!has(self.kvHeads) || self.heads % self.kvHeads == 0",
             "'kvHeads ' + string(self.kvHeads) + ' does not divide heads ' + string(self.heads)",
+        ),
+        (
+            "!has(self.tokenDropout) || self.layers >= 3",
+            "'tokenDropout: no layer of ' + string(self.layers) + ' is between the first and the last, which take every"
+            " token; choose 3 layers or more, or remove it'",
         ),
     )
 
@@ -84,16 +102,38 @@ class Transformer(Record):
     rope_theta: Annotated[float, Field(gt=0, description="Base of the rotary position frequencies.")] = 10000.0
     norm_epsilon: Annotated[float, Field(gt=0, description="Epsilon of RMSNorm.")] = 1e-5
     tied: Annotated[bool, Field(description="Share the embedding matrix with the output projection.")] = False
+    alibi: Annotated[Alibi | None, Field(description="Linear biases of attention. Left out: rotary positions.")] = None
+    layer_scale: Annotated[LayerScale | None, Field(description="Learnt factors of what branches add.")] = None
+    dropout: Annotated[Dropout | None, Field(description="Left out: no element is dropped.")] = None
+    temporal_dropout: Annotated[
+        TemporalDropout | None, Field(description="Left out: no coordinate is dropped in a whole sequence.")
+    ] = None
+    adaptive_dropout: Annotated[
+        AdaptiveDropout | None, Field(description="Left out: no unit of the SwiGLU layer is dropped.")
+    ] = None
+    token_dropout: Annotated[TokenDropout | None, Field(description="Left out: every layer takes every token.")] = None
+    stochastic_depth: Annotated[StochasticDepth | None, Field(description="Left out: no branch is left out.")] = None
 
     @model_validator(mode="after")
     def _heads_fit(self) -> Self:
-        if self.dim % (2 * self.heads):
+        if self.alibi is not None and self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}; choose a multiple")
+        if self.alibi is None and self.dim % (2 * self.heads):
             raise ValueError(
                 f"dim {self.dim} is not an even multiple of heads {self.heads}; "
                 f"rotary positions turn pairs: choose a multiple of {2 * self.heads}"
             )
         if self.kv_heads is not None and self.heads % self.kv_heads:
             raise ValueError(f"kvHeads {self.kv_heads} does not divide heads {self.heads}")
+        return self
+
+    @model_validator(mode="after")
+    def _components_fit(self) -> Self:
+        if self.token_dropout is not None and self.layers < 3:
+            raise ValueError(
+                f"tokenDropout: no layer of {self.layers} is between the first and the last, which take every token; "
+                "choose 3 layers or more, or remove it"
+            )
         return self
 
 

@@ -12,29 +12,33 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Transformer
+from capstan_runtime.deepspeed_trainer.components.branches import LayerScale, drop_branch, drop_elements, drop_units
+from capstan_runtime.deepspeed_trainer.components.positions import Positions, PositionsOf
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
-from capstan_runtime.deepspeed_trainer.layers import Embedding, Linear, RmsNorm, RotaryTable, rotate
+from capstan_runtime.deepspeed_trainer.layers import Embedding, Linear, RmsNorm, rotate
 from capstan_runtime.model_spec import feed_forward_width, kv_heads
 
-Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""From q_BTNH, k_BTKH and v_BTKH to mixed_BTNH: which positions see which. Whoever keeps keys and values brings its
-own."""
+Attend = Callable[[Tensor, Tensor, Tensor, Positions], Tensor]
+"""From q_BTNH, k_BTKH, v_BTKH and where they stand to mixed_BTNH: which positions see which. Whoever keeps keys and
+values brings its own."""
 
 
-def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
-    """Every position sees itself and those before it."""
+def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, where: Positions) -> Tensor:
+    """Every position sees itself and those before it. torch takes the flash kernel where there is one, and with a bias
+    its memory-efficient kernel; elsewhere it computes the same in steps."""
     mixed_BNTH = F.scaled_dot_product_attention(
         q_BTNH.transpose(1, 2),
         k_BTKH.transpose(1, 2),
         v_BTKH.transpose(1, 2),
-        is_causal=True,
+        attn_mask=None if where.bias is None else where.bias.to(q_BTNH.dtype),
+        is_causal=where.bias is None,
         enable_gqa=k_BTKH.shape[2] != q_BTNH.shape[2],
     )
     return mixed_BNTH.transpose(1, 2)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention (Ainslie et al., 2305.13245) with rotary positions."""
+    """Grouped-query attention (Ainslie et al., 2305.13245)."""
 
     def __init__(self, config: Transformer) -> None:
         super().__init__()
@@ -43,11 +47,13 @@ class Attention(nn.Module):
         self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.out = Linear(config.dim, config.dim)
 
-    def forward(self, x_BTD: Tensor, table: tuple[Tensor, Tensor], attend: Attend = causal_attention) -> Tensor:
+    def forward(self, x_BTD: Tensor, where: Positions, attend: Attend = causal_attention) -> Tensor:
         batch, length, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, length, -1, self.head_dim)
         q_BTNH, k_BTKH, v_BTKH = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
-        mixed_BTNH = attend(rotate(q_BTNH, table), rotate(k_BTKH, table), v_BTKH)
+        if where.rotary is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, where.rotary), rotate(k_BTKH, where.rotary)
+        mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, where)
         return self.out(mixed_BTNH.reshape(batch, length, -1))
 
 
@@ -59,42 +65,75 @@ class FeedForward(nn.Module):
         width = feed_forward_width(config)
         self.gate_up = Linear(config.dim, 2 * width)
         self.down = Linear(width, config.dim)
+        self.adaptive_dropout = config.adaptive_dropout
 
-    def forward(self, x_BTD: Tensor) -> Tensor:
+    def forward(self, x_BTD: Tensor, here: Pass) -> Tensor:
         gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        units = F.silu(gate) * up
+        if self.adaptive_dropout is not None:
+            units = drop_units(self.adaptive_dropout, units, gate, here)
+        return self.down(units)
 
 
 class DecoderLayer(nn.Module):
+    """Two residual branches, each of which sees the normalised sum of all before it."""
+
     def __init__(self, config: Transformer) -> None:
         super().__init__()
+        self.config = config
         self.attention_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.attention = Attention(config)
+        self.attention_scale = None if config.layer_scale is None else LayerScale(config.dim)
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
+        self.feed_forward_scale = None if config.layer_scale is None else LayerScale(config.dim)
 
-    def forward(
-        self, x_BTD: Tensor, table: tuple[Tensor, Tensor], here: Pass, attend: Attend = causal_attention
+    def forward(self, x_BTD: Tensor, where: Positions, here: Pass, attend: Attend = causal_attention) -> Tensor:
+        x_BTD = x_BTD + self.attention_branch(x_BTD, where, here, attend)
+        return x_BTD + self.feed_forward_branch(x_BTD, where, here)
+
+    def attention_branch(self, x_BTD: Tensor, where: Positions, here: Pass, attend: Attend) -> Tensor:
+        """What attention adds to `x_BTD`."""
+        delta_BTD = self.attention(self.attention_norm(where.take(x_BTD)), where, attend)
+        return self._added(delta_BTD, self.attention_scale, x_BTD, where, here.named("attention"))
+
+    def feed_forward_branch(self, x_BTD: Tensor, where: Positions, here: Pass) -> Tensor:
+        """What the feed-forward layer adds to `x_BTD`."""
+        here = here.named("feed_forward")
+        delta_BTD = self.feed_forward(self.feed_forward_norm(where.take(x_BTD)), here)
+        return self._added(delta_BTD, self.feed_forward_scale, x_BTD, where, here)
+
+    def _added(
+        self, delta_BTD: Tensor, scale: LayerScale | None, x_BTD: Tensor, where: Positions, here: Pass
     ) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, attend)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        if scale is not None:
+            delta_BTD = scale(delta_BTD)
+        return where.spread(drop_branch(self.config, delta_BTD, here), x_BTD.shape[1])
 
 
 class TransformerModel(nn.Module):
     def __init__(self, config: Transformer, vocabulary: int) -> None:
         super().__init__()
+        self.config = config
         self.embed = Embedding(vocabulary, config.dim)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
         self.norm = RmsNorm(config.dim, config.norm_epsilon)
         self.head = None if config.tied else Linear(config.dim, vocabulary)
-        self.rotary = RotaryTable(config.dim // config.heads, config.rope_theta)
+        self.positions = PositionsOf(config)
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
-        table = self.rotary.at(inputs.shape[1], inputs.device)
-        x_BTD = here.perturbed(self.embed(inputs, here.dtype))
+        length = inputs.shape[1]
+        everything = self.positions.all(length, inputs.device)
+        x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
         for number, layer in enumerate(self.layers):
-            x_BTD = layer(x_BTD, table, here.layer(number))
+            inside = here.layer(number)
+            where = self.positions.some(length, inside) if self._drops_tokens(number, here) else everything
+            x_BTD = layer(x_BTD, where, inside)
         return self.logits(x_BTD)
+
+    def _drops_tokens(self, number: int, here: Pass) -> bool:
+        """Whether layer `number` takes some tokens only."""
+        return self.config.token_dropout is not None and here.is_training and 0 < number < len(self.layers) - 1
 
     def logits(self, x_BTD: Tensor) -> Tensor:
         """[B, T, vocabulary] of what the last layer put out."""

@@ -1,7 +1,6 @@
 """What a model is told with its inputs, and what it says beside its outputs. Axes: B samples."""
 
-import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +18,8 @@ class Pass:
     """One key a sample, int64 below 2^32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
     perturbation: Tensor | None = None
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
+    number: int | None = None
+    """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
 
@@ -28,11 +29,11 @@ class Pass:
 
     def named(self, name: str) -> "Pass":
         """The same call as a module called `name` sees it."""
-        return self if self.keys_B is None else self._with(random.named(self.keys_B, name))
+        return self if self.keys_B is None else replace(self, keys_B=random.named(self.keys_B, name))
 
     def layer(self, number: int) -> "Pass":
         """The same call as layer `number` sees it."""
-        return self if self.keys_B is None else self._with(random.at(self.keys_B, number))
+        return self if self.keys_B is None else replace(self, keys_B=random.at(self.keys_B, number), number=number)
 
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value
@@ -40,6 +41,3 @@ class Pass:
     def perturbed(self, x: Tensor) -> Tensor:
         """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
         return (x if self.perturbation is None else x + self.perturbation).to(self.dtype)
-
-    def _with(self, keys_B: Tensor) -> "Pass":
-        return dataclasses.replace(self, keys_B=keys_B)

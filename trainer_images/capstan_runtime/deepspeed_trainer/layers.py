@@ -85,24 +85,12 @@ class Convolution(nn.Module):
         return self.norm(self.conv(x_BCSS, stride))
 
 
-class RotaryTable:
-    """Cosine and sine of every pair of coordinates at every position, fp32 (Su et al., 2104.09864).
-
-    Not a module and not a buffer: it is computed once per device from the shape alone, so nothing can cast it.
-    """
-
-    def __init__(self, head_dim: int, theta: float) -> None:
-        self._head_dim, self._theta = head_dim, theta
-        self._table: tuple[Tensor, Tensor] | None = None
-
-    def at(self, length: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """[T, 1, H / 2] each."""
-        if self._table is None or self._table[0].shape[0] != length or self._table[0].device != device:
-            exponents = torch.arange(0, self._head_dim, 2, dtype=torch.float32, device=device) / self._head_dim
-            positions = torch.arange(length, dtype=torch.float32, device=device)
-            angles = (positions[:, None] * self._theta**-exponents)[:, None, :]
-            self._table = (angles.cos(), angles.sin())
-        return self._table
+def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every pair of coordinates at each position, fp32 [T, 1, H / 2] each for positions [T],
+    [B, T, 1, H / 2] for [B, T] (Su et al., 2104.09864)."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device) / head_dim
+    angles = (positions.float()[..., None] * theta**-exponents)[..., None, :]
+    return angles.cos(), angles.sin()
 
 
 def rotate(x_BTNH: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:

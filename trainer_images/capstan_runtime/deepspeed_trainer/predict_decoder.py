@@ -15,6 +15,7 @@ from torch import Tensor
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.deepspeed_trainer.components.positions import Positions, alibi_bias
 from capstan_runtime.deepspeed_trainer.decoder import Attend, TransformerModel, causal_attention
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.world import translated_errors
@@ -43,7 +44,7 @@ class TorchDecoder:
             (torch.zeros(shape, device=device), torch.zeros(shape, device=device)) for _ in range(config.layers)
         ]
         """Keys and values of each layer, [S, K, C, H] each."""
-        self._cos, self._sin = module.rotary.at(self.context, device)
+        self._numbers = torch.arange(self.context, device=device)
         self._every_slot = torch.arange(slots, device=device)
         self._seen_lengths = powers_of_two(_SHORTEST_SEEN, self.context)
 
@@ -60,15 +61,15 @@ class TorchDecoder:
         length = len(prompt)
 
         def attend_in(keys: Tensor, values: Tensor) -> Attend:
-            def attend(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
+            def attend(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, where: Positions) -> Tensor:
                 keys[slot, :, :length] = k_BTKH[0].transpose(0, 1)
                 values[slot, :, :length] = v_BTKH[0].transpose(0, 1)
-                return causal_attention(q_BTNH, k_BTKH, v_BTKH)
+                return causal_attention(q_BTNH, k_BTKH, v_BTKH, where)
 
             return attend
 
         with torch.inference_mode():
-            x_BTD = self._through_layers(prompt, (self._cos[:length], self._sin[:length]), attend_in)
+            x_BTD = self._through_layers(prompt, self._numbers[:length], attend_in)
             logits = self._module.logits(x_BTD[:, -1:])[0, 0].cpu().numpy()
         self._sequences.fill(slot, length)
         return logits
@@ -80,25 +81,24 @@ class TorchDecoder:
 
         with torch.inference_mode():
             positions_S = torch.from_numpy(positions).to(self._device, torch.int64)
-            # Broadcast over heads and the one query of each slot.
-            is_seen = (torch.arange(seen, device=self._device) <= positions_S[:, None])[:, None, None]
+            mask = self._mask(positions_S, self._numbers[:seen])
 
             def attend_in(keys: Tensor, values: Tensor) -> Attend:
-                def attend(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor) -> Tensor:
+                def attend(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, where: Positions) -> Tensor:
                     keys[self._every_slot, :, positions_S] = k_BTKH[0]
                     values[self._every_slot, :, positions_S] = v_BTKH[0]
                     mixed_SNBH = F.scaled_dot_product_attention(
                         q_BTNH.permute(1, 2, 0, 3),
                         keys[:, :, :seen],
                         values[:, :, :seen],
-                        attn_mask=is_seen,
+                        attn_mask=mask,
                         enable_gqa=q_BTNH.shape[2] != k_BTKH.shape[2],
                     )
                     return mixed_SNBH.permute(2, 0, 1, 3)
 
                 return attend
 
-            x_BTD = self._through_layers(tokens_S, (self._cos[positions_S], self._sin[positions_S]), attend_in)
+            x_BTD = self._through_layers(tokens_S, positions_S, attend_in)
             everywhere = self._module.logits(x_BTD)[0].cpu().numpy()
         self._sequences.extend(slots)
         return everywhere[list(slots)]
@@ -106,12 +106,17 @@ class TorchDecoder:
     def release(self, slot: int) -> None:
         self._sequences.release(slot)
 
-    def _through_layers(
-        self, tokens: Tokens, table: tuple[Tensor, Tensor], attend_in: Callable[[Tensor, Tensor], Attend]
-    ) -> Tensor:
+    def _mask(self, positions_S: Tensor, seen: Tensor) -> Tensor:
+        """What the one query of each slot sees of the cache, for all heads; or what is added to its scores there."""
+        if self._module.config.alibi is None:
+            return (seen <= positions_S[:, None])[:, None, None]
+        return alibi_bias(self._module.config.heads, positions_S[:, None], seen[None])
+
+    def _through_layers(self, tokens: Tokens, numbers: Tensor, attend_in: Callable[[Tensor, Tensor], Attend]) -> Tensor:
         """[1, T, D] after the last layer. The slots stand in the place of time where every slot takes a token: all that
         is computed between attentions is the same for every token."""
         x_BTD = self._module.embed(torch.tensor(tokens, device=self._device)[None], torch.float32)
+        where = self._module.positions.at(numbers)
         for layer, cache in zip(self._module.layers, self._caches, strict=True):
-            x_BTD = layer(x_BTD, table, Pass(torch.float32), attend_in(*cache))
+            x_BTD = layer(x_BTD, where, Pass(torch.float32), attend_in(*cache))
         return x_BTD

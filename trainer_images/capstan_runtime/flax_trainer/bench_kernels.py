@@ -157,12 +157,12 @@ def _lower_without_loop(structure: Structure, parameters: list[jax.Array], input
 
         here = Pass(jnp.dtype(kind))
         first = with_layer(each[0])
-        table = first.rotary(jnp.arange(inputs.shape[1]))
+        where = first.positions(jnp.arange(inputs.shape[1]))
         x_BTD = first.embed(inputs, here.dtype)
         for own in each:
             graph, stacked = nnx.split(with_layer(own).layers)
             layer = nnx.merge(graph, jax.tree_util.tree_map(lambda value: value.reshape(value.shape[1:]), stacked))
-            x_BTD = layer(x_BTD, table, here)
+            x_BTD = layer(x_BTD, where, here)
         return first.logits(x_BTD)
 
     return jax.jit(unrolled).lower(rest, each, inputs)

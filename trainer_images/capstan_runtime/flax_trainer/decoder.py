@@ -11,24 +11,37 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capstan_runtime.contract.models import Transformer
+from capstan_runtime.flax_trainer.components.branches import LayerScale, drop_branch, drop_elements, drop_units
+from capstan_runtime.flax_trainer.components.positions import Positions, positions_of, some_positions
 from capstan_runtime.flax_trainer.forward_pass import Pass, through_layers
-from capstan_runtime.flax_trainer.layers import Embedding, Linear, RmsNorm, rotary_table, rotate
+from capstan_runtime.flax_trainer.layers import Embedding, Linear, RmsNorm, rotate
 from capstan_runtime.model_spec import feed_forward_width, kv_heads
 
-RotaryTable = tuple[jax.Array, jax.Array]
-Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""From q_BTNH, k_BTKH and v_BTKH to mixed_BTNH: which positions see which. Whoever keeps keys and values brings its
-own."""
+Attend = Callable[[jax.Array, jax.Array, jax.Array, Positions], jax.Array]
+"""From q_BTNH, k_BTKH, v_BTKH and where they stand to mixed_BTNH: which positions see which. Whoever keeps keys and
+values brings its own."""
 
 
-def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, where: Positions) -> jax.Array:
     """Every position sees itself and those before it."""
-    implementation = _attention_implementation(q_BTNH.dtype, q_BTNH.shape[-1])
-    return jax.nn.dot_product_attention(q_BTNH, k_BTKH, v_BTKH, is_causal=True, implementation=implementation)
+    bias = None if where.bias is None else where.bias.astype(q_BTNH.dtype)
+    implementation = _attention_implementation(q_BTNH, has_bias=bias is not None)
+    return jax.nn.dot_product_attention(
+        q_BTNH, k_BTKH, v_BTKH, bias=bias, is_causal=True, implementation=implementation
+    )
+
+
+def _attention_implementation(q_BTNH: jax.Array, *, has_bias: bool) -> Literal["cudnn", "xla"]:
+    """The flash kernel where there is one: cuDNN, 16-bit, head width a multiple of 8 up to 128 on every GPU since
+    Ampere; with a bias only for an even number of tokens. JAX itself never chooses it, and it raises elsewhere."""
+    _, length, _, head_dim = q_BTNH.shape
+    fits = q_BTNH.dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128
+    fits = fits and not (has_bias and length % 2)
+    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
 
 
 class Attention(nnx.Module):
-    """Grouped-query attention (Ainslie et al., 2305.13245) with rotary positions."""
+    """Grouped-query attention (Ainslie et al., 2305.13245)."""
 
     def __init__(self, config: Transformer) -> None:
         self.heads, self.kv_heads = config.heads, kv_heads(config)
@@ -36,19 +49,14 @@ class Attention(nnx.Module):
         self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.out = Linear(config.dim, config.dim)
 
-    def __call__(self, x_BTD: jax.Array, table: RotaryTable, attend: Attend = causal_attention) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, where: Positions, attend: Attend = causal_attention) -> jax.Array:
         batch, length, _ = x_BTD.shape
         heads = self.qkv(x_BTD).reshape(batch, length, -1, self.head_dim)
         q_BTNH, k_BTKH, v_BTKH = jnp.split(heads, [self.heads, self.heads + self.kv_heads], axis=2)
-        mixed_BTNH = attend(rotate(q_BTNH, table), rotate(k_BTKH, table), v_BTKH)
+        if where.rotary is not None:
+            q_BTNH, k_BTKH = rotate(q_BTNH, where.rotary), rotate(k_BTKH, where.rotary)
+        mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, where)
         return self.out(mixed_BTNH.reshape(batch, length, -1))
-
-
-def _attention_implementation(dtype: jnp.dtype, head_dim: int) -> Literal["cudnn", "xla"]:
-    """The flash kernel where there is one: cuDNN, 16-bit, head width a multiple of 8 up to 128 on every GPU since
-    Ampere. JAX itself never chooses it, and it raises elsewhere."""
-    fits = dtype == jnp.bfloat16 and head_dim % 8 == 0 and head_dim <= 128
-    return "cudnn" if fits and jax.default_backend() == "gpu" else "xla"
 
 
 class FeedForward(nnx.Module):
@@ -58,24 +66,49 @@ class FeedForward(nnx.Module):
         width = feed_forward_width(config)
         self.gate_up = Linear(config.dim, 2 * width)
         self.down = Linear(width, config.dim)
+        self.adaptive_dropout = config.adaptive_dropout
 
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, here: Pass) -> jax.Array:
         gate, up = jnp.split(self.gate_up(x_BTD), 2, axis=-1)
-        return self.down(jax.nn.silu(gate) * up)
+        units = jax.nn.silu(gate) * up
+        if self.adaptive_dropout is not None:
+            units = drop_units(self.adaptive_dropout, units, gate, here)
+        return self.down(units)
 
 
 class DecoderLayer(nnx.Module):
+    """Two residual branches, each of which sees the normalised sum of all before it."""
+
     def __init__(self, config: Transformer) -> None:
+        self.config = config
         self.attention_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.attention = Attention(config)
+        self.attention_scale = None if config.layer_scale is None else LayerScale(config.dim)
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
         self.feed_forward = FeedForward(config)
+        self.feed_forward_scale = None if config.layer_scale is None else LayerScale(config.dim)
 
-    def __call__(
-        self, x_BTD: jax.Array, table: RotaryTable, here: Pass, attend: Attend = causal_attention
+    def __call__(self, x_BTD: jax.Array, where: Positions, here: Pass, attend: Attend = causal_attention) -> jax.Array:
+        x_BTD = x_BTD + self.attention_branch(x_BTD, where, here, attend)
+        return x_BTD + self.feed_forward_branch(x_BTD, where, here)
+
+    def attention_branch(self, x_BTD: jax.Array, where: Positions, here: Pass, attend: Attend) -> jax.Array:
+        """What attention adds to `x_BTD`."""
+        delta_BTD = self.attention(self.attention_norm(where.take(x_BTD)), where, attend)
+        return self._added(delta_BTD, self.attention_scale, x_BTD, where, here.named("attention"))
+
+    def feed_forward_branch(self, x_BTD: jax.Array, where: Positions, here: Pass) -> jax.Array:
+        """What the feed-forward layer adds to `x_BTD`."""
+        here = here.named("feed_forward")
+        delta_BTD = self.feed_forward(self.feed_forward_norm(where.take(x_BTD)), here)
+        return self._added(delta_BTD, self.feed_forward_scale, x_BTD, where, here)
+
+    def _added(
+        self, delta_BTD: jax.Array, scale: LayerScale | None, x_BTD: jax.Array, where: Positions, here: Pass
     ) -> jax.Array:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), table, attend)
-        return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))
+        if scale is not None:
+            delta_BTD = scale(delta_BTD)
+        return where.spread(drop_branch(self.config, delta_BTD, here), x_BTD.shape[1])
 
 
 class TransformerModel(nnx.Module):
@@ -90,17 +123,28 @@ class TransformerModel(nnx.Module):
         self.head = None if config.tied else Linear(config.dim, vocabulary)
 
     def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
-        table = self.rotary(jnp.arange(inputs.shape[1]))
+        length = inputs.shape[1]
+        everything = self.positions(jnp.arange(length))
         structure, stacked = nnx.split(self.layers)
+        x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
+        for numbers, takes_all in self._stretches(here):
 
-        def layer(x_BTD: jax.Array, parameters: Any, inside: Pass) -> jax.Array:
-            return nnx.merge(structure, parameters)(x_BTD, table, inside)
+            def layer(x_BTD: jax.Array, parameters: Any, inside: Pass, takes_all: bool = takes_all) -> jax.Array:
+                where = everything if takes_all else some_positions(self.config, length, inside)
+                return nnx.merge(structure, parameters)(x_BTD, where, inside)
 
-        x_BTD = here.perturbed(self.embed(inputs, here.dtype))
-        return self.logits(through_layers(layer, x_BTD, stacked, self.config.layers, here))
+            x_BTD = through_layers(layer, x_BTD, stacked, numbers, here)
+        return self.logits(x_BTD)
 
-    def rotary(self, positions_T: jax.Array) -> RotaryTable:
-        return rotary_table(positions_T, self.config.dim // self.config.heads, self.config.rope_theta)
+    def _stretches(self, here: Pass) -> list[tuple[range, bool]]:
+        """Layers that run alike, and whether they take all tokens."""
+        layers = self.config.layers
+        if self.config.token_dropout is None or not here.is_training:
+            return [(range(layers), True)]
+        return [(range(1), True), (range(1, layers - 1), False), (range(layers - 1, layers), True)]
+
+    def positions(self, numbers_T: jax.Array) -> Positions:
+        return positions_of(self.config, numbers_T)
 
     def logits(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, vocabulary] of what the last layer put out."""

@@ -3,9 +3,8 @@
 # JAX leaves these parts of its interface untyped.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
-import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -24,6 +23,8 @@ class Pass:
     """One key a sample, uint32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
     perturbation: jax.Array | None = None
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
+    number: int | jax.Array | None = None
+    """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     losses: dict[str, jax.Array] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
 
@@ -33,11 +34,11 @@ class Pass:
 
     def named(self, name: str) -> "Pass":
         """The same call as a module called `name` sees it."""
-        return self if self.keys_B is None else self._with(random.named(self.keys_B, name))
+        return self if self.keys_B is None else replace(self, keys_B=random.named(self.keys_B, name))
 
     def layer(self, number: int) -> "Pass":
         """The same call as layer `number` sees it."""
-        return self if self.keys_B is None else self._with(random.at(self.keys_B, number))
+        return self if self.keys_B is None else replace(self, keys_B=random.at(self.keys_B, number), number=number)
 
     def add_loss(self, name: str, value: jax.Array) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value
@@ -46,14 +47,12 @@ class Pass:
         """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
         return (x if self.perturbation is None else x + self.perturbation).astype(self.dtype)
 
-    def _with(self, keys_B: jax.Array) -> "Pass":
-        return dataclasses.replace(self, keys_B=keys_B)
-
 
 def through_layers(
-    layer: Callable[[jax.Array, Any, Pass], jax.Array], x: jax.Array, stacked: Any, layers: int, here: Pass
+    layer: Callable[[jax.Array, Any, Pass], jax.Array], x: jax.Array, stacked: Any, numbers: range, here: Pass
 ) -> jax.Array:
-    """`x` through `layers` layers in a loop: `layer(x, parameters, here)` with each layer's slice of `stacked`.
+    """`x` through the layers `numbers` in a loop: `layer(x, parameters, here)` with each layer's slice of `stacked`,
+    which holds all layers.
 
     Every layer has its own keys. What it adds to the loss inside the loop reaches `here` as a sum.
     """
@@ -61,10 +60,12 @@ def through_layers(
     def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
         number, parameters = numbered
         keys_B = None if here.keys_B is None else random.at(here.keys_B, number)
-        inside = Pass(here.dtype, keys_B)
+        inside = replace(here, keys_B=keys_B, number=number, losses={})
         return layer(x, parameters, inside), inside.losses
 
-    x, losses = jax.lax.scan(run, x, (jnp.arange(layers, dtype=jnp.uint32), stacked))
+    if len(numbers) < len(jax.tree.leaves(stacked)[0]):
+        stacked = jax.tree.map(lambda whole: whole[numbers.start : numbers.stop], stacked)
+    x, losses = jax.lax.scan(run, x, (jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32), stacked))
     for name, values in losses.items():
         here.add_loss(name, jnp.sum(values))
     return x

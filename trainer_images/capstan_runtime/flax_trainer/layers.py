@@ -94,16 +94,17 @@ class Convolution(nnx.Module):
         return self.norm(self.conv(x_BSSC, stride))
 
 
-def rotary_table(positions_T: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosine and sine of every pair of coordinates at each position, [T, H / 2] each, fp32 (Su et al., 2104.09864)."""
+def rotary_table(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine of every pair of coordinates at each position, fp32 [T, H / 2] each for positions [T],
+    [B, T, H / 2] for [B, T] (Su et al., 2104.09864)."""
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions_T.astype(jnp.float32)[:, None] * frequencies
+    angles = positions.astype(jnp.float32)[..., None] * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def rotate(x_BTNH: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
     """Turns coordinate i together with i + H / 2 by its angle; computed in fp32."""
-    cos, sin = (part[:, None, :] for part in table)
+    cos, sin = (part[..., None, :] for part in table)
     first, second = jnp.split(x_BTNH.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTNH.dtype)

@@ -17,6 +17,7 @@ from flax import nnx
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.flax_trainer.components.positions import Positions, alibi_bias
 from capstan_runtime.flax_trainer.decoder import TransformerModel, causal_attention
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
@@ -108,17 +109,17 @@ class FlaxDecoder:
         no position looks before its own token has come there."""
         model = self._assemble(parameters)
         slot, last = slot_and_last
-        table = model.rotary(jnp.arange(len(tokens_P)))
+        where = model.positions(jnp.arange(len(tokens_P)))
         structure, stacked = nnx.split(model.layers)
 
         def layer(x_BTD: jax.Array, parameters: Any) -> tuple[jax.Array, Cache]:
             seen: list[Cache] = []
 
-            def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+            def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, where: Positions) -> jax.Array:
                 seen.append((k_BTKH, v_BTKH))
-                return causal_attention(q_BTNH, k_BTKH, v_BTKH)
+                return causal_attention(q_BTNH, k_BTKH, v_BTKH, where)
 
-            return nnx.merge(structure, parameters)(x_BTD, table, Pass(_FLOAT), attend), seen[0]
+            return nnx.merge(structure, parameters)(x_BTD, where, Pass(_FLOAT), attend), seen[0]
 
         x_BTD, seen = jax.lax.scan(layer, model.embed(tokens_P[None], _FLOAT), stacked)
         keys, values = (
@@ -132,7 +133,10 @@ class FlaxDecoder:
         place of time: all that is computed between attentions is the same for every token."""
         model = self._assemble(parameters)
         tokens_S, positions_S = tokens_and_positions
-        table = model.rotary(positions_S)
+        where = model.positions(positions_S)
+        bias_SN1C = None
+        if where.bias is not None:  # of the slots' own caches, instead of that between slots
+            bias_SN1C = alibi_bias(model.config.heads, positions_S[:, None], jnp.arange(self.context)[None])
         structure, stacked = nnx.split(model.layers)
         every_slot = jnp.arange(self.slots)
 
@@ -141,7 +145,7 @@ class FlaxDecoder:
             number, parameters = numbered
             kept: list[Cache] = []
 
-            def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array) -> jax.Array:
+            def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, where: Positions) -> jax.Array:
                 kept.append(
                     (
                         keys.at[number, every_slot, positions_S].set(k_BTKH[0]),
@@ -150,11 +154,16 @@ class FlaxDecoder:
                 )
                 k_SCKH, v_SCKH = (jax.lax.dynamic_index_in_dim(each, number, keepdims=False) for each in kept[0])
                 mixed_SBNH = jax.nn.dot_product_attention(
-                    q_BTNH.swapaxes(0, 1), k_SCKH, v_SCKH, key_value_seq_lengths=positions_S + 1, implementation="xla"
+                    q_BTNH.swapaxes(0, 1),
+                    k_SCKH,
+                    v_SCKH,
+                    bias=bias_SN1C,
+                    key_value_seq_lengths=positions_S + 1,
+                    implementation="xla",
                 )
                 return mixed_SBNH.swapaxes(0, 1)
 
-            return (nnx.merge(structure, parameters)(x_BTD, table, Pass(_FLOAT), attend), kept[0]), None
+            return (nnx.merge(structure, parameters)(x_BTD, where, Pass(_FLOAT), attend), kept[0]), None
 
         numbered = (jnp.arange(self._cache_shape[0]), stacked)
         (x_BTD, cache), _ = jax.lax.scan(layer, (model.embed(tokens_S[None], _FLOAT), cache), numbered)

@@ -1,0 +1,121 @@
+"""The decoder and its components in double precision numpy, a few lines each: what both frameworks are compared with.
+
+Axes: B batch, T time, D model width, N query heads, K key and value heads, H head width.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from capstan_runtime.contract.models import Transformer
+from capstan_runtime.randomness import Keys, at, site, uniform
+
+Array = np.ndarray
+Weights = Mapping[str, Array]
+
+
+class NumpyDecoder:
+    """`decoder(tokens, keys)`: logits [B, T, vocabulary]; with keys as in training, without as in evaluation."""
+
+    def __init__(self, config: Transformer, weights: Weights) -> None:
+        self.config = config
+        self.weights = {name: value.astype(np.float64) for name, value in weights.items()}
+
+    def __call__(self, tokens_BT: Array, keys_B: Keys | None) -> Array:
+        config = self.config
+        x = self.drop_elements(self.weights["embed.weight"][tokens_BT], named(keys_B, "embed"))
+        for layer in range(config.layers):
+            x = self.layer(x, layer, None if keys_B is None else at(keys_B, layer))
+        return rms_norm(x, self.weights["norm.weight"], config.norm_epsilon) @ self.weights["head.weight"].T
+
+    def layer(self, x: Array, layer: int, keys_B: Keys | None) -> Array:
+        taken = self.taken(x, layer, keys_B)
+        w = {
+            name.split(".", 2)[2]: value for name, value in self.weights.items() if name.startswith(f"layers.{layer}.")
+        }
+        for name, branch in (("attention", self.attention), ("feed_forward", self.feed_forward)):
+            some = np.take_along_axis(x, taken[..., None], axis=1)
+            normal = rms_norm(some, w[f"{name}_norm.weight"], self.config.norm_epsilon)
+            delta = branch(normal, taken, w, named(keys_B, name)) * w.get(f"{name}_scale.weight", 1.0)
+            delta = self.drop_branch(self.drop_elements(delta, named(keys_B, name)), layer, named(keys_B, name))
+            x = x.copy()
+            np.put_along_axis(x, taken[..., None], some + delta, axis=1)
+        return x
+
+    def taken(self, x: Array, layer: int, keys_B: Keys | None) -> Array:
+        """Which tokens a layer takes, [B, T]: all, or between the first layer and the last those of the least draws."""
+        batch, length, _ = x.shape
+        if self.config.token_dropout is None or keys_B is None or layer in (0, self.config.layers - 1):
+            return np.broadcast_to(np.arange(length), (batch, length))
+        draws = uniform(named(keys_B, "token_dropout"), length)
+        return np.sort(np.argsort(draws, kind="stable")[:, : round(self.config.token_dropout.keep * length)])
+
+    def attention(self, x: Array, positions_BT: Array, w: Weights, keys_B: Keys | None) -> Array:
+        config, (batch, length, dim) = self.config, x.shape
+        n, k, h = config.heads, config.kv_heads or config.heads, dim // config.heads
+        heads = (x @ w["attention.qkv.weight"].T).reshape(batch, length, n + 2 * k, h)
+        q, keys, v = heads[:, :, :n], heads[:, :, n : n + k], heads[:, :, n + k :]
+        if config.alibi is None:
+            q, keys = (rotate(each, positions_BT, config.rope_theta) for each in (q, keys))
+        keys, v = (np.repeat(each, n // k, axis=2) for each in (keys, v))
+        distances = positions_BT[:, :, None] - positions_BT[:, None, :]
+        scores = np.einsum("btnh,bsnh->bnts", q, keys) / np.sqrt(h)
+        if config.alibi is not None:
+            scores = scores - np.asarray(slopes(n))[:, None, None] * distances[:, None]
+        scores = np.exp(np.where(distances[:, None] < 0, -np.inf, scores))
+        mixed = np.einsum("bnts,bsnh->btnh", scores / scores.sum(-1, keepdims=True), v)
+        return mixed.reshape(batch, length, dim) @ w["attention.out.weight"].T
+
+    def feed_forward(self, x: Array, positions_BT: Array, w: Weights, keys_B: Keys | None) -> Array:
+        gate, up = np.split(x @ w["feed_forward.gate_up.weight"].T, 2, axis=-1)
+        units, adaptive = gate * sigmoid(gate) * up, self.config.adaptive_dropout
+        if adaptive is not None:
+            kept_share = sigmoid(adaptive.scale * gate + adaptive.shift)
+            draws = None if keys_B is None else uniform(named(keys_B, "adaptive_dropout"), *gate.shape[1:])
+            units = units * (kept_share if draws is None else draws < kept_share)
+        return units @ w["feed_forward.down.weight"].T
+
+    def drop_elements(self, x: Array, keys_B: Keys | None) -> Array:
+        _, length, dim = x.shape
+        if self.config.dropout is not None:
+            x = drop(x, named(keys_B, "dropout"), self.config.dropout.rate, length, dim)
+        if self.config.temporal_dropout is not None:
+            x = drop(x, named(keys_B, "temporal_dropout"), self.config.temporal_dropout.rate, 1, dim)
+        return x
+
+    def drop_branch(self, x: Array, layer: int, keys_B: Keys | None) -> Array:
+        if self.config.stochastic_depth is None:
+            return x
+        rate = self.config.stochastic_depth.rate * (layer + 1) / self.config.layers
+        return drop(x, named(keys_B, "stochastic_depth"), rate, 1, 1)
+
+
+def named(keys_B: Keys | None, name: str) -> Keys | None:
+    return None if keys_B is None else at(keys_B, site(name))
+
+
+def drop(x: Array, keys_B: Keys | None, rate: float, *shape: int) -> Array:
+    return x if keys_B is None else np.where(uniform(keys_B, *shape) >= np.float32(rate), x / (1 - rate), 0.0)
+
+
+def slopes(heads: int) -> list[float]:
+    """The recursion of the paper's code: the power of two below, then every second slope of the one above."""
+    if heads & (heads - 1) == 0:
+        return [2 ** (-8 * (head + 1) / heads) for head in range(heads)]
+    below = 1 << (heads.bit_length() - 1)
+    return slopes(below) + slopes(2 * below)[0::2][: heads - below]
+
+
+def sigmoid(x: Array) -> Array:
+    return 1 / (1 + np.exp(-x))
+
+
+def rms_norm(x: Array, gain: Array, epsilon: float) -> Array:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * gain
+
+
+def rotate(x_btnh: Array, positions_BT: Array, theta: float) -> Array:
+    half = x_btnh.shape[-1] // 2
+    turn = np.exp(1j * positions_BT[:, :, None, None] * theta ** (-np.arange(half) / half))
+    turned = (x_btnh[..., :half] + 1j * x_btnh[..., half:]) * turn
+    return np.concatenate([turned.real, turned.imag], axis=-1)

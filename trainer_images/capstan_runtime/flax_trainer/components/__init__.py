@@ -1,0 +1,1 @@
+"""What a model may be given: one file for each kind of component."""
