@@ -293,6 +293,18 @@ REFUSED = {
         a_spec(regularization={"adversarial": {"pgd": {"epsilon": 0.1, "stepSize": 0.2}}}),
         "stepSize 0.2 is above epsilon 0.1; lower stepSize",
     ),
+    "a password in an address": (
+        a_spec(tracking={"mlflow": {"uri": "http://me:secret@mlflow:5000", "experiment": "e"}}),
+        "spec.tracking.mlflow.uri",
+    ),
+    "W&B without a key": (
+        a_spec(tracking={"wandb": {"project": "p"}}),
+        "mode online needs an API key; set secretName, or mode to offline",
+    ),
+    "a key that nobody asks for": (
+        a_spec(tracking={"wandb": {"project": "p", "mode": "offline", "secretName": "wandb"}}),
+        "mode offline asks no server, and needs no API key; remove secretName, or set mode to online",
+    ),
     "groups that do not divide the channels": (a_spec(model={"cnn": {"channels": [12]}}), "groups 8 does not divide"),
     "nothing to train": (
         {name: part for name, part in a_spec().items() if name not in ("model", "schedule")},
@@ -368,6 +380,7 @@ def test_of_every_field_it_is_decided_whether_it_is_for_programs() -> None:
     shared = {
         "checkpoint",
         "recovery",
+        "tracking",
         "chaos",
         "suspend",
         "activeDeadlineSeconds",

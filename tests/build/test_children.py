@@ -178,6 +178,42 @@ def test_without_a_memory_tier_there_is_no_volume_for_it() -> None:
     assert [mount["name"] for mount in pod["spec"]["containers"][0]["volumeMounts"]] == ["run", "store"]
 
 
+def test_keys_of_trackers_are_files_of_the_jobs_own_pods_and_stand_nowhere_else() -> None:
+    tracking = {
+        "wandb": {"project": "p", "secretName": "wandb-key"},
+        "mlflow": {"uri": "http://mlflow:5000", "experiment": "e", "secretName": "mlflow-login"},
+    }
+    pod = pod_of(tracking=tracking)
+    assert environment(pod)[env.TRACKER_SECRETS] == "/capstan/tracker-secrets"
+    (container,) = pod["spec"]["containers"]
+    mount = {"name": "tracker-secrets", "mountPath": "/capstan/tracker-secrets", "readOnly": True}
+    assert mount in container["volumeMounts"]
+    (volume,) = (each for each in pod["spec"]["volumes"] if each["name"] == "tracker-secrets")
+    assert volume["projected"] == {
+        "defaultMode": 0o440,
+        "sources": [
+            {
+                "secret": {
+                    "name": "wandb-key",
+                    "optional": True,
+                    "items": [{"key": "api-key", "path": "wandb/api-key"}],
+                }
+            },
+            {
+                "secret": {
+                    "name": "mlflow-login",
+                    "optional": True,
+                    "items": [{"key": key, "path": f"mlflow/{key}"} for key in ("username", "password", "token")],
+                }
+            },
+        ],
+    }
+    assert "envFrom" not in container
+    plain = pod_of(tracking={"csv": {}, "wandb": {"project": "p", "mode": "offline"}})
+    assert env.TRACKER_SECRETS not in environment(plain)
+    assert all(each["name"] != "tracker-secrets" for each in plain["spec"]["volumes"])
+
+
 def test_the_signing_key_is_a_file_that_only_the_pods_group_can_read() -> None:
     pod = pod_of(checkpoint={"sign": {"secretName": "signer"}})
     assert environment(pod)[env.SIGNING_KEY] == "/capstan/signing/private.pem"

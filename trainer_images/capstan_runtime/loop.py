@@ -50,6 +50,7 @@ from capstan_runtime.saving import SaveState, begin_retention
 from capstan_runtime.schedules import learning_rate_at
 from capstan_runtime.stop_signal import StopSignal
 from capstan_runtime.told import read_membership, read_run, required
+from capstan_runtime.tracking.open import open_tracker
 from capstan_runtime.trainer_state import Carried
 from capstan_runtime.voice import Voice
 
@@ -126,7 +127,12 @@ def run_attempt(
     recording = Recording(context, start.step) if run.record else None
     meter = recording.meter if recording is not None else Meter(time.monotonic, start.step)
     attempt = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter, registering)
-    finished = attempt.train()
+    voice.tracker = open_tracker(context, start, store, voice)
+    finished = False
+    try:
+        finished = attempt.train()
+    finally:
+        voice.end_tracking(finished, run.deadlines.stop)
     if recording is not None:
         recording.keep(store, engine.parameters, voice, finished)
     if finished:

@@ -163,6 +163,7 @@ class SaveState:
                 self._voice.report(note=f"checkpoint not saved: {outcome.problem}")
             return
         self._failures = 0
+        self._voice.report_commit(outcome.step, outcome.checkpoint.root)
         self._voice.say(f"checkpoint at step {outcome.step} committed, {outcome.checkpoint.root[:23]}")
         if self._retention is not None:
             self._retention.after_commit(outcome.checkpoint)

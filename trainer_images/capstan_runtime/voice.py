@@ -8,6 +8,7 @@ from typing import TextIO
 
 from capstan_runtime.contract.state import Progress
 from capstan_runtime.report import Reporter
+from capstan_runtime.tracking.tracker import Tracker
 
 
 @dataclass(slots=True)
@@ -19,6 +20,8 @@ class Voice:
     steps: int
     metrics: dict[str, float] = field(default_factory=dict)
     """Newest value of each."""
+    tracker: Tracker | None = None
+    """Who else is told of metrics; None: nobody."""
 
     def report(self, **changed: object) -> None:
         self.reporter.send(Progress.model_validate(changed, by_name=True))
@@ -26,8 +29,27 @@ class Voice:
     def report_metrics(self, step: int | None, fresh: Mapping[str, float]) -> None:
         """After `step` steps; None: as many as reported before. A value that is not finite is absent: JSON has no word
         for it, and the old one is no longer true."""
+        if self.tracker is not None:
+            self.tracker.report(step, fresh)
+            if self.tracker.dropped:
+                fresh = {**fresh, "tracking_dropped_points": self.tracker.dropped}
         self.metrics = {name: value for name, value in {**self.metrics, **fresh}.items() if math.isfinite(value)}
         self.report(step=step, metrics=dict(self.metrics))
+
+    def report_commit(self, step: int, root: str) -> None:
+        """The checkpoint of `step` was committed: to trackers. The supervisor hears of it from who verifies it."""
+        if self.tracker is not None:
+            self.tracker.report(step, {}, root)
+
+    def end_tracking(self, is_finished: bool, stop_seconds: float) -> None:
+        """Gives trackers some of `stop_seconds` to take what is left: half of it once the run is over (`is_finished`),
+        a tenth where others wait for this rank to go."""
+        tracker, self.tracker = self.tracker, None
+        if tracker is None:
+            return
+        tracker.close(is_finished, stop_seconds / (2 if is_finished else 10))
+        if tracker.dropped:
+            self.report_metrics(None, {"tracking_dropped_points": tracker.dropped})
 
     def say(self, line: str) -> None:
         if self.rank == 0:

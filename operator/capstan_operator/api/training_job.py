@@ -27,6 +27,7 @@ from capstan_runtime.contract.program import Program
 from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.saving import Interval, Retention, Verification
 from capstan_runtime.contract.schedules import Schedule
+from capstan_runtime.contract.tracking import Tracking
 from capstan_runtime.contract.training import Training
 
 
@@ -275,6 +276,13 @@ class TrainingJobSpec(Run):
             "it was resumed."
         ),
     ] = Callbacks()
+    tracking: Annotated[
+        Tracking,
+        Field(
+            description="Who is told of every metric, besides status and Prometheus. A change is followed as one of "
+            "callbacks is."
+        ),
+    ] = Tracking()
     chaos: Annotated[
         list[Chaos],
         Field(

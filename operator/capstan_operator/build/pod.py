@@ -31,6 +31,7 @@ from capstan_operator.build.store import (
     store_place,
     store_volume,
 )
+from capstan_operator.build.tracking import TRACKER_FOLDER, TRACKER_VOLUME, tracker_secrets, tracker_volume
 from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
 from capstan_runtime.contract.registry import REGISTRY
@@ -129,6 +130,8 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         mounts.append({"name": MEMORY_VOLUME, "mountPath": MEMORY_FOLDER})
     if spec.checkpoint.sign:
         mounts.append({"name": SIGNING_VOLUME, "mountPath": SIGNING_FOLDER, "readOnly": True})
+    if tracker_secrets(spec.tracking):
+        mounts.append({"name": TRACKER_VOLUME, "mountPath": TRACKER_FOLDER, "readOnly": True})
     if spec.workers.gpus:
         mounts.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY})
     image = _image(spec, settings)
@@ -165,6 +168,8 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
         plain[env.MEMORY] = MEMORY_FOLDER
     if spec.checkpoint.sign:
         plain[env.SIGNING_KEY] = f"{SIGNING_FOLDER}/{SIGNING_FILE}"
+    if tracker_secrets(spec.tracking):
+        plain[env.TRACKER_SECRETS] = TRACKER_FOLDER
     if settings.operator_url:
         plain[env.OPERATOR_URL] = settings.operator_url
     if "cpu" in spec.workers.resources:
@@ -207,6 +212,8 @@ def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:
     if spec.checkpoint.sign:
         signing = {"secretName": spec.checkpoint.sign.secret_name, "defaultMode": 0o440}
         volumes.append({"name": SIGNING_VOLUME, "secret": signing})
+    if tracker_secrets(spec.tracking):
+        volumes.append(tracker_volume(spec.tracking))
     if spec.workers.gpus:
         # NCCL and data loaders pass buffers through /dev/shm, of which a container has 64 MiB unless told otherwise.
         volumes.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})

@@ -21,6 +21,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
             interval=spec.checkpoint.interval, retention=spec.checkpoint.retention, verify=spec.checkpoint.verify
         ),
         "numerical": spec.recovery.numerical,
+        "tracking": spec.tracking,
         "warm_spare": spec.recovery.warm_spare,
         "memory_tier": spec.recovery.memory_tier,
         "deadlines": Deadlines(

@@ -13,6 +13,7 @@
   claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
   data-quality.json                what was found in the data, where spec.dataQuality asks
   record.3.r0.json                 how long the steps of that attempt took on rank 0, where the run records them
+  tracking/                        what trackers write, where the run has some that write files
 """
 
 import re
@@ -32,6 +33,7 @@ VERIFIED = "VERIFIED"
 PINNED = "PINNED"
 SHARDS = "shards"
 CLAIMS = "claims"
+TRACKING = "tracking"
 MODELS = "_models"
 """In the store above those of the runs: the registry (`registry/entry.py`). No namespace can be called so."""
 PART = ".part"
@@ -96,5 +98,5 @@ def record_name(fence: int, rank: int) -> str:
 
 
 def is_beside_checkpoints(name: str) -> bool:
-    """Whether a file of this name is ours and none of a checkpoint: a record or a report."""
-    return name == REPORT or _RECORD.fullmatch(name) is not None
+    """Whether what has this name is ours and none of a checkpoint: a record, a report, the folder of trackers."""
+    return name in (REPORT, TRACKING) or _RECORD.fullmatch(name) is not None

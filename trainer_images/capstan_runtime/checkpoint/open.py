@@ -18,15 +18,23 @@ def open_store(place: str, environ: Mapping[str, str]) -> Store:
     For a URL the provider's usual variables in `environ` apply (AWS_ENDPOINT_URL, …). Asks nothing of the store yet.
     Raises ConfigError for any other place.
     """
+    folder = folder_of(place)
+    if folder is not None:
+        return FolderStore(folder)
+    from capstan_runtime.checkpoint.object_store import open_bucket  # loads a library that only buckets need
+
+    return open_bucket(place, environ)
+
+
+def folder_of(place: str) -> Path | None:
+    """The folder that `place` is; None: it is a bucket. Raises ConfigError for any other place."""
     parts = urlsplit(place)
     if parts.scheme in BUCKETS and parts.netloc:
-        from capstan_runtime.checkpoint.object_store import open_bucket  # loads a library that only buckets need
-
-        return open_bucket(place, environ)
+        return None
     if parts.scheme == "file" and parts.netloc in ("", "localhost"):
-        return FolderStore(Path(unquote(parts.path)))
+        return Path(unquote(parts.path))
     if parts.scheme and "://" in place:
         raise ConfigError(
             f"checkpoint store: {place} is not supported; give a folder, or s3://, gs:// or az:// with a bucket"
         )
-    return FolderStore(Path(place))
+    return Path(place)

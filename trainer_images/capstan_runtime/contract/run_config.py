@@ -20,6 +20,7 @@ from capstan_runtime.contract.program import Program
 from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.saving import Interval, Retention, Verification
 from capstan_runtime.contract.schedules import Schedule
+from capstan_runtime.contract.tracking import Tracking
 from capstan_runtime.contract.training import Training
 
 
@@ -57,6 +58,7 @@ class JobConfig(Record):
     """`virtual_ranks` is always set here; the operator resolves the default."""
     checkpoint: CheckpointPlan
     numerical: Numerical = Numerical()
+    tracking: Tracking = Tracking()
     deadlines: Deadlines = Deadlines()
     warm_spare: bool = True
     """Each pod keeps a process with its imports done, so that a restart does not wait for them."""

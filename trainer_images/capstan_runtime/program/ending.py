@@ -16,6 +16,7 @@ from capstan_runtime.errors import GpuOutOfMemory
 from capstan_runtime.explain import explain, located
 from capstan_runtime.program.foreign import translated
 from capstan_runtime.report import Reporter
+from capstan_runtime.voice import Voice
 
 
 class Ending:
@@ -27,6 +28,8 @@ class Ending:
         """None: not attached yet."""
         self.step = 0
         """Steps done."""
+        self.voice: Voice | None = None
+        """None: not attached yet."""
         self.has_finished = False
         """All steps are done and committed."""
         self.has_stopped = False
@@ -46,6 +49,8 @@ class Ending:
 
     def _on_exit(self) -> None:
         """Of the exit code nothing is known here. If it is none of success, the supervisor sees that."""
+        if self.voice is not None and self.context is not None:
+            self.voice.end_tracking(self.has_finished, self.context.deadlines.stop)
         if self.has_finished:
             try:
                 self._reporter.send(Progress(phase=Phase.SUCCEEDED, step=self.step))

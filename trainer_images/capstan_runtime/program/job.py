@@ -30,6 +30,7 @@ from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
 from capstan_runtime.saving import begin_retention
 from capstan_runtime.stop_signal import StopSignal
+from capstan_runtime.tracking.open import open_tracker
 from capstan_runtime.voice import Voice
 
 _METRIC = re.compile(r"[a-z][a-z0-9_]{0,62}")
@@ -90,6 +91,7 @@ class Job:
         self.coordinator = self._meeting_place()
         """`address:port` on rank 0's pod, free for the program's framework to meet at: the same on every rank."""
         ending.context = context
+        ending.voice = self._voice
         self._voice.report(phase=Phase.RESTORING, steps=self.steps)
 
     def restore(self) -> tuple[int, Any]:
@@ -109,6 +111,7 @@ class Job:
             self._samples = saved["samples"]
             if saved["isLast"]:
                 self.steps = self._voice.steps = start.step
+        self._voice.tracker = open_tracker(self._context, start, self._store, self._voice)
         self._run = run = _Run(self._context, self._state, self._store, self._voice, self._stop, start)
         self._voice.say(
             f"{self._context.run.job}: steps {start.step} to {self.steps}, "
