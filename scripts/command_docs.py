@@ -11,6 +11,7 @@ from pathlib import Path
 from capstan_operator import cli
 from capstan_runtime.bench import cli as results
 from capstan_runtime.checkpoint import cli as checkpoint
+from capstan_runtime.data_tools import cli as data
 from capstan_runtime.registry import cli as models
 
 PAGE = Path("docs/reference/commands.md")
@@ -28,7 +29,9 @@ def commands() -> Iterator[tuple[str, argparse.ArgumentParser]]:
     checkpoint.add_arguments(of_checkpoints)
     of_models = argparse.ArgumentParser(prog="capstan model")
     models.add_arguments(of_models)
-    elsewhere = {"capstan checkpoint": of_checkpoints, "capstan model": of_models}
+    of_data = argparse.ArgumentParser(prog="capstan data")
+    data.add_arguments(of_data)
+    elsewhere = {"capstan checkpoint": of_checkpoints, "capstan model": of_models, "capstan data": of_data}
     elsewhere |= {f"capstan bench {name}": parser for name, parser in _children(results._parser()).items()}
     yield from _below("capstan", cli._parser(), elsewhere)
 
@@ -103,9 +106,10 @@ def _sentence(text: str) -> str:
 
 def _exit_codes() -> Iterator[tuple[str, str]]:
     """What each part of the command line says of its own."""
-    for name, module in (("capstan checkpoint", checkpoint), ("capstan model", models), ("capstan bench", results)):
+    modules = {"checkpoint": checkpoint, "model": models, "data": data, "bench": results}
+    for name, module in modules.items():
         text = (module.__doc__ or "").partition("Exit codes: ")[2]
-        yield f"`{name}`", re.sub(r"\s+", " ", text).strip()
+        yield f"`capstan {name}`", re.sub(r"\s+", " ", text).strip()
     yield "all others", "0 done; 1 it did not work; 2 wrong usage."
 
 

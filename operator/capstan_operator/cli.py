@@ -18,11 +18,12 @@ _OF_RESULTS = {
     "compare": "compare two kept results of the same machine",
     "gate": "say a kept result's verdict by the exit code",
 }
-_OF_STORES = {
+_OF_RUNTIME = {
     "checkpoint": ("capstan_runtime.checkpoint", "list, verify, convert, adopt, keep and remove checkpoints"),
     "model": ("capstan_runtime.registry", "register checkpoints as versions of models, promote and verify them"),
+    "data": ("capstan_runtime.data_tools", "look at data before a job does, and make token files of text"),
 }
-"""Module and summary of what looks into stores."""
+"""Module and summary of the runtime's own commands."""
 Number = TypeVar("Number", int, float)
 DEFAULT_HOME = Path.home() / ".capstan"
 
@@ -30,8 +31,8 @@ DEFAULT_HOME = Path.home() / ".capstan"
 def main(arguments: Sequence[str] | None = None) -> int:
     """The exit code: 0 done, 1 it did not work (one line on stderr says why), 2 wrong usage."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given[:1] and given[0] in _OF_STORES:
-        return _of_store(given[0], given[1:])
+    if given[:1] and given[0] in _OF_RUNTIME:
+        return _of_runtime(given[0], given[1:])
     if given[:1] == ["bench"] and given[1:2] and given[1] in _OF_RESULTS:
         return _results(given[1:])
     options = _parser().parse_args(given)
@@ -47,15 +48,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGPIPE
 
 
-def _of_store(command: str, arguments: list[str]) -> int:
-    """Becomes the runtime's own command: the operator's code knows nothing of how checkpoints are stored."""
+def _of_runtime(command: str, arguments: list[str]) -> int:
+    """Becomes the runtime's own command: the operator's code knows nothing of how checkpoints and data are stored."""
     if find_spec("blake3") is None or find_spec("semver") is None:
         print(
-            f"capstan {command}: the checkpoint library is not installed: pip install 'capstan[runtime]'",
+            f"capstan {command}: the runtime's library is not installed: pip install 'capstan[runtime]'",
             file=sys.stderr,
         )
         return 1
-    os.execv(sys.executable, [sys.executable, "-m", _OF_STORES[command][0], *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", _OF_RUNTIME[command][0], *arguments])
 
 
 def _results(arguments: list[str]) -> int:
@@ -77,7 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_bench(commands)
     _add_doctor(commands)
     # Listed for --help only; main() hands their arguments on unread.
-    for name, (_, summary) in _OF_STORES.items():
+    for name, (_, summary) in _OF_RUNTIME.items():
         commands.add_parser(name, help=summary, add_help=False)
     return parser
 

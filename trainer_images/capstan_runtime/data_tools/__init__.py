@@ -1,0 +1,1 @@
+"""`capstan data`: looks at data sets, and makes token files of text."""
