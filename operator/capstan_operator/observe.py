@@ -8,6 +8,7 @@ from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.api.gateway import Gateway
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
+from capstan_runtime.contract.registry import Resolved
 from capstan_runtime.contract.state import State
 
 
@@ -192,6 +193,23 @@ class ObservedReplica:
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedResolver:
+    """A pod that asks a registry, owned by the service."""
+
+    name: str
+    uid: str
+    is_deleting: bool
+    is_over: bool = False
+    """It ended, and is not started again."""
+    answer: Resolved | None = None
+    """Its last words after success; None: it has not found out, or said nothing of the kind."""
+    problem: str | None = None
+    """What its container last ended with, other than an answer; None: it did not."""
+    waiting: str | None = None
+    """Why it does not run, `Reason: message`; None when nothing is wrong."""
+
+
+@dataclass(frozen=True, slots=True)
 class ObservedRoute:
     """The Service at the stable address, owned by the InferenceService."""
 
@@ -325,6 +343,8 @@ class ObservedServing:
     """None: there is none yet."""
     replicas: tuple[ObservedReplica, ...]
     """Pods of its Deployments, sorted by name."""
+    resolvers: tuple[ObservedResolver, ...] = ()
+    """Pods that ask a registry for it, sorted by name."""
     traffic: ObservedTraffic | None = None
     """None: nothing was counted."""
     load: ObservedLoad | None = None

@@ -123,7 +123,8 @@ class ServiceReconciler:
         has_written = await self._tell(service, observed, decision.status, decision.events, refused)
         if refused is not None:
             raise refused
-        return bool(decision.apply or decision.scale or decision.delete) or has_written
+        parts = (decision.apply, decision.scale, decision.delete, decision.create, decision.delete_pods)
+        return any(parts) or has_written
 
     async def _tell(
         self,
@@ -174,6 +175,8 @@ class ServiceReconciler:
                 for one in decision.scale
             ),
             *(self._children.delete(_deletable(one, observed), one.name, owner, lane=lane) for one in decision.delete),
+            self._children.create(decision.create, owner, lane=lane),
+            self._children.delete_pods(owner.namespace, decision.delete_pods, lane=lane),
         ]
         refused = await _all_in_order(parts)
         budgets = tuple(manifest for manifest in decision.apply if manifest["kind"] == _BUDGET)

@@ -195,7 +195,7 @@ class _Operator:
             self._client,
             PODS,
             Pod,
-            Fan(self._store, self._serving.store.replicas, self._benchmarks.store.pods),
+            Fan(self._store, self._serving.store.replicas, self._serving.store.resolvers, self._benchmarks.store.pods),
             metrics,
             namespace=settings.namespace,
             selector=f"{LABEL_MANAGED_BY}={MANAGED_BY}",

@@ -15,12 +15,14 @@ from capstan_operator.cluster.kinds import (
     DISRUPTION_BUDGETS,
     HTTP_ROUTES,
     INFERENCE_SERVICES,
+    PODS,
     RAY_SERVICES,
     SERVICES,
     Resource,
 )
 from capstan_operator.cluster.kube import KubeClient
 from capstan_operator.cluster.objects import ObjectRecord
+from capstan_operator.cluster.pods import decode_pod
 from capstan_operator.cluster.ray_services import RayService, decode_ray_service
 from capstan_operator.cluster.reflector import Reflector
 from capstan_operator.cluster.replicas import (
@@ -182,7 +184,9 @@ class ServingParts:
         return self._jobs.observe_job(job) if job is not None else None
 
     def _take_in(self, resource: Resource, answer: bytes) -> None:
-        if resource is DEPLOYMENTS:
+        if resource is PODS:
+            self.store.resolvers.put(decode_pod(answer))
+        elif resource is DEPLOYMENTS:
             self.store.deployments.put(decode_deployment(answer))
         elif resource is SERVICES:
             self.store.routes.put(decode_service(answer))

@@ -134,6 +134,15 @@ REFUSED = {
         "got adamw, sgd: set exactly one of adamw",
     ),
     "no optimizer": (a_spec(optimizer={}), "got none: set exactly one of adamw"),
+    "a model without a version": (
+        a_spec(registerAs={"name": "digits"}),
+        "register: give version, or bump to have it counted up from the newest; exactly one of the two",
+    ),
+    "a version that is counted up": (
+        a_spec(registerAs={"name": "digits", "version": "1.0.0", "bump": "patch"}),
+        "register: give version, or bump to have it counted up from the newest; exactly one of the two",
+    ),
+    "a version that is none": (a_spec(registerAs={"name": "digits", "version": "v1"}), "spec.registerAs.version"),
     "neither steps nor epochs": (a_spec(training={"globalBatchSize": 8}), "set exactly one of steps, epochs"),
     "steps and epochs": (
         a_spec(training={"globalBatchSize": 8, "steps": 1, "epochs": 1}),

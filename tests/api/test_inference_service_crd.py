@@ -23,6 +23,12 @@ def a_spec(**changes: Any) -> dict[str, Any]:
     return {"modelRef": {"trainingJob": {"name": "digits"}}, **changes}
 
 
+def registered(**changes: Any) -> dict[str, Any]:
+    """A modelRef of a registry; None takes a field away."""
+    reference = {"store": {"claim": {"name": "c"}}, "name": "digits", "stage": "production", **changes}
+    return {"registry": {key: value for key, value in reference.items() if value is not None}}
+
+
 def stored(**changes: Any) -> dict[str, Any]:
     """A modelRef by place."""
     return {"uri": {"store": {"claim": {"name": "c"}}, "run": "default/digits/7f3a", "digest": DIGEST, **changes}}
@@ -96,6 +102,8 @@ def test_the_api_server_fills_in_what_the_models_fill_in() -> None:
 
 
 ACCEPTED = {
+    "a stage of a registry": a_spec(modelRef=registered()),
+    "a version of a registry": a_spec(modelRef=registered(stage=None, version="2.0.0-rc.1", publicKey="PEM")),
     "the least": a_spec(),
     "a place and a runtime": a_spec(modelRef=stored(), runtime="torch"),
     "a bucket": a_spec(modelRef=stored(store={"object": {"url": "s3://b/p"}}), runtime="flax"),
@@ -149,11 +157,25 @@ REFUSED = {
     "tls without a Secret": (a_spec(tls={}), "tls.secretRef"),
     "a Secret without a name": (a_spec(tls={"secretRef": {"name": ""}}), "tls.secretRef.name"),
     "a Secret of another namespace": (a_spec(tls={"secretRef": {"name": "a", "namespace": "b"}}), "namespace"),
-    "no model": (a_spec(modelRef={}), "got none: set exactly one of trainingJob, uri"),
+    "no model": (a_spec(modelRef={}), "got none: set exactly one of trainingJob, uri, registry"),
     "two models": (
         a_spec(modelRef={"trainingJob": {"name": "a"}, **stored()}, runtime="flax"),
         "got trainingJob, uri: set exactly one of",
     ),
+    "a registered model without a version": (
+        a_spec(modelRef=registered(stage=None)),
+        "registry: give version, which never changes, or stage, whose promotions are followed; exactly one",
+    ),
+    "a registered model of a version and a stage": (
+        a_spec(modelRef=registered(version="1.0.0")),
+        "registry: give version, which never changes, or stage, whose promotions are followed; exactly one",
+    ),
+    "a version that is none": (a_spec(modelRef=registered(stage=None, version="v1")), "modelRef.registry.version"),
+    "a version with build metadata": (
+        a_spec(modelRef=registered(stage=None, version="1.0.0+gpu")),
+        "modelRef.registry.version",
+    ),
+    "a stage that looks like a version": (a_spec(modelRef=registered(stage="1.0.0")), "modelRef.registry.stage"),
     "a place without a runtime": (a_spec(modelRef=stored()), "runtime: is needed with modelRef.uri"),
     "a step, which nobody can look up": (a_spec(modelRef={"trainingJob": {"name": "a", "step": 3}}), "step"),
     "a digest that is followed": (

@@ -22,6 +22,7 @@ from capstan_operator.observe import (
     ObservedJob,
     ObservedLoad,
     ObservedReplica,
+    ObservedResolver,
     ObservedRoute,
     ObservedService,
     ObservedServing,
@@ -30,6 +31,7 @@ from capstan_operator.observe import (
     RevisionLatency,
     ServedTraffic,
 )
+from capstan_runtime.contract.registry import RESOLVE, Resolved, ResolveTask
 from tests.support.looks import make_job, merged, root
 
 NAMESPACE, SERVICE, SERVICE_UID = "default", "digits", "51ab"
@@ -126,6 +128,10 @@ class World:
     load: list[LoadSample] = field(default_factory=list)
     latencies: dict[str, RevisionLatency] = field(default_factory=dict)
     gateway: GatewayWorld = field(default_factory=GatewayWorld)
+    resolvers: dict[str, ObservedResolver] = field(default_factory=dict)
+    """Pods that ask a registry, by name."""
+    questions: dict[str, ResolveTask] = field(default_factory=dict)
+    """What they ask, of those that are gone too."""
     budget_api: str | None = None
     """The apiVersion in which PodDisruptionBudgets are served; None: they are not."""
     budget: dict[str, Any] | None = None
@@ -169,6 +175,7 @@ class World:
             ),
             route=self.route,
             replicas=tuple(sorted(self.pods.values(), key=lambda pod: pod.name)),
+            resolvers=tuple(one for _, one in sorted(self.resolvers.items())),
             traffic=counted,
             load=ObservedLoad(tuple(self.load)) if self.load else None,
             latencies=dict(self.latencies),
@@ -195,7 +202,8 @@ class World:
         for _ in range(passes):
             before = self.status
             decision = self.decide()
-            if self.status == before and not (decision.apply or decision.scale or decision.delete):
+            parts = (decision.apply, decision.scale, decision.delete, decision.create, decision.delete_pods)
+            if self.status == before and not any(parts):
                 return
         raise AssertionError(f"still deciding after {passes} looks: {self.status.message}")
 
@@ -206,9 +214,26 @@ class World:
             self.deployments[scale.deployment] = scale.replicas
         for deletion in decision.delete:
             self._delete(deletion)
+        for pod in decision.create:
+            self._create(pod)
+        for gone in decision.delete_pods:
+            del self.resolvers[gone.name]
         self.status = InferenceServiceStatus.parse(decision.status.document())
         self.events += [f"{note.type} {note.reason}: {note.message}" for note in decision.events]
         self.match_pods()
+
+    def answer(self, version: str, step: int) -> None:
+        """The pod that asks a registry has found out: the version is the checkpoint of this step."""
+        (name,) = self.resolvers
+        answer = Resolved(
+            name=self.questions[name].name,
+            version=version,
+            digest=root(step),
+            run="default/digits/7f3a",
+            step=step,
+            framework="deepspeed",
+        )
+        self.resolvers[name] = replace(self.resolvers[name], is_over=True, answer=answer)
 
     def match_pods(self) -> None:
         """What the Deployment controller does: pods for those that lack some, fewer for those that have too many."""
@@ -287,6 +312,13 @@ class World:
                 self.gateway.apply(dict(manifest))
             case "PodDisruptionBudget":
                 self.budget = dict(manifest)
+
+    def _create(self, pod: Mapping[str, Any]) -> None:
+        name = pod["metadata"]["name"]
+        assert name not in self.resolvers
+        self.resolvers[name] = ObservedResolver(name, f"{name}-uid", is_deleting=False)
+        (question,) = (one["value"] for one in pod["spec"]["containers"][0]["env"] if one["name"] == RESOLVE)
+        self.questions[name] = ResolveTask.model_validate_json(question)
 
     def _delete(self, deletion: ChildDeletion) -> None:
         match deletion.kind:

@@ -244,7 +244,7 @@ class _Attempt:
         wait: Callable[[float], bool] | None = retention.wait if retention is not None else None
         registering = self.registering if finished else None
         if registering is not None:
-            wait = registering.wait_after(wait)
+            wait = registering.wait_after(wait, self.activity.step)
         settle(self.context, self.engine.exchange, self.voice, wait, finished)
         if registering is not None:
             registered = registering.result()

@@ -6,6 +6,7 @@ local awaited = {
   TrainingJobNotFound = true,
   TrainingJobNotDone = true,
   NoVerifiedCheckpoint = true,
+  RegistryAsked = true,
   PredecessorLeaving = true,
 }
 local is = {}

@@ -12,6 +12,7 @@ from capstan_operator.api.placement import Placement
 from capstan_operator.api.rollout import Rollout
 from capstan_operator.api.store import Store
 from capstan_runtime.contract.base import OneOf, Record, cel, rules_of
+from capstan_runtime.contract.registry import RUN_FOLDER, ModelName, ModelVersion, StageName
 from capstan_runtime.contract.serving import Guards
 
 Digest = Annotated[
@@ -76,8 +77,7 @@ class StoredModel(Record):
     run: Annotated[
         str,
         Field(
-            # Each part begins with a letter or digit, so none is "." or "..".
-            pattern=r"^[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*$",
+            pattern=RUN_FOLDER,
             max_length=512,
             description="Folder of the run in the store: <namespace>/<job>/<uid>.",
         ),
@@ -89,11 +89,50 @@ class StoredModel(Record):
     ] = None
 
 
+class RegisteredModel(Record):
+    """A model by its name in the registry of a store."""
+
+    model_config = cel(
+        (
+            "has(self.version) != has(self.stage)",
+            "'registry: give version, which never changes, or stage, whose promotions are followed; exactly one'",
+        ),
+    )
+
+    store: Annotated[Store, Field(description="The store that holds the registry, and the checkpoints it names.")]
+    name: ModelName
+    version: Annotated[ModelVersion | None, Field(description="Serve exactly this version, once it is registered.")] = (
+        None
+    )
+    stage: Annotated[
+        StageName | None,
+        Field(description="Serve what this stage means, and roll out what is promoted to it, such as production."),
+    ] = None
+    public_key: Annotated[
+        PublicKey | None,
+        Field(
+            description="PEM of an ECDSA public key that the version's entry must be signed with, which vouches for "
+            "every byte of it. Left out: it may be unsigned."
+        ),
+    ] = None
+
+    @model_validator(mode="after")
+    def _one_version(self) -> Self:
+        if (self.version is None) == (self.stage is None):
+            raise ValueError(
+                "registry: give version, which never changes, or stage, whose promotions are followed; exactly one"
+            )
+        return self
+
+
 class ModelRef(OneOf):
     """What is served. All that is loaded of it is hashed and compared, always."""
 
     training_job: Annotated[JobModel | None, Field(description="What a TrainingJob made.")] = None
     uri: Annotated[StoredModel | None, Field(description="A checkpoint by its place in a store.")] = None
+    registry: Annotated[
+        RegisteredModel | None, Field(description="A version of a model that was registered: capstan model list.")
+    ] = None
 
 
 _ONLY_CLASSES = (

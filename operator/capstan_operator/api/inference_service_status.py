@@ -17,6 +17,9 @@ class ModelStatus(Record):
     ]
     run: Annotated[str, Field(description="Folder of its run in the store: <namespace>/<job>/<uid>.")]
     digest: Annotated[str, Field(description="Digest of its manifest.")]
+    version: Annotated[
+        str | None, Field(description="Its name and version in the registry; absent: it was not found there.")
+    ] = None
     step: Annotated[int | None, Field(description="Optimizer steps it holds; absent: nobody said.")] = None
     framework: Annotated[
         Literal["flax", "torch"] | None, Field(description="What trained it; absent: nobody said.")
@@ -70,6 +73,9 @@ class RevisionStatus(Record):
     name: Annotated[str, Field(description="Its name, and that of its Deployment, Service and Secret.")]
     digest: Annotated[str, Field(description="The checkpoint it serves.")]
     job: Annotated[str | None, Field(description="TrainingJob that made that; absent: nobody said.")] = None
+    version: Annotated[
+        str | None, Field(description="Its name and version in the registry; absent: it was not found there.")
+    ] = None
     step: Annotated[int | None, Field(description="Optimizer steps that holds; absent: nobody said.")] = None
     asked: Annotated[
         str | None,

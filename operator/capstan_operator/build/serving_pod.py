@@ -47,6 +47,8 @@ SERVER_POD = Patchable(
 
 def model_store(spec: InferenceServiceSpec) -> str:
     """What the model's store is called in messages: it stands in the spec, or in that of the job which made it."""
+    if spec.model_ref.registry:
+        return "modelRef.registry.store"
     return "modelRef.uri.store" if spec.model_ref.uri else "modelRef.trainingJob: its checkpoint.store"
 
 

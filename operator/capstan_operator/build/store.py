@@ -27,7 +27,12 @@ def store_place(store: Store) -> str:
 
 def store_env(store: Store, run: str) -> dict[str, str]:
     """Where the checkpoints in folder `run` are, and what the client of an object store reads by itself."""
-    variables = {env.STORE: f"{store_place(store)}/{run}"}
+    return {env.STORE: f"{store_place(store)}/{run}", **store_access(store)}
+
+
+def store_access(store: Store) -> dict[str, str]:
+    """What the client of an object store reads by itself."""
+    variables: dict[str, str] = {}
     if not store.object:
         return variables
     if store.object.endpoint:

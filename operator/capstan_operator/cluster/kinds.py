@@ -139,8 +139,8 @@ RULES: tuple[Rule, ...] = (
         "pods",
         ("get", "list", "watch", "create", "patch", "delete"),
         "watched",
-        "The workers, replicas' states, and what Benchmarks measure with; patched is what tells Kueue that a pod group "
-        "is over.",
+        "The workers, replicas' states, what asks a model registry, and what Benchmarks measure with; patched is what "
+        "tells Kueue that a pod group is over.",
     ),
     Rule(
         "",

@@ -3,10 +3,13 @@
 from dataclasses import dataclass
 
 import msgspec
+from pydantic import ValidationError
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
+from capstan_operator.build.registry_pod import RESOLVER
 from capstan_operator.build.serving_pod import SERVER
 from capstan_operator.cluster.pods import (
+    MAX_TERMINATION_BYTES,
     ContainerStatus,
     Metadata,
     Pod,
@@ -15,7 +18,8 @@ from capstan_operator.cluster.pods import (
     resolved_image,
     waiting,
 )
-from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedRoute
+from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedResolver, ObservedRoute
+from capstan_runtime.contract.registry import Resolved
 
 MAX_MESSAGE = 500
 
@@ -134,6 +138,34 @@ def observe_replica(pod: Pod, revision: str) -> ObservedReplica:
         image_id=resolved_image(server),
         is_prepared=not (pod.spec.node_name and status.phase == "Pending" and not _has_started(server)),
     )
+
+
+def observe_resolver(pod: Pod) -> ObservedResolver:
+    """The facts about a pod that asks a registry."""
+    status = pod.status
+    container = next((one for one in status.container_statuses or () if one.name == RESOLVER), None)
+    states = [] if container is None else [container.state, container.last_state]
+    ended = next((state.terminated for state in states if state is not None and state.terminated is not None), None)
+    answer = _answer(ended.message) if ended is not None and ended.exit_code == 0 else None
+    return ObservedResolver(
+        name=pod.metadata.name,
+        uid=pod.metadata.uid,
+        is_deleting=pod.metadata.deletion_timestamp is not None,
+        is_over=status.phase in ("Succeeded", "Failed"),
+        answer=answer,
+        problem=_one_line(ended.message) if ended is not None and answer is None else None,
+        waiting=waiting(status),
+    )
+
+
+def _answer(message: str) -> Resolved | None:
+    """None: it is none that this operator can read. What only a newer runtime knows is passed over."""
+    try:
+        return Resolved.model_validate_json(
+            message[:MAX_TERMINATION_BYTES], by_alias=True, by_name=False, extra="ignore"
+        )
+    except ValidationError:
+        return None
 
 
 def _has_started(container: ContainerStatus | None) -> bool:

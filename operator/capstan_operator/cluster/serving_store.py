@@ -15,6 +15,7 @@ from pydantic import ValidationError
 
 from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
+from capstan_operator.api.meta import LABEL_REGISTRY
 from capstan_operator.build.serving_children import proven_name
 from capstan_operator.cluster.family import Child, Family, Seen
 from capstan_operator.cluster.gateway_routes import HttpRoute, observe_gateway_route
@@ -30,6 +31,7 @@ from capstan_operator.cluster.replicas import (
     address_of,
     observe_deployment,
     observe_replica,
+    observe_resolver,
     observe_route,
     served_by,
 )
@@ -45,6 +47,7 @@ from capstan_operator.observe import (
     ObservedLoad,
     ObservedRayService,
     ObservedReplica,
+    ObservedResolver,
     ObservedRoute,
     ObservedService,
     ObservedServing,
@@ -103,6 +106,7 @@ class ServingStore:
         self.gateway_routes = Family(_read_gateway_route, self._wake_normally)
         self.ray_services = Family(_read_ray_service, self._wake_normally)
         self.replicas = Family(_read_replica, self._wake_normally)
+        self.resolvers = Family(_read_resolver, self._wake_normally)
         self._has_gateway_api = False
         self._has_kuberay = False
         self.budgets = Family(_read_budget, self._wake_normally)
@@ -131,6 +135,7 @@ class ServingStore:
             deployments=tuple(one.seen for one in self.deployments.of(key) if one.owner_uid == service.uid),
             route=self._route(service, key.name),
             replicas=tuple(_judged(one) for one in self.pods_of(service)),
+            resolvers=tuple(one.seen for one in self.resolvers.of(key) if one.owner_uid == service.uid),
             traffic=self._counts.traffic(service.uid),
             load=self._counts.load(service.uid),
             latencies=self._counts.latency(service.uid),
@@ -311,6 +316,13 @@ def _read_replica(item: Pod) -> Child[ObservedReplica] | None:
     name, revision = found
     key = ObjectKey(item.metadata.namespace, name, INFERENCE_SERVICES.kind)
     return _child(key, None, item.metadata, observe_replica(item, revision), address_of(item))
+
+
+def _read_resolver(item: Pod) -> Child[ObservedResolver] | None:
+    owner = _owning_service(item.metadata)
+    if owner is None or LABEL_REGISTRY not in (item.metadata.labels or {}):
+        return None
+    return _child(*owner, item.metadata, observe_resolver(item))
 
 
 def _owning_service(metadata: Metadata) -> tuple[ObjectKey, str] | None:

@@ -1,6 +1,6 @@
 """The decision for an InferenceService, as a table of contents. Each step is a file of `serving/`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import InferenceServiceStatus, ModelStatus, RevisionStatus
@@ -14,15 +14,16 @@ from capstan_operator.decide.serving.events import tell
 from capstan_operator.decide.serving.fleet import Fleet
 from capstan_operator.decide.serving.gateway import gateway_refusal
 from capstan_operator.decide.serving.health import seconds_until_given_up
-from capstan_operator.decide.serving.model import NoModel, resolve
+from capstan_operator.decide.serving.model import resolve
 from capstan_operator.decide.serving.plan import make_plan
 from capstan_operator.decide.serving.ray_service import backend_refusal, decide_ray_service, is_kept_by_kuberay
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.record import record, seconds_until_next
+from capstan_operator.decide.serving.registered import Inquiry, inquire, resolve_registered
 from capstan_operator.decide.serving.retry import seconds_until_retry, turned_back
 from capstan_operator.decide.serving.salvage import Refused, salvage, without_rollout
 from capstan_operator.decide.serving.scaling import fit_size
-from capstan_operator.decide.serving.types import ServingDecision
+from capstan_operator.decide.serving.types import NoModel, ServingDecision
 from capstan_operator.observe import ObservedServing, OperatorSettings
 
 LEAST_WAIT_SECONDS = 0.05
@@ -44,7 +45,12 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
         return ServingDecision(status=observed.service.status)
     asked = _read(observed, now)
     decision = _decide(asked.observed, asked, now)
-    return replace(decision, status=asked.noted_on(decision.status))
+    return replace(
+        decision,
+        status=asked.noted_on(decision.status),
+        create=asked.inquiry.create,
+        delete_pods=asked.inquiry.delete,
+    )
 
 
 def _decide(observed: ObservedServing, asked: "_Asked", now: float) -> ServingDecision:
@@ -83,6 +89,8 @@ class _Asked:
     obstacle: NoModel | Refused | None = None
     digest: str | None = None
     """Of all that is asked for; None: `obstacle` is in the way."""
+    inquiry: Inquiry = field(default_factory=Inquiry)
+    """What is asked of a registry; of a spec that is refused nothing new, and what is being asked goes on."""
 
     def noted_on(self, status: InferenceServiceStatus) -> InferenceServiceStatus:
         """`status` in which the revision that is wanted knows what it was asked for by."""
@@ -101,10 +109,16 @@ def _read(observed: ObservedServing, now: float) -> _Asked:
     unfit = backend_refusal(spec, observed)
     if unfit is not None:
         return _refused(observed, *unfit)
+    inquiry = inquire(observed, spec)
+    if isinstance(inquiry, Refusal):
+        return _refused(observed, inquiry, ServingReason.INVALID_SPEC)
     ray = observed.ray_service
-    model = resolve(spec, observed.job, old, is_stuck=ray is not None and ray.problem is not None)
+    if spec.model_ref.registry:
+        model = resolve_registered(spec.model_ref.registry, observed, inquiry.asker)
+    else:
+        model = resolve(spec, observed.job, old, is_stuck=ray is not None and ray.problem is not None)
     if isinstance(model, NoModel):
-        return _Asked(observed, spec, None, old, model)
+        return _Asked(observed, spec, None, old, model, inquiry=inquiry)
     asked = asked_digest(spec, model)
     old = with_asked(old, asked, model, observed.service.generation)
     kept = kept_revision(old, asked) or turned_back(Fleet(observed, spec, None, old, now), asked)
@@ -114,7 +128,7 @@ def _read(observed: ObservedServing, now: float) -> _Asked:
     if isinstance(wanted, Refusal):
         return _refused(observed, wanted, ServingReason.INVALID_SPEC)
     observed = replace(observed, service=replace(observed.service, status=old))
-    return _Asked(observed, spec, wanted, old.model_copy(update={"model": model}), digest=asked)
+    return _Asked(observed, spec, wanted, old.model_copy(update={"model": model}), None, asked, inquiry)
 
 
 def _with_what_it_has(observed: ObservedServing, model: ModelStatus, kept: RevisionStatus | None) -> OperatorSettings:

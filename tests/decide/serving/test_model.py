@@ -11,7 +11,8 @@ from capstan_operator.api.meta import InferenceServiceCondition
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find
 from capstan_operator.decide.inference_service import decide_inference_service
-from capstan_operator.decide.serving.model import NoModel, resolve
+from capstan_operator.decide.serving.model import resolve
+from capstan_operator.decide.serving.types import NoModel
 from capstan_operator.observe import ObservedReplica
 from tests.support.looks import make_job, root
 from tests.support.serving_world import live, trained

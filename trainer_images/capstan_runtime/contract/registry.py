@@ -25,6 +25,9 @@ SEMANTIC_VERSION = r"^(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)" + rf"(-
 """Semantic Versioning 2.0.0 without build metadata: versions that differ in that alone have the same precedence, and a
 registry could not say which one is newer."""
 
+RUN_FOLDER = r"^[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*$"
+"""Of a run in a store, `<namespace>/<job>/<uid>`. Each part begins with a letter or digit, so none is `.` or `..`."""
+
 ModelName = Annotated[
     str,
     Field(
@@ -120,19 +123,21 @@ class ResolveTask(Record):
     stage: StageName | None = None
     """Exactly one of the two is set."""
     known: str | None = None
-    """Digest that the operator knows already: only another one is an answer. None: any is."""
+    """Version that the operator knows the stage by: only another one is an answer. None: any is."""
+    public_key: str | None = None
+    """PEM. Given: only an entry signed by this key's owner is an answer."""
 
 
 class Resolved(Record):
     """The answer, the pod's last words."""
 
     format: Literal["capstan-resolved/1"] = "capstan-resolved/1"
-    name: str
-    version: str
-    digest: str
+    name: ModelName
+    version: ModelVersion
+    digest: Annotated[str, Field(pattern=r"^blake3:[0-9a-f]{64}$")]
     """Of the checkpoint's manifest."""
-    run: str
+    run: Annotated[str, Field(pattern=RUN_FOLDER, max_length=512)]
     """Folder of its run in the store."""
-    step: int
-    framework: str
-    """`flax` or `deepspeed`: which trainer made it."""
+    step: Annotated[int, Field(ge=0)]
+    framework: Literal["flax", "deepspeed"]
+    """Which trainer made it."""

@@ -36,14 +36,17 @@ class RegisterAtEnd:
         self._run = run_store.place.removeprefix(place.rstrip("/")).strip("/")
         self._thread: threading.Thread | None = None
         self._outcome: Registered | Exception | None = None
+        self._step = context.steps
         if wish.version is not None:
             try:
                 self._registry.who_has(wish.name, wish.version, self._wanted().is_same(None, context.run.uid))
             except Taken as error:
                 raise ConfigError(f"spec.registerAs.{error}") from error
 
-    def wait_after(self, others: Callable[[float], bool] | None) -> Callable[[float], bool]:
-        """`wait(seconds)` is whether it is over, after at most so long: first `others`, then the registration."""
+    def wait_after(self, others: Callable[[float], bool] | None, step: int) -> Callable[[float], bool]:
+        """`wait(seconds)` is whether it is over, after at most so long: first `others`, then the registration of the
+        checkpoint of `step`, at which the run has ended."""
+        self._step = step
 
         def wait(seconds: float) -> bool:
             if self._thread is None:
@@ -101,11 +104,11 @@ class RegisterAtEnd:
 
     def _candidate(self) -> Candidate:
         """The newest save of the last step."""
-        run, steps = self._context.run, self._context.steps
+        run, step = self._context.run, self._step
         listing = list_candidates(self._run_store, run.uid)
-        found = next((each for each in listing.candidates if each.problem is None and each.name.step == steps), None)
+        found = next((each for each in listing.candidates if each.problem is None and each.name.step == step), None)
         if found is None:
-            raise StoreUnavailable(f"{self._run_store.place}: no sound checkpoint of step {steps} is to be seen yet")
+            raise StoreUnavailable(f"{self._run_store.place}: no sound checkpoint of step {step} is to be seen yet")
         return Candidate(self._run_store, self._run, found.name, run.checkpoint.verify.public_key)
 
     def _promote(self, version: str) -> None:

@@ -10,11 +10,11 @@ from capstan_operator.decide.serving.fleet import Fleet, known_revision
 from capstan_operator.decide.serving.gateway import is_cut_off, route_state
 from capstan_operator.decide.serving.health import trouble
 from capstan_operator.decide.serving.latency import with_latencies
-from capstan_operator.decide.serving.model import NoModel
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.retry import tried_again_at
 from capstan_operator.decide.serving.salvage import Refused
 from capstan_operator.decide.serving.scaling import is_limited
+from capstan_operator.decide.serving.types import NoModel
 from capstan_operator.decide.times import rfc3339
 from capstan_runtime.contract.env import SERVE_PORT
 
@@ -232,9 +232,12 @@ def _phase(fleet: Fleet, known: RevisionStatus) -> str:
 
 
 def served_name(leading: RevisionStatus | None) -> str | None:
-    """`job@step` as the model's name. Not of status.model, which may be of a revision that is not proven yet."""
+    """`job@step` as the model's name, or `name version` of one from a registry. Not of status.model, which may be of a
+    revision that is not proven yet."""
     if leading is None or leading.job is None:
         return None
+    if leading.version is not None:
+        return leading.version
     return f"{leading.job}@{leading.step}" if leading.step is not None else leading.job
 
 

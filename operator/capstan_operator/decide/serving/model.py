@@ -1,6 +1,5 @@
 """Which checkpoint `spec.modelRef` means."""
 
-from dataclasses import dataclass
 from typing import Literal
 
 from pydantic import ValidationError
@@ -13,17 +12,10 @@ from capstan_operator.api.training_job_status import CheckpointStatus, TrainingJ
 from capstan_operator.build.store import run_folder
 from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.serving.types import NoModel
 from capstan_operator.observe import ObservedJob
 
 RUNTIME_OF: dict[str, Literal["flax", "torch"]] = {"flax": "flax", "deepspeed": "torch"}
-
-
-@dataclass(frozen=True, slots=True)
-class NoModel:
-    """There is nothing to serve yet, and why."""
-
-    reason: ServingReason
-    message: str
 
 
 def resolve(
@@ -31,7 +23,8 @@ def resolve(
 ) -> ModelStatus | NoModel:
     """The checkpoint to serve. What was found once stays on status, so that it is served when its job is gone, too.
 
-    `is_stuck`: the rollout that is on its way cannot go on, and nobody gives it up.
+    `is_stuck`: the rollout that is on its way cannot go on, and nobody gives it up. What a registry says is
+    `registered.py`'s.
     """
     if spec.model_ref.uri:
         return _stored(spec.model_ref.uri)

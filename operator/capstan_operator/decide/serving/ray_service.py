@@ -23,10 +23,9 @@ from capstan_operator.decide.conditions import put_condition
 from capstan_operator.decide.serving.describe import SHORT_DIGEST, Headline, served_name
 from capstan_operator.decide.serving.events import tell
 from capstan_operator.decide.serving.fleet import known_revision
-from capstan_operator.decide.serving.model import NoModel
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.salvage import Refused
-from capstan_operator.decide.serving.types import ChildDeletion, ServingDecision
+from capstan_operator.decide.serving.types import ChildDeletion, NoModel, ServingDecision
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import Manifest
 from capstan_operator.observe import ObservedRayService, ObservedServing
@@ -155,6 +154,7 @@ def _new_revision(wanted: Revision, spec: InferenceServiceSpec) -> RevisionStatu
         name=wanted.name,
         digest=wanted.model.digest,
         job=job_of(wanted.model.run),
+        version=wanted.model.version,
         step=wanted.model.step,
         phase="Starting",
         total=spec.replicas or 1,

@@ -30,6 +30,9 @@ class ServingReason(StrEnum):
     NO_VERIFIED_CHECKPOINT = "NoVerifiedCheckpoint"
     """That TrainingJob has no checkpoint yet whose bytes were read back and matched."""
 
+    REGISTRY_ASKED = "RegistryAsked"
+    """What modelRef.registry names is not in the registry yet, or the pod that asks it has not answered."""
+
     STARTING = "Starting"
     """Pods of a new revision come up; it has no traffic yet."""
     CANARY = "Canary"

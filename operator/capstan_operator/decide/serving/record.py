@@ -326,6 +326,7 @@ def _candidate(fleet: Fleet, rollout: RolloutStatus) -> RevisionStatus:
         name=rollout.candidate,
         digest=model.digest if model else "",
         job=job_of(model.run) if model else None,
+        version=model.version if model else None,
         step=model.step if model else None,
         phase=rollout.phase,
     )

@@ -4,7 +4,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
-from capstan_operator.decide.types import EventNote, Manifest
+from capstan_operator.decide.serving.reasons import ServingReason
+from capstan_operator.decide.types import EventNote, Manifest, PodDeletion
+
+
+@dataclass(frozen=True, slots=True)
+class NoModel:
+    """There is nothing to serve yet, and why."""
+
+    reason: ServingReason
+    message: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,10 @@ class ServingDecision:
     its Secret, then the RayService, whenever it is to be another."""
     scale: tuple[Scale, ...] = ()
     delete: tuple[ChildDeletion, ...] = ()
+    create: tuple[Manifest, ...] = ()
+    """The pod that asks a registry, whenever there is something to ask and it is missing. With `delete`."""
+    delete_pods: tuple[PodDeletion, ...] = ()
+    """Such pods whose answer is of no use any more. With `delete`."""
     events: tuple[EventNote, ...] = ()
     requeue_after: float | None = None
     """Seconds until the next look even if nothing wakes us; 0.0: at once; None: only a wake-up."""
