@@ -368,6 +368,18 @@ REFUSED = {
         a_spec(model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "tokenDropout": {"keep": 0.5}}}, data=TEXT),
         "tokenDropout: no layer of 2 is between the first and the last",
     ),
+    "groups of a chosen norm that do not divide the channels": (
+        a_spec(model={"cnn": {"channels": [12], "norm": {"group": {}}}}),
+        "norm.group.groups 8 does not divide every entry of channels",
+    ),
+    "groups that do not divide the hidden layers": (
+        a_spec(model={"mlp": {"hidden": [9], "norm": {"group": {"groups": 2}}}}),
+        "norm.group.groups 2 does not divide every entry of hidden",
+    ),
+    "batch statistics of a single sample": (
+        a_spec(model={"cnn": {"channels": [8], "norm": {"batch": {}}}}, workers={"max": 8}),
+        "training: globalBatchSize 8 over virtualRanks 8 is fewer than 2 samples for norm batch or mix to take",
+    ),
     "a quantity that is none": (a_spec(workers={"max": 2, "resources": {"cpu": "two"}}), "resources"),
 }
 
@@ -488,6 +500,18 @@ VALUES: dict[str, Any] = {
     "framework": ({"flax": {}}, {"deepspeed": {}}, {"deepspeed": {"zeroStage": 0}}, {}, {"jax": {}}),
     "framework.deepspeed": tuple({"zeroStage": stage} for stage in SMALL),
     "model": tuple({"cnn": {"channels": [channels], "groups": groups}} for channels in (4, 6, 8) for groups in SMALL),
+    "model.cnn": tuple(
+        {"channels": [channels], "norm": norm}
+        for channels in (4, 6, 9)
+        for norm in ({"batch": {}}, {"mix": {}}, {"group": {}}, {"group": {"groups": 3}}, {"layer": {}}, {"no": {}}, {})
+    ),
+    "model.mlp.norm": (
+        {"batch": {"momentum": 0}},
+        {"mix": {}},
+        {"group": {"groups": 4}},
+        {"instance": {}},
+        {"rms": {}},
+    ),
     "model.mlp": ({"hidden": []}, {"hidden": [0]}, {"hidden": [1] * 65}, {"hidden": [3], "hiden": [3]}, {"hidden": 3}),
     "model.transformer": tuple(
         {"layers": 1, "dim": dim, "heads": heads} | ({"kvHeads": kv} if kv != 9 else {})

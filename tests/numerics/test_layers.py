@@ -55,13 +55,6 @@ def rms_norm(x: Array, gain: Array, epsilon: float) -> Array:
     return x / np.sqrt((x**2).mean(-1, keepdims=True) + epsilon) * gain
 
 
-def group_norm(x_bssc: Array, w: Weights, groups: int) -> Array:
-    b, h, wd, c = x_bssc.shape
-    x = x_bssc.astype(np.float64).reshape(b, h * wd, groups, c // groups)
-    x = (x - x.mean((1, 3), keepdims=True)) / np.sqrt(x.var((1, 3), keepdims=True) + 1e-5)
-    return x.reshape(b, h, wd, c) * w["weight"] + w["bias"]
-
-
 def convolution(x_bssc: Array, kernel: Array, stride: int) -> Array:
     o, _, k, _ = kernel.shape
     b, h, w, _ = x_bssc.shape
@@ -123,14 +116,6 @@ def test_rms_norm() -> None:
     expected = rms_norm(x, w["weight"], 1e-3)
     check(run_flax(flax_layers.RmsNorm(8, 1e-3), dict(w), jnp.asarray(x)), expected)
     check(run_torch(torch_layers.RmsNorm(8, 1e-3), w, torch.from_numpy(x)), expected)
-
-
-def test_group_norm() -> None:
-    x, w = normal(2, 4, 6, 8) + 3, {"weight": normal(8), "bias": normal(8)}
-    expected = group_norm(x, w, groups=4)
-    check(run_flax(flax_layers.GroupNorm(8, 4), dict(w), jnp.asarray(x)), expected)
-    actual = run_torch(torch_layers.GroupNorm(8, 4), w, torch.from_numpy(x).permute(0, 3, 1, 2))
-    check(actual.transpose(0, 2, 3, 1), expected)
 
 
 @pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])

@@ -65,7 +65,7 @@ def test_modules_assemble_in_both_of_nnx_s_modes() -> None:
             for model, data in ((CNN, IMAGES), (TRANSFORMER, TOKENS)):
                 context = context_of(FLAX, model)
                 structure = Structure(context.run.model, data)
-                values = [jax.numpy.asarray(leaf.initial_value(0)) for leaf in structure.leaves]
+                values = [jax.numpy.asarray(leaf.initial_value(0)) for leaf in structure.everything]
                 inputs = batch_of(context, 0).inputs[0]
                 logits = jax.jit(lambda v, x, s=structure: s.assemble(v)(x, FlaxPass(jax.numpy.dtype("float32"))))(
                     values, inputs

@@ -51,7 +51,7 @@ def trainer_forward(framework: Framework, signature: Signature, state: dict[str,
     data = data_spec_of(signature)
     if framework == "flax":
         structure = Structure(signature.model, data)
-        values = [jnp.asarray(leaf.read(Saved(state), None)) for leaf in structure.leaves]
+        values = [jnp.asarray(leaf.read(Saved(state), None)) for leaf in structure.everything]
         forward = jax.jit(
             lambda values, inputs: structure.assemble(values)(inputs, flax_pass.Pass(jnp.dtype("float32")))
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from capstan_runtime.contract.run_config import Deadlines, JobConfig, Membership, RunConfig
 from capstan_runtime.data.plan import micro_steps_of_slice
 from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,3 +61,21 @@ class TrainContext(JobContext):
     @property
     def data_fingerprint(self) -> str:
         return self.data.fingerprint
+
+    def require_whole_slices(self, devices: int) -> None:
+        """Raises ConfigError if the model takes statistics over a virtual rank's samples and these are not computed all
+        together: for want of memory, or because several `devices` of this worker share them."""
+        field = self.run.model.batch_statistics
+        if field is None:
+            return
+        if self._micro_steps_of_slice > 1:
+            raise ConfigError(
+                f"spec.model.{field}: a virtual rank's {self._samples_of_slice} samples do not fit into the device's "
+                "memory together, and the statistics are over all of them; in a new job raise training.virtualRanks, "
+                "or choose norm group or layer"
+            )
+        if devices > 1:
+            raise ConfigError(
+                f"spec.model.{field}: {devices} devices per worker would share a virtual rank's samples, and its "
+                "statistics are over all of them; set workers.gpus to 1, or choose norm group or layer"
+            )

@@ -4,6 +4,7 @@ Layouts are PyTorch's: a linear layer is [outputs, inputs], a convolution [outpu
 frameworks compute with them as they are, so a checkpoint of one is a checkpoint of the other.
 """
 
+import functools
 import hashlib
 import math
 from collections.abc import Iterable, Iterator
@@ -13,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
+from capstan_runtime.contract.normalisation import AnyNorm, MixedNorm, RmsNorm, RunningStatistics
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.updates import EMA
 
-GROUP_NORM_EPSILON = 1e-5
 _TRANSFORMER_STD = 0.02
 """Of every matrix of a decoder, as in GPT-2; those that write into the residual stream get 1 / sqrt(2 layers) of it."""
 
@@ -44,14 +45,21 @@ class ParameterSpec:
     init: Constant | Normal
     decays: bool
     """Whether weight decay pulls it to 0: matrices and kernels, not gains and biases."""
+    is_trained: bool = True
+    """False: a buffer. It is state of the model, saved and served like a parameter, but no gradient moves it: its next
+    value is the mean of what the micro-steps of all ranks propose (`Pass.propose`), or what it was if none does."""
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
+    def tensor_name(self, kind: str | None = None) -> str:
+        """What a checkpoint calls it, or what there is of a kind for it. Of a buffer there is no kind but itself."""
+        return tensor_name(self.name, kind if self.is_trained else None)
+
 
 def parameter_table(model: Model, data: DataSpec) -> tuple[ParameterSpec, ...]:
-    """Every parameter of `model` for `data`, in the order of the forward pass.
+    """Every parameter and every buffer of `model` for `data`, in the order of the forward pass.
 
     Raises ConfigError if the model cannot take such data.
     """
@@ -109,18 +117,21 @@ def _mlp(config: Mlp, inputs: int, outputs: int) -> Iterator[ParameterSpec]:
         # He et al., 2015 (1502.01852): keeps the variance through layers that drop half of it.
         yield _weight(f"layers.{layer}", width_out, width_in, std=math.sqrt(2.0 / width_in))
         yield _bias(f"layers.{layer}", width_out)
+        if config.norm is not None:
+            yield from _norm(f"norms.{layer}", config.norm.value, width_out, has_positions=False)
     yield _weight("head", outputs, widths[-1], std=math.sqrt(1.0 / widths[-1]))
     yield _bias("head", outputs)
 
 
 def _cnn(config: Cnn, image_channels: int, outputs: int) -> Iterator[ParameterSpec]:
-    yield from _convolution("stem", image_channels, config.channels[0], kernel=3)
+    convolution = functools.partial(_convolution, config.normalisation)
+    yield from convolution("stem", image_channels, config.channels[0], kernel=3)
     channels_in = config.channels[0]
     for block, channels in enumerate(config.channels):
-        yield from _convolution(f"blocks.{block}.first", channels_in, channels, kernel=3)
-        yield from _convolution(f"blocks.{block}.second", channels, channels, kernel=3)
+        yield from convolution(f"blocks.{block}.first", channels_in, channels, kernel=3)
+        yield from convolution(f"blocks.{block}.second", channels, channels, kernel=3)
         if has_projection(block, channels_in, channels):
-            yield from _convolution(f"blocks.{block}.shortcut", channels_in, channels, kernel=1)
+            yield from convolution(f"blocks.{block}.shortcut", channels_in, channels, kernel=1)
         channels_in = channels
     yield _weight("head", outputs, channels_in, std=math.sqrt(1.0 / channels_in))
     yield _bias("head", outputs)
@@ -131,12 +142,24 @@ def has_projection(block: int, channels_in: int, channels: int) -> bool:
     return block > 0 or channels_in != channels
 
 
-def _convolution(name: str, channels_in: int, channels_out: int, kernel: int) -> Iterator[ParameterSpec]:
-    """A convolution without bias, and the group normalisation after it."""
+def _convolution(norm: AnyNorm, name: str, channels_in: int, channels_out: int, kernel: int) -> Iterator[ParameterSpec]:
+    """A convolution without bias, and the normalisation after it."""
     std = math.sqrt(2.0 / (channels_in * kernel * kernel))
     yield _weight(f"{name}.conv", channels_out, channels_in, kernel, kernel, std=std)
-    yield _gain(f"{name}.norm", channels_out)
-    yield _bias(f"{name}.norm", channels_out)
+    yield from _norm(f"{name}.norm", norm, channels_out, has_positions=True)
+
+
+def _norm(name: str, config: AnyNorm, channels: int, *, has_positions: bool) -> Iterator[ParameterSpec]:
+    yield _gain(name, channels)
+    if not isinstance(config, RmsNorm):
+        yield _bias(name, channels)
+    if isinstance(config, MixedNorm):  # in equal parts at first, as the paper's own code
+        mixed = (3 if has_positions else 2,)
+        yield ParameterSpec(f"{name}.mean_weight", mixed, Constant(1.0), decays=False)
+        yield ParameterSpec(f"{name}.var_weight", mixed, Constant(1.0), decays=False)
+    if isinstance(config, RunningStatistics):
+        yield ParameterSpec(f"{name}.running_mean", (channels,), Constant(0.0), decays=False, is_trained=False)
+        yield ParameterSpec(f"{name}.running_var", (channels,), Constant(1.0), decays=False, is_trained=False)
 
 
 def _transformer(config: Transformer, vocabulary: int) -> Iterator[ParameterSpec]:

@@ -9,6 +9,7 @@ from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_
 from capstan_operator.api.gang import Gang
 from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
+from capstan_operator.api.model_rules import MODEL_RULES, require_model_fits
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.program_rules import program_rules, require_program_or_trainer
 from capstan_operator.api.recovery_spec import Chaos, Recovery
@@ -160,6 +161,7 @@ class Run(Record):
             " && self.training.precision == 'bf16')",
             "'framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3'",
         ),
+        *MODEL_RULES,
         *UPDATE_RULES,
         *LOSS_RULES,
     )
@@ -346,7 +348,14 @@ def _of_every_job() -> tuple[Callable[[Run], None], ...]:
 
 def _of_trainers() -> tuple[Callable[[Run], None], ...]:
     """Rules about what a program has none of."""
-    return _model_suits_data, require_augmentation_fits, _bf16_needs_zero, require_update_fits, require_loss_fits
+    return (
+        _model_suits_data,
+        require_augmentation_fits,
+        _bf16_needs_zero,
+        require_model_fits,
+        require_update_fits,
+        require_loss_fits,
+    )
 
 
 def _min_within_max(spec: Run) -> None:

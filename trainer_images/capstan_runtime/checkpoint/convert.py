@@ -100,13 +100,19 @@ def convert(
 
 
 def _chosen(manifest: Manifest, with_optimizer: bool) -> list[_Tensor]:
-    """Under the names of their modules: the weights' average, where the run kept one, else the weights."""
-    is_averaged = any(entry.name.startswith(_AVERAGES) for entry in manifest.tensors)
-    chosen = _AVERAGES if is_averaged else _PARAMETERS
-    tensors = [
-        _Tensor(entry, entry.name.removeprefix(chosen))
+    """Under the names of their modules: the weights' average, where the run kept one, else the weights; and buffers, of
+    which there is no average."""
+    averaged = {entry.name.removeprefix(_AVERAGES) for entry in manifest.tensors if entry.name.startswith(_AVERAGES)}
+    chosen = {
+        entry.name: entry.name.removeprefix(prefix)
         for entry in manifest.tensors
-        if with_optimizer or entry.name.startswith(chosen)
+        for prefix in (_AVERAGES, _PARAMETERS)
+        if entry.name.startswith(prefix) and (prefix == _AVERAGES or entry.name.removeprefix(prefix) not in averaged)
+    }
+    tensors = [
+        _Tensor(entry, chosen.get(entry.name, entry.name))
+        for entry in manifest.tensors
+        if with_optimizer or entry.name in chosen
     ]
     if not tensors:
         raise ConfigError(f"the checkpoint of step {manifest.step} has no parameters; --optimizer takes all tensors")

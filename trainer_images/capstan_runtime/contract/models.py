@@ -18,19 +18,45 @@ from capstan_runtime.contract.decoder_components import (
     TemporalDropout,
     TokenDropout,
 )
+from capstan_runtime.contract.normalisation import DEFAULT_GROUPS, AnyNorm, CnnNorm, GroupNorm, MlpNorm
+
+# In an element of a list the API server fills nothing in.
+_CEL_GROUPS = f"(has(self.groups) ? self.groups : {DEFAULT_GROUPS})"
+_CEL_NORM_GROUPS = f"(has(self.norm.group.groups) ? self.norm.group.groups : {DEFAULT_GROUPS})"
+
+
+def _groups_rule(widths: str, holds_if: str, groups: str) -> tuple[str, str]:
+    """The twin of `_require_divisor`: where `holds_if`, `groups` divides every entry of list `widths`."""
+    field = "norm.group.groups" if groups == _CEL_NORM_GROUPS else "groups"
+    return (
+        f"!({holds_if}) || self.{widths}.all(c, c % {groups} == 0)",
+        f"'{field} ' + string({groups}) + ' does not divide every entry of {widths}; choose a common divisor'",
+    )
+
+
+def _require_divisor(field: str, groups: int, widths_field: str, widths: list[int]) -> None:
+    for width in widths:
+        if width % groups:
+            raise ValueError(f"{field} {groups} does not divide {width} of {widths_field}; choose a common divisor")
 
 
 class Mlp(Record):
     """A multi-layer perceptron over flattened inputs, GELU between layers."""
 
+    model_config = cel(_groups_rule("hidden", "has(self.norm) && has(self.norm.group)", _CEL_NORM_GROUPS))
+
     hidden: Annotated[
         list[Positive], Field(min_length=1, max_length=64, description="Width of each hidden layer, in units.")
     ]
+    norm: Annotated[
+        MlpNorm | None, Field(description="Normalisation of each hidden layer, before GELU. Left out: none.")
+    ] = None
 
-
-DEFAULT_GROUPS = 8
-_CEL_GROUPS = f"(has(self.groups) ? self.groups : {DEFAULT_GROUPS})"
-"""In an element of a list the API server fills nothing in."""
+    @model_validator(mode="after")
+    def _groups_divide_hidden(self) -> Self:
+        if self.norm is not None and self.norm.group is not None:
+            _require_divisor("norm.group.groups", self.norm.group.groups, "hidden", self.hidden)
+        return self
 
 
 class Cnn(Record):
@@ -41,10 +67,8 @@ class Cnn(Record):
     """
 
     model_config = cel(
-        (
-            f"self.channels.all(c, c % {_CEL_GROUPS} == 0)",
-            f"'groups ' + string({_CEL_GROUPS}) + ' does not divide every entry of channels; choose a common divisor'",
-        )
+        _groups_rule("channels", "!has(self.norm)", _CEL_GROUPS),
+        _groups_rule("channels", "has(self.norm) && has(self.norm.group)", _CEL_NORM_GROUPS),
     )
 
     channels: Annotated[
@@ -52,16 +76,28 @@ class Cnn(Record):
         Field(min_length=1, max_length=32, description="Output channels of each residual block, first to last."),
     ]
     groups: Annotated[
-        int, Field(ge=1, description="Groups of the group normalisation; must divide every entry of channels.")
+        int,
+        Field(
+            ge=1,
+            description="Groups of the group normalisation that there is when norm is left out; must then divide every "
+            "entry of channels.",
+        ),
     ] = DEFAULT_GROUPS
+    norm: Annotated[
+        CnnNorm | None, Field(description="Normalisation after each convolution. Left out: group, with groups.")
+    ] = None
+
+    @property
+    def normalisation(self) -> AnyNorm:
+        """As `norm` says or, where it is left out, `groups`."""
+        return GroupNorm(groups=self.groups) if self.norm is None else self.norm.value
 
     @model_validator(mode="after")
     def _groups_divide_channels(self) -> Self:
-        for channels in self.channels:
-            if channels % self.groups:
-                raise ValueError(
-                    f"groups {self.groups} does not divide {channels} of channels; choose a common divisor"
-                )
+        if self.norm is None:
+            _require_divisor("groups", self.groups, "channels", self.channels)
+        elif self.norm.group is not None:
+            _require_divisor("norm.group.groups", self.norm.group.groups, "channels", self.channels)
         return self
 
 
@@ -137,9 +173,25 @@ class Transformer(Record):
         return self
 
 
+_CEL_STATISTICS = [
+    f"(has(self.model.{kind}) && has(self.model.{kind}.norm)"
+    f" && (has(self.model.{kind}.norm.batch) || has(self.model.{kind}.norm.mix)))"
+    for kind in ("cnn", "mlp")
+]
+CEL_BATCH_STATISTICS = f"({' || '.join(_CEL_STATISTICS)})"
+"""The twin of `Model.batch_statistics` in the rules of whatever has a model."""
+
+
 class Model(OneOf):
     """The model's architecture. Set exactly one key. Input and output sizes follow from the data."""
 
     mlp: Annotated[Mlp | None, Field(description="A multi-layer perceptron.")] = None
     cnn: Annotated[Cnn | None, Field(description="A residual convolutional network, for images.")] = None
     transformer: Annotated[Transformer | None, Field(description="A Llama-style decoder, for tokens.")] = None
+
+    @property
+    def batch_statistics(self) -> str | None:
+        """The field that asks for statistics over the samples of a micro-step, so that it matters how a batch is cut;
+        None: every sample is computed on its own."""
+        norm = getattr(self.value, "norm", None)
+        return f"{self.kind}.norm.{norm.kind}" if norm is not None and norm.kind in ("batch", "mix") else None

@@ -19,7 +19,7 @@ from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.model_signature import data_spec_of
-from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind, tensor_name
+from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind
 
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -78,7 +78,7 @@ class TorchKernels:
             tensors = {
                 # Matrices and kernels are not cast in every call; gains and biases stay what layers expect.
                 spec.name: torch.tensor(
-                    read_tensor(source, tensor_name(spec.name, served), spec.shape),
+                    read_tensor(source, spec.tensor_name(served), spec.shape),
                     dtype=kind if spec.decays else torch.float32,
                 )
                 for spec in parameter_table(signature.model, data)

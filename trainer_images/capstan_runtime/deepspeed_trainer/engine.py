@@ -13,8 +13,14 @@ from torch import Tensor
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed
-from capstan_runtime.deepspeed_trainer.forward_pass import Pass
-from capstan_runtime.deepspeed_trainer.fragments import export_fragments, fragments_of, import_fragments
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
+from capstan_runtime.deepspeed_trainer.fragments import (
+    buffers_of,
+    export_fragments,
+    fragments_of,
+    import_buffers,
+    import_fragments,
+)
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model
 from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
@@ -57,9 +63,11 @@ class DeepSpeedEngine:
         run, training = context.run, context.run.training
         settings = run.framework.value
         assert isinstance(settings, DeepSpeed)
+        context.require_whole_slices(devices=1)
         self._device = choose_device()
         self._dtype = _DTYPES[training.precision]
-        self._table = parameter_table(run.model, context.data)
+        table = parameter_table(run.model, context.data)
+        self._table = [spec for spec in table if spec.is_trained]
         self._stage = settings.zero_stage
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model))
         model = build_model(run.model, context.data, training.seed).to(self._device)
@@ -80,6 +88,7 @@ class DeepSpeedEngine:
         self._loss_factor = 1.0
         # Found once: DeepSpeed never moves them.
         self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
+        self._buffers = buffers_of(self._engine, table)
 
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
         began = time.perf_counter()
@@ -89,17 +98,23 @@ class DeepSpeedEngine:
         divisor = len(micro_batches) / self._loss_factor
         self._loss_factor = 1.0
         loss_sum = torch.zeros((), device=self._device)
+        proposals = Proposals(self._engine.module)
         with translated_errors():
             for micro_batch in micro_batches:
-                loss = self._objective(self._engine, micro_batch, Pass(self._dtype, micro_batch.keys)) / divisor
+                here = Pass(self._dtype, micro_batch.keys)
+                loss = self._objective(self._engine, micro_batch, here) / divisor
                 self._engine.backward(loss)
+                proposals.add(here.proposals)
                 loss_sum += loss.detach()
             computed = time.perf_counter()
             self._engine.step()
             reduced = dist.all_reduce(loss_sum, async_op=True)
+            norm, was_dropped = self._updates.settle(self._engine)
+            if not was_dropped:
+                proposals.settle(len(micro_batches) * self.world)
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
-        return DeepSpeedStepResult(loss_sum, reduced, self._updates.settle(self._engine), self.world)
+        return DeepSpeedStepResult(loss_sum, reduced, norm, self.world)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
@@ -119,13 +134,16 @@ class DeepSpeedEngine:
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
-            yield from export_fragments(self._fragments, self._step, self._stage == 0, self.rank, self.world)
+            own, replicated = ([], self._fragments) if self._stage == 0 else (self._fragments, [])
+            everywhere = [*replicated, *self._buffers]
+            yield from export_fragments(own, everywhere, self._step, self.rank, self.world)
 
     def import_state(self, source: TensorSource) -> None:
         self._step = int(read_tensor(source, STEP_NAME, ()))
         with translated_errors(), torch.no_grad():
             self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
             import_fragments(self._engine, self._fragments, self._table, source)
+            import_buffers(self._buffers, source)
 
     def exchange(self, payload: bytes) -> list[bytes]:
         return self._world.exchange(payload)

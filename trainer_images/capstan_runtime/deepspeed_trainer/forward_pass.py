@@ -1,9 +1,11 @@
 """What a model is told with its inputs, and what it says beside its outputs. Axes: B samples."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from capstan_runtime.deepspeed_trainer import random
 
@@ -22,6 +24,8 @@ class Pass:
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
+    proposals: dict[int, Tensor] = field(default_factory=dict)
+    """What modules propose as next values of their buffers, by the `id` of each."""
 
     @property
     def is_training(self) -> bool:
@@ -41,3 +45,33 @@ class Pass:
     def perturbed(self, x: Tensor) -> Tensor:
         """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
         return (x if self.perturbation is None else x + self.perturbation).to(self.dtype)
+
+    def propose(self, buffer: Tensor, value: Tensor) -> None:
+        """The buffer's next value as this micro-step would have it, fp32; the mean over all of them is taken. Proposed
+        twice, the later one counts."""
+        self.proposals[id(buffer)] = value.detach()
+
+
+class Proposals:
+    """The sum of what the micro-steps of one optimizer step propose for the buffers of `module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = list(module.buffers())
+        self._sums: dict[int, Tensor] = {}
+
+    def add(self, proposals: Mapping[int, Tensor]) -> None:
+        """What one micro-step proposes, by the `id` of the buffer."""
+        for buffer, value in proposals.items():
+            self._sums[buffer] = self._sums[buffer] + value if buffer in self._sums else value
+
+    def settle(self, micro_steps: int) -> None:
+        """The buffers take the mean over the micro-steps of all ranks. Collective, if anything was proposed: every rank
+        runs the same module, so it was on all of them or on none."""
+        moved = [buffer for buffer in self._buffers if id(buffer) in self._sums]
+        if not moved:
+            return
+        flat = torch.cat([self._sums[id(buffer)].flatten() for buffer in moved])
+        if dist.get_world_size() > 1:
+            dist.all_reduce(flat)
+        for buffer, mean in zip(moved, (flat / micro_steps).split([buffer.numel() for buffer in moved]), strict=True):
+            buffer.copy_(mean.view_as(buffer))

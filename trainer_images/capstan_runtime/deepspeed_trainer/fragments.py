@@ -39,10 +39,17 @@ class Fragment:
         return Fragment(self.spec, self.start + start, tensors)
 
 
+def buffers_of(engine: Any, table: Sequence[ParameterSpec]) -> list[Fragment]:
+    """The buffers of `table`, which every rank has whole at every stage."""
+    buffers = dict(engine.module.named_buffers())
+    return [Fragment(spec, 0, {None: buffers[spec.name].view(-1)}) for spec in table if not spec.is_trained]
+
+
 def fragments_of(
     engine: Any, table: Sequence[ParameterSpec], kinds: tuple[StateKind, ...], step: int
 ) -> list[Fragment]:
-    """All that this rank keeps, in the order of `table`; the optimizer's state is made where there is none yet.
+    """All that this rank keeps of the parameters in `table`, in its order; the optimizer's state is made where there is
+    none yet.
 
     `engine` is a DeepSpeedEngine; `step` the number of optimizer steps done.
     """
@@ -92,10 +99,10 @@ def _locate_partitioned(engine: Any, parameter: Any) -> _Address | None:
 
 
 def export_fragments(
-    fragments: Sequence[Fragment], step: int, replicated: bool, rank: int, world: int
+    own: Sequence[Fragment], replicated: Sequence[Fragment], step: int, rank: int, world: int
 ) -> Iterator[LocalTensor]:
-    """This rank's fragments, or its even share if every rank has them all; and the step, once over all ranks."""
-    mine = _even_share(fragments, rank, world) if replicated else fragments
+    """This rank's own fragments, its even share of those that every rank has, and the step, once over all ranks."""
+    mine = [*own, *_even_share(replicated, rank, world)]
     stored = [(fragment, kind, tensor) for fragment in mine for kind, tensor in fragment.tensors.items()]
     fetches = begun_ahead((tensor for _, _, tensor in stored), _Fetch, _FETCHED_AHEAD)
     for (fragment, kind, _), fetch in zip(stored, fetches, strict=True):
@@ -131,6 +138,12 @@ class _Fetch:
 def _even_share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fragment]:
     sizes = [fragment.spec.size for fragment in fragments]
     return [fragments[part.tensor].narrowed(part.start, part.stop) for part in tile_evenly(sizes, rank, world)]
+
+
+def import_buffers(buffers: Sequence[Fragment], source: TensorSource) -> None:
+    """Fills the buffers. Raises as `read_tensor` does."""
+    for buffer in buffers:
+        _fill(buffer, None, source)
 
 
 def import_fragments(

@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from capstan_runtime.model_spec import GROUP_NORM_EPSILON
-
 
 class Linear(nn.Module):
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
@@ -48,20 +46,6 @@ class RmsNorm(nn.Module):
         return F.rms_norm(x_BTD.float(), self.weight.shape, self.weight, self.epsilon).to(x_BTD.dtype)
 
 
-class GroupNorm(nn.Module):
-    """Wu and He, 2018 (1803.08494), computed in fp32: unlike batch statistics, it does not see how a batch is cut."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(channels))
-        self.bias = nn.Parameter(torch.empty(channels))
-        self.groups = groups
-
-    def forward(self, x_BCSS: Tensor) -> Tensor:
-        normal = F.group_norm(x_BCSS.float(), self.groups, self.weight, self.bias, GROUP_NORM_EPSILON)
-        return normal.to(x_BCSS.dtype)
-
-
 class Kernel(nn.Module):
     """The weight of a convolution without bias; zeros around the image keep its size at stride 1."""
 
@@ -71,18 +55,6 @@ class Kernel(nn.Module):
 
     def forward(self, x_BCSS: Tensor, stride: int) -> Tensor:
         return F.conv2d(x_BCSS, self.weight.to(x_BCSS.dtype), stride=stride, padding=self.weight.shape[-1] // 2)
-
-
-class Convolution(nn.Module):
-    """A convolution and the group normalisation after it."""
-
-    def __init__(self, channels_in: int, channels_out: int, size: int, groups: int) -> None:
-        super().__init__()
-        self.conv = Kernel(channels_in, channels_out, size)
-        self.norm = GroupNorm(channels_out, groups)
-
-    def forward(self, x_BCSS: Tensor, stride: int = 1) -> Tensor:
-        return self.norm(self.conv(x_BCSS, stride))
 
 
 def rotary_table(positions: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from capstan_runtime.deepspeed_trainer.predict_decoder import TorchDecoder
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.model_signature import data_spec_of
-from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind, tensor_name
+from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
 
@@ -35,7 +35,7 @@ def _load(signature: Signature, source: TensorSource, device: torch.device) -> A
         module = bare_model(signature.model, data)
     tensors, kind = {}, served_kind(source)
     for spec in table:
-        array = read_tensor(source, tensor_name(spec.name, kind), spec.shape).astype("float32", copy=False)
+        array = read_tensor(source, spec.tensor_name(kind), spec.shape).astype("float32", copy=False)
         tensors[spec.name] = torch.from_numpy(array).to(device)
     module.load_state_dict(tensors, assign=True)
     return module.eval().requires_grad_(False)

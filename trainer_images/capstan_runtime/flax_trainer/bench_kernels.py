@@ -84,7 +84,7 @@ class FlaxKernels:
             parameters = [
                 # Matrices and kernels are not cast in every call; gains and biases stay what layers expect.
                 jnp.asarray(leaf.read(source, served), kind if leaf.decays else jnp.float32)
-                for leaf in structure.leaves
+                for leaf in structure.everything
             ]
             inputs = self._inputs(signature, batch)
             program = (
@@ -139,8 +139,8 @@ def _costs(structure: Structure, parameters: list[jax.Array], inputs: jax.Array,
 
 
 def _lower_without_loop(structure: Structure, parameters: list[jax.Array], inputs: jax.Array, kind: Any) -> Any:
-    is_stacked = [len(leaf.parameters) > 1 or leaf.shape != leaf.parameters[0].shape for leaf in structure.leaves]
-    layers = next(leaf.shape[0] for leaf, stacked in zip(structure.leaves, is_stacked, strict=True) if stacked)
+    is_stacked = [len(leaf.parameters) > 1 or leaf.shape != leaf.parameters[0].shape for leaf in structure.everything]
+    layers = next(leaf.shape[0] for leaf, stacked in zip(structure.everything, is_stacked, strict=True) if stacked)
     rest = [
         jax.ShapeDtypeStruct((1, *value.shape[1:]) if stacked else value.shape, value.dtype)
         for value, stacked in zip(parameters, is_stacked, strict=True)

@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from capstan_runtime.context import TrainContext
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
-from capstan_runtime.flax_trainer.leaves import Structure, export_leaves, replicate
+from capstan_runtime.flax_trainer.leaves import Leaf, Structure, export_leaves, replicate
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
 from capstan_runtime.flax_trainer.objective import Objective
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
@@ -67,6 +67,7 @@ class FlaxEngine:
                 f"ranks is {context.samples_per_micro_step} samples a micro-step, which {len(local_devices)} devices "
                 "per worker do not divide; choose a multiple"
             )
+        context.require_whole_slices(len(local_devices))
         mesh, local_mesh = (
             Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
             for devices in (jax.devices(), local_devices)
@@ -87,6 +88,7 @@ class FlaxEngine:
         self._step = 0
         self._parameters = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.leaves]
         self.parameters = sum(parameter.size for parameter in self._parameters)
+        self._buffers = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.buffers]
         self._state = [
             [self._place(leaf.initial_state(kind, training.seed)) for leaf in self._structure.leaves]
             for kind in self._update.kinds
@@ -99,22 +101,24 @@ class FlaxEngine:
         self._loss_factor = 1.0
         with translated_errors():
             spread = self._spread(batch._replace(weights=None))
-            self._parameters, self._state, values = self._train_step(self._parameters, self._state, spread, numbers)
+            self._parameters, self._state, self._buffers, values = self._train_step(
+                self._parameters, self._state, self._buffers, spread, numbers
+            )
         self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(values)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         began = native_threads_seconds()
         with translated_errors():
-            parameters = [self._on_local_devices(parameter) for parameter in self._evaluated()]
-            sums = [self._evaluation_step(parameters, self._to_devices(batch._replace(keys=None))) for batch in batches]
+            values = [self._on_local_devices(value) for value in (*self._evaluated(), *self._buffers)]
+            sums = [self._evaluation_step(values, self._to_devices(batch._replace(keys=None))) for batch in batches]
             loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
         return EvaluationSums(loss, correct, count)
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
-            yield from export_leaves(self._structure.leaves, self._values(), self._step, self.rank, self.world)
+            yield from export_leaves(self._values(), self._step, self.rank, self.world)
 
     def import_state(self, source: TensorSource) -> None:
         # One by one in place of the old: the device need not hold the state twice.
@@ -122,6 +126,8 @@ class FlaxEngine:
             self._parameters[number] = self._place(leaf.read(source, None))
             for kind, arrays in self._states():
                 arrays[number] = self._place(leaf.read_state(source, kind))
+        for number, leaf in enumerate(self._structure.buffers):
+            self._buffers[number] = self._place(leaf.read(source, None))
         self._step = int(read_tensor(source, STEP_NAME, ()))
 
     def exchange(self, payload: bytes) -> list[bytes]:
@@ -145,9 +151,14 @@ class FlaxEngine:
     def close(self) -> None:
         self._world.leave()
 
-    def _values(self) -> list[tuple[str | None, list[jax.Array]]]:
-        """The arrays by kind of state, None for the parameters."""
-        return [(None, self._parameters), *((kind.name, arrays) for kind, arrays in self._states())]
+    def _values(self) -> list[tuple[str | None, list[Leaf], list[jax.Array]]]:
+        """The arrays by kind of state, None for parameters and buffers, with what each is."""
+        structure = self._structure
+        return [
+            (None, structure.leaves, self._parameters),
+            *((kind.name, structure.leaves, arrays) for kind, arrays in self._states()),
+            (None, structure.buffers, self._buffers),
+        ]
 
     def _states(self) -> Iterable[tuple[StateKind, list[jax.Array]]]:
         return zip(self._update.kinds, self._state, strict=True)

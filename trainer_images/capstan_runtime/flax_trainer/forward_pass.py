@@ -9,8 +9,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from capstan_runtime.flax_trainer import random
+
+
+class Buffer(nnx.Variable[jax.Array]):
+    """State that no gradient moves (`ParameterSpec.is_trained`). `leaf` is its name; `leaves.Structure` tells it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,8 @@ class Pass:
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     losses: dict[str, jax.Array] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
+    proposals: dict[str, jax.Array] = field(default_factory=dict)
+    """What modules propose as next values of their buffers, by name."""
 
     @property
     def is_training(self) -> bool:
@@ -47,6 +54,11 @@ class Pass:
         """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
         return (x if self.perturbation is None else x + self.perturbation).astype(self.dtype)
 
+    def propose(self, buffer: Buffer, value: jax.Array) -> None:
+        """The buffer's next value as this micro-step would have it, fp32; the mean over all of them is taken. Proposed
+        twice, the later one counts."""
+        self.proposals[buffer.leaf] = value
+
 
 def through_layers(
     layer: Callable[[jax.Array, Any, Pass], jax.Array], x: jax.Array, stacked: Any, numbers: range, here: Pass
@@ -54,18 +66,22 @@ def through_layers(
     """`x` through the layers `numbers` in a loop: `layer(x, parameters, here)` with each layer's slice of `stacked`,
     which holds all layers.
 
-    Every layer has its own keys. What it adds to the loss inside the loop reaches `here` as a sum.
+    Every layer has its own keys. What it adds to the loss inside the loop reaches `here` as a sum, and what it proposes
+    stacked.
     """
 
-    def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
         number, parameters = numbered
         keys_B = None if here.keys_B is None else random.at(here.keys_B, number)
-        inside = replace(here, keys_B=keys_B, number=number, losses={})
-        return layer(x, parameters, inside), inside.losses
+        inside = replace(here, keys_B=keys_B, number=number, losses={}, proposals={})
+        return layer(x, parameters, inside), (inside.losses, inside.proposals)
 
     if len(numbers) < len(jax.tree.leaves(stacked)[0]):
         stacked = jax.tree.map(lambda whole: whole[numbers.start : numbers.stop], stacked)
-    x, losses = jax.lax.scan(run, x, (jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32), stacked))
+    x, (losses, proposals) = jax.lax.scan(run, x, (jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32), stacked))
     for name, values in losses.items():
         here.add_loss(name, jnp.sum(values))
+    for name, values in proposals.items():  # a loop over the layers may come in parts, first to last
+        before = here.proposals.get(name)
+        here.proposals[name] = values if before is None else jnp.concatenate([before, values])
     return x

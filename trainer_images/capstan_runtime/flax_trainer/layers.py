@@ -9,17 +9,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from capstan_runtime.model_spec import GROUP_NORM_EPSILON
 
-
-def _parameter(*shape: int) -> nnx.Param[jax.Array]:
+def parameter(*shape: int) -> nnx.Param[jax.Array]:
     return nnx.Param(jnp.zeros(shape, jnp.float32))
 
 
 class Linear(nnx.Module):
     def __init__(self, inputs: int, outputs: int, *, bias: bool = False) -> None:
-        self.weight = _parameter(outputs, inputs)
-        self.bias = _parameter(outputs) if bias else None
+        self.weight = parameter(outputs, inputs)
+        self.bias = parameter(outputs) if bias else None
 
     def __call__(self, x_BI: jax.Array) -> jax.Array:
         """[..., I] to [..., O]."""
@@ -29,7 +27,7 @@ class Linear(nnx.Module):
 
 class Embedding(nnx.Module):
     def __init__(self, vocabulary: int, dim: int) -> None:
-        self.weight = _parameter(vocabulary, dim)
+        self.weight = parameter(vocabulary, dim)
 
     def __call__(self, tokens_BT: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """[B, T] to [B, T, D] of type `dtype`."""
@@ -40,7 +38,7 @@ class RmsNorm(nnx.Module):
     """Zhang and Sennrich, 2019 (1910.07467), computed in fp32."""
 
     def __init__(self, dim: int, epsilon: float) -> None:
-        self.weight = _parameter(dim)
+        self.weight = parameter(dim)
         self.epsilon = epsilon
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
@@ -49,28 +47,11 @@ class RmsNorm(nnx.Module):
         return (x * scale * self.weight[...]).astype(x_BTD.dtype)
 
 
-class GroupNorm(nnx.Module):
-    """Wu and He, 2018 (1803.08494), computed in fp32: unlike batch statistics, it does not see how a batch is cut."""
-
-    def __init__(self, channels: int, groups: int) -> None:
-        self.weight = _parameter(channels)
-        self.bias = _parameter(channels)
-        self.groups = groups
-
-    def __call__(self, x_BSSC: jax.Array) -> jax.Array:
-        shape = x_BSSC.shape
-        grouped = x_BSSC.astype(jnp.float32).reshape(*shape[:-1], self.groups, shape[-1] // self.groups)
-        mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
-        variance = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
-        normal = ((grouped - mean) * jax.lax.rsqrt(variance + GROUP_NORM_EPSILON)).reshape(shape)
-        return (normal * self.weight[...] + self.bias[...]).astype(x_BSSC.dtype)
-
-
 class Kernel(nnx.Module):
     """The weight of a convolution without bias; zeros around the image keep its size at stride 1."""
 
     def __init__(self, channels_in: int, channels_out: int, size: int) -> None:
-        self.weight = _parameter(channels_out, channels_in, size, size)
+        self.weight = parameter(channels_out, channels_in, size, size)
 
     def __call__(self, x_BSSC: jax.Array, stride: int) -> jax.Array:
         margin = self.weight.shape[-1] // 2
@@ -81,17 +62,6 @@ class Kernel(nnx.Module):
             padding=((margin, margin), (margin, margin)),
             dimension_numbers=("NHWC", "OIHW", "NHWC"),
         )
-
-
-class Convolution(nnx.Module):
-    """A convolution and the group normalisation after it."""
-
-    def __init__(self, channels_in: int, channels_out: int, size: int, groups: int) -> None:
-        self.conv = Kernel(channels_in, channels_out, size)
-        self.norm = GroupNorm(channels_out, groups)
-
-    def __call__(self, x_BSSC: jax.Array, stride: int = 1) -> jax.Array:
-        return self.norm(self.conv(x_BSSC, stride))
 
 
 def rotary_table(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

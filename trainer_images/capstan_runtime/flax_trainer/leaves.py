@@ -17,6 +17,7 @@ from flax import nnx
 from capstan_runtime.contract.models import Model
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import LocalTensor, TensorSource
+from capstan_runtime.flax_trainer.forward_pass import Buffer
 from capstan_runtime.flax_trainer.models import AnyModel, build_model
 from capstan_runtime.model_spec import (
     STEP_NAME,
@@ -41,6 +42,8 @@ class Leaf:
     parameters: tuple[ParameterSpec, ...]
     """The canonical parameters it is made of, first layer to last."""
     shape: tuple[int, ...]
+    name: str
+    """Where it is in the module: that of its parameter or, if it is stacked, what theirs are without the layer."""
 
     @property
     def decays(self) -> bool:
@@ -70,7 +73,7 @@ class Leaf:
 
     def _read(self, source: TensorSource, kind: str | None, shape: tuple[int, ...]) -> np.ndarray:
         one = shape[self.stack :]
-        parts = [read_tensor(source, tensor_name(spec.name, kind), one) for spec in self.parameters]
+        parts = [read_tensor(source, spec.tensor_name(kind), one) for spec in self.parameters]
         whole = np.stack(parts) if len(parts) > 1 else parts[0]
         return whole.astype(np.float32, copy=False).reshape(shape)
 
@@ -81,16 +84,32 @@ class Leaf:
 class Structure:
     """A model without its values: what turns a flat list of arrays into a module, inside a compiled function."""
 
+    leaves: list[Leaf]
+    """The parameters."""
+    buffers: list[Leaf]
+    """The state that no gradient moves."""
+
     def __init__(self, model: Model, data: DataSpec) -> None:
         """Raises ConfigError if the model cannot take such data."""
         by_name = {spec.name: spec for spec in parameter_table(model, data)}
-        self._graph, state = nnx.split(nnx.eval_shape(lambda: build_model(model, data)))
-        paths, self._tree = jax.tree_util.tree_flatten_with_path(state)
-        self.leaves = [_leaf(_dotted(path), value.shape, by_name) for path, value in paths]
+        module = nnx.eval_shape(lambda: build_model(model, data))
+        for path, buffer in nnx.to_flat_state(nnx.state(module, Buffer)):
+            buffer.set_metadata(leaf=".".join(map(str, path)))
+        self._graph, *states = nnx.split(module, nnx.Param, Buffer)
+        paths, self._trees = zip(*map(jax.tree_util.tree_flatten_with_path, states), strict=True)
+        self.leaves, self.buffers = (
+            [_leaf(_dotted(path), value.shape, by_name) for path, value in kind] for kind in paths
+        )
+
+    @property
+    def everything(self) -> list[Leaf]:
+        """The parameters, then the buffers."""
+        return [*self.leaves, *self.buffers]
 
     def assemble(self, values: Sequence[jax.Array]) -> AnyModel:
-        """The module whose parameters are `values`, in the order of `leaves`."""
-        return nnx.merge(self._graph, jax.tree_util.tree_unflatten(self._tree, values))
+        """The module whose arrays are `values`, in the order of `everything`."""
+        parts = values[: len(self.leaves)], values[len(self.leaves) :]
+        return nnx.merge(self._graph, *map(jax.tree_util.tree_unflatten, self._trees, parts))
 
 
 def _dotted(path: tuple[Any, ...]) -> str:
@@ -100,25 +119,25 @@ def _dotted(path: tuple[Any, ...]) -> str:
 
 def _leaf(name: str, shape: tuple[int, ...], by_name: dict[str, ParameterSpec]) -> Leaf:
     if name in by_name:
-        return Leaf((by_name[name],), shape)
+        return Leaf((by_name[name],), shape, name)
     stack, _, rest = name.partition(".")
-    return Leaf(tuple(by_name[f"{stack}.{layer}.{rest}"] for layer in range(shape[0])), shape)
+    return Leaf(tuple(by_name[f"{stack}.{layer}.{rest}"] for layer in range(shape[0])), shape, name)
 
 
 def export_leaves(
-    leaves: Sequence[Leaf],
-    values: Sequence[tuple[str | None, Sequence[jax.Array]]],
+    values: Sequence[tuple[str | None, Sequence[Leaf], Sequence[jax.Array]]],
     step: int,
     rank: int,
     world: int,
 ) -> Iterator[LocalTensor]:
-    """This rank's even share of parameters (kind None) and their state, which every rank holds whole, and of the step.
+    """This rank's even share of parameters and buffers (kind None) and of parameters' state, which every rank holds
+    whole, and of the step.
 
     Only the leaves of that share leave the device.
     """
     stored = [
         (leaf, index, kind, array)
-        for kind, arrays in values
+        for kind, leaves, arrays in values
         for leaf, array in zip(leaves, arrays, strict=True)
         for index in range(len(leaf.parameters))
     ]

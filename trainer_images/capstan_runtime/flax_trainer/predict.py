@@ -26,7 +26,7 @@ def build(signature: Signature, source: TensorSource, slots: int) -> Classifier 
     structure = Structure(signature.model, data_spec_of(signature))
     with translated_errors():
         kind = served_kind(source)
-        parameters = [jax.device_put(leaf.read(source, kind)) for leaf in structure.leaves]
+        parameters = [jax.device_put(leaf.read(source, kind)) for leaf in structure.everything]
         if signature.kind == "tokens":
             return FlaxDecoder(signature, structure, parameters, slots)
         return FlaxClassifier(signature, structure, parameters)

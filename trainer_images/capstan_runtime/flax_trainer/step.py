@@ -28,7 +28,7 @@ REPLICATED = PartitionSpec()
 BY_SAMPLE = PartitionSpec(None, AXIS)
 """Of [M, G, …]: each device has its share of every micro-step."""
 
-TrainStep = Callable[..., tuple[Leaves, list[Leaves], jax.Array]]
+TrainStep = Callable[..., tuple[Leaves, list[Leaves], Leaves, jax.Array]]
 EvaluationStep = Callable[..., jax.Array]
 Sums = TypeVar("Sums")
 
@@ -45,34 +45,40 @@ class StepPlan:
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
-    """`step(parameters, state, batch, numbers)`.
+    """`step(parameters, state, buffers, batch, numbers)`.
 
     The arrays of the batch, [M, G, …], are spread over the devices; numbers as `UpdatePlan` gives them.
-    Returns new parameters and state, in the buffers of the old ones, and [loss, gradient norm before clipping].
+    Returns new parameters, state and buffers, in the memory of the old ones, and [loss, gradient norm before clipping].
     """
     devices = mesh.size
 
-    def loss_of(parameters: Leaves, factor: jax.Array, batch: Batch[jax.Array]) -> jax.Array:
-        return plan.objective(plan.structure.assemble(parameters), batch, Pass(plan.dtype, batch.keys)) * factor
+    def loss_of(
+        parameters: Leaves, buffers: Leaves, factor: jax.Array, batch: Batch[jax.Array]
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        here = Pass(plan.dtype, batch.keys)
+        loss = plan.objective(plan.structure.assemble([*parameters, *buffers]), batch, here)
+        return loss * factor, here.proposals
 
     def step(
-        parameters: Leaves, state: list[Leaves], batch: Batch[jax.Array], numbers: jax.Array
-    ) -> tuple[Leaves, list[Leaves], jax.Array]:
-        gradient = functools.partial(jax.value_and_grad(loss_of), parameters, numbers[-1])
+        parameters: Leaves, state: list[Leaves], buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array
+    ) -> tuple[Leaves, list[Leaves], Leaves, jax.Array]:
+        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, numbers[-1])
         sums = _sum_over_micro_steps(gradient, batch)
-        loss, gradients = _mean_over_devices(sums, devices * len(batch.inputs), devices)
+        (loss, proposals), gradients = _mean_over_devices(sums, devices * len(batch.inputs), devices)
         parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers)
-        return parameters, state, jnp.stack([loss, norm])
+        named = zip(plan.structure.buffers, buffers, strict=True)
+        moved = [proposals.get(leaf.name, buffer) for leaf, buffer in named]
+        return parameters, state, plan.update.unless_dropped(norm, moved, buffers), jnp.stack([loss, norm])
 
     spread = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
+        in_specs=(REPLICATED, REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
         out_specs=REPLICATED,
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
     )
-    return jax.jit(spread, donate_argnums=(0, 1))
+    return jax.jit(spread, donate_argnums=(0, 1, 2))
 
 
 def _sum_over_micro_steps(function: Callable[[Batch[jax.Array]], Sums], batch: Batch[jax.Array]) -> Sums:
@@ -93,7 +99,7 @@ def _sum_over_micro_steps(function: Callable[[Batch[jax.Array]], Sums], batch: B
     return sums
 
 
-def _mean_over_devices(sums: tuple[jax.Array, Leaves], terms: int, devices: int) -> tuple[jax.Array, Leaves]:
+def _mean_over_devices(sums: Sums, terms: int, devices: int) -> Sums:
     """The sums over all devices divided by `terms`."""
     if devices > 1 and jax.default_backend() == "cpu":
         # As one array: gloo pays per message, and nobody combines them for it as XLA does for NCCL. 2.7 times faster
@@ -106,13 +112,14 @@ def _mean_over_devices(sums: tuple[jax.Array, Leaves], terms: int, devices: int)
 
 
 def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
-    """`step(parameters, batch)` over this process's devices alone, so nobody waits for anybody.
+    """`step(values, batch)` over this process's devices alone, so nobody waits for anybody.
 
+    values are the parameters, then the buffers.
     Returns [loss, correct, count], fp32 [3]: sums over samples, or over tokens, each times its sample's weight.
     """
 
-    def step(parameters: Leaves, batch: Batch[jax.Array]) -> jax.Array:
-        model = plan.structure.assemble(parameters)
+    def step(values: Leaves, batch: Batch[jax.Array]) -> jax.Array:
+        model = plan.structure.assemble(values)
 
         def sums_of(batch: Batch[jax.Array]) -> jax.Array:
             logits, targets = model(batch.inputs, Pass(plan.dtype)), batch.targets

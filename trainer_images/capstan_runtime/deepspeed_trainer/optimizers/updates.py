@@ -58,10 +58,10 @@ class Updates:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
 
-    def settle(self, engine: Any) -> Tensor | float:
-        """The gradient's norm, before clipping, of the step that `engine`, a DeepSpeedEngine, has just made. When the
-        update was dropped, torch's own count of steps is brought up to ours: it goes into the next update, and a
-        resumed run starts it from ours."""
+    def settle(self, engine: Any) -> tuple[Tensor | float, bool]:
+        """The gradient's norm, before clipping, of the step that `engine`, a DeepSpeedEngine, has just made; and
+        whether its update was dropped. If so, torch's own count of steps is brought up to ours: it goes into the next
+        update, and a resumed run starts it from ours."""
         if self._stage == 0:
             norm = self._norm
             is_dropped = self._drops_non_finite and not math.isfinite(norm)
@@ -72,7 +72,7 @@ class Updates:
             norm = math.inf if is_dropped else engine.get_global_grad_norm()
         if is_dropped:
             count_step(self.optimizer)
-        return norm
+        return norm, is_dropped
 
     def _measure_and_clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """At stage 0, where DeepSpeed forgets the norm; without waiting for the device, unless updates are dropped."""

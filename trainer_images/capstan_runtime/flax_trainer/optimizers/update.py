@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +34,7 @@ from capstan_runtime.flax_trainer.optimizers.momentum import lion, novograd, sgd
 from capstan_runtime.model_spec import output_layer
 from capstan_runtime.updates import EMA, SLOW_WEIGHTS, StateKind, state_kinds, update_numbers
 
+Tree = TypeVar("Tree")
 Rule = Callable[..., tuple[jax.Array, ...]]
 """`rule(config, numbers, weights, gradient, *state)` gives new weights and state of one leaf."""
 _RULES: dict[type, Rule] = {
@@ -81,10 +82,14 @@ class UpdatePlan:
         at = dict(zip(names, numbers[:-1], strict=True))
         norm, gradients = self._prepared(parameters, gradients)
         updated = self._updated(parameters, state, gradients, at)
-        if self.drops_non_finite:
-            keeps = jnp.isfinite(norm)
-            updated = jax.tree.map(lambda new, old: jnp.where(keeps, new, old), updated, (parameters, state))
-        return *updated, norm
+        return *self.unless_dropped(norm, updated, (parameters, state)), norm
+
+    def unless_dropped(self, norm: jax.Array, updated: Tree, old: Tree) -> Tree:
+        """What an update with a gradient of that norm leaves: `updated` or, where it is dropped, what was there."""
+        if not self.drops_non_finite:
+            return updated
+        keeps = jnp.isfinite(norm)
+        return jax.tree.map(lambda new, old: jnp.where(keeps, new, old), updated, old)
 
     def _prepared(self, parameters: Leaves, gradients: Leaves) -> tuple[jax.Array, Leaves]:
         """The norm, and the gradients as the optimizer takes them."""

@@ -1,0 +1,37 @@
+"""The multi-layer perceptron as a torch module. Attribute names are the canonical parameter names of `model_spec`."""
+
+# Calling a torch module has no type.
+# mypy: disable-error-code="no-any-return"
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from capstan_runtime.contract.models import Mlp
+from capstan_runtime.deepspeed_trainer.components.normalisation import build_norm
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass
+from capstan_runtime.deepspeed_trainer.layers import Linear
+
+
+class MlpModel(nn.Module):
+    def __init__(self, config: Mlp, inputs: int, outputs: int) -> None:
+        super().__init__()
+        widths = [inputs, *config.hidden]
+        self.layers = nn.ModuleList(
+            Linear(width_in, width_out, bias=True) for width_in, width_out in zip(widths, config.hidden, strict=False)
+        )
+        norms = (
+            [build_norm(config.norm.value, width, has_positions=False) for width in config.hidden]
+            if config.norm is not None
+            else []
+        )
+        self.norms = nn.ModuleList(norms)
+        self.head = Linear(widths[-1], outputs, bias=True)
+
+    def forward(self, inputs: Tensor, here: Pass) -> Tensor:
+        x = here.perturbed(inputs).flatten(1)
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.norms:
+                x = self.norms[number](x, here)
+            x = F.gelu(x)
+        return self.head(x)

@@ -1,0 +1,33 @@
+"""The multi-layer perceptron as an NNX module. Attribute names are the canonical parameter names of `model_spec`."""
+
+import jax
+from flax import nnx
+
+from capstan_runtime.contract.models import Mlp
+from capstan_runtime.flax_trainer.components.normalisation import build_norm
+from capstan_runtime.flax_trainer.forward_pass import Pass
+from capstan_runtime.flax_trainer.layers import Linear
+
+
+class MlpModel(nnx.Module):
+    def __init__(self, config: Mlp, inputs: int, outputs: int) -> None:
+        widths = [inputs, *config.hidden]
+        self.layers = nnx.List(
+            Linear(width_in, width_out, bias=True) for width_in, width_out in zip(widths, config.hidden, strict=False)
+        )
+        norms = (
+            [build_norm(config.norm.value, width, has_positions=False) for width in config.hidden]
+            if config.norm is not None
+            else []
+        )
+        self.norms = nnx.List(norms)
+        self.head = Linear(widths[-1], outputs, bias=True)
+
+    def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
+        x = here.perturbed(inputs).reshape(len(inputs), -1)
+        for number, layer in enumerate(self.layers):
+            x = layer(x)
+            if self.norms:
+                x = self.norms[number](x, here)
+            x = jax.nn.gelu(x, approximate=False)
+        return self.head(x)
