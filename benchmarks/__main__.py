@@ -15,6 +15,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "serving": (),
     "rollouts": ("requests",),
     "loop_overhead": ("turns",),
+    "convergence": ("decoder_steps",),
     "machinery": (),
     "verdicts": ("rounds", "repetitions"),
 }
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=10, help="recovery: processes killed per framework (default 10)")
     parser.add_argument("--requests", type=int, default=20_000, help="rollouts: of each change (default 20,000)")
     parser.add_argument("--turns", type=int, default=10, help="loop_overhead: of loop and bare step (default 10)")
+    parser.add_argument("--decoder-steps", type=int, default=600, help="convergence: of the decoder (default 600)")
     parser.add_argument("--rounds", type=int, default=20, help="verdicts: of each kind (default 20)")
     parser.add_argument("--repetitions", type=int, default=10, help="verdicts: runs on each side (default 10)")
     parser.add_argument("--write", action="store_true", help="write the table to benchmarks/<date>.md")
