@@ -277,6 +277,10 @@ REFUSED = {
         ),
         "deepspeed.zeroStage 1 cannot train with training.adaptiveClip: it needs whole parameters",
     ),
+    "Sophia over whole ZeRO": (
+        a_spec(framework={"deepspeed": {"zeroStage": 3}}, optimizer={"sophia": {"learningRate": 0.01}}),
+        "deepspeed.zeroStage 3 cannot train with optimizer.sophia: its second backward pass needs whole parameters",
+    ),
     "a plateau without evaluations": (
         a_spec(schedule={"plateau": {}}),
         "schedule: plateau follows evaluations, and there are none; set training.evaluation",

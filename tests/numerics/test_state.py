@@ -92,16 +92,49 @@ def carry_on(
 LONG, SHORT = 200, 5
 WITH_ADAMW: Document = {"optimizer": ADAMW}
 WITH_SGD: Document = {"optimizer": SGD, "gradient_clip": None}
+WRAPPED: Document = {"optimizer": {"adan": {"learningRate": 3e-3}}, "training": {"lookahead": {"steps": 2}, "ema": {}}}
+OPTIMIZERS: dict[str, Document] = {
+    "Sophia": {"sophia": {"learningRate": 3e-3, "hessianEverySteps": 2}},
+    "Adan": {"adan": {"learningRate": 3e-3}},
+    "Lion": {"lion": {"learningRate": 1e-3}},
+    "AdaBelief": {"adabelief": {"learningRate": 3e-3}},
+    "RAdam": {"radam": {"learningRate": 3e-3}},
+    "diffGrad": {"diffgrad": {"learningRate": 3e-3}},
+    "Yogi": {"yogi": {"learningRate": 3e-3}},
+    "NovoGrad": {"novograd": {"learningRate": 3e-3}},
+}
+STAGES = {"NovoGrad": (0,), "Sophia": (0, 1, 2)}
+"""Those that can be had with an optimizer, where it is not all of them."""
 RESUMED = {
     "flax, mlp, AdamW": (FLAX, MLP, WITH_ADAMW, LONG),
     "zero1, mlp, AdamW": (deepspeed(1), MLP, WITH_ADAMW, LONG),
     **{f"zero{stage}, cnn, AdamW": (deepspeed(stage), CNN, WITH_ADAMW, SHORT) for stage in (0, 2, 3)},
+    "zero2, mlp, Adan with slow weights and an average": (deepspeed(2), MLP, WRAPPED, SHORT),
     "flax, tied transformer, SGD": (FLAX, TIED, WITH_SGD, SHORT),
     "zero3, tied transformer, SGD": (deepspeed(3), TIED, WITH_SGD, SHORT),
 }
 
 
-@pytest.mark.parametrize(("framework", "model", "options", "steps"), RESUMED.values(), ids=RESUMED)
+EVERY = {
+    **{
+        f"flax, tied transformer, {name}": (FLAX, TIED, {"optimizer": each}, SHORT) for name, each in OPTIMIZERS.items()
+    },
+    **{
+        f"zero{stage}, tied transformer, {name}": (deepspeed(stage), TIED, {"optimizer": each}, SHORT)
+        for name, each in OPTIMIZERS.items()
+        for stage in STAGES.get(name, range(4))
+    },
+}
+"""Every optimizer at every stage, which takes minutes."""
+
+
+@pytest.mark.parametrize(
+    ("framework", "model", "options", "steps"),
+    [
+        *(pytest.param(*case, id=name) for name, case in RESUMED.items()),
+        *(pytest.param(*case, id=name, marks=pytest.mark.full) for name, case in EVERY.items()),
+    ],
+)
 def test_two_processes_resume_to_the_last_bit(
     framework: Document, model: Document, options: Document, steps: int
 ) -> None:

@@ -102,6 +102,20 @@ def test_the_optimizer_s_state_is_written_only_when_asked_for(tmp_path: Path) ->
     assert (loaded["optimizer/step"].shape, int(loaded["optimizer/step"])) == ((), 120)
 
 
+def test_the_average_of_a_run_that_kept_one_has_the_names_of_the_modules(tmp_path: Path) -> None:
+    averages = {f"ema/{name}": array + array.dtype.type(1) for name, array in PARAMETERS.items() if name != "mask"}
+    state = {**STATE, **averages}
+    convert(ROOT, manifest_of(state), Source(state), tmp_path / "model")
+    loaded = load_file(tmp_path / "model" / "model.safetensors")
+    assert {name: array.tobytes() for name, array in loaded.items()} == {
+        name.removeprefix("ema/"): array.tobytes() for name, array in averages.items()
+    }
+    assert "moving average of the parameters" in (tmp_path / "model" / "README.md").read_text()
+    convert(ROOT, manifest_of(state), Source(state), tmp_path / "all", with_optimizer=True)
+    everything = load_file(tmp_path / "all" / "model.safetensors")
+    assert set(everything) == {name.removeprefix("ema/") for name in averages} | set(STATE)
+
+
 def test_a_large_model_is_several_files_with_an_index(tmp_path: Path) -> None:
     converted = convert(ROOT, manifest_of(STATE), Source(STATE), tmp_path / "model", file_bytes=52)
     names = [file.name for file in converted.files]

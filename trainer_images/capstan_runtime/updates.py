@@ -21,11 +21,12 @@ from capstan_runtime.contract.optimizers import (
     Optimizer,
     RAdam,
     Sgd,
+    Sophia,
     Yogi,
 )
 from capstan_runtime.contract.training import Ema, Training
 
-SLOW_WEIGHTS, EMA = "slow_weights", "ema"
+SLOW_WEIGHTS, EMA, HESSIAN = "slow_weights", "ema", "hessian"
 _RECTIFIABLE = 5.0
 """Length of RAdam's approximated average above which the second moment is used: of the authors' code, of torch and of
 optax; the paper's text says 4, which it calls an approximation."""
@@ -65,6 +66,8 @@ def _kinds_of(optimizer: Optimizer) -> tuple[StateKind, ...]:
         case Adan():
             names = ("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_gradient")
             return tuple(StateKind(name) for name in names)
+        case Sophia():
+            return StateKind("exp_avg"), StateKind(HESSIAN)
         case Lion():
             return (StateKind("exp_avg"),)
         case NovoGrad():
@@ -82,7 +85,8 @@ def update_numbers(optimizer: Optimizer, training: Training, learning_rate: floa
 
     `decay`: what weights lose to weight decay (decoupled: Loshchilov and Hutter, 1711.05101). `rate`: of the update,
     with the correction of the first moment in it. `slow_rate`: how far the slow weights go, 0 except when they are due.
-    `ema_rate`: share of the weights in their new average.
+    `ema_rate`: share of the weights in their new average. `hessian_rate`: of a new estimate of the Hessian's diagonal,
+    0 when none is due.
     """
     numbers = {"decay": learning_rate * optimizer.value.weight_decay, "rate": learning_rate}
     numbers.update(_numbers_of(optimizer, learning_rate, step))
@@ -103,6 +107,9 @@ def _numbers_of(optimizer: Optimizer, learning_rate: float, step: int) -> Iterat
             yield "rate", learning_rate / (1.0 - config.beta1**step) * (rectification or 1.0)
             yield "root_correction", math.sqrt(1.0 - config.beta2**step)
             yield "is_rectified", float(rectification is not None)
+        case Sophia() as config:
+            is_due = (step - 1) % config.hessian_every_steps == 0
+            yield "hessian_rate", 1.0 - config.beta2 if is_due else 0.0
         case Adan() as config:
             yield "first_correction", 1.0 - config.beta1**step
             yield "difference_correction", 1.0 - config.beta2**step

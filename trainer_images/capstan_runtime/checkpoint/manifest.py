@@ -165,6 +165,11 @@ class Manifest(Record):
     a user's own program saved it."""
 
     @property
+    def has_average(self) -> bool:
+        """Whether the run kept a moving average of its weights, which is served instead of them."""
+        return any(tensor.name.startswith("ema/") for tensor in self.tensors)
+
+    @property
     def figures(self) -> dict[str, float]:
         """The last step's loss, if it was told, and `metrics`."""
         loss = self.trainer.loss

@@ -44,7 +44,9 @@ def model_card(provenance: Provenance, files: Sequence[WrittenFile], elements: i
     manifest = provenance.manifest
     trainer = manifest.trainer
     saved = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(manifest.created_at))
-    contents = "parameters and optimizer state" if provenance.with_optimizer else "parameters"
+    contents = "moving average of the parameters" if manifest.has_average else "parameters"
+    if provenance.with_optimizer:
+        contents += " and the run's other state" if manifest.has_average else " and optimizer state"
     data = f"`{trainer.data_fingerprint}`" if trainer.data_fingerprint else "the program's own"
     facts = {
         **_model(manifest),

@@ -38,6 +38,24 @@ class Sgd(Record):
     weight_decay: WeightDecay = 0.0
 
 
+class Sophia(Record):
+    """Sophia-G (Liu et al., 2305.14342): momentum over the Hessian's diagonal, and no step longer than the learning
+    rate. The diagonal is estimated every few steps by Gauss-Newton-Bartlett: a second backward pass, with labels that
+    are drawn from what the model says."""
+
+    learning_rate: LearningRate
+    beta1: Beta1 = 0.965
+    beta2: Annotated[float, Field(ge=0.0, lt=1.0, description="Decay of the Hessian's diagonal.")] = 0.99
+    gamma: Annotated[
+        float, Field(gt=0.0, description="What the Hessian's diagonal is multiplied by: the less, the more is clipped.")
+    ] = 0.05
+    epsilon: Annotated[float, Field(gt=0.0, description="Least value of what is divided by.")] = 1e-12
+    hessian_every_steps: Annotated[
+        int, Field(ge=1, description="Steps between two estimates of the Hessian's diagonal; k in the paper.")
+    ] = 10
+    weight_decay: WeightDecay = 0.2
+
+
 class Adan(Record):
     """Adan (Xie et al., 2208.06677): Nesterov momentum from the difference of successive gradients."""
 
@@ -123,6 +141,10 @@ class Optimizer(OneOf):
 
     adamw: Annotated[AdamW | None, Field(description="AdamW.")] = None
     sgd: Annotated[Sgd | None, Field(description="SGD with momentum.")] = None
+    sophia: Annotated[
+        Sophia | None,
+        Field(description="Sophia-G. With DeepSpeed it needs zeroStage 0, 1 or 2: it makes a second backward pass."),
+    ] = None
     adan: Annotated[Adan | None, Field(description="Adan.")] = None
     lion: Annotated[Lion | None, Field(description="Lion.")] = None
     adabelief: Annotated[AdaBelief | None, Field(description="AdaBelief.")] = None

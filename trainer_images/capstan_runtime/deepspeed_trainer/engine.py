@@ -25,6 +25,7 @@ from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model
 from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
 from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_weights
+from capstan_runtime.deepspeed_trainer.optimizers.gauss_newton import hessian_diagonal
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
@@ -106,6 +107,10 @@ class DeepSpeedEngine:
                 self._engine.backward(loss)
                 proposals.add(here.proposals)
                 loss_sum += loss.detach()
+            if self._updates.wants_hessian:
+                named = dict(self._engine.module.named_parameters())
+                diagonal = hessian_diagonal(self._engine.module, list(named.values()), micro_batches, self._dtype)
+                self._updates.give_hessian(dict(zip(named, diagonal, strict=True)), self._fragments)
             computed = time.perf_counter()
             self._engine.step()
             reduced = dist.all_reduce(loss_sum, async_op=True)

@@ -20,6 +20,7 @@ from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.objective import Objective, cross_entropy
+from capstan_runtime.flax_trainer.optimizers.gauss_newton import sampled_objective
 from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 
@@ -59,13 +60,29 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         loss = plan.objective(plan.structure.assemble([*parameters, *buffers]), batch, here)
         return loss * factor, here.proposals
 
+    def sampled_loss_of(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
+        model = plan.structure.assemble([*parameters, *buffers])
+        return sampled_objective(model, batch, Pass(plan.dtype, batch.keys))
+
+    def sampled_hessian(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array) -> Leaves:
+        """An estimate of its diagonal if one is due in this step, else zeros."""
+
+        def estimate() -> Leaves:
+            sums = _sum_over_micro_steps(functools.partial(jax.grad(sampled_loss_of), parameters, buffers), batch)
+            means = _mean_over_devices(sums, devices * len(batch.inputs), devices)
+            return plan.update.hessian(means, devices * batch.targets.size)
+
+        is_due = plan.update.named(numbers)["hessian_rate"] > 0
+        return jax.lax.cond(is_due, estimate, lambda: [jnp.zeros_like(parameter) for parameter in parameters])
+
     def step(
         parameters: Leaves, state: list[Leaves], buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array
     ) -> tuple[Leaves, list[Leaves], Leaves, jax.Array]:
         gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, numbers[-1])
         sums = _sum_over_micro_steps(gradient, batch)
         (loss, proposals), gradients = _mean_over_devices(sums, devices * len(batch.inputs), devices)
-        parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers)
+        hessian = sampled_hessian(parameters, buffers, batch, numbers) if plan.update.samples_hessian else None
+        parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers, hessian)
         named = zip(plan.structure.buffers, buffers, strict=True)
         moved = [proposals.get(leaf.name, buffer) for leaf, buffer in named]
         return parameters, state, plan.update.unless_dropped(norm, moved, buffers), jnp.stack([loss, norm])

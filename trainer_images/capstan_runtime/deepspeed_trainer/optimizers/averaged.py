@@ -42,6 +42,7 @@ def _spread_masters(engine: Any) -> None:
     if stage in (1, 2):
         optimizer.update_lp_params()
     elif stage == 3:
+        optimizer._partition_all_parameters()  # else what is whole now would be taken for up to date
         for group in range(len(optimizer.fp16_groups)):
             optimizer._reassign_or_swap_out_partitioned_parameters(group)
         if optimizer.persistent_parameters:  # small ones, which are whole on every rank all the time

@@ -2,7 +2,7 @@
 
 import torch
 
-from capstan_runtime.contract.optimizers import Lion, NovoGrad, Sgd
+from capstan_runtime.contract.optimizers import Lion, NovoGrad, Sgd, Sophia
 from capstan_runtime.deepspeed_trainer.optimizers.adam import Numbers, Tensors
 
 
@@ -26,6 +26,17 @@ def lion(config: Lion, at: Numbers, w: Tensors, g: Tensors, m: Tensors) -> None:
     torch._foreach_add_(w, direction, alpha=-at["rate"])
     torch._foreach_mul_(m, config.beta2)
     torch._foreach_add_(m, g, alpha=1.0 - config.beta2)
+
+
+def sophia(config: Sophia, at: Numbers, w: Tensors, g: Tensors, m: Tensors, h: Tensors) -> None:
+    """`h`: with what this step has found of the Hessian's diagonal in it."""
+    torch._foreach_lerp_(m, g, 1.0 - config.beta1)
+    divisor = torch._foreach_mul(h, config.gamma)
+    torch._foreach_clamp_min_(divisor, config.epsilon)
+    direction = torch._foreach_div(m, divisor)
+    torch._foreach_clamp_min_(direction, -1.0)
+    torch._foreach_clamp_max_(direction, 1.0)
+    torch._foreach_add_(w, direction, alpha=-at["rate"])
 
 
 def novograd(config: NovoGrad, at: Numbers, w: Tensors, g: Tensors, m: Tensors, v: Tensors) -> None:

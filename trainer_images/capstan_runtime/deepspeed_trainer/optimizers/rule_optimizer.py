@@ -16,15 +16,17 @@ from capstan_runtime.contract.optimizers import (
     Optimizer,
     RAdam,
     Sgd,
+    Sophia,
     Yogi,
 )
 from capstan_runtime.deepspeed_trainer.optimizers.adam import adabelief, adan, diffgrad, radam, yogi
-from capstan_runtime.deepspeed_trainer.optimizers.momentum import lion, novograd, sgd
+from capstan_runtime.deepspeed_trainer.optimizers.momentum import lion, novograd, sgd, sophia
 
 Rule = Callable[..., None]
 """`rule(config, numbers, weights, gradients, *state)` over lists of tensors, in place."""
 _RULES: dict[type, Rule] = {
     Sgd: sgd,
+    Sophia: sophia,
     Adan: adan,
     Lion: lion,
     AdaBelief: adabelief,

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.deepspeed_trainer.fragments import Fragment
 from capstan_runtime.deepspeed_trainer.optimizers.gradients import centralize_gradients, clip_by_unit
 from capstan_runtime.deepspeed_trainer.optimizers.rule_optimizer import build_optimizer
 from capstan_runtime.deepspeed_trainer.optimizers.state import count_step
 from capstan_runtime.model_spec import ParameterSpec, output_layer
-from capstan_runtime.updates import EMA, SLOW_WEIGHTS, state_kinds, update_numbers
+from capstan_runtime.updates import EMA, HESSIAN, SLOW_WEIGHTS, state_kinds, update_numbers
 
 
 class Updates:
@@ -47,6 +48,9 @@ class Updates:
         self.optimizer = build_optimizer(run.optimizer, own, *groups, self._numbers, device)
         if stage == 0:
             self.optimizer.register_step_pre_hook(self._measure_and_clip)
+        self._found: list[tuple[Tensor, Tensor]] = []
+        if any(kind.name == HESSIAN for kind in self.kinds):
+            self.optimizer.register_step_pre_hook(self._take_hessian)
         if self._training.lookahead is not None:
             self.optimizer.register_step_post_hook(self._move_slow_weights)
         if self._training.ema is not None:
@@ -57,6 +61,19 @@ class Updates:
         self._numbers.update(update_numbers(self._optimizer_config, self._training, learning_rate, step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
+        self._found.clear()
+
+    @property
+    def wants_hessian(self) -> bool:
+        """Whether the step to come needs a new estimate of the Hessian's diagonal, before it is made."""
+        return bool(self._numbers.get("hessian_rate"))
+
+    def give_hessian(self, diagonal: Mapping[str, Tensor], fragments: Iterable[Fragment]) -> None:
+        """The estimate, whole for each parameter, by name; `fragments` are where this rank keeps state."""
+        for fragment in fragments:
+            kept = next(state for kind, state in fragment.tensors.items() if kind is not None and kind.name == HESSIAN)
+            whole = diagonal[fragment.spec.name].view(-1)
+            self._found.append((kept, whole[fragment.start : fragment.start + kept.numel()]))
 
     def settle(self, engine: Any) -> tuple[Tensor | float, bool]:
         """The gradient's norm, before clipping, of the step that `engine`, a DeepSpeedEngine, has just made; and
@@ -86,6 +103,15 @@ class Updates:
             torch.nn.utils.clip_grads_with_norm_(parameters, self._training.gradient_clip, self._norm)
         if self._training.adaptive_clip is not None:
             clip_by_unit(self._training.adaptive_clip, self._clipped_by_unit)
+
+    @torch.no_grad()
+    def _take_hessian(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+        """Before the first of its steps. An update that is dropped takes none: DeepSpeed makes no step then, and at
+        stage 0 there are no gradients."""
+        if self._found and any(p.grad is not None for group in optimizer.param_groups for p in group["params"]):
+            kept, found = (list(each) for each in zip(*self._found, strict=True))
+            torch._foreach_lerp_(kept, found, self._numbers["hessian_rate"])
+            self._found.clear()
 
     @torch.no_grad()
     def _move_slow_weights(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:

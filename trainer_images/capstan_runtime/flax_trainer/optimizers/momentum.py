@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from capstan_runtime.contract.optimizers import Lion, NovoGrad, Sgd
+from capstan_runtime.contract.optimizers import Lion, NovoGrad, Sgd, Sophia
 from capstan_runtime.flax_trainer.optimizers.adam import Arrays, Numbers
 
 
@@ -19,6 +19,13 @@ def sgd(config: Sgd, at: Numbers, w: jax.Array, g: jax.Array, *velocities: jax.A
 def lion(config: Lion, at: Numbers, w: jax.Array, g: jax.Array, m: jax.Array) -> Arrays:
     direction = jnp.sign(m * config.beta1 + g * (1.0 - config.beta1))
     return w - at["rate"] * direction, m * config.beta2 + g * (1.0 - config.beta2)
+
+
+def sophia(config: Sophia, at: Numbers, w: jax.Array, g: jax.Array, m: jax.Array, h: jax.Array) -> Arrays:
+    """`h`: with what this step has found of the Hessian's diagonal in it."""
+    m = m + (g - m) * (1.0 - config.beta1)
+    direction = jnp.clip(m / jnp.maximum(config.gamma * h, config.epsilon), -1.0, 1.0)
+    return w - at["rate"] * direction, m, h
 
 
 def novograd(config: NovoGrad, at: Numbers, w: jax.Array, g: jax.Array, m: jax.Array, v: jax.Array) -> Arrays:

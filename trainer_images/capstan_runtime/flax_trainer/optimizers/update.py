@@ -18,6 +18,7 @@ from capstan_runtime.contract.optimizers import (
     Optimizer,
     RAdam,
     Sgd,
+    Sophia,
     Yogi,
 )
 from capstan_runtime.contract.training import Training
@@ -30,9 +31,9 @@ from capstan_runtime.flax_trainer.optimizers.gradients import (
     clipped_by_unit,
     global_norm,
 )
-from capstan_runtime.flax_trainer.optimizers.momentum import lion, novograd, sgd
+from capstan_runtime.flax_trainer.optimizers.momentum import lion, novograd, sgd, sophia
 from capstan_runtime.model_spec import output_layer
-from capstan_runtime.updates import EMA, SLOW_WEIGHTS, StateKind, state_kinds, update_numbers
+from capstan_runtime.updates import EMA, HESSIAN, SLOW_WEIGHTS, StateKind, state_kinds, update_numbers
 
 Tree = TypeVar("Tree")
 Rule = Callable[..., tuple[jax.Array, ...]]
@@ -40,6 +41,7 @@ Rule = Callable[..., tuple[jax.Array, ...]]
 _RULES: dict[type, Rule] = {
     AdamW: adamw,
     Sgd: sgd,
+    Sophia: sophia,
     Adan: adan,
     Lion: lion,
     AdaBelief: adabelief,
@@ -71,17 +73,46 @@ class UpdatePlan:
         numbers = update_numbers(self.optimizer, self.training, learning_rate, step)
         return np.asarray([*numbers.values(), loss_factor], np.float32)
 
+    def named(self, numbers: jax.Array) -> Numbers:
+        """What `numbers` gave, by name."""
+        return dict(zip(update_numbers(self.optimizer, self.training, 1.0, 1), numbers[:-1], strict=True))
+
+    @property
+    def samples_hessian(self) -> bool:
+        """Whether a step whose number `hessian_rate` is not 0 takes an estimate of the Hessian's diagonal."""
+        return any(kind.name == HESSIAN for kind in self.kinds)
+
+    def hessian(self, sampled: Leaves, targets: int) -> Leaves:
+        """The estimate of its diagonal, from the gradient of the mean loss over `targets` that were drawn from what the
+        model says."""
+        return [targets * jnp.square(gradient) for gradient in self._centralized(sampled)]
+
+    def _centralized(self, gradients: Leaves) -> Leaves:
+        if self.training.centralize_gradients is None:
+            return gradients
+        return [centralized(g, leaf.stack) for g, leaf in zip(gradients, self.leaves, strict=True)]
+
     def apply(
-        self, parameters: Leaves, state: list[Leaves], gradients: Leaves, numbers: jax.Array
+        self,
+        parameters: Leaves,
+        state: list[Leaves],
+        gradients: Leaves,
+        numbers: jax.Array,
+        hessian: Leaves | None = None,
     ) -> tuple[Leaves, list[Leaves], jax.Array]:
         """New parameters and state, and the gradient's norm before clipping.
 
-        `state` holds one list for each of `kinds`; `numbers` is what the method of that name gives.
+        `state` holds one list for each of `kinds`; `numbers` is what the method of that name gives; `hessian` is a new
+        estimate of its diagonal, or anything finite where none is due.
         """
-        names = update_numbers(self.optimizer, self.training, 1.0, 1)
-        at = dict(zip(names, numbers[:-1], strict=True))
+        at = self.named(numbers)
         norm, gradients = self._prepared(parameters, gradients)
-        updated = self._updated(parameters, state, gradients, at)
+        known = state
+        if hessian is not None:
+            index = [kind.name for kind in self.kinds].index(HESSIAN)
+            averaged = [h + (new - h) * at["hessian_rate"] for h, new in zip(state[index], hessian, strict=True)]
+            known = [*state[:index], averaged, *state[index + 1 :]]
+        updated = self._updated(parameters, known, gradients, at)
         return *self.unless_dropped(norm, updated, (parameters, state)), norm
 
     def unless_dropped(self, norm: jax.Array, updated: Tree, old: Tree) -> Tree:
@@ -94,8 +125,7 @@ class UpdatePlan:
     def _prepared(self, parameters: Leaves, gradients: Leaves) -> tuple[jax.Array, Leaves]:
         """The norm, and the gradients as the optimizer takes them."""
         training = self.training
-        if training.centralize_gradients is not None:
-            gradients = [centralized(g, leaf.stack) for g, leaf in zip(gradients, self.leaves, strict=True)]
+        gradients = self._centralized(gradients)
         norm = global_norm(gradients)
         gradients = clip(gradients, norm, training.gradient_clip)
         if training.adaptive_clip is not None:

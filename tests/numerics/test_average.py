@@ -1,0 +1,82 @@
+"""A run that keeps a moving average of its weights is evaluated and served with it, and trains on with the weights."""
+
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from capstan_runtime.flax_trainer.objective import cross_entropy
+from tests.numerics.test_state import bits, gather
+from tests.support.engines import FLAX, TRANSFORMER, Saved, batch_of, context_of, deepspeed, make_engine, train
+from tests.support.predictors import FRAMEWORKS, Framework, build, signature_of, state_of, trainer_forward
+from tests.support.ranks import run_ranks
+
+Document = dict[str, Any]
+WITH_AVERAGE: Document = {"training": {"ema": {"decay": 0.9}}, "virtual_ranks": 4}
+JUDGED = 50
+"""The batch that is evaluated."""
+
+
+def loss_of(engine: Any, context: Any) -> float:
+    """Over the samples of all ranks."""
+    sums = engine.evaluate([batch_of(context, JUDGED)._replace(keys=None)])
+    everyone = [pickle.loads(each) for each in engine.exchange(pickle.dumps((sums.loss, sums.count)))]
+    loss, count = np.sum(everyone, axis=0)
+    return float(loss / count)
+
+
+def evaluated(rank: int, world: int, coordinator: str, frameworks: list[Document]) -> Any:
+    """For each framework: the loss after some steps, everything it had then, and whether evaluating has left every bit
+    and the steps that follow as they were."""
+    from capstan_runtime.deepspeed_trainer import engine as deepspeed_engine
+
+    answers = []
+    for framework in frameworks:
+        context = context_of(framework, TRANSFORMER, rank, world, coordinator, **WITH_AVERAGE)
+        engine: Any = make_engine(context)
+        train(engine, context, 0, 4)
+        state = gather(engine)
+        onwards = train(engine, context, 4, 6)
+        engine.import_state(Saved(state))
+        loss = loss_of(engine, context)
+        is_untouched = bits(gather(engine)) == bits(state)
+        answers.append((loss, state, is_untouched, train(engine, context, 4, 6) == onwards))
+        # A process joins one world only, so the stages share it.
+        deepspeed_engine.World = lambda *_, joined=engine._world: joined  # type: ignore[assignment,misc]
+    engine.close()
+    return answers
+
+
+@pytest.mark.parametrize("frameworks", [[FLAX], [deepspeed(stage) for stage in range(4)]], ids=["flax", "deepspeed"])
+def test_the_average_is_evaluated_and_training_goes_on_with_the_weights(frameworks: list[Document]) -> None:
+    context = context_of(FLAX, TRANSFORMER, virtual_ranks=4)
+    batch = batch_of(context, JUDGED)
+    inputs, targets = (array.reshape(-1, array.shape[-1]) for array in (batch.inputs, batch.targets))
+    signature = signature_of(TRANSFORMER, (16,), 64)
+
+    def loss_by_hand(state: dict[str, np.ndarray], kind: str) -> float:
+        weights = {name.replace(kind, "params/"): array for name, array in state.items() if name.startswith(kind)}
+        return float(np.mean(cross_entropy(trainer_forward("torch", signature, weights)(inputs), targets)))
+
+    for ranks in zip(*run_ranks(evaluated, 2, frameworks), strict=True):
+        for loss, state, is_untouched, goes_on_alike in ranks:
+            assert loss == pytest.approx(loss_by_hand(state, "ema/"), rel=1e-5)
+            assert abs(loss_by_hand(state, "params/") - loss) > 1e-3, "the weights themselves are elsewhere by now"
+            assert is_untouched
+            assert goes_on_alike
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_average_is_served_where_there_is_one(framework: Framework) -> None:
+    signature = signature_of({"mlp": {"hidden": [8]}})
+    averages = state_of(signature)
+    weights = {name: np.zeros_like(array) for name, array in averages.items()}
+    averages = {name.replace("params/", "ema/"): array for name, array in averages.items()}
+    images = np.random.default_rng(0).normal(size=(3, 8, 8, 1)).astype(np.float32)
+    found = []
+    for state in ({**weights, **averages}, state_of(signature)):
+        served = build(framework, signature, Saved(state))
+        served.warm((4,))
+        found.append(served.logits(images))
+    np.testing.assert_array_equal(*found)
