@@ -302,6 +302,14 @@ REFUSED = {
         a_spec(regularization={"mixup": {}}, training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8}),
         "regularization: mixup and cutmix take two samples of one virtual rank, which has 1; raise globalBatchSize",
     ),
+    "two passes that are the same": (
+        a_spec(regularization={"consistency": {}}),
+        "regularization: consistency compares two passes that dropout makes different, and the model has none; add",
+    ),
+    "an attack at ZeRO stage 3": (
+        a_spec(framework={"deepspeed": {"zeroStage": 3}}, regularization={"adversarial": {"fgsm": {"epsilon": 0.1}}}),
+        "regularization: adversarial takes gradients of inputs, and at deepspeed.zeroStage 3 that second backward pass",
+    ),
     "a step longer than the radius": (
         a_spec(regularization={"adversarial": {"pgd": {"epsilon": 0.1, "stepSize": 0.2}}}),
         "stepSize 0.2 is above epsilon 0.1; lower stepSize",
