@@ -17,7 +17,7 @@ from capstan_runtime.contract.chaos import Fault
 from capstan_runtime.contract.serving import ServedModel
 from capstan_runtime.contract.state import Checkpoint, Injected, Phase, Restored, Source, State
 from capstan_runtime.serving.metrics import Metrics as ServingMetrics
-from capstan_runtime.supervisor.exposition import Facts, render
+from capstan_runtime.supervisor.exposition import SYSTEM, Facts, render
 
 PAGE = Path("docs/reference/metrics.md")
 ALERTS = Path("charts/capstan/files/alerts.yaml")
@@ -109,6 +109,7 @@ def of_trainer() -> list[Row]:
         world=1,
         steps=1,
         metrics=dict.fromkeys(OF_TRAINING, 0.0),
+        system={f"{name}/0" if name.startswith("gpu_") else name: 0.0 for name in SYSTEM},
         checkpoint=saved,
         staged=saved,
         restored=Restored(source=Source.STORE, bytes=0, seconds=0, verify_seconds=0),

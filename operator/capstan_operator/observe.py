@@ -31,6 +31,8 @@ class ObservedJob:
     """Name of the LocalQueue that is to admit its pods; None: nobody but the scheduler decides."""
     priority_class: str | None = None
     """Name of the WorkloadPriorityClass they have there; None: the default."""
+    profile_request: str | None = None
+    """What its annotation asks to be traced; None: it has none."""
     host_paths: frozenset[str] = frozenset()
     """Folders of nodes with which the Benchmark that made it has begun."""
 

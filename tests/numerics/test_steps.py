@@ -1,7 +1,9 @@
 """One optimizer step under conditions: split for want of memory, dropped for want of finite numbers, out of memory."""
 
 import functools
+import gzip
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -158,3 +160,27 @@ def test_busy_time_grows_with_every_step(framework: Document, world: int) -> Non
 
 def test_busy_time_is_not_claimed_where_ranks_wait_in_the_middle_of_a_step() -> None:
     assert run_ranks(busy, 2, deepspeed(3)) == [[None] * 4] * 2
+
+
+TRACES = {"flax": "**/*.xplane.pb", "zero1": "trace.json.gz"}
+"""By framework: what a trace leaves in its folder."""
+
+
+def traced(rank: int, world: int, coordinator: str, framework: Document, folder: str) -> None:
+    context = context_of(framework, MLP, rank, world, coordinator)
+    engine = make_engine(context)
+    train(engine, context, 0, 1)
+    end = engine.trace(Path(folder))
+    train(engine, context, 1, 2)
+    end()
+    train(engine, context, 2, 3)
+    engine.close()
+
+
+@pytest.mark.parametrize("framework", TRACES)
+def test_steps_that_are_traced_are_found_in_the_folder(framework: str, tmp_path: Path) -> None:
+    run_ranks(traced, 1, FRAMEWORKS[framework], str(tmp_path))
+    (trace,) = tmp_path.glob(TRACES[framework])
+    data = trace.read_bytes()
+    text = gzip.decompress(data) if trace.suffix == ".gz" else data
+    assert {"flax": b"train_step", "zero1": b"aten::addmm"}[framework] in text, "what a step does"

@@ -188,6 +188,7 @@ def _push(membership: dict[str, Any]) -> str:
         f"{membership['microSplits']} micro-steps": membership["microSplits"] > 1,
         f"without batches {skips}": bool(skips),
         "leave at the next checkpoint": membership["leaveAtCheckpoint"],
+        f"trace for {membership.get('profileRequest')}": membership.get("profileRequest") is not None,
     }
     return (
         f"fence {membership['fence']}, rank {membership['rank']} of {membership['world']}, "

@@ -1,8 +1,9 @@
 """Softmax regression with momentum in numpy: everything the loop asks of an engine, and nothing else."""
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
@@ -101,6 +102,14 @@ class NumpyEngine:
 
     def busy_seconds(self) -> float:
         return self._busy_seconds
+
+    def trace(self, folder: Path) -> Callable[[], None]:
+        first = int(self.state["optimizer/count"])
+
+        def end() -> None:
+            (folder / "steps").write_text(f"{first + 1}-{int(self.state['optimizer/count'])}")
+
+        return end
 
     def poison_next_step(self) -> None:
         self._loss_factor = float("nan")

@@ -1,7 +1,8 @@
 """What the main thread is doing: shown to the supervisor at every moment, and added up."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from capstan_runtime.beat import Beat
@@ -86,6 +87,9 @@ class ObservedEngine:
         """As the engine says, and what this rank spent on its own account outside the steps."""
         in_steps = self._engine.busy_seconds()
         return None if in_steps is None else in_steps + self._activity.own_seconds()
+
+    def trace(self, folder: Path) -> Callable[[], None]:
+        return self._engine.trace(folder)
 
     def poison_next_step(self) -> None:
         self._engine.poison_next_step()

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from capstan_runtime.metrics.meter import Clock
 
-_BALLOT = struct.Struct("<???d")
+_BALLOT = struct.Struct("<????d")
 _INTERVAL_SECONDS = 1.0
 _OWED_INTERVAL_SECONDS = 0.05
 """Until a save that is owed can begin."""
@@ -31,6 +31,8 @@ class Verdict:
     save: bool = False
     leave: bool = False
     """Only with `save`: stop after it if it is committed, because the world is about to change."""
+    profile: bool = False
+    """Trace the steps that follow."""
 
 
 CARRY_ON = Verdict()
@@ -63,23 +65,25 @@ class Wishes:
     stop: Callable[[], bool]
     leave: Callable[[], bool] = lambda: False
     """Stop after the next save."""
+    profile: Callable[[], bool] = lambda: False
 
 
 @dataclass(frozen=True, slots=True)
 class _Ballot:
     stop: bool
     leave: bool
+    profile: bool
     save: bool
     step_seconds: float
     saving: str
 
     def pack(self) -> bytes:
-        return _BALLOT.pack(self.stop, self.leave, self.save, self.step_seconds) + self.saving.encode()
+        return _BALLOT.pack(self.stop, self.leave, self.profile, self.save, self.step_seconds) + self.saving.encode()
 
     @classmethod
     def unpack(cls, data: bytes) -> "_Ballot":
-        stop, leave, save, step_seconds = _BALLOT.unpack_from(data)
-        return cls(stop, leave, save, step_seconds, data[_BALLOT.size :].decode())
+        stop, leave, profile, save, step_seconds = _BALLOT.unpack_from(data)
+        return cls(stop, leave, profile, save, step_seconds, data[_BALLOT.size :].decode())
 
 
 def steps_between(step_seconds: float, interval_seconds: float = _INTERVAL_SECONDS) -> int:
@@ -113,8 +117,14 @@ class Agreement:
         if not self.is_due(done):
             return CARRY_ON
         step_seconds = (self._clock() - self._since) / (done - self._last_step)
+        wishes = self._wishes
         ballot = _Ballot(
-            self._wishes.stop(), self._wishes.leave(), self._saves.is_due_by_time(), step_seconds, self._saves.report()
+            wishes.stop(),
+            wishes.leave(),
+            wishes.profile(),
+            self._saves.is_due_by_time(),
+            step_seconds,
+            self._saves.report(),
         )
         ballots = [_Ballot.unpack(answer) for answer in self._exchange(ballot.pack())]
         self._last_step, self._since = done, self._clock()
@@ -124,7 +134,12 @@ class Agreement:
         interval_seconds = _OWED_INTERVAL_SECONDS if self._is_save_owed else _INTERVAL_SECONDS
         self._next_step = done + steps_between(max(each.step_seconds for each in ballots), interval_seconds)
         save = is_save_due and may_save
-        return Verdict(any(each.stop for each in ballots), save, save and any(each.leave for each in ballots))
+        return Verdict(
+            stop=any(each.stop for each in ballots),
+            save=save,
+            leave=save and any(each.leave for each in ballots),
+            profile=any(each.profile for each in ballots),
+        )
 
 
 def wait_for_rank_0(

@@ -3,8 +3,9 @@
 Shapes: M micro-steps of this rank (V / W), b samples per micro-step (B / V), and the sample's own shape.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 
 import numpy as np
@@ -122,6 +123,11 @@ class Engine(Stateful, Protocol):
     def busy_seconds(self) -> float | None:
         """Seconds since it was made that this rank itself worked in or for its steps, however long it waited for others
         in them. None: cannot be told apart here."""
+        ...
+
+    def trace(self, folder: Path) -> Callable[[], None]:
+        """Begins to trace what this process and its device do. What it returns ends that, and puts the framework's
+        files into `folder`, which is there; it raises OSError."""
         ...
 
     def poison_next_step(self) -> None:

@@ -10,6 +10,8 @@ from capstan_runtime.activity import Activity, ObservedEngine
 from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
 from capstan_runtime.beat import Beat
 from capstan_runtime.callbacks.early_stopping import EarlyStopping
+from capstan_runtime.callbacks.profiler import Profiler
+from capstan_runtime.callbacks.system_monitor import watch_system
 from capstan_runtime.chaos import Chaos, DisturbedEngine, chaos_of, stalling
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import Retention
@@ -128,6 +130,7 @@ def run_attempt(
     meter = recording.meter if recording is not None else Meter(time.monotonic, start.step)
     attempt = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter, registering)
     voice.tracker = open_tracker(context, start, store, voice)
+    watch_system(run.callbacks.system_monitor, voice)
     finished = False
     try:
         finished = attempt.train()
@@ -185,13 +188,18 @@ class _Attempt:
             self.start.callbacks.get(Evaluate.name, {}),
         )
         save_state = self._save_state(retention, guard, [evaluate, *followers] if followers else [])
+        profiler = self._profiler()
         hooks: list[Hook] = [evaluate, *([early_stopping] if early_stopping else []), save_state]
+        if profiler is not None:
+            hooks.append(profiler)
         if self.chaos is not None:
             hooks.append(self.chaos)
         self._introduce()
         finished = self._is_finished(evaluate, early_stopping, save_state)
         if not finished:
-            finished = self._make_steps(hooks, save_state, guard, plateau)
+            finished = self._make_steps(
+                hooks, save_state, self._queued_steps(save_state, guard, plateau, profiler), guard
+            )
         self._settle(finished, retention)
         return finished
 
@@ -214,12 +222,10 @@ class _Attempt:
             self.activity.enter(before)
         return True
 
-    def _make_steps(
-        self, hooks: list[Hook], save_state: SaveState, guard: Guard, plateau: PlateauFollower | None
-    ) -> bool:
+    def _make_steps(self, hooks: list[Hook], save_state: SaveState, steps: Iterator[Step], guard: Guard) -> bool:
         """True when the last step is done and committed, False when stopped or left before it."""
         log = Log(self.voice, self.meter, self.context, self.engine.busy_seconds)
-        for step in self._queued_steps(save_state, guard, plateau):
+        for step in steps:
             is_settled = any(hook.is_due(step) for hook in hooks)
             if is_settled:
                 guard.settle(step.done)
@@ -251,11 +257,14 @@ class _Attempt:
             self.voice.say(f"registered as {registered.name} {registered.version}, {registered.root[:23]}")
             self.voice.report(registered=registered)
 
-    def _queued_steps(self, save_state: SaveState, guard: Guard, plateau: PlateauFollower | None) -> Iterator[Step]:
+    def _queued_steps(
+        self, save_state: SaveState, guard: Guard, plateau: PlateauFollower | None, profiler: Profiler | None
+    ) -> Iterator[Step]:
         """Each step right after it was queued, with what the ranks agreed to do after it."""
         first, steps = self.start.step, self.context.steps
         peak: float = self.context.run.optimizer.value.learning_rate
-        wishes = Wishes(stop=lambda: self.stop.wanted, leave=lambda: self.stop.leave_wanted)
+        wants_profile = profiler.is_asked_for if profiler is not None else lambda: False
+        wishes = Wishes(lambda: self.stop.wanted, lambda: self.stop.leave_wanted, wants_profile)
         agreement = Agreement(self.engine.exchange, wishes, save_state, time.monotonic, first)
         read = stalling(self._read_batch, self.chaos.disturbance) if self.chaos else self._read_batch
         with Prefetch(read, first, steps) as batches:
@@ -307,6 +316,12 @@ class _Attempt:
         if plateau is None:
             return None
         return PlateauFollower(plateau, self.start.callbacks.get(PlateauFollower.name, {}), self.voice.say)
+
+    def _profiler(self) -> Profiler | None:
+        plan = self.context.run.callbacks.profiler
+        if plan is None:
+            return None
+        return Profiler(plan, self.context, self.engine.trace, self.store, self.voice, self.start.step)
 
     def _early_stopping(self) -> EarlyStopping | None:
         plan = self.context.run.callbacks.early_stopping

@@ -11,8 +11,8 @@ from capstan_runtime.contract.state import Phase, Quarantine, Section
 from capstan_runtime.engine import Stateful
 from capstan_runtime.errors import StoreUnavailable
 from capstan_runtime.hooks import Step
-from capstan_runtime.keep_list import read_keep_list
 from capstan_runtime.metrics.meter import Clock, Meter
+from capstan_runtime.notices import read_keep_list
 from capstan_runtime.restore import Start
 from capstan_runtime.trainer_state import Carried, trainer_state
 from capstan_runtime.voice import Voice

@@ -36,6 +36,13 @@ class Voice:
         self.metrics = {name: value for name, value in {**self.metrics, **fresh}.items() if math.isfinite(value)}
         self.report(step=step, metrics=dict(self.metrics))
 
+    def report_system(self, figures: Mapping[str, float]) -> None:
+        """What this worker uses of its machine. From any thread."""
+        self.report(system=dict(figures))
+        tracker = self.tracker
+        if tracker is not None:
+            tracker.report(None, {f"system/{name}": value for name, value in figures.items()})
+
     def report_commit(self, step: int, root: str) -> None:
         """The checkpoint of `step` was committed: to trackers. The supervisor hears of it from who verifies it."""
         if self.tracker is not None:

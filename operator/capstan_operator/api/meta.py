@@ -34,6 +34,10 @@ LABEL_TRIAL = f"{GROUP}/trial"
 LABEL_CHAOS = f"{GROUP}/chaos"
 """On a namespace: with the value CHAOS_ALLOWED its jobs may ask for faults (`spec.chaos`)."""
 CHAOS_ALLOWED = "allowed"
+ANNOTATION_PROFILE = f"{GROUP}/profile"
+"""On a TrainingJob whose `callbacks.profiler` says `annotation`: each new value asks for a trace of some steps."""
+LONGEST_PROFILE_REQUEST = 63
+"""Characters of that value that count."""
 
 
 class Condition(Record):

@@ -110,6 +110,17 @@ class RegisteredStatus(Record):
     digest: Annotated[str, Field(description="Digest of the registered checkpoint's manifest.")]
 
 
+class ProfileStatus(Record):
+    """A trace of some steps."""
+
+    first_step: Annotated[int, Field(description="The first step in it, counted from 1.")]
+    last_step: Annotated[int, Field(description="The last step in it.")]
+    place: Annotated[str, Field(description="The folder, as the pods see it, or the bucket's URL.")]
+    request: Annotated[
+        str | None, Field(description="The value of annotation capstan.dev/profile that it answers; absent: the spec.")
+    ] = None
+
+
 class TrainingJobStatus(Record):
     """The truth about the run, written by the operator alone."""
 
@@ -172,6 +183,9 @@ class TrainingJobStatus(Record):
     registered: Annotated[
         RegisteredStatus | None,
         Field(description="The version of a model that registerAs made; absent: it has made none."),
+    ] = None
+    profile: Annotated[
+        ProfileStatus | None, Field(description="The newest trace that callbacks.profiler has made; absent: none.")
     ] = None
     resumed_from: Annotated[
         CheckpointStatus | None, Field(description="Checkpoint the current attempt continued from; absent: step 0.")

@@ -7,6 +7,7 @@ from typing import Any
 import orjson
 
 from capstan_operator.api.managed_by import is_ours
+from capstan_operator.api.meta import ANNOTATION_PROFILE, LONGEST_PROFILE_REQUEST
 from capstan_operator.api.queueing import LABEL_PRIORITY_CLASS, LABEL_QUEUE
 from capstan_operator.cluster.pods import seconds_of
 from capstan_operator.cluster.work_queue import ObjectKey
@@ -37,13 +38,16 @@ class ObjectRecord:
     """The Kueue queue that its label names; None: it names none."""
     priority_class: str | None = None
     """The same of a WorkloadPriorityClass."""
+    profile_request: str | None = None
+    """What its annotation asks to be traced; None: it has none."""
 
     def differs_from(self, other: "ObjectRecord") -> bool:
-        """In anything a decision looks at; all other labels, and annotations, are the user's own business."""
+        """In anything a decision looks at; all other labels and annotations are the user's own business."""
         return self._decisive() != other._decisive()
 
     def _decisive(self) -> tuple[object, ...]:
-        return self.uid, self.generation, self.is_deleting, self.status, self.queue, self.priority_class
+        asked = self.queue, self.priority_class, self.profile_request
+        return self.uid, self.generation, self.is_deleting, self.status, asked
 
 
 class Tombstones:
@@ -133,6 +137,7 @@ class Objects:
     def _record(self, document: Mapping[str, Any]) -> ObjectRecord:
         metadata = document["metadata"]
         status, labels = document.get("status") or {}, metadata.get("labels") or {}
+        profile = (metadata.get("annotations") or {}).get(ANNOTATION_PROFILE) or None
         return ObjectRecord(
             key=self.key(metadata["namespace"], metadata["name"]),
             uid=metadata["uid"],
@@ -146,6 +151,7 @@ class Objects:
             owner_uid=_controller(metadata),
             queue=labels.get(LABEL_QUEUE) or None,
             priority_class=labels.get(LABEL_PRIORITY_CLASS) or None,
+            profile_request=profile and profile[:LONGEST_PROFILE_REQUEST],
             is_ours=is_ours((document.get("spec") or {}).get("managedBy")),
         )
 

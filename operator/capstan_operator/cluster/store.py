@@ -279,6 +279,7 @@ class Store:
             status=read_known_status(job, TrainingJobStatus, self._metrics),
             queue=job.queue,
             priority_class=job.priority_class,
+            profile_request=job.profile_request,
             host_paths=self.host_paths_of(job.key.namespace, job.owner_uid),
         )
 

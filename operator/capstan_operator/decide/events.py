@@ -22,6 +22,7 @@ def tell(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Training
         _chaos(old, new),
         _quarantined(old, new),
         _noted(old, new),
+        _profiled(old, new),
         _registered(old, new),
         _ended(situation, old, new),
         _resizing(old, new),
@@ -71,6 +72,12 @@ def _noted(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote
     for note in new.notes:
         if (note.fence, note.message) not in known:
             yield EventNote("Normal", "Noted", f"rank {note.rank}: {note.message}")
+
+
+def _profiled(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    made = new.profile
+    if made is not None and made != old.profile:
+        yield EventNote("Normal", "Profiled", f"steps {made.first_step} to {made.last_step} are traced in {made.place}")
 
 
 def _registered(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:

@@ -12,7 +12,7 @@ from capstan_operator.decide.situation import LEAVING, Situation, Worker, word_o
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import MembershipPush
 from capstan_runtime.contract.env import SUPERVISOR_PORT, coordinator_port
-from capstan_runtime.contract.run_config import Membership
+from capstan_runtime.contract.run_config import Membership, RunConfig
 from capstan_runtime.contract.state import State
 
 DIGEST_LENGTH = 12
@@ -62,7 +62,7 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
     """The memberships that supervisors of the current attempt have not shown to have taken.
 
     All of a fence's memberships are made of what status said when the attempt began: a supervisor takes a second one
-    only if it differs in nothing but the wish to leave and the checkpoints to keep.
+    only if it differs in nothing but the wish to leave, the checkpoints to keep and the trace to make.
     """
     status, members = situation.status, situation.members
     if not members or not has_members(situation):
@@ -73,7 +73,7 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
     coordinator = f"{addresses[0]}:{coordinator_port(status.fence)}"
     # An attempt that was begun by an operator that did not note the floor has the floor of now.
     floor_step = _floor_step(status) if status.ranks is None else status.floor_step
-    keep_roots = _keep_roots(situation)
+    keep_roots, profile_request = _keep_roots(situation), _profile_request(situation)
     peers = tuple(f"{address}:{SUPERVISOR_PORT}" for address in addresses)
     return tuple(
         MembershipPush(
@@ -93,6 +93,7 @@ def plan_pushes(situation: Situation) -> tuple[MembershipPush, ...]:
                 chaos=injections_for(situation, worker),
                 leave_at_checkpoint=status.next_world is not None,
                 keep_roots=keep_roots,
+                profile_request=profile_request,
             ),
         )
         for rank, worker in enumerate(members)
@@ -119,13 +120,28 @@ def _is_to_be_told(worker: Worker, rank: int, situation: Situation) -> bool:
         return True
     is_running = answer.exit is None and answer.phase not in LEAVING
     must_leave = status.next_world is not None and not answer.leave_at_checkpoint
-    return is_running and (must_leave or (rank == 0 and _has_other_roots(answer, situation)))
+    is_of_rank_0 = _has_other_roots(answer, situation) or _must_trace(answer, situation)
+    return is_running and (must_leave or (rank == 0 and is_of_rank_0))
 
 
 def _has_other_roots(answer: State, situation: Situation) -> bool:
     """Rank 0 alone removes checkpoints. A supervisor that is too old to keep any is not told, as it never shows it."""
     served = situation.observed.roots_in_use
     return served is not None and answer.keep_roots is not None and answer.keep_roots != served
+
+
+def _profile_request(situation: Situation) -> str | None:
+    """What is to be traced and has not been yet; None: nothing is."""
+    profiler = situation.blueprint.run.callbacks.profiler if isinstance(situation.blueprint.run, RunConfig) else None
+    asked, made = situation.observed.job.profile_request, situation.status.profile
+    is_new = made is None or made.request != asked
+    return asked if profiler is not None and profiler.annotation is not None and is_new else None
+
+
+def _must_trace(answer: State, situation: Situation) -> bool:
+    """Rank 0 alone traces, and knows of a request once it was told; a trace that was made is no news."""
+    asked = _profile_request(situation)
+    return asked is not None and answer.profile_request != asked
 
 
 def _first_step(status: TrainingJobStatus) -> int | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from capstan_operator.api.meta import Condition, TrainingJobCondition
 from capstan_operator.api.training_job_status import (
     CheckpointStatus,
+    ProfileStatus,
     QuarantineStatus,
     RegisteredStatus,
     TrainingJobStatus,
@@ -46,6 +47,8 @@ def learn(situation: Situation) -> TrainingJobStatus:
         update["registered"] = RegisteredStatus(
             name=registered.name, version=registered.version, digest=registered.root
         )
+    if word.profile is not None:
+        update["profile"] = ProfileStatus(**word.profile.model_dump())
     if word.steps is not None:
         update["steps"] = word.steps
     if word.data is not None:

@@ -14,6 +14,7 @@
   data-quality.json                what was found in the data, where spec.dataQuality asks
   record.3.r0.json                 how long the steps of that attempt took on rank 0, where the run records them
   tracking/                        what trackers write, where the run has some that write files
+  profile/                         traces of steps, where the run was asked for some
 """
 
 import re
@@ -34,6 +35,7 @@ PINNED = "PINNED"
 SHARDS = "shards"
 CLAIMS = "claims"
 TRACKING = "tracking"
+PROFILE = "profile"
 MODELS = "_models"
 """In the store above those of the runs: the registry (`registry/entry.py`). No namespace can be called so."""
 PART = ".part"
@@ -99,4 +101,4 @@ def record_name(fence: int, rank: int) -> str:
 
 def is_beside_checkpoints(name: str) -> bool:
     """Whether what has this name is ours and none of a checkpoint: a record, a report, the folder of trackers."""
-    return name in (REPORT, TRACKING) or _RECORD.fullmatch(name) is not None
+    return name in (REPORT, TRACKING, PROFILE) or _RECORD.fullmatch(name) is not None

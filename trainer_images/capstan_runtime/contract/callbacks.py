@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.base import OneOf, Record
 
 EvaluationMetric = Literal["validation_loss", "accuracy"]
 
@@ -39,9 +39,54 @@ class EarlyStopping(Record):
         return (self.mode or ("max" if self.metric == "accuracy" else "min")) == "max"
 
 
+class SystemMonitor(Record):
+    """Watches what each worker uses of its machine."""
+
+    every_seconds: Annotated[
+        float, Field(ge=1.0, le=3600.0, description="Seconds between two looks at CPU, memory and GPUs.")
+    ] = 15.0
+
+
+class Window(Record):
+    """A window of steps, by their numbers."""
+
+    first: Annotated[int, Field(ge=1, description="The first step that is traced, counted from 1.")]
+    count: Annotated[int, Field(ge=1, le=1000, description="Steps that are traced.")]
+
+
+class OnRequest(Record):
+    """A window of steps for each new value of the TrainingJob's annotation capstan.dev/profile."""
+
+    count: Annotated[int, Field(ge=1, le=1000, description="Steps that are traced.")]
+
+
+class Profiler(OneOf):
+    """When steps are traced. Set exactly one key."""
+
+    steps: Annotated[Window | None, Field(description="Once, at these steps.")] = None
+    annotation: Annotated[
+        OnRequest | None,
+        Field(description="Whenever annotation capstan.dev/profile of the TrainingJob is set to another value."),
+    ] = None
+
+
 class Callbacks(Record):
     """What follows the run. Each is there if it is named."""
 
     early_stopping: Annotated[
         EarlyStopping | None, Field(description="Left out: the run makes all its steps. Needs training.evaluation.")
+    ] = None
+    system_monitor: Annotated[
+        SystemMonitor | None,
+        Field(
+            description="What each worker uses of CPU, memory and GPUs, on its /metrics; what rank 0 uses also to "
+            "spec.tracking. Left out: not looked at."
+        ),
+    ] = None
+    profiler: Annotated[
+        Profiler | None,
+        Field(
+            description="Traces steps of rank 0 with its framework's profiler, into profile/ beside the checkpoints; "
+            "status.profile says where. Left out: no step is traced."
+        ),
     ] = None

@@ -151,8 +151,10 @@ class Membership(Record):
     """Stop after the next save, because the world is about to change. May be set by a second push of the same fence."""
     keep_roots: tuple[str, ...] | None = None
     """Roots of checkpoints that somebody serves, sorted: retention removes none of them. May be changed by a second
-    push of the same fence; everything but this and the wish to leave stays as it was. None: the operator does not know
-    them, and what it said last still holds."""
+    push of the same fence. None: the operator does not know them, and what it said last still holds."""
+    profile_request: str | None = None
+    """Rank 0 traces some steps, if it has not done so for this value. May be changed by a second push of the same
+    fence. None: nobody asks."""
     is_over: bool = False
     """The job has failed for good, and nothing of this membership counts but its fence: a pod whose trainer has ended
     in it ends with the same exit code, so that its log stays and its node is free. Any other refuses."""

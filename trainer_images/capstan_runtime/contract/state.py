@@ -148,6 +148,18 @@ class EarlyStop(Record):
         return f"stopped early after step {self.step}: {times} found {self.metric} no better; {best}"
 
 
+class Profile(Record):
+    """A trace of some steps."""
+
+    first_step: int
+    """The first step in it, counted from 1."""
+    last_step: int
+    place: str
+    """The folder, or URL of a bucket, that holds it."""
+    request: str | None = None
+    """Who asked for it: the value of the annotation. None: the spec did."""
+
+
 class Progress(Record):
     """One line of JSON from the trainer on the report pipe. None means unchanged since the last line."""
 
@@ -173,6 +185,10 @@ class Progress(Record):
     """One line that the operator makes an event of: a spike that was ignored, an update that was dropped."""
     early_stop: EarlyStop | None = None
     """The step that it names is the last."""
+    system: dict[str, float] | None = None
+    """What the worker uses of its machine, by name and unit; `/0` after a name is the number of a GPU."""
+    profile: Profile | None = None
+    """A trace that is complete."""
     bad_batch: int | None = None
     """With `failure` NUMERICAL and the policy rewind: see `Exit.bad_batch`."""
     failure: FailureClass | None = None
@@ -228,6 +244,12 @@ class State(Record):
     quarantined: list[Quarantine] = []
     early_stop: EarlyStop | None = None
     """Of this attempt; None: it makes all steps."""
+    system: dict[str, float] = {}
+    """The newest; empty: nobody looks."""
+    profile: Profile | None = None
+    """The newest of this attempt."""
+    profile_request: str | None = None
+    """As the newest membership says."""
     exit: Exit | None = None
     """Of the newest attempt that did not succeed; None while it runs."""
 

@@ -2,8 +2,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -160,6 +161,20 @@ class DeepSpeedEngine:
         if self._device.type == "cuda" or (self._stage > 1 and self.world > 1):
             return None
         return self._seconds_in_steps
+
+    def trace(self, folder: Path) -> Callable[[], None]:
+        """For Perfetto and chrome://tracing."""
+        activities = [torch.profiler.ProfilerActivity.CPU]
+        if self._device.type == "cuda":
+            activities.append(torch.profiler.ProfilerActivity.CUDA)
+        profile = torch.profiler.profile(activities=activities)
+        profile.start()
+
+        def end() -> None:
+            profile.stop()
+            profile.export_chrome_trace(str(folder / "trace.json.gz"))
+
+        return end
 
     def poison_next_step(self) -> None:
         self._loss_factor = math.nan

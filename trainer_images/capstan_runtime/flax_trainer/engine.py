@@ -5,8 +5,9 @@
 
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 import jax
@@ -139,6 +140,11 @@ class FlaxEngine:
         if jax.default_backend() != "cpu":
             return None
         return self._seconds_in_steps + native_threads_seconds() - self._seconds_in_evaluations
+
+    def trace(self, folder: Path) -> Callable[[], None]:
+        """For TensorBoard's profile plugin, XProf and Perfetto."""
+        jax.profiler.start_trace(str(folder))
+        return jax.profiler.stop_trace
 
     def poison_next_step(self) -> None:
         self._loss_factor = math.nan

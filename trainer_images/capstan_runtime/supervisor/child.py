@@ -15,7 +15,7 @@ from capstan_runtime.beat import Page
 from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Progress
-from capstan_runtime.keep_list import KeepList
+from capstan_runtime.notices import Notices
 from capstan_runtime.supervisor.output import Output
 from capstan_runtime.supervisor.settings import Settings
 
@@ -42,18 +42,18 @@ class Child:
                 on_failure.callback(os.close, descriptor)
             self.page = Page()
             on_failure.callback(self.page.close)
-            self._keep_list = KeepList()
-            on_failure.callback(self._keep_list.close)
+            self._notices = Notices()
+            on_failure.callback(self._notices.close)
             facts = {
                 env.REPORT_FD: str(report_write),
                 env.PAGE: str(self.page.descriptor),
-                env.KEEP_LIST: str(self._keep_list.descriptor),
+                env.NOTICES: str(self._notices.descriptor),
                 "PYTHONUNBUFFERED": "1",
             }
-            inherited = [report_write, self.page.descriptor, self._keep_list.descriptor]
+            inherited = [report_write, self.page.descriptor, self._notices.descriptor]
             self._line: socket.socket | None = None
             if membership is not None:
-                self.keep(membership.keep_roots or ())
+                self.notify(membership)
                 facts[env.MEMBERSHIP] = membership.model_dump_json(by_alias=True)
             else:
                 self._line, theirs = socket.socketpair()
@@ -111,7 +111,7 @@ class Child:
         assert self._line is not None
         self._stop_hearing()
         self.output.forget()
-        self.keep(membership.keep_roots or ())
+        self.notify(membership)
         with self._line:
             try:
                 self._line.sendall(membership.model_dump_json(by_alias=True).encode() + b"\n")
@@ -120,9 +120,9 @@ class Child:
         self._line = None
         return not self.has_exited
 
-    def keep(self, roots: Collection[str]) -> None:
-        """Tells the trainer which checkpoints its retention must not remove from now on. Raises OSError."""
-        self._keep_list.write(roots)
+    def notify(self, membership: Membership) -> None:
+        """Tells the trainer what of its membership may change while it runs. Raises OSError."""
+        self._notices.write(membership.keep_roots or (), membership.profile_request)
 
     async def progress(self) -> AsyncIterator[Progress | str]:
         """What the trainer reports, until it closes the pipe. A line that is no Progress comes as the complaint."""
@@ -174,7 +174,7 @@ class Child:
     def close(self) -> None:
         """Lets go of what this process held open for it. Nothing can be asked of it afterwards."""
         self.page.close()
-        self._keep_list.close()
+        self._notices.close()
         if self._line is not None:
             self._stop_hearing()
             self._line.close()

@@ -11,6 +11,23 @@ _TAG = 'tag="CHAOS"'
 """On everything that is there on purpose: no alert should fire, no dashboard should blame the hardware."""
 
 
+SYSTEM = {
+    "cpu_cores": "Cores that the trainer and what it started kept busy, on average since the look before.",
+    "cpu_limit_cores": "Cores that the container may use.",
+    "memory_bytes": "Resident memory of the trainer and what it started.",
+    "container_memory_bytes": "Memory that counts against the container's limit, caches included.",
+    "container_memory_limit_bytes": "Memory that the container may use.",
+    "machine_cpu_ratio": "Share of the machine's cores that were busy, whoever kept them so.",
+    "machine_memory_available_bytes": "Memory of the machine that could be had at once.",
+    "gpu_utilization_ratio": "Share of the last second or less in which a kernel ran.",
+    "gpu_memory_bytes": "Memory of the GPU that is taken.",
+    "gpu_memory_limit_bytes": "Memory of the GPU.",
+    "gpu_temperature_celsius": "Its temperature.",
+    "gpu_power_watts": "What it draws.",
+}
+"""What the system monitor tells (`callbacks/system_monitor.py`); a figure that cannot be had is absent."""
+
+
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What a supervisor shows besides its State."""
@@ -37,6 +54,7 @@ def _lines(state: State, facts: Facts) -> Iterator[str]:
     yield from _gauge("micro_splits", "Micro-steps for the samples of one virtual rank.", state.micro_splits)
     for name in sorted(state.metrics):
         yield from _gauge(name, f"Newest {name.replace('_', ' ')}.", state.metrics[name])
+    yield from _system(state.system)
     if state.checkpoint is not None:
         yield from _gauge("checkpoint_step", "Step of the newest committed checkpoint.", state.checkpoint.step)
         yield from _gauge(
@@ -68,6 +86,16 @@ def _lines(state: State, facts: Facts) -> Iterator[str]:
         "Faults injected here on purpose, of the newest twenty.",
         {f'fault="{fault}",{_TAG}': count for fault, count in Counter(each.fault for each in state.injected).items()},
     )
+
+
+def _system(system: Mapping[str, float]) -> Iterator[str]:
+    """What the worker uses of its machine; figures of several GPUs are one metric."""
+    by_name: dict[str, dict[str, float]] = {}
+    for key in sorted(system):
+        name, _, gpu = key.partition("/")
+        by_name.setdefault(name, {})[f'gpu="{gpu}"' if gpu else ""] = system[key]
+    for name, values in by_name.items():
+        yield from _family(f"system_{name}", SYSTEM.get(name, name.replace("_", " ")), values)
 
 
 def _phase(phase: Phase) -> str:

@@ -41,7 +41,7 @@ def _ever_smaller(state: State) -> Iterator[State]:
             # The stack begins with the innermost frame; all others end with the newest entry.
             state = _replaced(state, name, entries[:-1] if name == "stack" else entries[1:])
             yield state
-    for field in ("metrics", "seconds", "timeline"):
+    for field in ("system", "metrics", "seconds", "timeline"):
         state = state.model_copy(update={field: {}})
         yield state
     if state.exit is not None:

@@ -10,7 +10,7 @@ _INJECTED_KEPT = 20
 _NOTES_KEPT = 5
 _METRICS_KEPT = 100
 _LONGEST_TEXT = 300
-_RECORDS = ("checkpoint", "staged", "resumed_from", "restored", "early_stop", "registered", "data")
+_RECORDS = ("checkpoint", "staged", "resumed_from", "restored", "early_stop", "profile", "registered", "data")
 """Fields of a Progress that become the State's field of the same name."""
 _LASTING = frozenset({Fault.SLOW_RANK, Fault.SLOW_NETWORK, Fault.DATA_STALL})
 """Faults that last for the time their injection names."""
@@ -23,6 +23,8 @@ def taken_in(state: State, progress: Progress) -> dict[str, object]:
     changed |= {name: value for name in _RECORDS if (value := getattr(progress, name)) is not None}
     if progress.metrics is not None:
         changed["metrics"] = dict(list(progress.metrics.items())[:_METRICS_KEPT])
+    if progress.system is not None:
+        changed["system"] = dict(list(progress.system.items())[:_METRICS_KEPT])
     if progress.quarantined is not None:
         quarantined = Quarantine(
             step=progress.quarantined.step,
@@ -46,6 +48,7 @@ def is_news(progress: Progress) -> bool:
             progress.quarantined,
             progress.injected,
             progress.registered,
+            progress.profile,
             progress.note,
         )
     )

@@ -73,8 +73,8 @@ class Supervisor:
 
     def accept(self, membership: Membership) -> None:
         """Makes `membership` the one to run; a trainer of an older one is killed. Repeating it changes nothing, and the
-        two things that may come later are the wish that the trainer leave at its next checkpoint, and other checkpoints
-        that must stay."""
+        three things that may come later are the wish that the trainer leave at its next checkpoint, other checkpoints
+        that must stay, and a trace that is asked for."""
         try:
             self._accept(membership)
         except Refused as error:
@@ -109,6 +109,7 @@ class Supervisor:
             micro_splits=membership.micro_splits,
             leave_at_checkpoint=membership.leave_at_checkpoint,
             keep_roots=membership.keep_roots,
+            profile_request=membership.profile_request,
             step=0,
             steps=None,
             metrics={},
@@ -116,6 +117,8 @@ class Supervisor:
             restored=None,
             notes=[],
             early_stop=None,
+            system={},
+            profile=None,
             exit=None,
         )
         self._enter(Phase.STARTING)
@@ -125,13 +128,15 @@ class Supervisor:
 
     def _accept_again(self, known: Membership, membership: Membership) -> None:
         # Faults are handed out once: a spec that asks for others since waits for the next attempt.
-        changeable = {name: getattr(known, name) for name in ("leave_at_checkpoint", "keep_roots", "chaos")}
+        changeable = {
+            name: getattr(known, name) for name in ("leave_at_checkpoint", "keep_roots", "profile_request", "chaos")
+        }
         if membership.model_copy(update=changeable) != known:
             raise Refused(
                 f"fence: {membership.fence} with another place in the world is not newer than {known.fence}, "
                 "which this pod follows"
             )
-        known = self._keep(known, self._to_keep(membership))
+        known = self._notify(known, self._to_keep(membership), membership.profile_request)
         if membership.leave_at_checkpoint == known.leave_at_checkpoint:
             return
         if known.leave_at_checkpoint:
@@ -141,15 +146,16 @@ class Supervisor:
         if self._attempt is not None:
             self._attempt.leave_at_checkpoint()
 
-    def _keep(self, known: Membership, roots: tuple[str, ...] | None) -> Membership:
-        """The membership with other checkpoints to keep, which its trainer's next sweep will know of."""
-        if roots == known.keep_roots:
+    def _notify(self, known: Membership, roots: tuple[str, ...] | None, request: str | None) -> Membership:
+        """The membership with other checkpoints to keep, or another trace that is asked for: its trainer will see."""
+        changed = known.model_copy(update={"keep_roots": roots, "profile_request": request})
+        if changed == known:
             return known
         if self._attempt is not None:
-            self._attempt.child.keep(roots or ())
-        self._membership = known.model_copy(update={"keep_roots": roots})
-        self._update(keep_roots=roots)
-        return self._membership
+            self._attempt.child.notify(changed)
+        self._membership = changed
+        self._update(keep_roots=roots, profile_request=request)
+        return changed
 
     def _to_keep(self, membership: Membership) -> tuple[str, ...] | None:
         """An operator that does not know takes nothing back."""

@@ -5,14 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capstan_runtime.checkpoint.layout import TRACKING
-from capstan_runtime.checkpoint.open import folder_of
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import JobContext
 from capstan_runtime.contract import env
 from capstan_runtime.restore import Start
 from capstan_runtime.tracking.feed import Feed
 from capstan_runtime.tracking.files import Csv, JsonLines, RowFile
-from capstan_runtime.tracking.place import Place, SharedFolder, UploadedFolder
+from capstan_runtime.tracking.place import Place, open_place
 from capstan_runtime.tracking.sink import RunFacts, Sink
 from capstan_runtime.tracking.tracker import Tracker
 from capstan_runtime.voice import Voice
@@ -75,9 +74,7 @@ class _Sinks:
         return MlflowSink(plan, self.facts, self._secret("mlflow", plan.secret_name))
 
     def _place(self, name: str = "") -> Place:
-        below = f"{TRACKING}/{name}" if name else TRACKING
-        folder = folder_of(self.context.environ[env.STORE])
-        return SharedFolder(folder / below) if folder is not None else UploadedFolder(self.store, below)
+        return open_place(self.context.environ, self.store, f"{TRACKING}/{name}" if name else TRACKING)
 
     def _secret(self, name: str, secret_name: str | None) -> Path | None:
         """Where the keys of that tracker's Secret are; None: it needs none."""

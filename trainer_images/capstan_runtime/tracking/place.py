@@ -3,10 +3,13 @@ a copy that is uploaded."""
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from capstan_runtime.checkpoint.open import folder_of
 from capstan_runtime.checkpoint.store import ObjectMissing, Store
+from capstan_runtime.contract import env
 
 _UPLOAD_SECONDS = 30.0
 """Between two uploads of a file that grows: what a killed pod loses, and what a bucket's requests cost."""
@@ -17,6 +20,8 @@ class Place(Protocol):
 
     path: Path
     """It is there."""
+    lasting: str
+    """Where it will be found: a folder or, in a bucket, a URL."""
 
     def fetch(self, name: str) -> None:
         """The file of that name is what earlier attempts left; there is none if they left none. Raises OSError."""
@@ -27,6 +32,12 @@ class Place(Protocol):
         ...
 
 
+def open_place(environ: Mapping[str, str], store: Store, below: str) -> Place:
+    """The folder `below`, beside the checkpoints of the run. Raises OSError."""
+    folder = folder_of(environ[env.STORE])
+    return SharedFolder(folder / below) if folder is not None else UploadedFolder(store, below)
+
+
 class SharedFolder:
     """Of a store that is a folder itself: what is written is there."""
 
@@ -34,6 +45,7 @@ class SharedFolder:
         """Raises OSError."""
         path.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self.lasting = str(path)
 
     def fetch(self, name: str) -> None:
         """It is there."""
@@ -49,6 +61,7 @@ class UploadedFolder:
         """Raises OSError."""
         self._store = store
         self._prefix = prefix
+        self.lasting = f"{store.place.rstrip('/')}/{prefix}"
         self.path = Path(tempfile.mkdtemp(prefix="capstan-tracking-"))
         self._uploaded: dict[Path, tuple[int, int]] = {}
         self._again_at = 0.0

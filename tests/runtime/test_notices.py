@@ -13,7 +13,7 @@ from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract import env
 from capstan_runtime.contract.state import Phase
-from capstan_runtime.keep_list import KeepList, read_keep_list
+from capstan_runtime.notices import Notices, read_keep_list
 from tests.support.training_runs import PATIENCE_SECONDS, Run, StartPod, alone, wait_until_gone
 
 roots = st.frozensets(st.text(max_size=8), max_size=4)
@@ -22,14 +22,14 @@ roots = st.frozensets(st.text(max_size=8), max_size=4)
 @given(st.lists(roots, max_size=5), st.binary(max_size=20).filter(lambda some: b"\n" not in some))
 @settings(deadline=None)
 def test_the_last_whole_line_counts(told: list[frozenset[str]], half_a_line: bytes) -> None:
-    keep_list = KeepList()
+    notices = Notices()
     try:
         for each in told:
-            keep_list.write(each)
-        os.write(keep_list.descriptor, half_a_line)
-        found = read_keep_list({env.KEEP_LIST: str(keep_list.descriptor)})
+            notices.write(each)
+        os.write(notices.descriptor, half_a_line)
+        found = read_keep_list({env.NOTICES: str(notices.descriptor)})
     finally:
-        keep_list.close()
+        notices.close()
     assert found == (told[-1] if told else frozenset())
 
 
