@@ -8,7 +8,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.contract.models import Transformer
+from capstan_runtime.contract.decoder_components import StochasticDepth
 
 
 def alibi_slopes(heads: int) -> npt.NDArray[np.float32]:
@@ -23,12 +23,10 @@ def alibi_slopes(heads: int) -> npt.NDArray[np.float32]:
     return np.asarray([*slopes, *between[: heads - below]], np.float32)
 
 
-def depth_rates(config: Transformer) -> npt.NDArray[np.float32]:
+def depth_rates(config: StochasticDepth, layers: int) -> npt.NDArray[np.float32]:
     """With what probability the branches of each layer are left out, fp32 [L]: from 0 for what goes into the first
     layer to `rate` of the last (Huang et al., 1603.09382)."""
-    assert config.stochastic_depth is not None
-    depths = np.arange(1, config.layers + 1, dtype=np.float64) / config.layers
-    return (config.stochastic_depth.rate * depths).astype(np.float32)
+    return (config.rate * np.arange(1, layers + 1, dtype=np.float64) / layers).astype(np.float32)
 
 
 def taken_tokens(keep: float, length: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from capstan_runtime.contract.classifier_components import SqueezeExcitation
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.contract.normalisation import AnyNorm, MixedNorm, RmsNorm, RunningStatistics
 from capstan_runtime.data.spec import DataSpec
@@ -112,6 +113,11 @@ def _gain(name: str, size: int, initial: float = 1.0) -> ParameterSpec:
 
 
 def _mlp(config: Mlp, inputs: int, outputs: int) -> Iterator[ParameterSpec]:
+    if config.fourier_features is not None:
+        count = config.fourier_features.count
+        waves = Normal(config.fourier_features.scale)
+        yield ParameterSpec("fourier.weight", (count, inputs), waves, decays=False, is_trained=False)
+        inputs = 2 * count
     widths = [inputs, *config.hidden]
     for layer, (width_in, width_out) in enumerate(zip(widths, config.hidden, strict=False)):
         # He et al., 2015 (1502.01852): keeps the variance through layers that drop half of it.
@@ -126,20 +132,35 @@ def _mlp(config: Mlp, inputs: int, outputs: int) -> Iterator[ParameterSpec]:
 def _cnn(config: Cnn, image_channels: int, outputs: int) -> Iterator[ParameterSpec]:
     convolution = functools.partial(_convolution, config.normalisation)
     yield from convolution("stem", image_channels, config.channels[0], kernel=3)
-    channels_in = config.channels[0]
-    for block, channels in enumerate(config.channels):
-        yield from convolution(f"blocks.{block}.first", channels_in, channels, kernel=3)
-        yield from convolution(f"blocks.{block}.second", channels, channels, kernel=3)
-        if has_projection(block, channels_in, channels):
-            yield from convolution(f"blocks.{block}.shortcut", channels_in, channels, kernel=1)
-        channels_in = channels
-    yield _weight("head", outputs, channels_in, std=math.sqrt(1.0 / channels_in))
+    for block, (channels_in, channels, stride) in enumerate(config.blocks):
+        name = f"blocks.{block}"
+        yield from convolution(f"{name}.first", channels_in, channels, kernel=3)
+        yield from convolution(f"{name}.second", channels, channels, kernel=3)
+        if config.squeeze_excitation is not None:
+            yield from _gate(f"{name}.squeeze", channels, squeezed(config.squeeze_excitation, channels))
+        if config.layer_scale is not None:
+            yield _gain(f"{name}.layer_scale", channels, config.layer_scale.initial)
+        if has_projection(channels_in, channels, stride):
+            yield from convolution(f"{name}.shortcut", channels_in, channels, kernel=1)
+    yield _weight("head", outputs, config.channels[-1], std=math.sqrt(1.0 / config.channels[-1]))
     yield _bias("head", outputs)
 
 
-def has_projection(block: int, channels_in: int, channels: int) -> bool:
+def has_projection(channels_in: int, channels: int, stride: int) -> bool:
     """Whether a residual block's shortcut needs a 1x1 convolution: it halves the image, or changes the channels."""
-    return block > 0 or channels_in != channels
+    return stride > 1 or channels_in != channels
+
+
+def squeezed(config: SqueezeExcitation, channels: int) -> int:
+    """Hidden units of the gate over `channels`."""
+    return max(1, channels // config.reduction)
+
+
+def _gate(name: str, channels: int, hidden: int) -> Iterator[ParameterSpec]:
+    yield _weight(f"{name}.reduce", hidden, channels, std=math.sqrt(2.0 / channels))
+    yield _bias(f"{name}.reduce", hidden)
+    yield _weight(f"{name}.expand", channels, hidden, std=math.sqrt(1.0 / hidden))
+    yield _bias(f"{name}.expand", channels)
 
 
 def _convolution(norm: AnyNorm, name: str, channels_in: int, channels_out: int, kernel: int) -> Iterator[ParameterSpec]:

@@ -9,6 +9,12 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Positive, Record, cel
+from capstan_runtime.contract.classifier_components import (
+    FourierFeatures,
+    SpatialDropout,
+    SqueezeExcitation,
+    UnitDropout,
+)
 from capstan_runtime.contract.decoder_components import (
     AdaptiveDropout,
     Alibi,
@@ -51,6 +57,13 @@ class Mlp(Record):
     norm: Annotated[
         MlpNorm | None, Field(description="Normalisation of each hidden layer, before GELU. Left out: none.")
     ] = None
+    dropout: Annotated[
+        UnitDropout | None, Field(description="Dropout of units after each hidden layer. Left out: none.")
+    ] = None
+    fourier_features: Annotated[
+        FourierFeatures | None,
+        Field(description="Waves of the inputs in place of the inputs, for fine details. Left out: the inputs."),
+    ] = None
 
     @model_validator(mode="after")
     def _groups_divide_hidden(self) -> Self:
@@ -62,8 +75,8 @@ class Mlp(Record):
 class Cnn(Record):
     """A residual convolutional network over images.
 
-    A 3x3 stem, then for each entry of `channels` one residual block of two 3x3 convolutions (stride 2 from the
-    second entry on), global average pooling, and a linear classifier.
+    A 3x3 stem, then for each entry of `channels` a stage of residual blocks of two 3x3 convolutions (the first one of
+    each stage but the first halves the image), global average pooling, and a linear classifier.
     """
 
     model_config = cel(
@@ -73,8 +86,12 @@ class Cnn(Record):
 
     channels: Annotated[
         list[Positive],
-        Field(min_length=1, max_length=32, description="Output channels of each residual block, first to last."),
+        Field(min_length=1, max_length=32, description="Output channels of each stage, first to last."),
     ]
+    blocks_per_stage: Annotated[
+        int | None,
+        Field(ge=1, le=64, description="Residual blocks of each stage; 2 of four stages make ResNet-18. Left out: 1."),
+    ] = None
     groups: Annotated[
         int,
         Field(
@@ -86,6 +103,33 @@ class Cnn(Record):
     norm: Annotated[
         CnnNorm | None, Field(description="Normalisation after each convolution. Left out: group, with groups.")
     ] = None
+    squeeze_excitation: Annotated[
+        SqueezeExcitation | None,
+        Field(description="Gates on the channels of what each residual block adds. Left out: none."),
+    ] = None
+    layer_scale: Annotated[
+        LayerScale | None,
+        Field(description="A learnt factor for each channel of what each residual block adds. Left out: none."),
+    ] = None
+    stochastic_depth: Annotated[
+        StochasticDepth | None,
+        Field(description="Residual blocks are skipped by chance, in training, later ones more often. Left out: none."),
+    ] = None
+    spatial_dropout: Annotated[
+        SpatialDropout | None,
+        Field(description="Dropout of channels between the two convolutions of each block. Left out: none."),
+    ] = None
+    dropout: Annotated[
+        UnitDropout | None, Field(description="Dropout of units before the classifier. Left out: none.")
+    ] = None
+
+    @property
+    def blocks(self) -> list[tuple[int, int, int]]:
+        """Of each residual block: channels in, channels out, and its stride."""
+        depth = self.blocks_per_stage or 1
+        widths = [width for width in self.channels for _ in range(depth)]
+        strides = [2 if block and block % depth == 0 else 1 for block in range(len(widths))]
+        return list(zip([self.channels[0], *widths], widths, strides, strict=False))
 
     @property
     def normalisation(self) -> AnyNorm:

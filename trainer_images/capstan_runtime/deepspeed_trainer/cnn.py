@@ -11,10 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Cnn
+from capstan_runtime.decoder_spec import depth_rates
+from capstan_runtime.deepspeed_trainer.components.branches import LayerScale, drop
+from capstan_runtime.deepspeed_trainer.components.gates import SqueezeExcitation
 from capstan_runtime.deepspeed_trainer.components.normalisation import build_norm
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.layers import Kernel, Linear
-from capstan_runtime.model_spec import has_projection
+from capstan_runtime.model_spec import has_projection, squeezed
 
 
 class Convolution(nn.Module):
@@ -29,19 +32,41 @@ class Convolution(nn.Module):
         return self.norm(self.conv(x_BCSS, stride), here)
 
 
+class ChannelScale(LayerScale):
+    """A learnt factor for every channel."""
+
+    def forward(self, x_BCSS: Tensor) -> Tensor:
+        return super().forward(x_BCSS.movedim(1, -1)).movedim(-1, 1)
+
+
 class ResidualBlock(nn.Module):
     """He et al., 2015 (1512.03385)."""
 
-    def __init__(self, config: Cnn, block: int, channels_in: int, channels: int) -> None:
+    def __init__(self, config: Cnn, block: int) -> None:
         super().__init__()
+        channels_in, channels, self.stride = config.blocks[block]
         self.first = Convolution(config, channels_in, channels, 3)
         self.second = Convolution(config, channels, channels, 3)
-        projects = has_projection(block, channels_in, channels)
+        squeeze = config.squeeze_excitation
+        self.squeeze = SqueezeExcitation(channels, squeezed(squeeze, channels)) if squeeze is not None else None
+        self.layer_scale = ChannelScale(channels) if config.layer_scale is not None else None
+        projects = has_projection(channels_in, channels, self.stride)
         self.shortcut = Convolution(config, channels_in, channels, 1) if projects else None
-        self.stride = 1 if block == 0 else 2
+        self.channel_rate = config.spatial_dropout.rate if config.spatial_dropout is not None else None
+        depth = config.stochastic_depth
+        self.skip_rate = float(depth_rates(depth, len(config.blocks))[block]) if depth is not None else None
 
     def forward(self, x_BCSS: Tensor, here: Pass) -> Tensor:
-        y_BCSS = self.second(F.relu(self.first(x_BCSS, here, self.stride)), here)
+        y_BCSS = F.relu(self.first(x_BCSS, here, self.stride))
+        if self.channel_rate is not None:
+            y_BCSS = drop(y_BCSS, here, "spatial_dropout", self.channel_rate, y_BCSS.shape[1], 1, 1)
+        y_BCSS = self.second(y_BCSS, here)
+        if self.squeeze is not None:
+            y_BCSS = self.squeeze(y_BCSS)
+        if self.layer_scale is not None:
+            y_BCSS = self.layer_scale(y_BCSS)
+        if self.skip_rate is not None:
+            y_BCSS = drop(y_BCSS, here, "stochastic_depth", self.skip_rate, 1, 1, 1)
         skipped = x_BCSS if self.shortcut is None else self.shortcut(x_BCSS, here, self.stride)
         return F.relu(y_BCSS + skipped)
 
@@ -50,11 +75,8 @@ class CnnModel(nn.Module):
     def __init__(self, config: Cnn, image_channels: int, outputs: int) -> None:
         super().__init__()
         self.stem = Convolution(config, image_channels, config.channels[0], 3)
-        inputs = [config.channels[0], *config.channels]
-        self.blocks = nn.ModuleList(
-            ResidualBlock(config, block, channels_in, channels)
-            for block, (channels_in, channels) in enumerate(zip(inputs, config.channels, strict=False))
-        )
+        self.blocks = nn.ModuleList(ResidualBlock(config, block) for block in range(len(config.blocks)))
+        self.dropout = config.dropout.rate if config.dropout is not None else None
         self.head = Linear(config.channels[-1], outputs, bias=True)
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
@@ -62,4 +84,7 @@ class CnnModel(nn.Module):
         x_BCSS = F.relu(self.stem(here.perturbed(inputs).permute(0, 3, 1, 2), here))
         for number, block in enumerate(self.blocks):
             x_BCSS = block(x_BCSS, here.layer(number))
-        return self.head(x_BCSS.mean(dim=(2, 3)))
+        x_BC = x_BCSS.mean(dim=(2, 3))
+        if self.dropout is not None:
+            x_BC = drop(x_BC, here, "dropout", self.dropout, x_BC.shape[-1])
+        return self.head(x_BC)

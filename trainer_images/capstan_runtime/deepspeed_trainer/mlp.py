@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Mlp
+from capstan_runtime.deepspeed_trainer.components.branches import drop
+from capstan_runtime.deepspeed_trainer.components.fourier import FourierFeatures
 from capstan_runtime.deepspeed_trainer.components.normalisation import build_norm
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.deepspeed_trainer.layers import Linear
@@ -15,7 +17,10 @@ from capstan_runtime.deepspeed_trainer.layers import Linear
 class MlpModel(nn.Module):
     def __init__(self, config: Mlp, inputs: int, outputs: int) -> None:
         super().__init__()
-        widths = [inputs, *config.hidden]
+        waves = config.fourier_features
+        self.fourier = FourierFeatures(inputs, waves.count) if waves is not None else None
+        widths = [inputs if waves is None else 2 * waves.count, *config.hidden]
+        self.dropout = config.dropout.rate if config.dropout is not None else None
         self.layers = nn.ModuleList(
             Linear(width_in, width_out, bias=True) for width_in, width_out in zip(widths, config.hidden, strict=False)
         )
@@ -29,9 +34,13 @@ class MlpModel(nn.Module):
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
         x = here.perturbed(inputs).flatten(1)
+        if self.fourier is not None:
+            x = self.fourier(x)
         for number, layer in enumerate(self.layers):
             x = layer(x)
             if self.norms:
                 x = self.norms[number](x, here)
             x = F.gelu(x)
+            if self.dropout is not None:
+                x = drop(x, here.layer(number), "dropout", self.dropout, x.shape[-1])
         return self.head(x)

@@ -8,10 +8,13 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capstan_runtime.contract.models import Cnn
+from capstan_runtime.decoder_spec import depth_rates
+from capstan_runtime.flax_trainer.components.branches import LayerScale, drop
+from capstan_runtime.flax_trainer.components.gates import SqueezeExcitation
 from capstan_runtime.flax_trainer.components.normalisation import build_norm
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.layers import Kernel, Linear
-from capstan_runtime.model_spec import has_projection
+from capstan_runtime.model_spec import has_projection, squeezed
 
 
 class Convolution(nnx.Module):
@@ -28,15 +31,30 @@ class Convolution(nnx.Module):
 class ResidualBlock(nnx.Module):
     """He et al., 2015 (1512.03385)."""
 
-    def __init__(self, config: Cnn, block: int, channels_in: int, channels: int) -> None:
+    def __init__(self, config: Cnn, block: int) -> None:
+        channels_in, channels, self.stride = config.blocks[block]
         self.first = Convolution(config, channels_in, channels, 3)
         self.second = Convolution(config, channels, channels, 3)
-        projects = has_projection(block, channels_in, channels)
+        squeeze = config.squeeze_excitation
+        self.squeeze = SqueezeExcitation(channels, squeezed(squeeze, channels)) if squeeze is not None else None
+        self.layer_scale = LayerScale(channels) if config.layer_scale is not None else None
+        projects = has_projection(channels_in, channels, self.stride)
         self.shortcut = Convolution(config, channels_in, channels, 1) if projects else None
-        self.stride = 1 if block == 0 else 2
+        self.channel_rate = config.spatial_dropout.rate if config.spatial_dropout is not None else None
+        depth = config.stochastic_depth
+        self.skip_rate = float(depth_rates(depth, len(config.blocks))[block]) if depth is not None else None
 
     def __call__(self, x_BSSC: jax.Array, here: Pass) -> jax.Array:
-        y_BSSC = self.second(jax.nn.relu(self.first(x_BSSC, here, self.stride)), here)
+        y_BSSC = jax.nn.relu(self.first(x_BSSC, here, self.stride))
+        if self.channel_rate is not None:
+            y_BSSC = drop(y_BSSC, here, "spatial_dropout", self.channel_rate, 1, 1, y_BSSC.shape[-1])
+        y_BSSC = self.second(y_BSSC, here)
+        if self.squeeze is not None:
+            y_BSSC = self.squeeze(y_BSSC)
+        if self.layer_scale is not None:
+            y_BSSC = self.layer_scale(y_BSSC)
+        if self.skip_rate is not None:
+            y_BSSC = drop(y_BSSC, here, "stochastic_depth", self.skip_rate, 1, 1, 1)
         skipped = x_BSSC if self.shortcut is None else self.shortcut(x_BSSC, here, self.stride)
         return jax.nn.relu(y_BSSC + skipped)
 
@@ -44,15 +62,15 @@ class ResidualBlock(nnx.Module):
 class CnnModel(nnx.Module):
     def __init__(self, config: Cnn, image_channels: int, outputs: int) -> None:
         self.stem = Convolution(config, image_channels, config.channels[0], 3)
-        inputs = [config.channels[0], *config.channels]
-        self.blocks = nnx.List(
-            ResidualBlock(config, block, channels_in, channels)
-            for block, (channels_in, channels) in enumerate(zip(inputs, config.channels, strict=False))
-        )
+        self.blocks = nnx.List(ResidualBlock(config, block) for block in range(len(config.blocks)))
+        self.dropout = config.dropout.rate if config.dropout is not None else None
         self.head = Linear(config.channels[-1], outputs, bias=True)
 
     def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
         x_BSSC = jax.nn.relu(self.stem(here.perturbed(inputs), here))
         for number, block in enumerate(self.blocks):
             x_BSSC = block(x_BSSC, here.layer(number))
-        return self.head(jnp.mean(x_BSSC, axis=(1, 2)))
+        x_BC = jnp.mean(x_BSSC, axis=(1, 2))
+        if self.dropout is not None:
+            x_BC = drop(x_BC, here, "dropout", self.dropout, x_BC.shape[-1])
+        return self.head(x_BC)

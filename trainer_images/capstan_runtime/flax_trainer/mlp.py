@@ -4,6 +4,8 @@ import jax
 from flax import nnx
 
 from capstan_runtime.contract.models import Mlp
+from capstan_runtime.flax_trainer.components.branches import drop
+from capstan_runtime.flax_trainer.components.fourier import FourierFeatures
 from capstan_runtime.flax_trainer.components.normalisation import build_norm
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.layers import Linear
@@ -11,7 +13,10 @@ from capstan_runtime.flax_trainer.layers import Linear
 
 class MlpModel(nnx.Module):
     def __init__(self, config: Mlp, inputs: int, outputs: int) -> None:
-        widths = [inputs, *config.hidden]
+        waves = config.fourier_features
+        self.fourier = FourierFeatures(inputs, waves.count) if waves is not None else None
+        widths = [inputs if waves is None else 2 * waves.count, *config.hidden]
+        self.dropout = config.dropout.rate if config.dropout is not None else None
         self.layers = nnx.List(
             Linear(width_in, width_out, bias=True) for width_in, width_out in zip(widths, config.hidden, strict=False)
         )
@@ -25,9 +30,13 @@ class MlpModel(nnx.Module):
 
     def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
         x = here.perturbed(inputs).reshape(len(inputs), -1)
+        if self.fourier is not None:
+            x = self.fourier(x)
         for number, layer in enumerate(self.layers):
             x = layer(x)
             if self.norms:
                 x = self.norms[number](x, here)
             x = jax.nn.gelu(x, approximate=False)
+            if self.dropout is not None:
+                x = drop(x, here.layer(number), "dropout", self.dropout, x.shape[-1])
         return self.head(x)

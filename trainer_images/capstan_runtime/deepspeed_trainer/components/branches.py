@@ -48,7 +48,9 @@ def drop_branch(config: Transformer, x_BTD: Tensor, here: Pass) -> Tensor:
     x_BTD = drop_elements(config, x_BTD, here)
     if config.stochastic_depth is None or here.number is None:
         return x_BTD
-    return drop(x_BTD, here, "stochastic_depth", float(depth_rates(config)[here.number]), 1, 1)
+    return drop(
+        x_BTD, here, "stochastic_depth", float(depth_rates(config.stochastic_depth, config.layers)[here.number]), 1, 1
+    )
 
 
 def drop_units(config: AdaptiveDropout, units_BTF: Tensor, gate_BTF: Tensor, here: Pass) -> Tensor:

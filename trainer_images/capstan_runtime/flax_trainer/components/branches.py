@@ -48,7 +48,7 @@ def drop_branch(config: Transformer, x_BTD: jax.Array, here: Pass) -> jax.Array:
     x_BTD = drop_elements(config, x_BTD, here)
     if config.stochastic_depth is None or here.number is None:
         return x_BTD
-    rate = jnp.asarray(depth_rates(config))[here.number]
+    rate = jnp.asarray(depth_rates(config.stochastic_depth, config.layers))[here.number]
     return drop(x_BTD, here, "stochastic_depth", rate, 1, 1)
 
 
