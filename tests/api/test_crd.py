@@ -262,6 +262,31 @@ REFUSED = {
         ),
         "zeroStage 0 cannot train in precision bf16",
     ),
+    "fp16 without ZeRO": (
+        a_spec(
+            framework={"deepspeed": {"zeroStage": 0}},
+            training={"steps": 1, "globalBatchSize": 8, "precision": "fp16"},
+        ),
+        "zeroStage 0 cannot train in precision fp16",
+    ),
+    "a scale for nothing": (
+        a_spec(training={"steps": 1, "globalBatchSize": 8, "lossScale": {}}),
+        "lossScale is for precision fp16 alone",
+    ),
+    "an attack in fp16": (
+        a_spec(
+            regularization={"adversarial": {"fgsm": {"epsilon": 0.1}}},
+            training={"steps": 1, "globalBatchSize": 8, "precision": "fp16"},
+        ),
+        "training: precision fp16 cannot train with regularization.adversarial",
+    ),
+    "activations of no blocks": (
+        a_spec(
+            model={"mlp": {"hidden": [8]}},
+            training={"steps": 1, "globalBatchSize": 8, "activationCheckpointing": {"policy": "full"}},
+        ),
+        "training: activationCheckpointing repeats what happens in blocks",
+    ),
     "an early stop that nothing leads to": (
         a_spec(callbacks={"earlyStopping": {"patience": 2}}),
         "callbacks: earlyStopping follows evaluations, and there are none; set training.evaluation",
@@ -596,7 +621,7 @@ VALUES: dict[str, Any] = {
     "training.epochs": SMALL,
     "training.globalBatchSize": (0, 1, 2, 4, 6, 8, 12, "8", 8.5),
     "training.virtualRanks": SMALL,
-    "training.precision": ("fp32", "bf16", "fp8", 32),
+    "training.precision": ("fp32", "bf16", "fp16", "fp8", 32),
     "training.gradientClip": NUMBERS,
     "training.seed": (-1, 0, 2**31 - 1, 2**31),
     "training.evaluation": ({}, {"everySteps": 0}, {"everySteps": 1}),

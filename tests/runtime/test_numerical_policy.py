@@ -25,11 +25,13 @@ from tests.support.training_runs import Ended, Run, Undisturbed, losses, run_tra
 class Result:
     loss: float
     gradient_norm: float = 1.0
+    loss_scale: float | None = None
     fetches: int = 0
 
     def fetch(self) -> Mapping[str, float]:
         self.fetches += 1
-        return {"loss": self.loss, "gradient_norm": self.gradient_norm}
+        scaled = {} if self.loss_scale is None else {"loss_scale": self.loss_scale}
+        return {"loss": self.loss, "gradient_norm": self.gradient_norm, **scaled}
 
 
 @dataclass
@@ -53,6 +55,16 @@ def judged(results: list[Result], settle_every: int = 1, **policy: Any) -> Judge
     except NumericalFailure as failure:
         return Judged(str(failure), failure.bad_batch, notes)
     return Judged(None, None, notes)
+
+
+@pytest.mark.parametrize("policy", ["halt", "rewind", "ignore"])
+def test_an_overflow_of_the_scaled_loss_is_no_fault(policy: str) -> None:
+    assert judged([Result(2.0), Result(2.0, math.inf, 65536.0)] * 3, nonFinite=policy) == Judged(None, None, [])
+
+
+@pytest.mark.parametrize("fault", [(math.nan, math.inf, 65536.0), (2.0, math.inf, 1.0)])
+def test_a_loss_that_is_no_number_and_an_overflow_at_the_least_scale_are_faults(fault: tuple[float, ...]) -> None:
+    assert judged([Result(2.0), Result(*fault)], nonFinite="halt").failure is not None
 
 
 SKIPS = (Skip(first=1, count=2),)

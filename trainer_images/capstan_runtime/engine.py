@@ -74,8 +74,9 @@ class StepResult(Protocol):
 
     def fetch(self) -> Mapping[str, float]:
         """`loss` (mean over the global batch) and `gradient_norm` (before clipping), the same on every rank. Waits for
-        the device. A norm that is not finite says that the update ruined the weights or, where the run drops such
-        updates (`numerical.nonFinite: ignore`), that it was left out."""
+        the device. Where the loss is scaled (fp16), also `loss_scale`, of this step, and `skipped_steps`, of the run
+        so far with this one. A norm that is not finite says that the update ruined the weights or, where the run drops
+        such updates (`numerical.nonFinite: ignore`, fp16), that it was left out."""
         ...
 
 

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from capstan_runtime.contract.numerical import LossSpike, Numerical
 from capstan_runtime.errors import NumericalFailure
+from capstan_runtime.loss_scaling import is_overflow
 
 _LEAST_LOSSES = 5
 """Before that many there is no saying what is usual; also the least window."""
@@ -69,6 +70,9 @@ class Guard:
 
     def _judge(self, done: int, values: Mapping[str, float]) -> None:
         loss = values["loss"]
+        if is_overflow(loss, values["gradient_norm"], values.get("loss_scale")):
+            self._note_loss(done, loss)  # the engine has left the update out, and scales less from now on
+            return
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values[name]):
                 self._on_non_finite(done, f"the {name.replace('_', ' ')} is {values[name]}", values)
@@ -76,9 +80,12 @@ class Guard:
         else:
             self._dropped = 0
         if math.isfinite(loss):
-            self._loss = loss
-            if self._recent is not None and self._numerical.loss_spike is not None:
-                self._look_for_spike(done, loss, self._recent, self._numerical.loss_spike)
+            self._note_loss(done, loss)
+
+    def _note_loss(self, done: int, loss: float) -> None:
+        self._loss = loss
+        if self._recent is not None and self._numerical.loss_spike is not None:
+            self._look_for_spike(done, loss, self._recent, self._numerical.loss_spike)
 
     def _on_non_finite(self, done: int, what: str, values: Mapping[str, float]) -> None:
         match self._numerical.non_finite:

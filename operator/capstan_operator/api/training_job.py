@@ -9,6 +9,7 @@ from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_
 from capstan_operator.api.gang import Gang
 from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
+from capstan_operator.api.memory_rules import MEMORY_RULES, require_memory_fits
 from capstan_operator.api.model_rules import MODEL_RULES, require_model_fits
 from capstan_operator.api.placement import Placement
 from capstan_operator.api.program_rules import program_rules, require_program_or_trainer
@@ -156,11 +157,7 @@ class Run(Record):
             "or data'",
         ),
         *AUGMENTATION_RULES,
-        (
-            "!(has(self.framework.deepspeed) && self.framework.deepspeed.zeroStage == 0"
-            " && self.training.precision == 'bf16')",
-            "'framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3'",
-        ),
+        *MEMORY_RULES,
         *MODEL_RULES,
         *UPDATE_RULES,
         *LOSS_RULES,
@@ -351,7 +348,7 @@ def _of_trainers() -> tuple[Callable[[Run], None], ...]:
     return (
         _model_suits_data,
         require_augmentation_fits,
-        _bf16_needs_zero,
+        require_memory_fits,
         require_model_fits,
         require_update_fits,
         require_loss_fits,
@@ -393,12 +390,6 @@ def _model_suits_data(spec: Run) -> None:
     if is_sequence_data != (spec.model.kind == "transformer"):
         fix = "choose model transformer" if is_sequence_data else "choose model mlp or cnn"
         raise ValueError(f"model: {spec.model.kind} cannot train on data {spec.data.kind}; {fix}")
-
-
-def _bf16_needs_zero(spec: Run) -> None:
-    deepspeed = spec.framework.deepspeed
-    if deepspeed and deepspeed.zero_stage == 0 and spec.training.precision == "bf16":
-        raise ValueError("framework: deepspeed.zeroStage 0 cannot train in precision bf16; choose zeroStage 1, 2 or 3")
 
 
 def _chaos_is_named_and_placed(spec: TrainingJobSpec) -> None:

@@ -4,19 +4,55 @@ Embedded in the CRD's `spec`, and in what pods are told: each fact has one defin
 description that `kubectl explain` shows.
 """
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from capstan_runtime.contract.base import OneOf, Record
+from capstan_runtime.contract.base import OneOf, Record, cel
+from capstan_runtime.contract.memory import OffloadTarget
+
+_NOTHING_OFFLOADED = "offload names nothing; set optimizer, parameters or both, or remove it"
+_NOT_CUT_UP = "zeroStage 0 cannot offload: DeepSpeed does from stage 1 on; choose zeroStage 1, 2 or 3"
+_PARAMETERS_WHOLE = (
+    "offload.parameters needs zeroStage 3: below it, every worker uses all parameters all the time; set zeroStage to 3"
+)
 
 
 class Flax(Record):
     """Flax NNX on JAX: one compiled step, data parallel over the job's processes."""
 
 
+class DeepSpeedOffload(Record):
+    """What DeepSpeed keeps outside of the GPU's memory (ZeRO-Offload, 2101.06840)."""
+
+    model_config = cel(("has(self.optimizer) || has(self.parameters)", f"'{_NOTHING_OFFLOADED}'"))
+
+    optimizer: Annotated[
+        OffloadTarget | None,
+        Field(
+            description="Optimizer state and fp32 master weights, which are updated there, by the CPU. Needs zeroStage "
+            "1, 2 or 3."
+        ),
+    ] = None
+    parameters: Annotated[
+        OffloadTarget | None,
+        Field(description="Parameters between their uses (ZeRO-Infinity, 2104.07857). Needs zeroStage 3."),
+    ] = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.optimizer is None and self.parameters is None:
+            raise ValueError(_NOTHING_OFFLOADED)
+        return self
+
+
 class DeepSpeed(Record):
     """DeepSpeed on PyTorch."""
+
+    model_config = cel(
+        ("!has(self.offload) || self.zeroStage > 0", f"'{_NOT_CUT_UP}'"),
+        ("!has(self.offload) || !has(self.offload.parameters) || self.zeroStage == 3", f"'{_PARAMETERS_WHOLE}'"),
+    )
 
     zero_stage: Annotated[
         int,
@@ -24,9 +60,20 @@ class DeepSpeed(Record):
             ge=0,
             le=3,
             description="ZeRO stage: 0 replicates everything, 1 shards optimizer state, 2 also gradients, "
-            "3 also parameters. bf16 needs stage 1 or higher.",
+            "3 also parameters. bf16 and fp16 need stage 1 or higher.",
         ),
     ] = 1
+    offload: Annotated[
+        DeepSpeedOffload | None, Field(description="What is kept in the host's memory. Left out: nothing is.")
+    ] = None
+
+    @model_validator(mode="after")
+    def _stage_offloads(self) -> Self:
+        if self.offload is not None and self.zero_stage == 0:
+            raise ValueError(_NOT_CUT_UP)
+        if self.offload is not None and self.offload.parameters is not None and self.zero_stage < 3:
+            raise ValueError(_PARAMETERS_WHOLE)
+        return self
 
 
 class Framework(OneOf):

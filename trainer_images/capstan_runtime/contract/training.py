@@ -9,6 +9,21 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import Positive, Record, cel
+from capstan_runtime.contract.memory import ActivationCheckpointing
+
+
+class LossScale(Record):
+    """Dynamic loss scaling (Micikevicius et al., 1710.03740). A step whose gradient overflows is skipped by all workers
+    and makes the scale smaller; many that do not make it larger. Factors that are powers of two change no update."""
+
+    initial: Annotated[float, Field(ge=1.0, description="Factor of the loss in the first step.")] = 65536.0
+    growth_factor: Annotated[float, Field(gt=1.0, description="What the scale is multiplied with to grow.")] = 2.0
+    backoff_factor: Annotated[
+        float, Field(gt=0.0, lt=1.0, description="What the scale is multiplied with after an overflow; least it is 1.")
+    ] = 0.5
+    growth_interval: Annotated[
+        int, Field(ge=1, description="Steps in a row without overflow after which the scale grows.")
+    ] = 2000
 
 
 class Evaluation(Record):
@@ -59,10 +74,16 @@ class Ema(Record):
     ] = True
 
 
+_NOTHING_TO_SCALE = "lossScale is for precision fp16 alone, whose gradients may be too small; remove it, or set fp16"
+
+
 class Training(Record):
     """Length, batch, precision and randomness of the run. None of it depends on the number of workers."""
 
-    model_config = cel(("has(self.steps) != has(self.epochs)", "'set exactly one of steps, epochs'"))
+    model_config = cel(
+        ("has(self.steps) != has(self.epochs)", "'set exactly one of steps, epochs'"),
+        ("!has(self.lossScale) || self.precision == 'fp16'", f"'{_NOTHING_TO_SCALE}'"),
+    )
 
     steps: Annotated[Positive | None, Field(description="Optimizer steps. Set this or epochs.")] = None
     epochs: Annotated[Positive | None, Field(description="Passes over the training samples. Set this or steps.")] = None
@@ -77,9 +98,15 @@ class Training(Record):
         ),
     ] = None
     precision: Annotated[
-        Literal["fp32", "bf16"],
-        Field(description="Arithmetic of the forward and backward pass; master weights are fp32."),
+        Literal["fp32", "bf16", "fp16"],
+        Field(
+            description="Arithmetic of the forward and backward pass; master weights are fp32. fp16 scales the loss, "
+            "as lossScale says."
+        ),
     ] = "fp32"
+    loss_scale: Annotated[
+        LossScale | None, Field(description="How the loss is scaled in fp16. Left out: as its defaults say.")
+    ] = None
     gradient_clip: Annotated[
         float | None, Field(gt=0.0, description="Largest global L2 norm of the gradient. Left out: no clipping.")
     ] = None
@@ -97,6 +124,13 @@ class Training(Record):
     ema: Annotated[
         Ema | None, Field(description="A moving average of the weights. Left out: the weights themselves are used.")
     ] = None
+    activation_checkpointing: Annotated[
+        ActivationCheckpointing | None,
+        Field(
+            description="Compute activations again instead of keeping them; for cnn and transformer. Left out: all are "
+            "kept."
+        ),
+    ] = None
     seed: Annotated[int, Field(ge=0, le=2**31 - 1, description="Seed of initial weights and data order.")] = 0
     evaluation: Annotated[Evaluation | None, Field(description="Left out: evaluated only after the last step.")] = None
     log_every_steps: Annotated[int, Field(ge=1, description="Steps between two reports of loss and throughput.")] = 10
@@ -106,3 +140,14 @@ class Training(Record):
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("set exactly one of steps, epochs")
         return self
+
+    @model_validator(mode="after")
+    def _something_to_scale(self) -> Self:
+        if self.loss_scale is not None and self.precision != "fp16":
+            raise ValueError(_NOTHING_TO_SCALE)
+        return self
+
+    @property
+    def loss_scaling(self) -> LossScale | None:
+        """How the loss is scaled; None: it is not."""
+        return (self.loss_scale or LossScale()) if self.precision == "fp16" else None

@@ -15,7 +15,7 @@ from capstan_runtime.decoder_spec import depth_rates
 from capstan_runtime.deepspeed_trainer.components.branches import LayerScale, drop
 from capstan_runtime.deepspeed_trainer.components.gates import SqueezeExcitation
 from capstan_runtime.deepspeed_trainer.components.normalisation import build_norm
-from capstan_runtime.deepspeed_trainer.forward_pass import Pass
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass, through_block
 from capstan_runtime.deepspeed_trainer.layers import Kernel, Linear
 from capstan_runtime.model_spec import has_projection, squeezed
 
@@ -83,7 +83,7 @@ class CnnModel(nn.Module):
         # Images arrive as [B, S, S, C]: seen as [B, C, S, S] that is torch's channels_last, without a copy.
         x_BCSS = F.relu(self.stem(here.perturbed(inputs).permute(0, 3, 1, 2), here))
         for number, block in enumerate(self.blocks):
-            x_BCSS = block(x_BCSS, here.layer(number))
+            x_BCSS = through_block(block, x_BCSS, here.layer(number))
         x_BC = x_BCSS.mean(dim=(2, 3))
         if self.dropout is not None:
             x_BC = drop(x_BC, here, "dropout", self.dropout, x_BC.shape[-1])

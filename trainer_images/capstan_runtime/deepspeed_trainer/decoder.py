@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.deepspeed_trainer.components.branches import LayerScale, drop_branch, drop_elements, drop_units
 from capstan_runtime.deepspeed_trainer.components.positions import Positions, PositionsOf
-from capstan_runtime.deepspeed_trainer.forward_pass import Pass
+from capstan_runtime.deepspeed_trainer.forward_pass import Pass, through_block
 from capstan_runtime.deepspeed_trainer.layers import Embedding, Linear, RmsNorm, rotate
 from capstan_runtime.model_spec import feed_forward_width, kv_heads
 
@@ -128,7 +128,7 @@ class TransformerModel(nn.Module):
         for number, layer in enumerate(self.layers):
             inside = here.layer(number)
             where = self.positions.some(length, inside) if self._drops_tokens(number, here) else everything
-            x_BTD = layer(x_BTD, where, inside)
+            x_BTD = through_block(layer, x_BTD, inside, where)
         return self.logits(x_BTD)
 
     def _drops_tokens(self, number: int, here: Pass) -> bool:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.framework import DeepSpeed
+from capstan_runtime.contract.framework import DeepSpeed, DeepSpeedOffload
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
 from capstan_runtime.deepspeed_trainer.fragments import (
     buffers_of,
@@ -28,13 +28,15 @@ from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
 from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_weights
 from capstan_runtime.deepspeed_trainer.optimizers.gauss_newton import hessian_diagonal
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
+from capstan_runtime.deepspeed_trainer.recomputation import recomputation
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
 from capstan_runtime.model_spec import STEP_NAME, parameter_table, read_tensor
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MORE_THAN_THERE_IS = 1 << 56
 """Bytes; beyond what any address space holds."""
 
@@ -46,11 +48,14 @@ class DeepSpeedStepResult:
     reduced: Any
     gradient_norm: Tensor | float
     world: int
+    scaling: Mapping[str, float]
+    """`loss_scale` and `skipped_steps` where the loss is scaled, or nothing."""
 
     def fetch(self) -> Mapping[str, float]:
         with translated_errors():
             self.reduced.wait()
-            return {"loss": float(self.loss) / self.world, "gradient_norm": float(self.gradient_norm)}
+            loss, norm = float(self.loss) / self.world, float(self.gradient_norm)
+        return {"loss": loss, "gradient_norm": norm, **self.scaling}
 
 
 class DeepSpeedEngine:
@@ -70,14 +75,16 @@ class DeepSpeedEngine:
         self._dtype = _DTYPES[training.precision]
         table = parameter_table(run.model, context.data)
         self._table = [spec for spec in table if spec.is_trained]
-        self._stage = settings.zero_stage
+        self._stage, self._offload = settings.zero_stage, settings.offload
+        self._recompute = recomputation(training.activation_checkpointing)
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model))
         model = build_model(run.model, context.data, training.seed).to(self._device)
         self._world = World(context.membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
         parameters = dict(model.named_parameters())
         self.parameters = sum(parameter.numel() for parameter in parameters.values())
-        self._updates = Updates(run, parameters, self._table, self._stage, self._device)
+        updated_on = self._device if self._offload is None or self._offload.optimizer is None else torch.device("cpu")
+        self._updates = Updates(run, parameters, self._table, self._stage, updated_on)
         with translated_errors():
             self._engine = load_deepspeed(self._device).initialize(
                 model=model,
@@ -86,6 +93,8 @@ class DeepSpeedEngine:
                 dist_init_required=False,
             )[0]
         self._step = 0
+        self._scaling = training.loss_scaling
+        self._scale = None if self._scaling is None else ScaleState(self._scaling.initial)
         self._seconds_in_steps = 0.0
         self._loss_factor = 1.0
         # Found once: DeepSpeed never moves them.
@@ -95,6 +104,8 @@ class DeepSpeedEngine:
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
         began = time.perf_counter()
         self._updates.begin(self._step + 1, learning_rate)
+        if self._scale is not None:
+            self._engine.optimizer.loss_scale = self._scale.scale
         micro_batches = self._micro_batches(batch._replace(weights=None))
         # Their mean over the micro-steps; divided by NaN when that is the fault to inject.
         divisor = len(micro_batches) / self._loss_factor
@@ -103,7 +114,7 @@ class DeepSpeedEngine:
         proposals = Proposals(self._engine.module)
         with translated_errors():
             for micro_batch in micro_batches:
-                here = Pass(self._dtype, micro_batch.keys)
+                here = Pass(self._dtype, micro_batch.keys, recompute=self._recompute)
                 loss = self._objective(self._engine, micro_batch, here) / divisor
                 self._engine.backward(loss)
                 proposals.add(here.proposals)
@@ -120,7 +131,16 @@ class DeepSpeedEngine:
                 proposals.settle(len(micro_batches) * self.world)
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
-        return DeepSpeedStepResult(loss_sum, reduced, norm, self.world)
+        return DeepSpeedStepResult(loss_sum, reduced, norm, self.world, self._scaled(was_dropped))
+
+    def _scaled(self, was_dropped: bool) -> Mapping[str, float]:
+        """What a result says of the loss's scale; the next step has another, if this one asks for it. DeepSpeed itself
+        has read whether the global gradient is finite and, from stage 1 on, dropped the update if it is not; its scale
+        stays what it is told, so nothing of it changes amid a step."""
+        if self._scale is None or self._scaling is None:
+            return {}
+        scale, self._scale = self._scale.scale, self._scale.after(self._scaling, is_finite=not was_dropped)
+        return {"loss_scale": scale, "skipped_steps": self._scale.skipped_steps}
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
@@ -143,9 +163,13 @@ class DeepSpeedEngine:
             own, replicated = ([], self._fragments) if self._stage == 0 else (self._fragments, [])
             everywhere = [*replicated, *self._buffers]
             yield from export_fragments(own, everywhere, self._step, self.rank, self.world)
+        if self._scale is not None and self.rank == 0:
+            yield from self._scale.export()
 
     def import_state(self, source: TensorSource) -> None:
         self._step = int(read_tensor(source, STEP_NAME, ()))
+        if self._scaling is not None:
+            self._scale = read_scale(source, self._scaling)
         with translated_errors(), torch.no_grad():
             self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
             import_fragments(self._engine, self._fragments, self._table, source)
@@ -201,14 +225,23 @@ class DeepSpeedEngine:
             tensor = tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor
 
+    def _offloads(self) -> dict[str, Any]:
+        """The host's memory is page-locked, where that makes a difference."""
+        host = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
+        wanted = self._offload or DeepSpeedOffload.model_construct()
+        given = {"offload_optimizer": wanted.optimizer, "offload_param": wanted.parameters}
+        return {name: host for name, target in given.items() if target is not None}
+
     def _config(self, context: TrainContext) -> dict[str, Any]:
         return {
             "train_micro_batch_size_per_gpu": context.samples_per_micro_step,
             # This engine says when an optimizer step is due, because M may change from attempt to attempt.
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,
-            "zero_optimization": {"stage": self._stage, "overlap_comm": False},
+            "zero_optimization": {"stage": self._stage, "overlap_comm": False, **self._offloads()},
             "zero_allow_untested_optimizer": True,
+            # Its own would be compiled at run time, and knows Adam alone.
+            "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0 if self._stage == 0 else context.run.training.gradient_clip or 0.0,
         }
 

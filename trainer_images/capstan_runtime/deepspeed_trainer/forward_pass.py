@@ -1,13 +1,15 @@
 """What a model is told with its inputs, and what it says beside its outputs. Axes: B samples."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from capstan_runtime.deepspeed_trainer import random
+from capstan_runtime.deepspeed_trainer.recomputation import Recompute
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Pass:
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
     proposals: dict[int, Tensor] = field(default_factory=dict)
     """What modules propose as next values of their buffers, by the `id` of each."""
+    recompute: Recompute | None = None
+    """How a block is run whose activations are, in part, computed again by the backward pass. None: all are kept."""
 
     @property
     def is_training(self) -> bool:
@@ -50,6 +54,22 @@ class Pass:
         """The buffer's next value as this micro-step would have it, fp32; the mean over all of them is taken. Proposed
         twice, the later one counts."""
         self.proposals[id(buffer)] = value.detach()
+
+
+def through_block(block: Callable[..., Tensor], x: Tensor, here: Pass, *others: Any) -> Tensor:
+    """`block(x, *others, here)`, of which the backward pass has what `here` lets it keep."""
+    if here.recompute is None:
+        return block(x, *others, here)
+
+    def run(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        # Run twice, so what it adds to the loss must not be added to `here` itself. What it proposes is the same again.
+        inside = replace(here, losses={})
+        return block(x, *others, inside), inside.losses
+
+    x, losses = here.recompute(run, x)
+    for name, value in losses.items():
+        here.add_loss(name, value)
+    return x
 
 
 class Proposals:

@@ -12,7 +12,7 @@ from capstan_runtime.decoder_spec import depth_rates
 from capstan_runtime.flax_trainer.components.branches import LayerScale, drop
 from capstan_runtime.flax_trainer.components.gates import SqueezeExcitation
 from capstan_runtime.flax_trainer.components.normalisation import build_norm
-from capstan_runtime.flax_trainer.forward_pass import Pass
+from capstan_runtime.flax_trainer.forward_pass import Pass, through_block
 from capstan_runtime.flax_trainer.layers import Kernel, Linear
 from capstan_runtime.model_spec import has_projection, squeezed
 
@@ -69,7 +69,7 @@ class CnnModel(nnx.Module):
     def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
         x_BSSC = jax.nn.relu(self.stem(here.perturbed(inputs), here))
         for number, block in enumerate(self.blocks):
-            x_BSSC = block(x_BSSC, here.layer(number))
+            x_BSSC = through_block(block, x_BSSC, here.layer(number))
         x_BC = jnp.mean(x_BSSC, axis=(1, 2))
         if self.dropout is not None:
             x_BC = drop(x_BC, here, "dropout", self.dropout, x_BC.shape[-1])

@@ -19,9 +19,11 @@ from capstan_runtime.context import TrainContext
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.leaves import Leaf, Structure, export_leaves, replicate
+from capstan_runtime.flax_trainer.loss_scaling import as_array, as_state
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
 from capstan_runtime.flax_trainer.objective import Objective
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
+from capstan_runtime.flax_trainer.recomputation import kept_activations
 from capstan_runtime.flax_trainer.step import (
     AXIS,
     BY_SAMPLE,
@@ -31,11 +33,13 @@ from capstan_runtime.flax_trainer.step import (
     compile_train_step,
 )
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
+from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
 from capstan_runtime.updates import EMA, StateKind
 
-_DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16)}
+_DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16), "fp16": jnp.dtype(jnp.float16)}
+_RESULTS = ("loss", "gradient_norm", "loss_scale", "skipped_steps")
 _MORE_THAN_THERE_IS = 1 << 56
 """Bytes; beyond what any address space holds."""
 
@@ -43,12 +47,11 @@ _MORE_THAN_THERE_IS = 1 << 56
 @dataclass(frozen=True, slots=True)
 class FlaxStepResult:
     values: jax.Array
-    """[loss, gradient norm], replicated."""
+    """The first two of `_RESULTS` or, where the loss is scaled, all of them; replicated."""
 
     def fetch(self) -> Mapping[str, float]:
         with translated_errors():
-            loss, norm = np.asarray(self.values.addressable_data(0)).tolist()
-        return {"loss": loss, "gradient_norm": norm}
+            return dict(zip(_RESULTS, np.asarray(self.values.addressable_data(0)).tolist(), strict=False))
 
 
 class FlaxEngine:
@@ -76,10 +79,13 @@ class FlaxEngine:
         self._replicated, self._by_sample = (NamedSharding(mesh, spec) for spec in (REPLICATED, BY_SAMPLE))
         self._local_replicated = NamedSharding(local_mesh, REPLICATED)
         self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
-        drops_non_finite = context.run.numerical.non_finite == "ignore"
+        self._scaling = training.loss_scaling
+        drops_non_finite = context.run.numerical.non_finite == "ignore" or self._scaling is not None
         self._update = UpdatePlan(context.run.optimizer, training, self._structure.leaves, drops_non_finite)
         objective = Objective(context.run.loss, context.run.regularization, embedding_width(context.run.model))
-        plan = StepPlan(self._structure, self._update, objective, _DTYPES[training.precision])
+        keeps = kept_activations(training.activation_checkpointing)
+        dtype = _DTYPES[training.precision]
+        plan = StepPlan(self._structure, self._update, objective, dtype, keeps, self._scaling)
         self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
@@ -94,6 +100,7 @@ class FlaxEngine:
             [self._place(leaf.initial_state(kind, training.seed)) for leaf in self._structure.leaves]
             for kind in self._update.kinds
         ]
+        self._scale = None if self._scaling is None else self._place(as_array(ScaleState(self._scaling.initial)))
 
     def train_step(self, batch: Batch, learning_rate: float) -> FlaxStepResult:
         began = time.thread_time()
@@ -102,8 +109,8 @@ class FlaxEngine:
         self._loss_factor = 1.0
         with translated_errors():
             spread = self._spread(batch._replace(weights=None))
-            self._parameters, self._state, self._buffers, values = self._train_step(
-                self._parameters, self._state, self._buffers, spread, numbers
+            self._parameters, self._state, self._buffers, self._scale, values = self._train_step(
+                self._parameters, self._state, self._buffers, self._scale, spread, numbers
             )
         self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(values)
@@ -120,6 +127,8 @@ class FlaxEngine:
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
             yield from export_leaves(self._values(), self._step, self.rank, self.world)
+            if self._scale is not None and self.rank == 0:
+                yield from as_state(np.asarray(self._scale.addressable_data(0))).export()
 
     def import_state(self, source: TensorSource) -> None:
         # One by one in place of the old: the device need not hold the state twice.
@@ -129,6 +138,8 @@ class FlaxEngine:
                 arrays[number] = self._place(leaf.read_state(source, kind))
         for number, leaf in enumerate(self._structure.buffers):
             self._buffers[number] = self._place(leaf.read(source, None))
+        if self._scaling is not None:
+            self._scale = self._place(as_array(read_scale(source, self._scaling)))
         self._step = int(read_tensor(source, STEP_NAME, ()))
 
     def exchange(self, payload: bytes) -> list[bytes]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capstan_runtime.flax_trainer import random
+from capstan_runtime.flax_trainer.recomputation import Keeps
 
 
 class Buffer(nnx.Variable[jax.Array]):
@@ -34,6 +35,8 @@ class Pass:
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
     proposals: dict[str, jax.Array] = field(default_factory=dict)
     """What modules propose as next values of their buffers, by name."""
+    keeps: Keeps | None = None
+    """Which activations inside a block are kept for the backward pass; the others are computed again. None: all are."""
 
     @property
     def is_training(self) -> bool:
@@ -60,6 +63,22 @@ class Pass:
         self.proposals[buffer.leaf] = value
 
 
+def through_block(block: Callable[[jax.Array, Pass], jax.Array], x: jax.Array, here: Pass) -> jax.Array:
+    """`block(x, here)`, of which the backward pass has what `here` keeps."""
+    if here.keeps is None:
+        return block(x, here)
+
+    def run(x: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
+        inside = replace(here, keys_B=keys_B, losses={}, proposals={})
+        return block(x, inside), (inside.losses, inside.proposals)
+
+    x, (losses, proposals) = jax.checkpoint(run, policy=here.keeps)(x, here.keys_B)
+    for name, value in losses.items():
+        here.add_loss(name, value)
+    here.proposals.update(proposals)
+    return x
+
+
 def through_layers(
     layer: Callable[[jax.Array, Any, Pass], jax.Array], x: jax.Array, stacked: Any, numbers: range, here: Pass
 ) -> jax.Array:
@@ -76,6 +95,9 @@ def through_layers(
         inside = replace(here, keys_B=keys_B, number=number, losses={}, proposals={})
         return layer(x, parameters, inside), (inside.losses, inside.proposals)
 
+    if here.keeps is not None:
+        # Nothing outside the loop could be taken for what is computed again inside, so no barrier is needed.
+        run = jax.checkpoint(run, policy=here.keeps, prevent_cse=False)
     if len(numbers) < len(jax.tree.leaves(stacked)[0]):
         stacked = jax.tree.map(lambda whole: whole[numbers.start : numbers.stop], stacked)
     x, (losses, proposals) = jax.lax.scan(run, x, (jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32), stacked))

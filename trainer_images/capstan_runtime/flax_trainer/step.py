@@ -16,20 +16,23 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.sharding import Mesh, PartitionSpec
 
+from capstan_runtime.contract.training import LossScale
 from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
+from capstan_runtime.flax_trainer.loss_scaling import next_state
 from capstan_runtime.flax_trainer.objective import Objective, cross_entropy
 from capstan_runtime.flax_trainer.optimizers.gauss_newton import sampled_objective
 from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
+from capstan_runtime.flax_trainer.recomputation import Keeps
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
 BY_SAMPLE = PartitionSpec(None, AXIS)
 """Of [M, G, …]: each device has its share of every micro-step."""
 
-TrainStep = Callable[..., tuple[Leaves, list[Leaves], Leaves, jax.Array]]
+TrainStep = Callable[..., tuple[Leaves, list[Leaves], Leaves, jax.Array | None, jax.Array]]
 EvaluationStep = Callable[..., jax.Array]
 Sums = TypeVar("Sums")
 
@@ -43,26 +46,32 @@ class StepPlan:
     objective: Objective
     dtype: jnp.dtype
     """Of activations and of weights as they are used; the stored weights and all sums are fp32."""
+    keeps: Keeps | None = None
+    """Which activations of a block are kept for the backward pass. None: all."""
+    scaling: LossScale | None = None
+    """How the loss is scaled. None: it is not."""
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
-    """`step(parameters, state, buffers, batch, numbers)`.
+    """`step(parameters, state, buffers, scale, batch, numbers)`.
 
-    The arrays of the batch, [M, G, …], are spread over the devices; numbers as `UpdatePlan` gives them.
-    Returns new parameters, state and buffers, in the memory of the old ones, and [loss, gradient norm before clipping].
+    `scale` is the state of the loss's scale, or None without one. The arrays of the batch, [M, G, …], are spread over
+    the devices; numbers as `UpdatePlan` gives them. Returns new parameters, state, buffers and scale, in the memory of
+    the old ones, and [loss, gradient norm before clipping] or, with a scale, [loss, norm, this step's scale, skipped
+    steps].
     """
     devices = mesh.size
 
     def loss_of(
         parameters: Leaves, buffers: Leaves, factor: jax.Array, batch: Batch[jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        here = Pass(plan.dtype, batch.keys)
+        here = Pass(plan.dtype, batch.keys, keeps=plan.keeps)
         loss = plan.objective(plan.structure.assemble([*parameters, *buffers]), batch, here)
         return loss * factor, here.proposals
 
     def sampled_loss_of(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
         model = plan.structure.assemble([*parameters, *buffers])
-        return sampled_objective(model, batch, Pass(plan.dtype, batch.keys))
+        return sampled_objective(model, batch, Pass(plan.dtype, batch.keys, keeps=plan.keeps))
 
     def sampled_hessian(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array) -> Leaves:
         """An estimate of its diagonal if one is due in this step, else zeros."""
@@ -76,26 +85,38 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         return jax.lax.cond(is_due, estimate, lambda: [jnp.zeros_like(parameter) for parameter in parameters])
 
     def step(
-        parameters: Leaves, state: list[Leaves], buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array
-    ) -> tuple[Leaves, list[Leaves], Leaves, jax.Array]:
-        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, numbers[-1])
+        parameters: Leaves,
+        state: list[Leaves],
+        buffers: Leaves,
+        scale: jax.Array | None,
+        batch: Batch[jax.Array],
+        numbers: jax.Array,
+    ) -> tuple[Leaves, list[Leaves], Leaves, jax.Array | None, jax.Array]:
+        factor = numbers[-1] if scale is None else numbers[-1] * scale[0]
+        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, factor)
         sums = _sum_over_micro_steps(gradient, batch)
         (loss, proposals), gradients = _mean_over_devices(sums, devices * len(batch.inputs), devices)
+        if scale is not None:
+            loss, gradients = jax.tree.map(lambda scaled: scaled / scale[0], (loss, gradients))
         hessian = sampled_hessian(parameters, buffers, batch, numbers) if plan.update.samples_hessian else None
         parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers, hessian)
         named = zip(plan.structure.buffers, buffers, strict=True)
         moved = [proposals.get(leaf.name, buffer) for leaf, buffer in named]
-        return parameters, state, plan.update.unless_dropped(norm, moved, buffers), jnp.stack([loss, norm])
+        buffers = plan.update.unless_dropped(norm, moved, buffers)
+        if scale is None or plan.scaling is None:
+            return parameters, state, buffers, None, jnp.stack([loss, norm])
+        new_scale = next_state(plan.scaling, scale, jnp.isfinite(norm))
+        return parameters, state, buffers, new_scale, jnp.stack([loss, norm, scale[0], new_scale[-1]])
 
     spread = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(REPLICATED, REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
+        in_specs=(REPLICATED, REPLICATED, REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
         out_specs=REPLICATED,
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
     )
-    return jax.jit(spread, donate_argnums=(0, 1, 2))
+    return jax.jit(spread, donate_argnums=(0, 1, 2, 3))
 
 
 def _sum_over_micro_steps(function: Callable[[Batch[jax.Array]], Sums], batch: Batch[jax.Array]) -> Sums:
