@@ -13,6 +13,7 @@ from typing import Any
 import h5py
 import numpy as np
 from aiohttp import ClientSession
+from PIL import Image
 from pydantic import ValidationError
 
 from capstan_runtime.checkpoint.layout import CLAIMS, COMMIT, MANIFEST, QUARANTINED, SHARDS, VERIFIED
@@ -20,7 +21,14 @@ from capstan_runtime.contract import env
 from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.contract.state import Progress, State
+from capstan_runtime.data.look import look_at
 from capstan_runtime.data.open import open_dataset
+from capstan_runtime.data.spec import DataSpec, Rows
+from capstan_runtime.data_check import read_report
+from capstan_runtime.data_tools.inspecting import data_of
+from capstan_runtime.data_tools.packing import find_source
+from capstan_runtime.data_tools.token_folder import MANIFEST as TOKENS_MANIFEST
+from capstan_runtime.data_tools.token_folder import Unusable
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.listening import Listener
 from capstan_runtime.supervisor.exposition import Facts
@@ -196,12 +204,72 @@ def _read_all(document: dict[str, Any]) -> bool:
     return True
 
 
-def _is_one_line(error: ConfigError) -> bool:
+def _is_one_line(error: Exception) -> bool:
     assert "\n" not in str(error), "it goes on the status"
     return False
 
 
 _X, _Y = np.arange(40, dtype=np.float32).reshape(10, 4), np.arange(10) % 3
+
+
+def _picture(data: bytes) -> bool:
+    """`data` is one of two files."""
+    folder = scratch() / "pictures" / "a"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "good.png").write_bytes(_pictures()[0])
+    (folder / "x.png").write_bytes(data)
+    return _read_all({"images": {"path": str(folder.parent), "size": 8, "validationFraction": 0.5}})
+
+
+def _pictures() -> list[bytes]:
+    files = []
+    for kind in ("PNG", "JPEG", "WEBP", "BMP"):
+        held = io.BytesIO()
+        Image.fromarray(np.arange(10 * 12 * 3, dtype=np.uint8).reshape(10, 12, 3)).save(held, kind)
+        files.append(held.getvalue())
+    return files
+
+
+def _report(data: bytes) -> bool:
+    path = scratch() / "data-quality.json"
+    path.write_bytes(data)
+    try:
+        report = read_report(path, "spec.dataQuality.reference")
+    except ConfigError as error:
+        return _is_one_line(error)
+    look_at(*_vectors(), 10, report).summary()
+    return True
+
+
+def _vectors() -> tuple[Rows, DataSpec]:
+    return Rows(_X, _Y.astype(np.int32)), DataSpec("vector", (4,), 3, "blake3:x")
+
+
+def _reports() -> list[bytes]:
+    return [look_at(*_vectors(), 10).model_dump_json(by_alias=True).encode()]
+
+
+def _token_folder(data: bytes) -> bool:
+    """`data` is its TOKENS.json."""
+    folder = scratch() / "tokens"
+    folder.mkdir(exist_ok=True)
+    (folder / "tokens-00000.bin").write_bytes(np.asarray([1, 2, 9, 3, 9], "<u2").tobytes())
+    (folder / TOKENS_MANIFEST).write_bytes(data)
+    try:
+        find_source(folder)
+    except Unusable as error:
+        return _is_one_line(error)
+    return True
+
+
+def _manifest(data: bytes) -> bool:
+    path = scratch() / "job.yaml"
+    path.write_bytes(data)
+    try:
+        data_of(path)
+    except Unusable as error:
+        return _is_one_line(error)
+    return True
 
 
 def _npz() -> list[bytes]:
@@ -282,6 +350,13 @@ TARGETS = (
     Target("hdf5", "users", "data.arrays", "ConfigError", "bytes", _hdf5, _data(".h5", {"arrays": {}})),
     Target("zarr", "users", "data.arrays", "ConfigError", "json",
            lambda: [(_zarr_group() / "inputs" / "zarr.json").read_bytes()], _zarr),
+    Target("picture", "users", "data.images", "ConfigError", "bytes", _pictures, _picture),
+    Target("data-report", "users", "data_check.read_report", "ConfigError", "json", _reports, _report),
+    Target("token-folder", "users", "data_tools.packing.find_source", "Unusable", "json",
+           _dumped({"dtype": "uint16", "vocabulary": 10, "endOfText": 9, "documents": 2,
+                    "files": [{"name": "tokens-00000.bin", "tokens": 5, "digest": "blake3:00"}]}), _token_folder),
+    Target("data-manifest", "users", "data_tools.inspecting.data_of", "Unusable", "lines",
+           lambda: [b"kind: TrainingJob\nspec:\n  data:\n    arrays: {path: /x.npz}\n", b"digits: {}\n"], _manifest),
     Target("tokens", "users", "data.tokens", "ConfigError", "bytes", lambda: [bytes(range(200)) * 2],
            _data(".bin", {"tokens": {"dtype": "uint16", "sequenceLength": 8, "vocabulary": 65536}})),
     Target("text", "users", "data.tokens", "ConfigError", "bytes", lambda: [b"def f(): pass\n" * 9],

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.contract import env
 from capstan_runtime.contract.data_quality import REPORT
 from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.state import Progress
 from capstan_runtime.data.drift import index_by_chance, shares_in_bins, stability_index
 from capstan_runtime.data.look import look_at, scan_ids
 from capstan_runtime.data.open import open_dataset, open_samples
@@ -21,8 +23,10 @@ from capstan_runtime.data.quality import Thinned, entropy_bits
 from capstan_runtime.data.report import QualityReport
 from capstan_runtime.data.spec import Array, BadSample, BadSamples, Dataset, DataSpec, Ids, Rows
 from capstan_runtime.data.subsets import Chosen, Replacing, Without
-from capstan_runtime.data_check import check_of
+from capstan_runtime.data_check import check_of, tell_of_data
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.report import Reporter
+from capstan_runtime.voice import Voice
 
 shares = st.lists(st.floats(0, 1), min_size=1, max_size=12).filter(lambda each: sum(each) > 0.01)
 
@@ -185,6 +189,21 @@ def test_tokens_are_counted_and_their_entropy_told() -> None:
     assert (report.tokens.distinct, report.tokens.top) == (3, [(2, 0.5), (0, 0.25), (1, 0.25)])
 
 
+@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 5))
+def test_documents_are_as_long_as_they_are_however_they_are_cut_into_samples(lengths: list[int], width: int) -> None:
+    stream = [token for length in lengths for token in [*[1] * length, 2]]
+    tokens = np.asarray([*stream, *[1] * (-len(stream) % width)], np.int32).reshape(-1, width)
+    spec = DataSpec("tokens", (width,), 3, "blake3:x", end_of_text=2)
+    for most in (len(tokens), max(1, len(tokens) - 1)):
+        found = look_at(Rows(tokens, tokens), spec, most).lengths
+        if not lengths or most < len(tokens):
+            assert found is None
+        else:
+            assert found is not None
+            assert (found.documents, found.minimum, found.maximum) == (len(lengths), min(lengths), max(lengths))
+            assert (found.median, found.mean) == (np.median(lengths), pytest.approx(np.mean(lengths)))
+
+
 def test_data_that_has_drifted_is_told_from_data_that_has_not() -> None:
     random = np.random.default_rng(0)
     spec = DataSpec("vector", (3,), 2, "blake3:x")
@@ -274,24 +293,37 @@ def test_one_that_is_met_only_later_is_replaced(tmp_path: Path) -> None:
     dataset = opened(run, tmp_path)
     assert dataset.report is not None
     assert (dataset.report.samples, dataset.report.scanned, dataset.report.bad) == (200, 20, [])
-    told: list[BadSample] = []
+    met: list[BadSample] = []
     for samples in (dataset.train, dataset.validation):
         assert isinstance(samples, Replacing)
-        samples.tell = told.append
+        samples.tell = met.append
         inputs, _ = samples.fetch(np.arange(len(samples)))
         assert np.isfinite(inputs).all()
-    assert [each.where for each in told] == ["sample 3"]
+    assert [each.where for each in met] == ["sample 3"]
 
 
-def test_only_rank_0_keeps_the_report_and_nobody_looks_a_second_time_at_the_same_data(
+def told(dataset: Dataset, folder: Path, rank: int = 0) -> list[Progress]:
+    """What a rank that begins an attempt reports."""
+    sent: list[Progress] = []
+
+    class Heard(Reporter):
+        def send(self, progress: Progress) -> None:
+            sent.append(progress)
+
+    tell_of_data(dataset, FolderStore(folder / "store"), Voice(Heard(None), rank, 1))
+    return sent
+
+
+def test_rank_0_keeps_the_report_and_nobody_looks_a_second_time_at_the_same_data(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_data(tmp_path)
     run = a_run(tmp_path)
-    for rank in (1, None):
-        assert opened(run, tmp_path, rank).report is not None
-        assert not (tmp_path / "store" / REPORT).exists()
-    first = opened(run, tmp_path).report
+    first = opened(run, tmp_path, rank=None)  # a spare, which becomes one of them
+    assert told(first, tmp_path, rank=1) == []
+    assert not (tmp_path / "store" / REPORT).exists()
+    assert first.report is not None
+    assert told(first, tmp_path) == [Progress(data=first.report.summary())]
     looked: list[None] = []
 
     def look(*arguments: Any) -> QualityReport:
@@ -299,20 +331,34 @@ def test_only_rank_0_keeps_the_report_and_nobody_looks_a_second_time_at_the_same
         return look_at(*arguments)
 
     monkeypatch.setattr("capstan_runtime.data_check.look_at", look)
-    assert opened(run, tmp_path, rank=1).report == first
+    assert opened(run, tmp_path, rank=1).report == first.report
     assert looked == []
-    assert opened(a_run(tmp_path, scanSamples=50), tmp_path).report != first
+    assert opened(a_run(tmp_path, scanSamples=50), tmp_path).report != first.report
     write_data(tmp_path, count=100)
-    assert opened(run, tmp_path).report != first
+    other = opened(run, tmp_path)
+    assert len(looked) == 2
+    told(other, tmp_path)
+    assert opened(run, tmp_path).report == other.report != first.report
     assert len(looked) == 2
     (tmp_path / "store" / REPORT).write_text("{")
-    assert opened(run, tmp_path).report is not None
+    assert opened(run, tmp_path).report == other.report
     assert len(looked) == 3
+
+
+def test_a_sample_that_is_replaced_is_told_once(tmp_path: Path) -> None:
+    write_data(tmp_path, bad=(3,))
+    dataset = opened(a_run(tmp_path, badSamples="skip", scanSamples=20), tmp_path)
+    sent = told(dataset, tmp_path, rank=1)
+    for samples in (dataset.train, dataset.validation):
+        for _ in range(2):
+            samples.fetch(np.arange(len(samples)))
+    line = "bad sample, replaced by the next good one: sample 3 holds a NaN or an infinity"
+    assert sent == [Progress(note=line)]
 
 
 def test_the_reference_is_read_and_one_that_is_none_is_refused(tmp_path: Path) -> None:
     write_data(tmp_path)
-    opened(a_run(tmp_path), tmp_path)
+    told(opened(a_run(tmp_path), tmp_path), tmp_path)
     reference = tmp_path / "reference.json"
     (tmp_path / "store" / REPORT).rename(reference)
     report = opened(a_run(tmp_path, reference=str(reference)), tmp_path).report

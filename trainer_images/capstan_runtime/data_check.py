@@ -31,7 +31,8 @@ def check_of(run: RunConfig, environ: Mapping[str, str], alive: Alive) -> Check 
     """What looks at the data of `run`; None: nothing does.
 
     A report that is in the run's store already is taken for what a new look would find, if it is of the same data: so a
-    restart does not look again. The look of rank 0 is the one that is kept.
+    restart does not look again. Rank 0 keeps it: a report of data that is refused here, any other in `tell_of_data`,
+    since who looks may be a spare that has no rank yet.
     """
     quality = run.data_quality
     if quality is None:
@@ -43,20 +44,25 @@ def check_of(run: RunConfig, environ: Mapping[str, str], alive: Alive) -> Check 
         report = _known(store, spec, min(quality.scan_samples, len(samples)), reference) if store else None
         if report is None:
             report = look_at(samples, spec, quality.scan_samples, reference, alive)
+        try:
+            left_out = _judged(quality, run.data.kind, report)
+        except ConfigError:
             if store is not None and _is_rank_0(environ):
                 _keep(store, report)
-        left_out = _judged(quality, run.data.kind, report)
+            raise
         return Checked(left_out, replaces=quality.bad_samples == "skip", report=report)
 
     return check
 
 
-def tell_of_data(dataset: Dataset, voice: Voice) -> None:
-    """To status what was found, and from now on every bad sample that is met later. Rank 0 speaks of the former."""
+def tell_of_data(dataset: Dataset, store: Store, voice: Voice) -> None:
+    """To status what was found, and from now on every bad sample that is met later. Rank 0 speaks of the former, and
+    keeps the report in `store`."""
     for samples in dataset.replacing:
         samples.tell = lambda bad: _tell_replaced(bad, voice)
     if dataset.report is None or voice.rank != 0:
         return
+    _keep(store, dataset.report)
     summary = dataset.report.summary()
     voice.report(data=summary)
     voice.say(f"data: looked at {summary.scanned:,} of {summary.samples:,} samples, {summary.bad} are bad")
@@ -101,8 +107,8 @@ def read_report(path: Path, field: str) -> QualityReport:
 def _known(store: Store, spec: DataSpec, scanned: int, reference: QualityReport | None) -> QualityReport | None:
     """The report in the store, if it is what a look would find."""
     try:
-        report = QualityReport.model_validate_json(store.get(REPORT))
-    except (ObjectMissing, OSError, ValidationError):
+        report = QualityReport.model_validate_json(_kept(store) or b"")
+    except (OSError, ValidationError):
         return None
     facts = (report.version, report.fingerprint, report.scanned, report.reference)
     wanted = (REPORT_VERSION, spec.fingerprint, scanned, reference.fingerprint if reference else None)
@@ -110,16 +116,25 @@ def _known(store: Store, spec: DataSpec, scanned: int, reference: QualityReport 
 
 
 def _keep(store: Store, report: QualityReport) -> None:
-    """A report that cannot be kept ends no run: it is missed by who looks for it."""
+    """Unless it is there. A report that cannot be kept ends no run: it is missed by who looks for it."""
+    text = report.model_dump_json(by_alias=True, indent=1).encode()
     try:
-        store.put(REPORT, [report.model_dump_json(by_alias=True, indent=1).encode()])
-        store.settle("")
+        if _kept(store) != text:
+            store.put(REPORT, [text])
+            store.settle("")
     except OSError as error:
         sys.stderr.write(f"warning: {REPORT} is not kept: {error}\n")
 
 
+def _kept(store: Store) -> bytes | None:
+    try:
+        return store.get(REPORT)
+    except ObjectMissing:
+        return None
+
+
 def _is_rank_0(environ: Mapping[str, str]) -> bool:
-    """Not a spare, which has no rank yet."""
+    """False for a spare, too."""
     return bool(environ.get(env.MEMBERSHIP)) and json.loads(environ[env.MEMBERSHIP]).get("rank") == 0
 
 

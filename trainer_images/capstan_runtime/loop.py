@@ -120,7 +120,7 @@ def run_attempt(
     chaos = chaos_of(context, store, voice)
     engine: Engine = make_engine(context)
     engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)
-    tell_of_data(dataset, voice)
+    tell_of_data(dataset, store, voice)
     voice.report(phase=Phase.RESTORING, steps=steps)
     registering = RegisterAtEnd(context, store) if run.register_as is not None and membership.rank == 0 else None
     start = restore(context, engine, store, voice)

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from capstan_runtime.checkpoint.layout import new_attempt
+from capstan_runtime.checkpoint.layout import is_beside_checkpoints, new_attempt
 from capstan_runtime.checkpoint.manifest import SaveFacts
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, read_rank
 from capstan_runtime.checkpoint.store import Store
@@ -51,7 +51,7 @@ def adopt(
             f"{opened.name}: batches were left out before step {manifest.step}, which only its own job knows; adopt a "
             "checkpoint from before that"
         )
-    if target.children():
+    if not all(map(is_beside_checkpoints, target.children())):
         raise ConfigError(f"--to: {target.place} is not empty; give the folder of a job that has not trained yet")
     same = manifest.model_dump(include={"step", "world", "trainer", "metrics", "framework", "signature"})
     facts = SaveFacts(

@@ -169,6 +169,10 @@ class Tokens(Located):
     pattern: Annotated[str, Field(min_length=1, description="Which files of a folder, as a glob.")] = "*.bin"
     dtype: Annotated[Literal["uint16", "uint32"], Field(description="Type of one token id.")] = "uint16"
     vocabulary: Annotated[int, Field(ge=2, description="Number of distinct tokens; every id is below it.")]
+    end_of_text: Annotated[
+        int | None,
+        Field(ge=0, description="Id after each document: dataQuality tells their lengths. Left out: it does not."),
+    ] = None
     sequence_length: Annotated[int, Field(ge=2, description="Tokens per sample.")]
     validation_fraction: Held = 0.01
 

@@ -65,7 +65,8 @@ class DataQuality(Record):
         Positive,
         Field(
             description="Most samples that are looked at before the first step. Of more, as many are looked at evenly "
-            "spaced over all, and the report says so."
+            "spaced over all, and the report says so. 10,000 pictures of 500 x 375 take 25 seconds of one core, "
+            "vectors and tokens less than one."
         ),
     ] = 10_000
     reference: Annotated[

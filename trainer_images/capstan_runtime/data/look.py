@@ -54,6 +54,7 @@ def look_at(
         columns=tally.columns.result() if tally.columns else [],
         classes=tally.classes.counts.tolist() if tally.classes else None,
         tokens=tally.tokens.result() if tally.tokens else None,
+        lengths=tally.lengths.result() if tally.lengths and len(ids) == len(samples) and not bad else None,
         reference=reference.fingerprint if reference else None,
         drift=drift_from(reference, tally) if reference else [],
     )

@@ -8,7 +8,7 @@ import numpy as np
 from blake3 import blake3
 
 from capstan_runtime.data.drift import shares_in_bins
-from capstan_runtime.data.report import Column, Duplicates, Range, TokenUse
+from capstan_runtime.data.report import Column, Duplicates, Lengths, Range, TokenUse
 from capstan_runtime.data.spec import Array, DataSpec, Ids
 
 _MOST_COLUMNS = 64
@@ -34,12 +34,13 @@ class Tally:
         self.classes = None if is_tokens else ClassCount(spec.outputs)
         self.columns = None if is_tokens else ColumnStatistics(spec)
         self.tokens = TokenCount(spec.outputs) if is_tokens else None
+        self.lengths = DocumentLengths(spec.end_of_text) if spec.end_of_text is not None else None
         self.scanned = 0
 
     def add(self, ids: Ids, inputs: Array, targets: Array) -> None:
         """The samples `ids` [n], as `Samples.fetch` gives them. Each once."""
         self.scanned += len(ids)
-        parts: Sequence[Part | None] = (self.duplicates, self.classes, self.columns, self.tokens)
+        parts: Sequence[Part | None] = (self.duplicates, self.classes, self.columns, self.tokens, self.lengths)
         for part in parts:
             if part is not None:
                 part.add(ids, inputs, targets)
@@ -106,6 +107,47 @@ class TokenCount:
             distinct=int(np.count_nonzero(self._counts)),
             entropy_bits=entropy_bits(shares),
             top=[(int(token), float(shares[token])) for token in top if shares[token] > 0],
+        )
+
+
+class DocumentLengths:
+    """Tokens between two ends of text, in samples that follow each other without a gap."""
+
+    def __init__(self, end_of_text: int) -> None:
+        self._end_of_text = end_of_text
+        self._open = 0
+        """Tokens since the last end."""
+        self._count = 0
+        self._total = 0
+        self._least, self._most = 0, 0
+        self._kept = Thinned(_MOST_ROWS)
+
+    def add(self, ids: Ids, inputs: Array, targets: Array) -> None:
+        tokens = inputs.ravel()
+        ends = np.flatnonzero(tokens == self._end_of_text)
+        if not len(ends):
+            self._open += len(tokens)
+            return
+        lengths = np.diff(ends, prepend=-1) - 1
+        lengths[0] += self._open
+        self._open = len(tokens) - 1 - int(ends[-1])
+        least = int(lengths.min())
+        self._least = min(self._least, least) if self._count else least
+        self._most = max(self._most, int(lengths.max()))
+        self._count += len(lengths)
+        self._total += int(lengths.sum())
+        self._kept.add(lengths)
+
+    def result(self) -> Lengths | None:
+        """None: no document has ended."""
+        if not self._count:
+            return None
+        return Lengths(
+            documents=self._count,
+            minimum=self._least,
+            median=float(np.median(self._kept.kept)),
+            mean=self._total / self._count,
+            maximum=self._most,
         )
 
 

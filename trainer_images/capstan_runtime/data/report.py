@@ -1,8 +1,8 @@
 """The report of a look at the data: what is kept, what status tells of it, and what somebody is warned of."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.data_quality import REPORT, DataReport
@@ -14,7 +14,8 @@ _LONGEST_WARNING = 200
 _MOST_LISTED = 10
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""As many as any reader of JSON can tell apart."""
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -57,6 +58,12 @@ class Column(Record):
     shares: list[Share]
     """Of the values in each bin that the edges make: one more than there are edges."""
 
+    @model_validator(mode="after")
+    def _bins_fit(self) -> Self:
+        if len(self.shares) != len(self.edges) + 1 or sorted(set(self.edges)) != self.edges:
+            raise ValueError(f"{self.name}: {len(self.edges)} edges do not make {len(self.shares)} bins")
+        return self
+
 
 class TokenUse(Record):
     """How tokens are used."""
@@ -68,6 +75,17 @@ class TokenUse(Record):
     """Of a single token: what a model without memory could reach, as a loss in bits."""
     top: Annotated[list[tuple[Count, Share]], Field(max_length=64)]
     """The most frequent tokens with their shares."""
+
+
+class Lengths(Record):
+    """Of documents, in tokens, their ends not counted."""
+
+    documents: Count
+    minimum: Count
+    median: Finite
+    """Of at most 4,096 of them, evenly spaced."""
+    mean: Finite
+    maximum: Count
 
 
 class Drift(Record):
@@ -103,6 +121,8 @@ class QualityReport(Record):
     classes: list[Count] | None
     """Samples of each class; None: there are none."""
     tokens: TokenUse | None
+    lengths: Lengths | None
+    """None: nobody says where documents end, not all samples were looked at, or no document ends in them."""
     reference: str | None
     """Fingerprint of the data of the report that this one's was compared with; None: with none."""
     drift: list[Drift]

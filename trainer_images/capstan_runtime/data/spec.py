@@ -75,6 +75,8 @@ class DataSpec:
     fingerprint: str
     """`blake3:<hex>` of the contents, the same on every machine: two runs see the same samples in the same order if
     fingerprint, seed and batch agree. Of files over 64 MiB, and of folders, it covers sizes and some of the bytes."""
+    end_of_text: int | None = None
+    """The token after each document; None: nobody says, or there are no tokens."""
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.input_shape))

@@ -159,7 +159,7 @@ def open_tokens(config: Tokens, environ: Mapping[str, str]) -> tuple[Samples, Da
     else:
         listing = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
         fingerprint = fingerprint_of_files(root, listing, *facts)
-    spec = DataSpec("tokens", (config.sequence_length,), config.vocabulary, fingerprint)
+    spec = DataSpec("tokens", (config.sequence_length,), config.vocabulary, fingerprint, config.end_of_text)
     return samples, spec
 
 

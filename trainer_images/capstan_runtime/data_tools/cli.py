@@ -192,5 +192,5 @@ def _tell_made(made: TokenFolder, folder: Path, sequence_length: str) -> None:
     print(
         "data:\n  tokens:\n"
         f"    path: {folder}\n    dtype: {made.dtype}\n    vocabulary: {made.vocabulary}\n"
-        f"    sequenceLength: {sequence_length}"
+        f"    endOfText: {made.end_of_text}\n    sequenceLength: {sequence_length}"
     )

@@ -97,6 +97,15 @@ def _table(report: QualityReport, spec: DataSpec) -> list[str]:
             ("entropy", f"{words.number(report.tokens.entropy_bits)} bits a token"),
             ("vocabulary", f"{report.tokens.distinct:,} of {report.tokens.vocabulary:,} tokens are there"),
         ]
+    if report.lengths is not None:
+        lengths = report.lengths
+        rows.append(
+            (
+                "documents",
+                f"{lengths.documents:,} of {lengths.minimum:,} to {lengths.maximum:,} tokens, "
+                f"half of them of at most {words.number(lengths.median)}",
+            )
+        )
     rows += [
         (
             each.name,
