@@ -255,6 +255,17 @@ REFUSED = {
         a_spec(data={"text": {"path": "/data", "sequenceLength": 8}}),
         "model: transformer trains on data text or tokens",
     ),
+    "a module that nothing names": (
+        a_spec(model={"custom": {"target": "mine.py"}}),
+        "spec.model.custom: Invalid value: target: mine.py names nothing to call; give package.module:factory",
+    ),
+    "a Flax module in a precision": (
+        a_spec(
+            model={"custom": {"target": "mine:make"}},
+            training={"steps": 1, "globalBatchSize": 8, "precision": "bf16"},
+        ),
+        "training.precision: in Flax, what a module computes in is said by its layers",
+    ),
     "bf16 without ZeRO": (
         a_spec(
             framework={"deepspeed": {"zeroStage": 0}},
@@ -521,6 +532,7 @@ BASES = (
         workers={"max": 6, "min": 3},
     ),
     a_program(),
+    a_spec(model={"custom": {"target": "mine:make", "config": {"width": 8}}}),
 )
 SMALL = range(-1, 10)
 NUMBERS = (-1.0, 0, 0.0, 0.5, 1, 1.0, 2, "0.5", True)
@@ -548,6 +560,15 @@ VALUES: dict[str, Any] = {
         {"group": {"groups": 4}},
         {"instance": {}},
         {"rms": {}},
+    ),
+    "model.custom": (
+        {"target": "a:b"},
+        {"target": "a.b:c.d", "config": {"width": [1, {"deep": True}]}},
+        {"target": "a b:c"},
+        {"target": "a:b", "config": 3},
+        {"target": ":b"},
+        {"target": "ä:b"},
+        {"target": "a:b\n"},
     ),
     "model.mlp": ({"hidden": []}, {"hidden": [0]}, {"hidden": [1] * 65}, {"hidden": [3], "hiden": [3]}, {"hidden": 3}),
     "model.transformer": tuple(

@@ -18,7 +18,7 @@ MLP = {"mlp": {"hidden": [24, 16]}}
 CNN = {"cnn": {"channels": [8, 16], "groups": 4}}
 TRANSFORMER = {"transformer": {"layers": 3, "dim": 32, "heads": 4, "kvHeads": 2}}
 TIED = {"transformer": {"layers": 2, "dim": 32, "heads": 4, "tied": True}}
-DATA_OF = {"mlp": IMAGES, "cnn": IMAGES, "transformer": TOKENS}
+DATA_OF = {"mlp": IMAGES, "cnn": IMAGES, "transformer": TOKENS, "custom": IMAGES}
 
 ADAMW = {"adamw": {"learningRate": 3e-3, "weightDecay": 0.1}}
 SGD = {"sgd": {"learningRate": 0.05, "momentum": 0.9, "nesterov": True, "weightDecay": 0.01}}

@@ -5,8 +5,11 @@ from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec
 
 
-def signature_of(run: RunConfig, data: DataSpec) -> Signature:
-    """Of what `run` trains on `data`; every checkpoint of the run carries it."""
+def signature_of(run: RunConfig, data: DataSpec) -> Signature | None:
+    """Of what `run` trains on `data`; every checkpoint of the run carries it. None: only the user's own code knows the
+    model, and no server has that."""
+    if run.model.custom is not None:
+        return None
     return Signature(
         model=run.model,
         kind=data.kind,

@@ -40,10 +40,15 @@ class Normal:
 
 
 @dataclass(frozen=True, slots=True)
+class Given:
+    """The module of a user's own has it."""
+
+
+@dataclass(frozen=True, slots=True)
 class ParameterSpec:
     name: str
     shape: tuple[int, ...]
-    init: Constant | Normal
+    init: Constant | Normal | Given
     decays: bool
     """Whether weight decay pulls it to 0: matrices and kernels, not gains and biases."""
     is_trained: bool = True
@@ -87,6 +92,8 @@ def initial_parameter(spec: ParameterSpec, seed: int) -> npt.NDArray[np.float32]
             name_key = int.from_bytes(hashlib.sha256(spec.name.encode()).digest()[:8], "little")
             generator = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, name_key])))
             return generator.standard_normal(spec.shape, np.float32) * np.float32(std)
+        case Given():
+            raise AssertionError(f"{spec.name} is initialised by its own module")
 
 
 def feed_forward_width(config: Transformer) -> int:

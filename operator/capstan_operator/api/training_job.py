@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_augmentation_fits
+from capstan_operator.api.custom_rules import CUSTOM_RULES, require_custom_fits
 from capstan_operator.api.gang import Gang
 from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
@@ -152,12 +153,13 @@ class Run(Record):
             " + '; choose a divisor'",
         ),
         (
-            "has(self.model.transformer) == (has(self.data.text) || has(self.data.tokens))",
+            "has(self.model.custom) || has(self.model.transformer) == (has(self.data.text) || has(self.data.tokens))",
             "'model: transformer trains on data text or tokens, mlp and cnn on digits, arrays or images; change model "
             "or data'",
         ),
         *AUGMENTATION_RULES,
         *MEMORY_RULES,
+        *CUSTOM_RULES,
         *MODEL_RULES,
         *UPDATE_RULES,
         *LOSS_RULES,
@@ -352,6 +354,7 @@ def _of_trainers() -> tuple[Callable[[Run], None], ...]:
         require_model_fits,
         require_update_fits,
         require_loss_fits,
+        require_custom_fits,
     )
 
 
@@ -387,7 +390,7 @@ def _some_world_fits(spec: Run) -> None:
 
 def _model_suits_data(spec: Run) -> None:
     is_sequence_data = spec.data.kind in ("text", "tokens")
-    if is_sequence_data != (spec.model.kind == "transformer"):
+    if spec.model.custom is None and is_sequence_data != (spec.model.kind == "transformer"):
         fix = "choose model transformer" if is_sequence_data else "choose model mlp or cnn"
         raise ValueError(f"model: {spec.model.kind} cannot train on data {spec.data.kind}; {fix}")
 

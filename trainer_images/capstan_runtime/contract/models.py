@@ -15,6 +15,7 @@ from capstan_runtime.contract.classifier_components import (
     SqueezeExcitation,
     UnitDropout,
 )
+from capstan_runtime.contract.custom_model import Custom
 from capstan_runtime.contract.decoder_components import (
     AdaptiveDropout,
     Alibi,
@@ -232,6 +233,7 @@ class Model(OneOf):
     mlp: Annotated[Mlp | None, Field(description="A multi-layer perceptron.")] = None
     cnn: Annotated[Cnn | None, Field(description="A residual convolutional network, for images.")] = None
     transformer: Annotated[Transformer | None, Field(description="A Llama-style decoder, for tokens.")] = None
+    custom: Annotated[Custom | None, Field(description="A module of your own, for any data.")] = None
 
     @property
     def batch_statistics(self) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed, DeepSpeedOffload
+from capstan_runtime.deepspeed_trainer.custom import build_custom, model_call, require_same_weights, table_of
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
 from capstan_runtime.deepspeed_trainer.fragments import (
     buffers_of,
@@ -73,14 +74,22 @@ class DeepSpeedEngine:
         context.require_whole_slices(devices=1)
         self._device = choose_device()
         self._dtype = _DTYPES[training.precision]
-        table = parameter_table(run.model, context.data)
-        self._table = [spec for spec in table if spec.is_trained]
         self._stage, self._offload = settings.zero_stage, settings.offload
         self._recompute = recomputation(training.activation_checkpointing)
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model))
-        model = build_model(run.model, context.data, training.seed).to(self._device)
+        custom = run.model.custom
+        if custom is None:
+            model = build_model(run.model, context.data, training.seed)
+            table = parameter_table(run.model, context.data)
+        else:
+            model = build_custom(custom, context.data, training.seed)
+            table = table_of(model)
+        self._table = [spec for spec in table if spec.is_trained]
+        model.to(self._device)
         self._world = World(context.membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
+        if custom is not None:
+            require_same_weights(model, self.exchange)
         parameters = dict(model.named_parameters())
         self.parameters = sum(parameter.numel() for parameter in parameters.values())
         updated_on = self._device if self._offload is None or self._offload.optimizer is None else torch.device("cpu")
@@ -92,6 +101,7 @@ class DeepSpeedEngine:
                 config=self._config(context),
                 dist_init_required=False,
             )[0]
+        self._model = model_call(self._engine, is_custom=custom is not None)
         self._step = 0
         self._scaling = training.loss_scaling
         self._scale = None if self._scaling is None else ScaleState(self._scaling.initial)
@@ -109,13 +119,14 @@ class DeepSpeedEngine:
         micro_batches = self._micro_batches(batch._replace(weights=None))
         # Their mean over the micro-steps; divided by NaN when that is the fault to inject.
         divisor = len(micro_batches) / self._loss_factor
+        assert batch.keys is not None
         self._loss_factor = 1.0
         loss_sum = torch.zeros((), device=self._device)
         proposals = Proposals(self._engine.module)
         with translated_errors():
-            for micro_batch in micro_batches:
-                here = Pass(self._dtype, micro_batch.keys, recompute=self._recompute)
-                loss = self._objective(self._engine, micro_batch, here) / divisor
+            for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
+                here = Pass(self._dtype, micro_batch.keys, seed=int(keys[0]), recompute=self._recompute)
+                loss = self._objective(self._model, micro_batch, here) / divisor
                 self._engine.backward(loss)
                 proposals.add(here.proposals)
                 loss_sum += loss.detach()
@@ -148,7 +159,7 @@ class DeepSpeedEngine:
         with translated_errors(), torch.no_grad(), averaged_weights(self._engine):
             for batch in batches:
                 for inputs, targets, weights, *_ in self._micro_batches(batch._replace(keys=None)):
-                    logits = self._engine(inputs, Pass(self._dtype))
+                    logits = self._model(inputs, Pass(self._dtype))
                     assert weights is not None
                     weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
                     loss = (cross_entropy(logits, targets) * weights).sum()

@@ -24,6 +24,8 @@ class Pass:
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
     number: int | None = None
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
+    seed: int | None = None
+    """The first key, on the host: what a module that is not ours draws from. None: not training."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
     proposals: dict[int, Tensor] = field(default_factory=dict)

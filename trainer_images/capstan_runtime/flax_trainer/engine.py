@@ -18,6 +18,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from capstan_runtime.context import TrainContext
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.leaves import Leaf, Structure, export_leaves, replicate
 from capstan_runtime.flax_trainer.loss_scaling import as_array, as_state
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
@@ -61,9 +62,9 @@ class FlaxEngine:
         """Joins the world. Raises PeerLost if others do not, ConfigError if model, data and devices do not fit."""
         training = context.run.training
         configure_jax(training.precision, context.environ)
-        self._structure = Structure(context.run.model, context.data)
         self._world = World(context.membership, context.deadlines)
         self.rank, self.world = self._world.rank, self._world.size
+        self._structure = self._structure_of(context)
         local_devices = jax.local_devices()
         if context.samples_per_micro_step % len(local_devices):
             raise ConfigError(
@@ -101,6 +102,14 @@ class FlaxEngine:
             for kind in self._update.kinds
         ]
         self._scale = None if self._scaling is None else self._place(as_array(ScaleState(self._scaling.initial)))
+
+    def _structure_of(self, context: TrainContext) -> Structure | CustomStructure:
+        custom = context.run.model.custom
+        if custom is None:
+            return Structure(context.run.model, context.data)
+        structure = CustomStructure(custom, context.data, context.run.training.seed)
+        structure.require_same_weights(self.exchange)
+        return structure
 
     def train_step(self, batch: Batch, learning_rate: float) -> FlaxStepResult:
         began = time.thread_time()

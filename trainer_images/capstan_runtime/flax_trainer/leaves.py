@@ -98,7 +98,7 @@ class Structure:
         self._graph, *states = nnx.split(module, nnx.Param, Buffer)
         paths, self._trees = zip(*map(jax.tree_util.tree_flatten_with_path, states), strict=True)
         self.leaves, self.buffers = (
-            [_leaf(_dotted(path), value.shape, by_name) for path, value in kind] for kind in paths
+            [_leaf(dotted(path), value.shape, by_name) for path, value in kind] for kind in paths
         )
 
     @property
@@ -112,7 +112,8 @@ class Structure:
         return nnx.merge(self._graph, *map(jax.tree_util.tree_unflatten, self._trees, parts))
 
 
-def _dotted(path: tuple[Any, ...]) -> str:
+def dotted(path: tuple[Any, ...]) -> str:
+    """Names and numbers of a path in a module's state, the name of a parameter."""
     keys = [entry.key for entry in path if isinstance(entry, jax.tree_util.DictKey)]
     return ".".join(str(key) for key in keys)
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from capstan_runtime.contract.training import LossScale
 from capstan_runtime.engine import Batch
+from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.loss_scaling import next_state
@@ -41,7 +42,7 @@ Sums = TypeVar("Sums")
 class StepPlan:
     """What the compiled functions are made from."""
 
-    structure: Structure
+    structure: Structure | CustomStructure
     update: UpdatePlan
     objective: Objective
     dtype: jnp.dtype
