@@ -48,8 +48,10 @@ def _chances() -> Iterator[tuple[str, str, str, str]]:
                 yield name, field.alias or name, chance, architecture.model_fields[chance].alias or chance
 
 
+# Of a module of the user's own, only the user knows.
 _IS_LEFT_TO_CHANCE = " || ".join(
-    f"(has(self.model.{alias}) && has(self.model.{alias}.{chance}))" for _, alias, _, chance in _chances()
+    ["has(self.model.custom)"]
+    + [f"(has(self.model.{alias}) && has(self.model.{alias}.{chance}))" for _, alias, _, chance in _chances()]
 )
 _NOTHING_LEFT_TO_CHANCE = (
     "regularization: consistency compares two passes that dropout makes different, and the model has none; add dropout "
@@ -110,4 +112,6 @@ def require_loss_fits(spec: _Run) -> None:
 
 def _is_left_to_chance(model: Model) -> bool:
     given = ((getattr(model, name), chance) for name, _, chance, _ in _chances())
-    return any(architecture is not None and getattr(architecture, chance) is not None for architecture, chance in given)
+    return model.custom is not None or any(
+        architecture is not None and getattr(architecture, chance) is not None for architecture, chance in given
+    )
