@@ -14,10 +14,12 @@ from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.forward_pass import Pass as FlaxPass
 from capstan_runtime.flax_trainer.leaves import Structure
 from tests.support.engines import (
+    ADAMW,
     CNN,
     FLAX,
     IMAGES,
     MLP,
+    SGD,
     TOKENS,
     TRANSFORMER,
     batch_of,
@@ -27,9 +29,20 @@ from tests.support.engines import (
 )
 from tests.support.ranks import run_ranks
 
+WRAPPED: dict[str, Any] = {"lookahead": {"steps": 2}, "ema": {}, "centralizeGradients": {}}
+PLAIN: dict[str, Any] = {"optimizer": ADAMW}
+LADEN = {
+    "plain": PLAIN,
+    "Sophia, wrapped": {
+        "optimizer": {"sophia": {"learningRate": 0.01, "hessianEverySteps": 3}},
+        "training": {**WRAPPED, "adaptiveClip": {}},
+    },
+}
+"""The least and the most that an update does."""
 
-def flax_counts(rank: int, world: int, coordinator: str) -> Any:
-    context = context_of(FLAX, MLP, rank, world, coordinator)
+
+def flax_counts(rank: int, world: int, coordinator: str, options: dict[str, Any]) -> Any:
+    context = context_of(FLAX, MLP, rank, world, coordinator, **options)
     engine: Any = make_engine(context)
     before = list(engine._parameters)
     engine.train_step(batch_of(context, 0), 0.1)
@@ -44,8 +57,9 @@ def flax_counts(rank: int, world: int, coordinator: str) -> Any:
     )
 
 
-def test_a_flax_step_is_one_executable_that_reuses_its_buffers() -> None:
-    ((executables, compilations, reused),) = run_ranks(flax_counts, 1)
+@pytest.mark.parametrize("options", LADEN.values(), ids=LADEN)
+def test_a_flax_step_is_one_executable_that_reuses_its_buffers(options: dict[str, Any]) -> None:
+    ((executables, compilations, reused),) = run_ranks(flax_counts, 1, options)
     assert executables == 1
     assert compilations == []
     assert all(reused)
@@ -83,9 +97,11 @@ class Calls(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def torch_waits(rank: int, world: int, coordinator: str, stage: int) -> tuple[int, int]:
+def torch_waits(
+    rank: int, world: int, coordinator: str, stage: int, options: dict[str, Any] = PLAIN
+) -> tuple[int, int]:
     """Reads of a tensor's value by the host: in one step of ours, and in DeepSpeed's own three calls."""
-    context = context_of(deepspeed(stage), MLP, rank, world, coordinator)
+    context = context_of(deepspeed(stage), MLP, rank, world, coordinator, **options)
     engine: Any = make_engine(context)
     batch = batch_of(context, 1)
     engine.train_step(batch, 0.1)
@@ -107,3 +123,18 @@ def test_a_deepspeed_step_adds_no_waits_of_its_own(stage: int) -> None:
     # On a GPU each would stop the host until the device has caught up.
     ((ours, theirs),) = run_ranks(torch_waits, 1, stage)
     assert ours == theirs
+
+
+UNDER_ZERO = {
+    0: {"optimizer": {"novograd": {"learningRate": 0.01}}, "training": {**WRAPPED, "adaptiveClip": {}}},
+    1: {"optimizer": {"sophia": {"learningRate": 0.01, "hessianEverySteps": 1}}, "training": WRAPPED},
+    3: {"optimizer": {"adan": {"learningRate": 0.01}}, "training": WRAPPED},
+}
+
+
+@pytest.mark.parametrize(("stage", "options"), UNDER_ZERO.items(), ids=[f"zero{stage}" for stage in UNDER_ZERO])
+def test_no_optimizer_and_nothing_around_it_waits_for_the_device(stage: int, options: dict[str, Any]) -> None:
+    # Beside SGD: on CPUs torch's AdamW reads its own count of steps.
+    ((plain, _),) = run_ranks(torch_waits, 1, stage, {"optimizer": SGD})
+    ((laden, _),) = run_ranks(torch_waits, 1, stage, options)
+    assert laden == plain
