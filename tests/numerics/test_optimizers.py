@@ -15,11 +15,14 @@ import numpy as np
 import pytest
 import torch
 
+from capstan_runtime.contract.training import AdaptiveClip
+from capstan_runtime.deepspeed_trainer.optimizers import gradients as torch_gradients
 from capstan_runtime.deepspeed_trainer.optimizers.state import make_state
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
-from capstan_runtime.flax_trainer.leaves import Structure
+from capstan_runtime.flax_trainer.leaves import Leaf, Structure
+from capstan_runtime.flax_trainer.optimizers import gradients as flax_gradients
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
-from capstan_runtime.model_spec import ParameterSpec, initial_parameter, parameter_table
+from capstan_runtime.model_spec import Normal, ParameterSpec, initial_parameter, parameter_table
 from tests.support.engines import FLAX, TRANSFORMER, context_of, deepspeed
 
 Document = dict[str, Any]
@@ -282,3 +285,25 @@ def test_gradients_are_centralised_and_clipped_and_weights_slowed_and_averaged_i
         assert set(kept) == set(expected_state)
         for name, state in kept.items():
             np.testing.assert_allclose(state, expected_state[name], rtol=0, atol=3e-6, err_msg=name)
+
+
+def test_several_matrices_in_one_parameter_and_stacked_layers_stay_apart() -> None:
+    random = np.random.default_rng(5)
+    spec = ParameterSpec("layers.0.experts.weight", (3, 4, 5), Normal(1.0), decays=True, unit_dims=2)
+    weights, gradient = (random.normal(size=(2, *spec.shape)).astype(np.float32) for _ in range(2))
+    leaf = Leaf((spec, spec), (2, *spec.shape), "layers.experts.weight")
+    config = AdaptiveClip(factor=0.9)
+    expected = gradient - gradient.mean(-1, keepdims=True)
+    norms = [np.linalg.norm(each, axis=-1, keepdims=True) for each in (weights, expected)]
+    clipped = expected * np.minimum(1, 0.9 * norms[0] / norms[1])
+    by_flax = flax_gradients.centralized(jnp.asarray(gradient), leaf)
+    np.testing.assert_allclose(by_flax, expected, atol=1e-6)
+    by_flax = flax_gradients.clipped_by_unit(config, jnp.asarray(weights), by_flax, leaf)
+    np.testing.assert_allclose(by_flax, clipped, atol=1e-6)
+    for layer in range(2):
+        parameter = torch.nn.Parameter(torch.from_numpy(weights[layer].copy()))
+        torch_gradients.centralize_gradients({spec.name: parameter}, [spec])
+        (parameter * torch.from_numpy(gradient[layer])).sum().backward()
+        torch_gradients.clip_by_unit(config, [(parameter, spec)])
+        assert parameter.grad is not None
+        np.testing.assert_allclose(parameter.grad, clipped[layer], atol=1e-6)

@@ -55,9 +55,18 @@ class ParameterSpec:
     """False: a buffer. It is state of the model, saved and served like a parameter, but no gradient moves it: its next
     value is the mean of what the micro-steps of all ranks propose (`Pass.propose`), or what it was if none does."""
 
+    unit_dims: int = 1
+    """How many of the first dimensions of a matrix or kernel number its units, each of which gives one output: more
+    than 1 where several matrices are one parameter."""
+
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def dims_within_units(self) -> tuple[int, ...]:
+        """The dimensions of one unit; a gain or bias is a unit as a whole."""
+        return tuple(range(self.unit_dims if len(self.shape) > self.unit_dims else 0, len(self.shape)))
 
     def tensor_name(self, kind: str | None = None) -> str:
         """What a checkpoint calls it, or what there is of a kind for it. Of a buffer there is no kind but itself."""

@@ -102,6 +102,7 @@ class DeepSpeedEngine:
                 dist_init_required=False,
             )[0]
         self._model = model_call(self._engine, is_custom=custom is not None)
+        self._module = model_call(self._engine.module, is_custom=custom is not None)
         self._step = 0
         self._scaling = training.loss_scaling
         self._scale = None if self._scaling is None else ScaleState(self._scaling.initial)
@@ -125,14 +126,16 @@ class DeepSpeedEngine:
         proposals = Proposals(self._engine.module)
         with translated_errors():
             for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
-                here = Pass(self._dtype, micro_batch.keys, seed=int(keys[0]), recompute=self._recompute)
+                here = self._training_pass(micro_batch, keys)
                 loss = self._objective(self._model, micro_batch, here) / divisor
                 self._engine.backward(loss)
                 proposals.add(here.proposals)
                 loss_sum += loss.detach()
             if self._updates.wants_hessian:
                 named = dict(self._engine.module.named_parameters())
-                diagonal = hessian_diagonal(self._engine.module, list(named.values()), micro_batches, self._dtype)
+                passes = map(self._training_pass, micro_batches, batch.keys)
+                calls = list(zip(micro_batches, passes, strict=True))
+                diagonal = hessian_diagonal(self._module, list(named.values()), calls)
                 self._updates.give_hessian(dict(zip(named, diagonal, strict=True)), self._fragments)
             computed = time.perf_counter()
             self._engine.step()
@@ -143,6 +146,10 @@ class DeepSpeedEngine:
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
         return DeepSpeedStepResult(loss_sum, reduced, norm, self.world, self._scaled(was_dropped))
+
+    def _training_pass(self, micro_batch: Batch[Tensor], keys: Array) -> Pass:
+        """The call of the model on a micro-step, whose keys are `keys` on the host."""
+        return Pass(self._dtype, micro_batch.keys, seed=int(keys[0]), recompute=self._recompute)
 
     def _scaled(self, was_dropped: bool) -> Mapping[str, float]:
         """What a result says of the loss's scale; the next step has another, if this one asks for it. DeepSpeed itself

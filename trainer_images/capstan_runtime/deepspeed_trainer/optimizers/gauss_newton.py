@@ -16,7 +16,7 @@ from capstan_runtime.engine import Batch
 
 
 def hessian_diagonal(
-    model: Model, parameters: Sequence[nn.Parameter], batches: Sequence[Batch[Tensor]], dtype: torch.dtype
+    model: Model, parameters: Sequence[nn.Parameter], calls: Sequence[tuple[Batch[Tensor], Pass]]
 ) -> list[Tensor]:
     """An estimate for each of `parameters`, whole on every rank, from this rank's micro-steps and all others'.
     Collective.
@@ -25,16 +25,16 @@ def hessian_diagonal(
     the weights have to be whole; for as long as it takes, there is a second gradient.
     """
     sums = [torch.zeros_like(parameter, requires_grad=False) for parameter in parameters]
-    for batch in batches:
-        loss = sampled_objective(model, batch, Pass(dtype, batch.keys))
+    for batch, here in calls:
+        loss = sampled_objective(model, batch, here)
         torch._foreach_add_(
             sums, list(torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True))
         )
     for each in sums:
         dist.all_reduce(each)
     world = dist.get_world_size()
-    targets = sum(batch.targets.numel() for batch in batches) * world
-    torch._foreach_div_(sums, len(batches) * world)
+    targets = sum(batch.targets.numel() for batch, _ in calls) * world
+    torch._foreach_div_(sums, len(calls) * world)
     torch._foreach_mul_(sums, sums)
     torch._foreach_mul_(sums, float(targets))
     return sums

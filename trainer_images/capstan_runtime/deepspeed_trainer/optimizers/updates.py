@@ -1,7 +1,7 @@
 """The optimizer of a run, and what is done around each of its steps."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ class Updates:
         self,
         run: RunConfig,
         parameters: Mapping[str, nn.Parameter],
-        table: Iterable[ParameterSpec],
+        table: Sequence[ParameterSpec],
         stage: int,
         device: torch.device,
     ) -> None:
@@ -38,9 +38,9 @@ class Updates:
         self._numbers: dict[str, float] = {}
         self._norm: Tensor | float = 0.0
         spared = output_layer(parameters)
-        self._clipped_by_unit = [parameter for name, parameter in parameters.items() if name not in spared]
+        self._clipped_by_unit = [(parameters[spec.name], spec) for spec in table if spec.name not in spared]
         if self._training.centralize_gradients is not None:
-            centralize_gradients(parameters.values())
+            centralize_gradients(parameters, table)
         groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for spec in table:
             groups[0 if spec.decays else 1].append(parameters[spec.name])
@@ -73,7 +73,8 @@ class Updates:
         for fragment in fragments:
             kept = next(state for kind, state in fragment.tensors.items() if kind is not None and kind.name == HESSIAN)
             whole = diagonal[fragment.spec.name].view(-1)
-            self._found.append((kept, whole[fragment.start : fragment.start + kept.numel()]))
+            found = whole[fragment.start : fragment.start + kept.numel()]
+            self._found.append((kept, found.to(kept.device)))  # state may be kept in the host's memory
 
     def settle(self, engine: Any) -> tuple[Tensor | float, bool]:
         """The gradient's norm, before clipping, of the step that `engine`, a DeepSpeedEngine, has just made; and

@@ -1,10 +1,10 @@
-"""What is done to gradients before an optimizer takes them. Layers that are stacked stay apart: a leaf's first `stack`
-dimensions count parameters, the others are those of one parameter."""
+"""What is done to gradients before an optimizer takes them. Layers that are stacked in one leaf stay apart."""
 
 import jax
 import jax.numpy as jnp
 
 from capstan_runtime.contract.training import AdaptiveClip
+from capstan_runtime.flax_trainer.leaves import Leaf
 
 _NORM_EPSILON = 1e-6
 """As `torch.nn.utils.clip_grad_norm_` and DeepSpeed add it to the norm they divide by."""
@@ -25,25 +25,24 @@ def clip(gradients: Leaves, norm: jax.Array, largest_norm: float | None) -> Leav
     return [gradient * factor for gradient in gradients]
 
 
-def centralized(gradient: jax.Array, stack: int) -> jax.Array:
-    """Without its mean over each output, the first dimension of a parameter; gains and biases as they are."""
-    if gradient.ndim - stack < 2:
+def centralized(gradient: jax.Array, leaf: Leaf) -> jax.Array:
+    """Without its mean over each unit; gains and biases as they are."""
+    if len(leaf.parameters[0].shape) < 2:
         return gradient
-    return gradient - jnp.mean(gradient, axis=_within_units(gradient, stack), keepdims=True)
+    return gradient - jnp.mean(gradient, axis=_within_units(leaf), keepdims=True)
 
 
-def clipped_by_unit(config: AdaptiveClip, weights: jax.Array, gradient: jax.Array, stack: int) -> jax.Array:
+def clipped_by_unit(config: AdaptiveClip, weights: jax.Array, gradient: jax.Array, leaf: Leaf) -> jax.Array:
     """Each unit's gradient scaled down to `factor` of its weights' norm, if it is larger."""
-    axes = _within_units(gradient, stack)
-    largest = config.factor * jnp.maximum(_norms(weights, axes), config.epsilon)
+    dims = _within_units(leaf)
+    largest = config.factor * jnp.maximum(_norms(weights, dims), config.epsilon)
     # The least normal number keeps a gradient of 0 from being divided by itself.
-    return gradient * jnp.minimum(1.0, largest / jnp.maximum(_norms(gradient, axes), jnp.finfo(jnp.float32).tiny))
+    return gradient * jnp.minimum(1.0, largest / jnp.maximum(_norms(gradient, dims), jnp.finfo(jnp.float32).tiny))
 
 
-def _within_units(array: jax.Array, stack: int) -> tuple[int, ...]:
-    """The dimensions of one unit: all but the first of a matrix or kernel, the only one of a gain or bias."""
-    return tuple(range(stack + 1 if array.ndim - stack > 1 else stack, array.ndim))
+def _within_units(leaf: Leaf) -> tuple[int, ...]:
+    return tuple(leaf.stack + dim for dim in leaf.parameters[0].dims_within_units)
 
 
-def _norms(array: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    return jnp.sqrt(jnp.sum(jnp.square(array), axis=axes, keepdims=True))
+def _norms(array: jax.Array, dims: tuple[int, ...]) -> jax.Array:
+    return jnp.sqrt(jnp.sum(jnp.square(array), axis=dims, keepdims=True))

@@ -90,7 +90,7 @@ class UpdatePlan:
     def _centralized(self, gradients: Leaves) -> Leaves:
         if self.training.centralize_gradients is None:
             return gradients
-        return [centralized(g, leaf.stack) for g, leaf in zip(gradients, self.leaves, strict=True)]
+        return [centralized(g, leaf) for g, leaf in zip(gradients, self.leaves, strict=True)]
 
     def apply(
         self,
@@ -131,7 +131,7 @@ class UpdatePlan:
         if training.adaptive_clip is not None:
             spared = output_layer(spec.name for leaf in self.leaves for spec in leaf.parameters)
             gradients = [
-                g if leaf.parameters[0].name in spared else clipped_by_unit(training.adaptive_clip, w, g, leaf.stack)
+                g if leaf.parameters[0].name in spared else clipped_by_unit(training.adaptive_clip, w, g, leaf)
                 for w, g, leaf in zip(parameters, gradients, self.leaves, strict=True)
             ]
         return norm, gradients
