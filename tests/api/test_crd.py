@@ -291,6 +291,22 @@ REFUSED = {
         ),
         "training: precision fp16 cannot train with regularization.adversarial",
     ),
+    "whole parameters that are cut up": (
+        a_spec(framework={"flax": {"fsdp": {}}}, optimizer={"novograd": {"learningRate": 0.1}}),
+        "framework: flax.fsdp cannot train with optimizer.novograd",
+    ),
+    "an offload of what is whole": (
+        a_spec(framework={"deepspeed": {"zeroStage": 2, "offload": {"parameters": {"cpu": {}}}}}),
+        "offload.parameters needs zeroStage 3",
+    ),
+    "an offload of nothing": (
+        a_spec(framework={"deepspeed": {"zeroStage": 2, "offload": {}}}),
+        "offload names nothing; set optimizer, parameters or both",
+    ),
+    "an offload without ZeRO": (
+        a_spec(framework={"deepspeed": {"zeroStage": 0, "offload": {"optimizer": {"cpu": {}}}}}),
+        "zeroStage 0 cannot offload",
+    ),
     "activations of no blocks": (
         a_spec(
             model={"mlp": {"hidden": [8]}},

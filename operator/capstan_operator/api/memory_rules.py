@@ -24,6 +24,18 @@ def _stage_too_low(precision: str) -> str:
     return f"framework: deepspeed.zeroStage 0 cannot train in precision {precision}; choose zeroStage 1, 2 or 3"
 
 
+_OF_WHOLE_PARAMETERS = (
+    "optimizer.novograd",
+    "optimizer.sophia",
+    "training.adaptiveClip",
+    "training.centralizeGradients",
+)
+
+
+def _cut_up(field: str) -> str:
+    return f"framework: flax.fsdp cannot train with {field}: it needs whole parameters, which are cut up; remove either"
+
+
 MEMORY_RULES: tuple[tuple[str, str], ...] = (
     *(
         (
@@ -36,6 +48,10 @@ MEMORY_RULES: tuple[tuple[str, str], ...] = (
     (
         "!(has(self.regularization) && has(self.regularization.adversarial) && self.training.precision == 'fp16')",
         f"'{_UNSCALED}'",
+    ),
+    *(
+        (f"!(has(self.framework.flax) && has(self.framework.flax.fsdp) && has(self.{field}))", f"'{_cut_up(field)}'")
+        for field in _OF_WHOLE_PARAMETERS
     ),
     (
         "!(has(self.optimizer.sophia) && self.training.precision == 'fp16')",
@@ -56,6 +72,10 @@ def require_memory_fits(spec: Any) -> None:
         raise ValueError(_stage_too_low(training.precision))
     if training.precision == "fp16" and spec.regularization is not None and spec.regularization.adversarial is not None:
         raise ValueError(_UNSCALED)
+    given = (spec.optimizer.novograd, spec.optimizer.sophia, training.adaptive_clip, training.centralize_gradients)
+    for field, value in zip(_OF_WHOLE_PARAMETERS, given, strict=True):
+        if value is not None and spec.framework.flax is not None and spec.framework.flax.fsdp is not None:
+            raise ValueError(_cut_up(field))
     if training.precision == "fp16" and spec.optimizer.sophia is not None:
         raise ValueError(_UNSCALED_SAMPLES)
     if training.activation_checkpointing is not None and not (spec.model.cnn or spec.model.transformer):

@@ -18,8 +18,22 @@ _PARAMETERS_WHOLE = (
 )
 
 
+class FullySharded(Record):
+    """Fully sharded data parallelism (Zhao et al., 2304.11277; ZeRO stage 3: 1910.02054): each device keeps a part of
+    parameters, gradients and optimizer state, and gathers parameters to use them: of a transformer one layer at a time,
+    of other models all at once."""
+
+
 class Flax(Record):
     """Flax NNX on JAX: one compiled step, data parallel over the job's processes."""
+
+    fsdp: Annotated[
+        FullySharded | None,
+        Field(
+            description="Cut parameters and optimizer state evenly over all devices of the job. Left out: each has all "
+            "of them."
+        ),
+    ] = None
 
 
 class DeepSpeedOffload(Record):

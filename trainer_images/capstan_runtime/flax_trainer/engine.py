@@ -25,12 +25,14 @@ from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
 from capstan_runtime.flax_trainer.objective import Objective
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 from capstan_runtime.flax_trainer.recomputation import kept_activations
+from capstan_runtime.flax_trainer.sharding import FullSharding
 from capstan_runtime.flax_trainer.step import (
     AXIS,
     BY_SAMPLE,
     REPLICATED,
     StepPlan,
     compile_evaluation_step,
+    compile_gathering,
     compile_train_step,
 )
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
@@ -56,7 +58,8 @@ class FlaxStepResult:
 
 
 class FlaxEngine:
-    """Parameters and their state are replicated flat lists of arrays; one donated compiled call is one step."""
+    """Parameters and their state are flat lists of arrays, replicated or, with `fsdp`, cut over the devices; one
+    donated compiled call is one step."""
 
     def __init__(self, context: TrainContext) -> None:
         """Joins the world. Raises PeerLost if others do not, ConfigError if model, data and devices do not fit."""
@@ -82,11 +85,16 @@ class FlaxEngine:
         self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
         self._scaling = training.loss_scaling
         drops_non_finite = context.run.numerical.non_finite == "ignore" or self._scaling is not None
-        self._update = UpdatePlan(context.run.optimizer, training, self._structure.leaves, drops_non_finite)
+        leaves = self._structure.leaves
+        self._sharding = FullSharding(leaves, mesh) if context.run.framework.value.fsdp is not None else None
+        axis = None if self._sharding is None else self._sharding.axis
+        self._update = UpdatePlan(context.run.optimizer, training, leaves, drops_non_finite, axis)
         objective = Objective(context.run.loss, context.run.regularization, embedding_width(context.run.model))
         keeps = kept_activations(training.activation_checkpointing)
         dtype = _DTYPES[training.precision]
-        plan = StepPlan(self._structure, self._update, objective, dtype, keeps, self._scaling)
+        plan = StepPlan(self._structure, self._update, objective, dtype, keeps, self._scaling, self._sharding)
+        if self._sharding is not None:
+            self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, mesh))
         self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
@@ -94,11 +102,11 @@ class FlaxEngine:
         self._seconds_in_steps = self._seconds_in_evaluations = 0.0
         self._loss_factor = 1.0
         self._step = 0
-        self._parameters = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.leaves]
-        self.parameters = sum(parameter.size for parameter in self._parameters)
+        self._parameters = [self._place_leaf(leaf, leaf.initial_value(training.seed)) for leaf in leaves]
+        self.parameters = sum(math.prod(leaf.shape) for leaf in leaves)
         self._buffers = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.buffers]
         self._state = [
-            [self._place(leaf.initial_state(kind, training.seed)) for leaf in self._structure.leaves]
+            [self._place_leaf(leaf, leaf.initial_state(kind, training.seed)) for leaf in leaves]
             for kind in self._update.kinds
         ]
         self._scale = None if self._scaling is None else self._place(as_array(ScaleState(self._scaling.initial)))
@@ -127,7 +135,10 @@ class FlaxEngine:
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         began = native_threads_seconds()
         with translated_errors():
-            values = [self._on_local_devices(value) for value in (*self._evaluated(), *self._buffers)]
+            parameters = self._evaluated()
+            if self._sharding is not None:
+                parameters = self._gather(parameters)
+            values = [self._on_local_devices(value) for value in (*parameters, *self._buffers)]
             sums = [self._evaluation_step(values, self._to_devices(batch._replace(keys=None))) for batch in batches]
             loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
@@ -135,16 +146,20 @@ class FlaxEngine:
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
-            yield from export_leaves(self._values(), self._step, self.rank, self.world)
+            everywhere, cut = self._values(), []
+            if self._sharding is not None:
+                cut, everywhere = everywhere[:-1], everywhere[-1:]
+                yield from self._sharding.export(cut)
+            yield from export_leaves(everywhere, self._step, self.rank, self.world)
             if self._scale is not None and self.rank == 0:
                 yield from as_state(np.asarray(self._scale.addressable_data(0))).export()
 
     def import_state(self, source: TensorSource) -> None:
         # One by one in place of the old: the device need not hold the state twice.
         for number, leaf in enumerate(self._structure.leaves):
-            self._parameters[number] = self._place(leaf.read(source, None))
+            self._parameters[number] = self._read_leaf(leaf, source, None)
             for kind, arrays in self._states():
-                arrays[number] = self._place(leaf.read_state(source, kind))
+                arrays[number] = self._read_leaf(leaf, source, kind)
         for number, leaf in enumerate(self._structure.buffers):
             self._buffers[number] = self._place(leaf.read(source, None))
         if self._scaling is not None:
@@ -208,6 +223,15 @@ class FlaxEngine:
     def _place(self, value: np.ndarray) -> jax.Array:
         with translated_errors():
             return replicate(value, self._replicated)
+
+    def _place_leaf(self, leaf: Leaf, whole: np.ndarray) -> jax.Array:
+        return self._place(whole) if self._sharding is None else self._sharding.place(leaf, whole)
+
+    def _read_leaf(self, leaf: Leaf, source: TensorSource, kind: StateKind | None) -> jax.Array:
+        """Parameters, or their state of a kind, as they are kept here."""
+        if self._sharding is not None:
+            return self._sharding.read(leaf, source, kind.name if kind is not None else None)
+        return self._place(leaf.read(source, None) if kind is None else leaf.read_state(source, kind))
 
     def _on_local_devices(self, array: jax.Array) -> jax.Array:
         """A view of a replicated array as one that only this process knows."""

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capstan_runtime.flax_trainer import random
-from capstan_runtime.flax_trainer.recomputation import Keeps
+from capstan_runtime.flax_trainer.recomputation import Keeps, without_gathered
 
 
 class Buffer(nnx.Variable[jax.Array]):
@@ -37,6 +37,8 @@ class Pass:
     """What modules propose as next values of their buffers, by name."""
     keeps: Keeps | None = None
     """Which activations inside a block are kept for the backward pass; the others are computed again. None: all are."""
+    gather_layer: Callable[[Any], Any] | None = None
+    """Makes parameters of a layer, which are cut over the devices, whole. None: they are whole."""
 
     @property
     def is_training(self) -> bool:
@@ -91,13 +93,16 @@ def through_layers(
 
     def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
         number, parameters = numbered
+        if here.gather_layer is not None:
+            parameters = here.gather_layer(parameters)
         keys_B = None if here.keys_B is None else random.at(here.keys_B, number)
         inside = replace(here, keys_B=keys_B, number=number, losses={}, proposals={})
         return layer(x, parameters, inside), (inside.losses, inside.proposals)
 
-    if here.keeps is not None:
+    keeps = here.keeps if here.gather_layer is None else without_gathered(here.keeps)
+    if keeps is not None:
         # Nothing outside the loop could be taken for what is computed again inside, so no barrier is needed.
-        run = jax.checkpoint(run, policy=here.keeps, prevent_cse=False)
+        run = jax.checkpoint(run, policy=keeps, prevent_cse=False)
     if len(numbers) < len(jax.tree.leaves(stacked)[0]):
         stacked = jax.tree.map(lambda whole: whole[numbers.start : numbers.stop], stacked)
     x, (losses, proposals) = jax.lax.scan(run, x, (jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32), stacked))

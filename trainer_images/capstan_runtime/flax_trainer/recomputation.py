@@ -10,6 +10,7 @@ from capstan_runtime.contract.memory import ActivationCheckpointing
 Keeps = Callable[..., bool]
 """`keeps(primitive, *types, **parameters)`: whether results of such an operation are kept (`jax.checkpoint`)."""
 
+_CHANGES_OF_FORM = frozenset({"all_gather", "convert_element_type", "reshape", "slice", "squeeze", "transpose"})
 _policies: Any = jax.checkpoint_policies  # JAX leaves them untyped
 
 
@@ -26,3 +27,9 @@ def _is_product_with_weights(primitive: Any, *types: Any, **parameters: Any) -> 
     memory that grows with the square of the length, are none."""
     is_linear: bool = _policies.dots_with_no_batch_dims_saveable(primitive, *types, **parameters)
     return is_linear or primitive is jax.lax.conv_general_dilated_p
+
+
+def without_gathered(keeps: Keeps | None) -> Keeps:
+    """The policy `keeps` (None: everything is kept), but weights that were gathered are let go of, whatever their form,
+    and gathered again."""
+    return keeps or (lambda primitive, *_, **__: primitive.name not in _CHANGES_OF_FORM)

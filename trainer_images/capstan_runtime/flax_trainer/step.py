@@ -7,9 +7,9 @@ Axes: M micro-steps, G samples of one micro-step on all devices, b samples on on
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,14 @@ from capstan_runtime.contract.training import LossScale
 from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.forward_pass import Pass
-from capstan_runtime.flax_trainer.leaves import Structure
+from capstan_runtime.flax_trainer.leaves import Leaf, Structure
 from capstan_runtime.flax_trainer.loss_scaling import next_state
-from capstan_runtime.flax_trainer.objective import Objective, cross_entropy
+from capstan_runtime.flax_trainer.objective import Model, Objective, cross_entropy
 from capstan_runtime.flax_trainer.optimizers.gauss_newton import sampled_objective
 from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 from capstan_runtime.flax_trainer.recomputation import Keeps
+from capstan_runtime.flax_trainer.sharding import FullSharding
 
 AXIS = "data"
 REPLICATED = PartitionSpec()
@@ -51,6 +52,14 @@ class StepPlan:
     """Which activations of a block are kept for the backward pass. None: all."""
     scaling: LossScale | None = None
     """How the loss is scaled. None: it is not."""
+    sharding: FullSharding | None = None
+    """How parameters and their state are cut over the devices. None: each device has all of them."""
+
+    def assemble(self, parameters: Leaves, buffers: Leaves) -> Model:
+        """The model of parameters as a device keeps them."""
+        if self.sharding is not None:
+            parameters = self.sharding.usable(self.structure.leaves, parameters)
+        return self.structure.assemble([*parameters, *buffers])
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
@@ -66,8 +75,9 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     def loss_of(
         parameters: Leaves, buffers: Leaves, factor: jax.Array, batch: Batch[jax.Array]
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        here = Pass(plan.dtype, batch.keys, keeps=plan.keeps)
-        loss = plan.objective(plan.structure.assemble([*parameters, *buffers]), batch, here)
+        gather_layer = plan.sharding.gather_layer if plan.sharding is not None else None
+        here = Pass(plan.dtype, batch.keys, keeps=plan.keeps, gather_layer=gather_layer)
+        loss = plan.objective(plan.assemble(parameters, buffers), batch, here)
         return loss * factor, here.proposals
 
     def sampled_loss_of(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
@@ -96,7 +106,12 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         factor = numbers[-1] if scale is None else numbers[-1] * scale[0]
         gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, factor)
         sums = _sum_over_micro_steps(gradient, batch)
-        (loss, proposals), gradients = _mean_over_devices(sums, devices * len(batch.inputs), devices)
+        terms = devices * len(batch.inputs)
+        if plan.sharding is None:
+            (loss, proposals), gradients = _mean_over_devices(sums, terms, devices)
+        else:  # whose gradients are summed over the devices where weights were gathered
+            (loss, proposals) = _mean_over_devices(sums[0], terms, devices)
+            gradients = [total / terms for total in sums[1]]
         if scale is not None:
             loss, gradients = jax.tree.map(lambda scaled: scaled / scale[0], (loss, gradients))
         hessian = sampled_hessian(parameters, buffers, batch, numbers) if plan.update.samples_hessian else None
@@ -109,11 +124,13 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         new_scale = next_state(plan.scaling, scale, jnp.isfinite(norm))
         return parameters, state, buffers, new_scale, jnp.stack([loss, norm, scale[0], new_scale[-1]])
 
+    cut: Any = REPLICATED if plan.sharding is None else [plan.sharding.spec(leaf) for leaf in plan.structure.leaves]
+    cut_state: Any = REPLICATED if plan.sharding is None else [cut] * len(plan.update.kinds)
     spread = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(REPLICATED, REPLICATED, REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
-        out_specs=REPLICATED,
+        in_specs=(cut, cut_state, REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
+        out_specs=(cut, cut_state, REPLICATED, REPLICATED, REPLICATED),
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
     )
@@ -172,3 +189,13 @@ def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
 
     spread = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, BY_SAMPLE), out_specs=REPLICATED, check_vma=False)
     return jax.jit(spread)
+
+
+def compile_gathering(leaves: Sequence[Leaf], sharding: FullSharding, mesh: Mesh) -> Callable[[Leaves], Leaves]:
+    """`gather(pieces)`: every leaf whole on every device. Collective."""
+
+    def gather(pieces: Leaves) -> Leaves:
+        return [sharding.gather(leaf, piece) for leaf, piece in zip(leaves, pieces, strict=True)]
+
+    specs = [sharding.spec(leaf) for leaf in leaves]
+    return jax.jit(jax.shard_map(gather, mesh=mesh, in_specs=(specs,), out_specs=REPLICATED, check_vma=False))

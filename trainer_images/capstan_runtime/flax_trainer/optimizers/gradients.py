@@ -12,9 +12,10 @@ _NORM_EPSILON = 1e-6
 Leaves = list[jax.Array]
 
 
-def global_norm(gradients: Leaves) -> jax.Array:
-    """L2 norm over all gradients, fp32 scalar."""
-    return jnp.sqrt(sum(jnp.sum(jnp.square(gradient)) for gradient in gradients))
+def global_norm(gradients: Leaves, axis: str | None = None) -> jax.Array:
+    """L2 norm over all gradients, fp32 scalar; over the pieces of all devices of `axis` where that cuts them."""
+    total = sum(jnp.sum(jnp.square(gradient)) for gradient in gradients)
+    return jnp.sqrt(total if axis is None else jax.lax.psum(total, axis))
 
 
 def clip(gradients: Leaves, norm: jax.Array, largest_norm: float | None) -> Leaves:

@@ -61,6 +61,8 @@ class UpdatePlan:
     leaves: Sequence[Leaf]
     drops_non_finite: bool = False
     """Whether an update whose gradient has a norm that is NaN or infinite leaves everything as it was."""
+    axis: str | None = None
+    """Of the mesh, along which every leaf is cut. None: leaves are whole."""
 
     @property
     def kinds(self) -> tuple[StateKind, ...]:
@@ -126,7 +128,7 @@ class UpdatePlan:
         """The norm, and the gradients as the optimizer takes them."""
         training = self.training
         gradients = self._centralized(gradients)
-        norm = global_norm(gradients)
+        norm = global_norm(gradients, self.axis)
         gradients = clip(gradients, norm, training.gradient_clip)
         if training.adaptive_clip is not None:
             spared = output_layer(spec.name for leaf in self.leaves for spec in leaf.parameters)
