@@ -159,15 +159,15 @@ def bare_flax(engine: Any, batch: Any) -> Run:
     import jax
 
     compiled = engine._train_step.__wrapped__
-    spread = jax.block_until_ready(engine._spread(batch))
+    spread = jax.block_until_ready(engine._spread(batch._replace(weights=None)))
     numbers = engine._update.numbers(1e-3, 1, 1.0)
 
     def run(steps: int) -> None:
-        parameters, state = engine._parameters, engine._state
+        parameters, state, buffers = engine._parameters, engine._state, engine._buffers
         for _ in range(steps):
-            parameters, state, values = compiled(parameters, state, spread, numbers)
+            parameters, state, buffers, values = compiled(parameters, state, buffers, spread, numbers)
         values.block_until_ready()
-        engine._parameters, engine._state = parameters, state
+        engine._parameters, engine._state, engine._buffers = parameters, state, buffers
 
     return run
 
