@@ -53,3 +53,9 @@ def test_the_models_of_the_digits_are_measured_on_the_same_held_out_samples() ->
     jobs = [one for file in folder.glob("*.yaml") for one in documents(file) if one["kind"] == "TrainingJob"]
     assert sorted(job["metadata"]["name"] for job in jobs) == ["digits-hasty", "digits-v1", "digits-v2"]
     assert {job["spec"]["training"]["seed"] for job in jobs} == {1}
+
+
+def test_the_program_in_the_manifest_is_the_one_that_runs_by_hand() -> None:
+    folder = Path("examples/program-torch")
+    code = next(one for one in documents(folder / "job.yaml") if one["kind"] == "ConfigMap")
+    assert code["data"] == {"train.py": (folder / "train.py").read_text()}

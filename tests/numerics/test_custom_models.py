@@ -25,7 +25,11 @@ from tests.support.engines import (
 from tests.support.ranks import run_ranks
 
 Document = dict[str, Any]
-FRAMEWORKS = {"flax": FLAX, "deepspeed 1": deepspeed(1), "deepspeed 3": deepspeed(3)}
+FRAMEWORKS = {
+    "flax": FLAX,
+    "deepspeed 1": deepspeed(1),
+    "deepspeed 3": pytest.param(deepspeed(3), marks=pytest.mark.full),
+}
 OPTIMIZER = {"adamw": {"learningRate": 0.01, "weightDecay": 0.1}}
 
 
