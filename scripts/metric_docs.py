@@ -28,6 +28,8 @@ OF_TRAINING = {
     "loss": "Training loss of the newest step that was logged.",
     "loss_scale": "Factor of the loss in fp16, in the newest step that was logged.",
     "skipped_steps": "Steps of the run that were skipped because a gradient overflowed fp16.",
+    "dropped_choice_ratio": "Of a mixture of experts, share of the choices of tokens that found their expert full.",
+    "expert_load_ratio": "Of a mixture of experts, tokens of the busiest expert of any layer over its even share.",
     "gradient_norm": "Norm of the gradient, before clipping, in the newest step that was logged.",
     "learning_rate": "Learning rate of the newest step that was logged.",
     "step_seconds": "Seconds of a step, over those between the newest two lines of the log.",

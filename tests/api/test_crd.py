@@ -428,6 +428,19 @@ REFUSED = {
         a_spec(model={"transformer": {"layers": 1, "dim": 8, "heads": 3, "alibi": {}}}, data=TEXT),
         "dim 8 is not a multiple of heads 3; choose a multiple",
     ),
+    "more experts for a token than there are": (
+        a_spec(
+            model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "experts": {"count": 2, "topK": 3}}}, data=TEXT
+        ),
+        "topK 3 is above count 2; lower topK",
+    ),
+    "dropped units of experts": (
+        a_spec(
+            model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "experts": {"count": 2}, "adaptiveDropout": {}}},
+            data=TEXT,
+        ),
+        "adaptiveDropout: drops units of the SwiGLU layer, which experts replace; remove one of the two",
+    ),
     "dropped tokens without a layer to skip": (
         a_spec(model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "tokenDropout": {"keep": 0.5}}}, data=TEXT),
         "tokenDropout: no layer of 2 is between the first and the last",

@@ -20,13 +20,14 @@ from tests.support.predictors import (
     trainer_forward,
 )
 
+# Two experts of four, each of which may take every token: a served model drops none.
 COMPONENTS = {
     "transformer": {
         **TIED["transformer"],
         "alibi": {},
         "layerScale": {"initial": 0.5},
         "dropout": {"rate": 0.5},
-        "adaptiveDropout": {},
+        "experts": {"count": 4, "evalCapacityFactor": 2.0},
         "stochasticDepth": {"rate": 0.5},
     }
 }

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from capstan_runtime.contract.decoder_components import Experts
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.randomness import Keys, at, site, uniform
 
@@ -19,6 +20,9 @@ class NumpyDecoder:
 
     def __init__(self, config: Transformer, weights: Weights) -> None:
         self.config = config
+        self.losses, self.loads, self.dropped = 0.0, [], []
+        """Of the calls so far: what experts add to the loss, and by layer, which share of all choices each expert is,
+        and which share finds it full."""
         self.weights = {name: value.astype(np.float64) for name, value in weights.items()}
 
     def __call__(self, tokens_BT: Array, keys_B: Keys | None) -> Array:
@@ -67,6 +71,8 @@ class NumpyDecoder:
         return mixed.reshape(batch, length, dim) @ w["attention.out.weight"].T
 
     def feed_forward(self, x: Array, positions_BT: Array, w: Weights, keys_B: Keys | None) -> Array:
+        if self.config.experts is not None:
+            return self.mixture(self.config.experts, x, w, keys_B)
         gate, up = np.split(x @ w["feed_forward.gate_up.weight"].T, 2, axis=-1)
         units, adaptive = gate * sigmoid(gate) * up, self.config.adaptive_dropout
         if adaptive is not None:
@@ -74,6 +80,36 @@ class NumpyDecoder:
             draws = None if keys_B is None else uniform(named(keys_B, "adaptive_dropout"), *gate.shape[1:])
             units = units * (kept_share if draws is None else draws < kept_share)
         return units @ w["feed_forward.down.weight"].T
+
+    def mixture(self, experts: Experts, x: Array, w: Weights, keys_B: Keys | None) -> Array:
+        """Token by token, as one would say it."""
+        (batch, length, _), seen, k = x.shape, x, experts.top_k
+        if experts.jitter is not None and keys_B is not None:
+            seen = x * (1 + experts.jitter * (2 * uniform(named(keys_B, "jitter"), *x.shape[1:]) - 1))
+        logits = seen @ w["feed_forward.router.weight"].T
+        shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+        chosen = np.argsort(-shares, axis=-1, kind="stable")[..., :k]
+        factor = experts.capacity_factor if keys_B is not None else experts.eval_capacity_factor
+        capacity = length if experts.dropless else min(length, int(np.ceil(factor * length * k / experts.count)))
+        y, dropped = np.zeros_like(x), 0
+        for sample in range(batch):
+            room = [capacity] * experts.count
+            for choice, token in np.ndindex(k, length):
+                expert = chosen[sample, token, choice]
+                if not room[expert]:
+                    dropped += 1
+                    continue
+                room[expert] -= 1
+                gate, up = np.split(w["feed_forward.gate_up.weight"][expert] @ x[sample, token], 2)
+                made = w["feed_forward.down.weight"][expert] @ (gate * sigmoid(gate) * up)
+                of_all = shares[sample, token, chosen[sample, token]].sum() if k > 1 else 1.0
+                y[sample, token] += shares[sample, token, expert] / of_all * made
+        load = np.stack([(chosen == expert).mean((1, 2)) for expert in range(experts.count)], axis=-1)
+        self.losses += experts.auxiliary_loss * experts.count * (load * shares.mean(1)).sum(-1).mean()
+        self.losses += experts.z_loss * (np.log(np.exp(logits).sum(-1)) ** 2).mean()
+        self.loads.append(load.mean(0))
+        self.dropped.append(dropped / chosen.size)
+        return y
 
     def drop_elements(self, x: Array, keys_B: Keys | None) -> Array:
         _, length, dim = x.shape

@@ -214,8 +214,11 @@ def _transformer(config: Transformer, vocabulary: int) -> Iterator[ParameterSpec
         if config.layer_scale is not None:
             yield _gain(f"layers.{layer}.attention_scale", dim, config.layer_scale.initial)
         yield _gain(f"layers.{layer}.feed_forward_norm", dim)
-        yield _weight(f"layers.{layer}.feed_forward.gate_up", 2 * hidden, dim, std=_TRANSFORMER_STD)
-        yield _weight(f"layers.{layer}.feed_forward.down", dim, hidden, std=residual_std)
+        experts = () if config.experts is None else (config.experts.count,)
+        if experts:
+            yield _weight(f"layers.{layer}.feed_forward.router", *experts, dim, std=_TRANSFORMER_STD)
+        yield _weight(f"layers.{layer}.feed_forward.gate_up", *experts, 2 * hidden, dim, std=_TRANSFORMER_STD)
+        yield _weight(f"layers.{layer}.feed_forward.down", *experts, dim, hidden, std=residual_std)
         if config.layer_scale is not None:
             yield _gain(f"layers.{layer}.feed_forward_scale", dim, config.layer_scale.initial)
     yield _gain("norm", dim)

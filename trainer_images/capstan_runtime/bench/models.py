@@ -11,6 +11,7 @@ from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.contract.serving import ServedModel
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.contract.workloads import CheckpointModel, Input, MeasuredModel
+from capstan_runtime.decoder_spec import feed_forward_rows
 from capstan_runtime.engine import Array, TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.model_signature import data_spec_of
@@ -126,7 +127,7 @@ def forward_bytes(signature: Signature, batch: int) -> int:
             pixels = math.prod(signature.input_shape[:2])
             widest = max(pixels // 4**block * channels for block, channels in enumerate(cnn.channels))
         case Transformer() as transformer:
-            widest = signature.input_shape[0] * 2 * feed_forward_width(transformer)
+            widest = feed_forward_rows(transformer, signature.input_shape[0]) * 2 * feed_forward_width(transformer)
     layer = 2 * _FP32_BYTES * batch * widest
     return parameter_bytes(signature) + input_bytes(signature, batch) + output_bytes(signature, batch) + layer
 

@@ -20,6 +20,7 @@ from capstan_runtime.contract.decoder_components import (
     AdaptiveDropout,
     Alibi,
     Dropout,
+    Experts,
     LayerScale,
     StochasticDepth,
     TemporalDropout,
@@ -168,6 +169,10 @@ class Transformer(Record):
             "'tokenDropout: no layer of ' + string(self.layers) + ' is between the first and the last, which take every"
             " token; choose 3 layers or more, or remove it'",
         ),
+        (
+            "!has(self.adaptiveDropout) || !has(self.experts)",
+            "'adaptiveDropout: drops units of the SwiGLU layer, which experts replace; remove one of the two'",
+        ),
     )
 
     layers: Annotated[int, Field(ge=1, le=1024, description="Decoder blocks.")]
@@ -193,6 +198,9 @@ class Transformer(Record):
         AdaptiveDropout | None, Field(description="Left out: no unit of the SwiGLU layer is dropped.")
     ] = None
     token_dropout: Annotated[TokenDropout | None, Field(description="Left out: every layer takes every token.")] = None
+    experts: Annotated[
+        Experts | None, Field(description="A mixture of experts. Left out: every token takes the one SwiGLU layer.")
+    ] = None
     stochastic_depth: Annotated[StochasticDepth | None, Field(description="Left out: no branch is left out.")] = None
 
     @model_validator(mode="after")
@@ -214,6 +222,10 @@ class Transformer(Record):
             raise ValueError(
                 f"tokenDropout: no layer of {self.layers} is between the first and the last, which take every token; "
                 "choose 3 layers or more, or remove it"
+            )
+        if self.adaptive_dropout is not None and self.experts is not None:
+            raise ValueError(
+                "adaptiveDropout: drops units of the SwiGLU layer, which experts replace; remove one of the two"
             )
         return self
 

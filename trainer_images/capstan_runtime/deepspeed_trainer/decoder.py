@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.deepspeed_trainer.components.branches import LayerScale, drop_branch, drop_elements, drop_units
+from capstan_runtime.deepspeed_trainer.components.experts import Experts
 from capstan_runtime.deepspeed_trainer.components.positions import Positions, PositionsOf
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, through_block
 from capstan_runtime.deepspeed_trainer.layers import Embedding, Linear, RmsNorm, rotate
@@ -85,7 +86,7 @@ class DecoderLayer(nn.Module):
         self.attention = Attention(config)
         self.attention_scale = None if config.layer_scale is None else LayerScale(config.dim)
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config) if config.experts is None else Experts(config)
         self.feed_forward_scale = None if config.layer_scale is None else LayerScale(config.dim)
 
     def forward(self, x_BTD: Tensor, where: Positions, here: Pass, attend: Attend = causal_attention) -> Tensor:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed, DeepSpeedOffload
+from capstan_runtime.contract.models import Model
+from capstan_runtime.decoder_spec import figures
 from capstan_runtime.deepspeed_trainer.custom import build_custom, model_call, require_same_weights, table_of
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
 from capstan_runtime.deepspeed_trainer.fragments import (
@@ -44,8 +46,9 @@ _MORE_THAN_THERE_IS = 1 << 56
 
 @dataclass(frozen=True, slots=True)
 class DeepSpeedStepResult:
-    loss: Tensor
-    """Sum over the ranks, once `reduced` is done."""
+    model: Model
+    said: Tensor
+    """Loss, and what the model measures, flattened, by name: sums over the ranks, once `reduced` is done."""
     reduced: Any
     gradient_norm: Tensor | float
     world: int
@@ -55,8 +58,9 @@ class DeepSpeedStepResult:
     def fetch(self) -> Mapping[str, float]:
         with translated_errors():
             self.reduced.wait()
-            loss, norm = float(self.loss) / self.world, float(self.gradient_norm)
-        return {"loss": loss, "gradient_norm": norm, **self.scaling}
+            loss, *measured = (total / self.world for total in self.said.tolist())
+            norm = float(self.gradient_norm)
+        return {"loss": loss, "gradient_norm": norm, **self.scaling, **figures(self.model, np.asarray(measured))}
 
 
 class DeepSpeedEngine:
@@ -76,6 +80,7 @@ class DeepSpeedEngine:
         self._dtype = _DTYPES[training.precision]
         self._stage, self._offload = settings.zero_stage, settings.offload
         self._recompute = recomputation(training.activation_checkpointing)
+        self._architecture = run.model
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model))
         custom = run.model.custom
         if custom is None:
@@ -122,7 +127,7 @@ class DeepSpeedEngine:
         divisor = len(micro_batches) / self._loss_factor
         assert batch.keys is not None
         self._loss_factor = 1.0
-        loss_sum = torch.zeros((), device=self._device)
+        said = None
         proposals = Proposals(self._engine.module)
         with translated_errors():
             for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
@@ -130,7 +135,9 @@ class DeepSpeedEngine:
                 loss = self._objective(self._model, micro_batch, here) / divisor
                 self._engine.backward(loss)
                 proposals.add(here.proposals)
-                loss_sum += loss.detach()
+                measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]
+                now = torch.cat([loss.detach()[None], *measured])
+                said = now if said is None else said + now
             if self._updates.wants_hessian:
                 named = dict(self._engine.module.named_parameters())
                 passes = map(self._training_pass, micro_batches, batch.keys)
@@ -139,13 +146,14 @@ class DeepSpeedEngine:
                 self._updates.give_hessian(dict(zip(named, diagonal, strict=True)), self._fragments)
             computed = time.perf_counter()
             self._engine.step()
-            reduced = dist.all_reduce(loss_sum, async_op=True)
+            assert said is not None
+            reduced = dist.all_reduce(said, async_op=True)
             norm, was_dropped = self._updates.settle(self._engine)
             if not was_dropped:
                 proposals.settle(len(micro_batches) * self.world)
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
-        return DeepSpeedStepResult(loss_sum, reduced, norm, self.world, self._scaled(was_dropped))
+        return DeepSpeedStepResult(self._architecture, said, reduced, norm, self.world, self._scaled(was_dropped))
 
     def _training_pass(self, micro_batch: Batch[Tensor], keys: Array) -> Pass:
         """The call of the model on a micro-step, whose keys are `keys` on the host."""

@@ -32,6 +32,8 @@ class Pass:
     """What modules propose as next values of their buffers, by the `id` of each."""
     recompute: Recompute | None = None
     """How a block is run whose activations are, in part, computed again by the backward pass. None: all are kept."""
+    measured: dict[str, Tensor] = field(default_factory=dict)
+    """What modules measure, fp32 [layers that do, ...], each a mean over the samples."""
 
     @property
     def is_training(self) -> bool:
@@ -48,6 +50,15 @@ class Pass:
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value
 
+    def measure(self, name: str, value: Tensor) -> None:
+        """Of the layer that sees the call."""
+        self.measure_all(name, value.detach()[None])
+
+    def measure_all(self, name: str, values: Tensor) -> None:
+        """Of layers that are one after the other, [layers, ...]."""
+        others = self.measured.get(name)
+        self.measured[name] = values if others is None else torch.cat([others, values])
+
     def perturbed(self, x: Tensor) -> Tensor:
         """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
         return (x if self.perturbation is None else x + self.perturbation).to(self.dtype)
@@ -63,14 +74,21 @@ def through_block(block: Callable[..., Tensor], x: Tensor, here: Pass, *others: 
     if here.recompute is None:
         return block(x, *others, here)
 
+    measured: dict[str, Tensor] = {}
+
     def run(x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        # Run twice, so what it adds to the loss must not be added to `here` itself. What it proposes is the same again.
-        inside = replace(here, losses={})
-        return block(x, *others, inside), inside.losses
+        # Run twice, so what it adds to the loss must not be added to `here` itself, and what it measures must be told
+        # once. What it proposes is the same again.
+        inside = replace(here, losses={}, measured={})
+        x = block(x, *others, inside)
+        measured.update(inside.measured)
+        return x, inside.losses
 
     x, losses = here.recompute(run, x)
     for name, value in losses.items():
         here.add_loss(name, value)
+    for name, values in measured.items():
+        here.measure_all(name, values)
     return x
 
 

@@ -84,7 +84,7 @@ class Objective:
         perturbation = torch.zeros(shape, device=batch.inputs.device)
         for _ in range(steps):
             tried = perturbation.requires_grad_()
-            seen = dataclasses.replace(here, perturbation=tried, losses={}, proposals={})
+            seen = dataclasses.replace(here, perturbation=tried, losses={}, proposals={}, measured={})
             (gradient,) = torch.autograd.grad(self._mean_loss(model(batch.inputs, seen), batch), tried)
             perturbation = (tried.detach() + step * gradient.sign()).clamp(-attack.epsilon, attack.epsilon)
         return perturbation

@@ -3,6 +3,7 @@
 import torch
 
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.decoder_spec import as_served
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.models import AnyModel, bare_model
 from capstan_runtime.deepspeed_trainer.predict_classifier import TorchClassifier
@@ -32,7 +33,7 @@ def _load(signature: Signature, source: TensorSource, device: torch.device) -> A
     data = data_spec_of(signature)
     table = parameter_table(signature.model, data)
     with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
-        module = bare_model(signature.model, data)
+        module = bare_model(as_served(signature.model), data)
     tensors, kind = {}, served_kind(source)
     for spec in table:
         array = read_tensor(source, spec.tensor_name(kind), spec.shape).astype("float32", copy=False)

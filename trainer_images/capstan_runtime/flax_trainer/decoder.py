@@ -12,6 +12,7 @@ from flax import nnx
 
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.flax_trainer.components.branches import LayerScale, drop_branch, drop_elements, drop_units
+from capstan_runtime.flax_trainer.components.experts import Experts
 from capstan_runtime.flax_trainer.components.positions import Positions, positions_of, some_positions
 from capstan_runtime.flax_trainer.forward_pass import Pass, through_layers
 from capstan_runtime.flax_trainer.layers import Embedding, Linear, RmsNorm, rotate
@@ -85,7 +86,7 @@ class DecoderLayer(nnx.Module):
         self.attention = Attention(config)
         self.attention_scale = None if config.layer_scale is None else LayerScale(config.dim)
         self.feed_forward_norm = RmsNorm(config.dim, config.norm_epsilon)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = FeedForward(config) if config.experts is None else Experts(config)
         self.feed_forward_scale = None if config.layer_scale is None else LayerScale(config.dim)
 
     def __call__(self, x_BTD: jax.Array, where: Positions, here: Pass, attend: Attend = causal_attention) -> jax.Array:

@@ -16,6 +16,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 
 from capstan_runtime.context import TrainContext
+from capstan_runtime.contract.models import Model
+from capstan_runtime.decoder_spec import figures
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.custom import CustomStructure
@@ -49,12 +51,16 @@ _MORE_THAN_THERE_IS = 1 << 56
 
 @dataclass(frozen=True, slots=True)
 class FlaxStepResult:
+    model: Model
     values: jax.Array
-    """The first two of `_RESULTS` or, where the loss is scaled, all of them; replicated."""
+    """The first two of `_RESULTS` or, where the loss is scaled, all of them, and what the model measures; replicated."""
+    is_scaled: bool
 
     def fetch(self) -> Mapping[str, float]:
+        names = _RESULTS if self.is_scaled else _RESULTS[:2]
         with translated_errors():
-            return dict(zip(_RESULTS, np.asarray(self.values.addressable_data(0)).tolist(), strict=False))
+            values = np.asarray(self.values.addressable_data(0)).tolist()
+        return {**dict(zip(names, values, strict=False)), **figures(self.model, np.asarray(values[len(names) :]))}
 
 
 class FlaxEngine:
@@ -65,6 +71,7 @@ class FlaxEngine:
         """Joins the world. Raises PeerLost if others do not, ConfigError if model, data and devices do not fit."""
         training = context.run.training
         configure_jax(training.precision, context.environ)
+        self._architecture = context.run.model
         self._world = World(context.membership, context.deadlines)
         self.rank, self.world = self._world.rank, self._world.size
         self._structure = self._structure_of(context)
@@ -130,7 +137,7 @@ class FlaxEngine:
                 self._parameters, self._state, self._buffers, self._scale, spread, numbers
             )
         self._seconds_in_steps += time.thread_time() - began
-        return FlaxStepResult(values)
+        return FlaxStepResult(self._architecture, values, self._scale is not None)
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         began = native_threads_seconds()

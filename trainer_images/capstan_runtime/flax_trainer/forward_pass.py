@@ -14,6 +14,8 @@ from flax import nnx
 from capstan_runtime.flax_trainer import random
 from capstan_runtime.flax_trainer.recomputation import Keeps, without_gathered
 
+Said = dict[str, jax.Array]
+
 
 class Buffer(nnx.Variable[jax.Array]):
     """State that no gradient moves (`ParameterSpec.is_trained`). `leaf` is its name; `leaves.Structure` tells it."""
@@ -39,6 +41,8 @@ class Pass:
     """Which activations inside a block are kept for the backward pass; the others are computed again. None: all are."""
     gather_layer: Callable[[Any], Any] | None = None
     """Makes parameters of a layer, which are cut over the devices, whole. None: they are whole."""
+    measured: dict[str, jax.Array] = field(default_factory=dict)
+    """What modules measure, fp32 [layers that do, ...], each a mean over the samples."""
 
     @property
     def is_training(self) -> bool:
@@ -55,6 +59,15 @@ class Pass:
     def add_loss(self, name: str, value: jax.Array) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value
 
+    def measure(self, name: str, value: jax.Array) -> None:
+        """Of the layer that sees the call."""
+        self.measure_all(name, jax.lax.stop_gradient(value)[None])
+
+    def measure_all(self, name: str, values: jax.Array) -> None:
+        """Of layers that are one after the other, [layers, ...]."""
+        others = self.measured.get(name)
+        self.measured[name] = values if others is None else jnp.concatenate([others, values])
+
     def perturbed(self, x: jax.Array) -> jax.Array:
         """`x`, which is the inputs or the embeddings of tokens, with what is added to it, in the type to compute in."""
         return (x if self.perturbation is None else x + self.perturbation).astype(self.dtype)
@@ -70,14 +83,16 @@ def through_block(block: Callable[[jax.Array, Pass], jax.Array], x: jax.Array, h
     if here.keeps is None:
         return block(x, here)
 
-    def run(x: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
-        inside = replace(here, keys_B=keys_B, losses={}, proposals={})
-        return block(x, inside), (inside.losses, inside.proposals)
+    def run(x: jax.Array, keys_B: jax.Array | None) -> tuple[jax.Array, tuple[Said, Said, Said]]:
+        inside = replace(here, keys_B=keys_B, losses={}, proposals={}, measured={})
+        return block(x, inside), (inside.losses, inside.proposals, inside.measured)
 
-    x, (losses, proposals) = jax.checkpoint(run, policy=here.keeps)(x, here.keys_B)
+    x, (losses, proposals, measured) = jax.checkpoint(run, policy=here.keeps)(x, here.keys_B)
     for name, value in losses.items():
         here.add_loss(name, value)
     here.proposals.update(proposals)
+    for name, values in measured.items():
+        here.measure_all(name, values)
     return x
 
 
@@ -87,17 +102,17 @@ def through_layers(
     """`x` through the layers `numbers` in a loop: `layer(x, parameters, here)` with each layer's slice of `stacked`,
     which holds all layers.
 
-    Every layer has its own keys. What it adds to the loss inside the loop reaches `here` as a sum, and what it proposes
-    stacked.
+    Every layer has its own keys. What it adds to the loss inside the loop reaches `here` as a sum, what it proposes and
+    what it measures one layer after the other.
     """
 
-    def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[dict[str, jax.Array], ...]]:
+    def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[Said, Said, Said]]:
         number, parameters = numbered
         if here.gather_layer is not None:
             parameters = here.gather_layer(parameters)
         keys_B = None if here.keys_B is None else random.at(here.keys_B, number)
-        inside = replace(here, keys_B=keys_B, number=number, losses={}, proposals={})
-        return layer(x, parameters, inside), (inside.losses, inside.proposals)
+        inside = replace(here, keys_B=keys_B, number=number, losses={}, proposals={}, measured={})
+        return layer(x, parameters, inside), (inside.losses, inside.proposals, inside.measured)
 
     keeps = here.keeps if here.gather_layer is None else without_gathered(here.keeps)
     if keeps is not None:
@@ -105,10 +120,13 @@ def through_layers(
         run = jax.checkpoint(run, policy=keeps, prevent_cse=False)
     if len(numbers) < len(jax.tree.leaves(stacked)[0]):
         stacked = jax.tree.map(lambda whole: whole[numbers.start : numbers.stop], stacked)
-    x, (losses, proposals) = jax.lax.scan(run, x, (jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32), stacked))
+    each = jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32)
+    x, (losses, proposals, measured) = jax.lax.scan(run, x, (each, stacked))
     for name, values in losses.items():
         here.add_loss(name, jnp.sum(values))
     for name, values in proposals.items():  # a loop over the layers may come in parts, first to last
         before = here.proposals.get(name)
         here.proposals[name] = values if before is None else jnp.concatenate([before, values])
+    for name, values in measured.items():
+        here.measure_all(name, values.reshape(-1, *values.shape[2:]))
     return x

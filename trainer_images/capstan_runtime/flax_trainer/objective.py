@@ -85,7 +85,7 @@ class Objective:
         shape = batch.inputs.shape if self._embedding is None else (*batch.inputs.shape, self._embedding)
 
         def loss_at(perturbation: jax.Array) -> jax.Array:
-            seen = dataclasses.replace(here, perturbation=perturbation, losses={}, proposals={})
+            seen = dataclasses.replace(here, perturbation=perturbation, losses={}, proposals={}, measured={})
             return self._mean_loss(model(batch.inputs, seen), batch)
 
         def climb(perturbation: jax.Array, _: None) -> tuple[jax.Array, None]:

@@ -5,6 +5,7 @@ import os
 import jax
 
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.decoder_spec import as_served
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.flax_trainer.engine import configure_jax
 from capstan_runtime.flax_trainer.leaves import Structure
@@ -23,7 +24,7 @@ def build(signature: Signature, source: TensorSource, slots: int) -> Classifier 
     Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`, GpuOutOfMemory.
     """
     configure_jax("fp32", os.environ)
-    structure = Structure(signature.model, data_spec_of(signature))
+    structure = Structure(as_served(signature.model), data_spec_of(signature))
     with translated_errors():
         kind = served_kind(source)
         parameters = [jax.device_put(leaf.read(source, kind)) for leaf in structure.everything]

@@ -19,7 +19,7 @@ from jax.sharding import Mesh, PartitionSpec
 from capstan_runtime.contract.training import LossScale
 from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.custom import CustomStructure
-from capstan_runtime.flax_trainer.forward_pass import Pass
+from capstan_runtime.flax_trainer.forward_pass import Pass, Said
 from capstan_runtime.flax_trainer.leaves import Leaf, Structure
 from capstan_runtime.flax_trainer.loss_scaling import next_state
 from capstan_runtime.flax_trainer.objective import Model, Objective, cross_entropy
@@ -68,17 +68,17 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     `scale` is the state of the loss's scale, or None without one. The arrays of the batch, [M, G, …], are spread over
     the devices; numbers as `UpdatePlan` gives them. Returns new parameters, state, buffers and scale, in the memory of
     the old ones, and [loss, gradient norm before clipping] or, with a scale, [loss, norm, this step's scale, skipped
-    steps].
+    steps], and after that what the model measures, flattened, by name.
     """
     devices = mesh.size
 
     def loss_of(
         parameters: Leaves, buffers: Leaves, factor: jax.Array, batch: Batch[jax.Array]
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    ) -> tuple[jax.Array, tuple[Said, Said]]:
         gather_layer = plan.sharding.gather_layer if plan.sharding is not None else None
         here = Pass(plan.dtype, batch.keys, keeps=plan.keeps, gather_layer=gather_layer)
         loss = plan.objective(plan.assemble(parameters, buffers), batch, here)
-        return loss * factor, here.proposals
+        return loss * factor, (here.proposals, here.measured)
 
     def sampled_loss_of(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
         model = plan.structure.assemble([*parameters, *buffers])
@@ -108,9 +108,9 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         sums = _sum_over_micro_steps(gradient, batch)
         terms = devices * len(batch.inputs)
         if plan.sharding is None:
-            (loss, proposals), gradients = _mean_over_devices(sums, terms, devices)
+            (loss, (proposals, measured)), gradients = _mean_over_devices(sums, terms, devices)
         else:  # whose gradients are summed over the devices where weights were gathered
-            (loss, proposals) = _mean_over_devices(sums[0], terms, devices)
+            loss, (proposals, measured) = _mean_over_devices(sums[0], terms, devices)
             gradients = [total / terms for total in sums[1]]
         if scale is not None:
             loss, gradients = jax.tree.map(lambda scaled: scaled / scale[0], (loss, gradients))
@@ -119,10 +119,12 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         named = zip(plan.structure.buffers, buffers, strict=True)
         moved = [proposals.get(leaf.name, buffer) for leaf, buffer in named]
         buffers = plan.update.unless_dropped(norm, moved, buffers)
+        more = [measured[name].reshape(-1) for name in sorted(measured)]
         if scale is None or plan.scaling is None:
-            return parameters, state, buffers, None, jnp.stack([loss, norm])
+            return parameters, state, buffers, None, jnp.concatenate([jnp.stack([loss, norm]), *more])
         new_scale = next_state(plan.scaling, scale, jnp.isfinite(norm))
-        return parameters, state, buffers, new_scale, jnp.stack([loss, norm, scale[0], new_scale[-1]])
+        told = jnp.stack([loss, norm, scale[0], new_scale[-1]])
+        return parameters, state, buffers, new_scale, jnp.concatenate([told, *more])
 
     cut: Any = REPLICATED if plan.sharding is None else [plan.sharding.spec(leaf) for leaf in plan.structure.leaves]
     cut_state: Any = REPLICATED if plan.sharding is None else [cut] * len(plan.update.kinds)
