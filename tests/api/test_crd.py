@@ -441,6 +441,22 @@ REFUSED = {
         ),
         "adaptiveDropout: drops units of the SwiGLU layer, which experts replace; remove one of the two",
     ),
+    "reversible layers whose weights are in parts": (
+        a_spec(
+            framework={"deepspeed": {"zeroStage": 3}},
+            model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "reversible": {}}},
+            data=TEXT,
+        ),
+        "framework: deepspeed.zeroStage 3 cannot train model.transformer.reversible",
+    ),
+    "reversible layers and activations to be kept": (
+        a_spec(
+            training={"steps": 1, "globalBatchSize": 8, "activationCheckpointing": {}},
+            model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "reversible": {}}},
+            data=TEXT,
+        ),
+        "training: activationCheckpointing keeps or computes again what model.transformer.reversible does not keep",
+    ),
     "dropped tokens without a layer to skip": (
         a_spec(model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "tokenDropout": {"keep": 0.5}}}, data=TEXT),
         "tokenDropout: no layer of 2 is between the first and the last",

@@ -29,6 +29,7 @@ COMPONENTS = {
         "dropout": {"rate": 0.5},
         "experts": {"count": 4, "evalCapacityFactor": 2.0},
         "stochasticDepth": {"rate": 0.5},
+        "reversible": {},
     }
 }
 MODELS = {"grouped": TRANSFORMER, "tied, with components": COMPONENTS}

@@ -28,23 +28,31 @@ class NumpyDecoder:
     def __call__(self, tokens_BT: Array, keys_B: Keys | None) -> Array:
         config = self.config
         x = self.drop_elements(self.weights["embed.weight"][tokens_BT], named(keys_B, "embed"))
+        first = second = x
         for layer in range(config.layers):
-            x = self.layer(x, layer, None if keys_B is None else at(keys_B, layer))
+            keys = None if keys_B is None else at(keys_B, layer)
+            if config.reversible is None:
+                x = x + self.branch("attention", x, layer, keys)
+                x = x + self.branch("feed_forward", x, layer, keys)
+            else:
+                first = first + self.branch("attention", second, layer, keys)
+                second = second + self.branch("feed_forward", first, layer, keys)
+                x = (first + second) / 2
         return rms_norm(x, self.weights["norm.weight"], config.norm_epsilon) @ self.weights["head.weight"].T
 
-    def layer(self, x: Array, layer: int, keys_B: Keys | None) -> Array:
-        taken = self.taken(x, layer, keys_B)
-        w = {
-            name.split(".", 2)[2]: value for name, value in self.weights.items() if name.startswith(f"layers.{layer}.")
-        }
-        for name, branch in (("attention", self.attention), ("feed_forward", self.feed_forward)):
-            some = np.take_along_axis(x, taken[..., None], axis=1)
-            normal = rms_norm(some, w[f"{name}_norm.weight"], self.config.norm_epsilon)
-            delta = branch(normal, taken, w, named(keys_B, name)) * w.get(f"{name}_scale.weight", 1.0)
-            delta = self.drop_branch(self.drop_elements(delta, named(keys_B, name)), layer, named(keys_B, name))
-            x = x.copy()
-            np.put_along_axis(x, taken[..., None], some + delta, axis=1)
-        return x
+    def branch(self, name: str, x: Array, layer: int, keys_B: Keys | None) -> Array:
+        """What a branch of a layer adds to `x`."""
+        taken, keys = self.taken(x, layer, keys_B), named(keys_B, name)
+        prefix = f"layers.{layer}."
+        w = {key.removeprefix(prefix): value for key, value in self.weights.items() if key.startswith(prefix)}
+        some = np.take_along_axis(x, taken[..., None], axis=1)
+        normal = rms_norm(some, w[f"{name}_norm.weight"], self.config.norm_epsilon)
+        compute = self.attention if name == "attention" else self.feed_forward
+        delta = compute(normal, taken, w, keys) * w.get(f"{name}_scale.weight", 1.0)
+        added = np.zeros_like(x)
+        delta = self.drop_branch(self.drop_elements(delta, keys), layer, keys)
+        np.put_along_axis(added, taken[..., None], delta, axis=1)
+        return added
 
     def taken(self, x: Array, layer: int, keys_B: Keys | None) -> Array:
         """Which tokens a layer takes, [B, T]: all, or between the first layer and the last those of the least draws."""

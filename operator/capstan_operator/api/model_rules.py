@@ -6,12 +6,30 @@ from capstan_runtime.contract.models import CEL_BATCH_STATISTICS
 
 _CEL_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"
 _TOO_FEW = "is fewer than 2 samples for norm batch or mix to take statistics of; choose a larger batch or fewer ranks"
+_REVERSIBLE = (
+    "framework: deepspeed.zeroStage 3 cannot train model.transformer.reversible, whose layers need their whole weights "
+    "again when they run backwards; choose zeroStage 0, 1 or 2"
+)
+_COMPUTED_AGAIN = (
+    "training: activationCheckpointing keeps or computes again what model.transformer.reversible does not keep anyway; "
+    "remove one of the two"
+)
 
 MODEL_RULES: tuple[tuple[str, str], ...] = (
     (
         f"!{CEL_BATCH_STATISTICS} || {_CEL_RANKS} < 1 || self.training.globalBatchSize / {_CEL_RANKS} >= 2",
         "'training: globalBatchSize ' + string(self.training.globalBatchSize) + ' over virtualRanks '"
         f" + string({_CEL_RANKS}) + ' {_TOO_FEW}'",
+    ),
+    (
+        "!(has(self.framework.deepspeed) && self.framework.deepspeed.zeroStage == 3"
+        " && has(self.model.transformer) && has(self.model.transformer.reversible))",
+        f"'{_REVERSIBLE}'",
+    ),
+    (
+        "!(has(self.training.activationCheckpointing)"
+        " && has(self.model.transformer) && has(self.model.transformer.reversible))",
+        f"'{_COMPUTED_AGAIN}'",
     ),
 )
 """The twins of `require_model_fits` in CEL."""
@@ -22,3 +40,10 @@ def require_model_fits(spec: Any) -> None:
     batch, ranks = spec.training.global_batch_size, spec.virtual_ranks
     if spec.model.batch_statistics is not None and batch // ranks < 2:
         raise ValueError(f"training: globalBatchSize {batch} over virtualRanks {ranks} {_TOO_FEW}")
+    deepspeed, decoder = spec.framework.deepspeed, spec.model.transformer
+    if decoder is None or decoder.reversible is None:
+        return
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        raise ValueError(_REVERSIBLE)
+    if spec.training.activation_checkpointing is not None:
+        raise ValueError(_COMPUTED_AGAIN)

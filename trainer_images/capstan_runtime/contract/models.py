@@ -22,6 +22,7 @@ from capstan_runtime.contract.decoder_components import (
     Dropout,
     Experts,
     LayerScale,
+    Reversible,
     StochasticDepth,
     TemporalDropout,
     TokenDropout,
@@ -200,6 +201,9 @@ class Transformer(Record):
     token_dropout: Annotated[TokenDropout | None, Field(description="Left out: every layer takes every token.")] = None
     experts: Annotated[
         Experts | None, Field(description="A mixture of experts. Left out: every token takes the one SwiGLU layer.")
+    ] = None
+    reversible: Annotated[
+        Reversible | None, Field(description="Left out: the activations of every layer are kept.")
     ] = None
     stochastic_depth: Annotated[StochasticDepth | None, Field(description="Left out: no branch is left out.")] = None
 

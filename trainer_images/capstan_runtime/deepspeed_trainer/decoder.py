@@ -8,13 +8,16 @@ Axes: B batch, T time, D model width, N query heads, K key and value heads, H he
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Transformer
+from capstan_runtime.deepspeed_trainer.components import reversible
 from capstan_runtime.deepspeed_trainer.components.branches import LayerScale, drop_branch, drop_elements, drop_units
 from capstan_runtime.deepspeed_trainer.components.experts import Experts
 from capstan_runtime.deepspeed_trainer.components.positions import Positions, PositionsOf
+from capstan_runtime.deepspeed_trainer.components.reversible import Branch, Link, Streams, through_reversible_layer
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, through_block
 from capstan_runtime.deepspeed_trainer.layers import Embedding, Linear, RmsNorm, rotate
 from capstan_runtime.model_spec import feed_forward_width, kv_heads
@@ -22,6 +25,9 @@ from capstan_runtime.model_spec import feed_forward_width, kv_heads
 Attend = Callable[[Tensor, Tensor, Tensor, Positions], Tensor]
 """From q_BTNH, k_BTKH, v_BTKH and where they stand to mixed_BTNH: which positions see which. Whoever keeps keys and
 values brings its own."""
+
+State = Tensor | Streams
+"""What layers hand on: x_BTD, or where they are reversible two of it."""
 
 
 def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, where: Positions) -> Tensor:
@@ -89,9 +95,20 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(config) if config.experts is None else Experts(config)
         self.feed_forward_scale = None if config.layer_scale is None else LayerScale(config.dim)
 
-    def forward(self, x_BTD: Tensor, where: Positions, here: Pass, attend: Attend = causal_attention) -> Tensor:
-        x_BTD = x_BTD + self.attention_branch(x_BTD, where, here, attend)
+    def forward(self, state: State, where: Positions, here: Pass, attend: Attend = causal_attention) -> State:
+        if isinstance(state, tuple):
+            first_BTD, second_BTD = state
+            first_BTD = first_BTD + self.attention_branch(second_BTD.to(here.dtype), where, here, attend)
+            return first_BTD, second_BTD + self.feed_forward_branch(first_BTD.to(here.dtype), where, here)
+        x_BTD = state + self.attention_branch(state, where, here, attend)
         return x_BTD + self.feed_forward_branch(x_BTD, where, here)
+
+    def branches(self, where: Positions) -> tuple[Branch, Branch]:
+        """What each of the two adds to what it is given."""
+        return (
+            lambda x_BTD, here: self.attention_branch(x_BTD, where, here, causal_attention),
+            lambda x_BTD, here: self.feed_forward_branch(x_BTD, where, here),
+        )
 
     def attention_branch(self, x_BTD: Tensor, where: Positions, here: Pass, attend: Attend) -> Tensor:
         """What attention adds to `x_BTD`."""
@@ -126,18 +143,31 @@ class TransformerModel(nn.Module):
         length = inputs.shape[1]
         everything = self.positions.all(length, inputs.device)
         x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
+        state, link = self.enter(x_BTD), Link()
         for number, layer in enumerate(self.layers):
             inside = here.layer(number)
             where = self.positions.some(length, inside) if self._drops_tokens(number, here) else everything
-            x_BTD = through_block(layer, x_BTD, inside, where)
-        return self.logits(x_BTD)
+            assert isinstance(layer, DecoderLayer)
+            if isinstance(state, tuple):
+                state = through_reversible_layer(layer.branches(where), state, [*layer.parameters()], inside, link)
+            else:
+                state = through_block(layer, state, inside, where)
+        return self.logits(self.leave(state, here.dtype))
 
     def _drops_tokens(self, number: int, here: Pass) -> bool:
         """Whether layer `number` takes some tokens only."""
         return self.config.token_dropout is not None and here.is_training and 0 < number < len(self.layers) - 1
 
+    def enter(self, x_BTD: Tensor) -> State:
+        """The embeddings as the first layer takes them."""
+        return x_BTD if self.config.reversible is None else reversible.enter(x_BTD)
+
+    def leave(self, state: State, dtype: torch.dtype) -> Tensor:
+        """[B, T, D] of what the last layer put out."""
+        return reversible.leave(state, dtype) if isinstance(state, tuple) else state
+
     def logits(self, x_BTD: Tensor) -> Tensor:
-        """[B, T, vocabulary] of what the last layer put out."""
+        """[B, T, vocabulary] of what comes after the last layer."""
         x_BTD = self.norm(x_BTD)
         if self.head is not None:
             return self.head(x_BTD)

@@ -26,6 +26,8 @@ class Pass:
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     seed: int | None = None
     """The first key, on the host: what a module that is not ours draws from. None: not training."""
+    is_apart: bool = False
+    """The tokens have nothing to do with each other, and what one gets must not depend on the others by one bit."""
     losses: dict[str, Tensor] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
     proposals: dict[int, Tensor] = field(default_factory=dict)

@@ -69,7 +69,7 @@ class TorchDecoder:
             return attend
 
         with torch.inference_mode():
-            x_BTD = self._through_layers(prompt, self._numbers[:length], attend_in)
+            x_BTD = self._through_layers(prompt, self._numbers[:length], Pass(torch.float32), attend_in)
             logits = self._module.logits(x_BTD[:, -1:])[0, 0].cpu().numpy()
         self._sequences.fill(slot, length)
         return logits
@@ -98,7 +98,7 @@ class TorchDecoder:
 
                 return attend
 
-            x_BTD = self._through_layers(tokens_S, positions_S, attend_in)
+            x_BTD = self._through_layers(tokens_S, positions_S, Pass(torch.float32, is_apart=True), attend_in)
             everywhere = self._module.logits(x_BTD)[0].cpu().numpy()
         self._sequences.extend(slots)
         return everywhere[list(slots)]
@@ -112,11 +112,13 @@ class TorchDecoder:
             return (seen <= positions_S[:, None])[:, None, None]
         return alibi_bias(self._module.config.heads, positions_S[:, None], seen[None])
 
-    def _through_layers(self, tokens: Tokens, numbers: Tensor, attend_in: Callable[[Tensor, Tensor], Attend]) -> Tensor:
+    def _through_layers(
+        self, tokens: Tokens, numbers: Tensor, here: Pass, attend_in: Callable[[Tensor, Tensor], Attend]
+    ) -> Tensor:
         """[1, T, D] after the last layer. The slots stand in the place of time where every slot takes a token: all that
         is computed between attentions is the same for every token."""
-        x_BTD = self._module.embed(torch.tensor(tokens, device=self._device)[None], torch.float32)
+        state = self._module.enter(self._module.embed(torch.tensor(tokens, device=self._device)[None], torch.float32))
         where = self._module.positions.at(numbers)
         for layer, cache in zip(self._module.layers, self._caches, strict=True):
-            x_BTD = layer(x_BTD, where, Pass(torch.float32), attend_in(*cache))
-        return x_BTD
+            state = layer(state, where, here, attend_in(*cache))
+        return self._module.leave(state, torch.float32)

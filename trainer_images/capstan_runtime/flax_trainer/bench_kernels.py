@@ -158,11 +158,11 @@ def _lower_without_loop(structure: Structure, parameters: list[jax.Array], input
         here = Pass(jnp.dtype(kind))
         first = with_layer(each[0])
         where = first.positions(jnp.arange(inputs.shape[1]))
-        x_BTD = first.embed(inputs, here.dtype)
+        state = first.enter(first.embed(inputs, here.dtype))
         for own in each:
             graph, stacked = nnx.split(with_layer(own).layers)
             layer = nnx.merge(graph, jax.tree_util.tree_map(lambda value: value.reshape(value.shape[1:]), stacked))
-            x_BTD = layer(x_BTD, where, here)
-        return first.logits(x_BTD)
+            state = layer(state, where, here)
+        return first.logits(first.leave(state, here.dtype))
 
     return jax.jit(unrolled).lower(rest, each, inputs)

@@ -11,9 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capstan_runtime.contract.models import Transformer
+from capstan_runtime.flax_trainer.components import reversible
 from capstan_runtime.flax_trainer.components.branches import LayerScale, drop_branch, drop_elements, drop_units
 from capstan_runtime.flax_trainer.components.experts import Experts
 from capstan_runtime.flax_trainer.components.positions import Positions, positions_of, some_positions
+from capstan_runtime.flax_trainer.components.reversible import Branch, Streams, through_reversible_layers
 from capstan_runtime.flax_trainer.forward_pass import Pass, through_layers
 from capstan_runtime.flax_trainer.layers import Embedding, Linear, RmsNorm, rotate
 from capstan_runtime.model_spec import feed_forward_width, kv_heads
@@ -21,6 +23,9 @@ from capstan_runtime.model_spec import feed_forward_width, kv_heads
 Attend = Callable[[jax.Array, jax.Array, jax.Array, Positions], jax.Array]
 """From q_BTNH, k_BTKH, v_BTKH and where they stand to mixed_BTNH: which positions see which. Whoever keeps keys and
 values brings its own."""
+
+State = jax.Array | Streams
+"""What layers hand on: x_BTD, or where they are reversible two of it."""
 
 
 def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, where: Positions) -> jax.Array:
@@ -89,9 +94,20 @@ class DecoderLayer(nnx.Module):
         self.feed_forward = FeedForward(config) if config.experts is None else Experts(config)
         self.feed_forward_scale = None if config.layer_scale is None else LayerScale(config.dim)
 
-    def __call__(self, x_BTD: jax.Array, where: Positions, here: Pass, attend: Attend = causal_attention) -> jax.Array:
-        x_BTD = x_BTD + self.attention_branch(x_BTD, where, here, attend)
+    def __call__(self, state: State, where: Positions, here: Pass, attend: Attend = causal_attention) -> State:
+        if isinstance(state, tuple):
+            first_BTD, second_BTD = state
+            first_BTD = first_BTD + self.attention_branch(second_BTD.astype(here.dtype), where, here, attend)
+            return first_BTD, second_BTD + self.feed_forward_branch(first_BTD.astype(here.dtype), where, here)
+        x_BTD = state + self.attention_branch(state, where, here, attend)
         return x_BTD + self.feed_forward_branch(x_BTD, where, here)
+
+    def branches(self, where: Positions, here: Pass) -> tuple[Branch, Branch]:
+        """What each of the two adds to what it is given."""
+        return (
+            lambda x_BTD: self.attention_branch(x_BTD, where, here, causal_attention),
+            lambda x_BTD: self.feed_forward_branch(x_BTD, where, here),
+        )
 
     def attention_branch(self, x_BTD: jax.Array, where: Positions, here: Pass, attend: Attend) -> jax.Array:
         """What attention adds to `x_BTD`."""
@@ -128,14 +144,23 @@ class TransformerModel(nnx.Module):
         everything = self.positions(jnp.arange(length))
         structure, stacked = nnx.split(self.layers)
         x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
+        state = self.enter(x_BTD)
         for numbers, takes_all in self._stretches(here):
 
-            def layer(x_BTD: jax.Array, parameters: Any, inside: Pass, takes_all: bool = takes_all) -> jax.Array:
-                where = everything if takes_all else some_positions(self.config, length, inside)
-                return nnx.merge(structure, parameters)(x_BTD, where, inside)
+            def standing(inside: Pass, whole: Positions, takes_all: bool = takes_all) -> Positions:
+                return whole if takes_all else some_positions(self.config, length, inside)
 
-            x_BTD = through_layers(layer, x_BTD, stacked, numbers, here)
-        return self.logits(x_BTD)
+            def layer(x_BTD: jax.Array, parameters: Any, inside: Pass, standing: Any = standing) -> Any:
+                return nnx.merge(structure, parameters)(x_BTD, standing(inside, everything), inside)
+
+            def branches(parameters: Any, inside: Pass, whole: Positions, standing: Any = standing) -> Any:
+                return nnx.merge(structure, parameters).branches(standing(inside, whole), inside)
+
+            if isinstance(state, tuple):
+                state = through_reversible_layers(branches, state, stacked, numbers, here, everything)
+            else:
+                state = through_layers(layer, state, stacked, numbers, here)
+        return self.logits(self.leave(state, here.dtype))
 
     def _stretches(self, here: Pass) -> list[tuple[range, bool]]:
         """Layers that run alike, and whether they take all tokens."""
@@ -147,8 +172,16 @@ class TransformerModel(nnx.Module):
     def positions(self, numbers_T: jax.Array) -> Positions:
         return positions_of(self.config, numbers_T)
 
+    def enter(self, x_BTD: jax.Array) -> State:
+        """The embeddings as the first layer takes them."""
+        return x_BTD if self.config.reversible is None else reversible.enter(x_BTD)
+
+    def leave(self, state: State, dtype: jnp.dtype) -> jax.Array:
+        """[B, T, D] of what the last layer put out."""
+        return reversible.leave(state, dtype) if isinstance(state, tuple) else state
+
     def logits(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T, vocabulary] of what the last layer put out."""
+        """[B, T, vocabulary] of what comes after the last layer."""
         x_BTD = self.norm(x_BTD)
         if self.head is not None:
             return self.head(x_BTD)

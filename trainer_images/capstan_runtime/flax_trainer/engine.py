@@ -53,7 +53,7 @@ _MORE_THAN_THERE_IS = 1 << 56
 class FlaxStepResult:
     model: Model
     values: jax.Array
-    """The first two of `_RESULTS` or, where the loss is scaled, all of them, and what the model measures; replicated."""
+    """The first two of `_RESULTS` or, where the loss is scaled, all, and then what the model measures; replicated."""
     is_scaled: bool
 
     def fetch(self) -> Mapping[str, float]:

@@ -33,6 +33,8 @@ class Pass:
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
     number: int | jax.Array | None = None
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
+    is_apart: bool = False
+    """The tokens have nothing to do with each other, and what one gets must not depend on the others by one bit."""
     losses: dict[str, jax.Array] = field(default_factory=dict)
     """What modules add to the loss, fp32 scalars, each as its share of the mean over the samples."""
     proposals: dict[str, jax.Array] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from flax import nnx
 from capstan_runtime.contract.models import Transformer
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.flax_trainer.components.positions import Positions, alibi_bias
-from capstan_runtime.flax_trainer.decoder import TransformerModel, causal_attention
+from capstan_runtime.flax_trainer.decoder import State, TransformerModel, causal_attention
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
@@ -112,16 +112,17 @@ class FlaxDecoder:
         where = model.positions(jnp.arange(len(tokens_P)))
         structure, stacked = nnx.split(model.layers)
 
-        def layer(x_BTD: jax.Array, parameters: Any) -> tuple[jax.Array, Cache]:
+        def layer(state: State, parameters: Any) -> tuple[State, Cache]:
             seen: list[Cache] = []
 
             def attend(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, where: Positions) -> jax.Array:
                 seen.append((k_BTKH, v_BTKH))
                 return causal_attention(q_BTNH, k_BTKH, v_BTKH, where)
 
-            return nnx.merge(structure, parameters)(x_BTD, where, Pass(_FLOAT), attend), seen[0]
+            return nnx.merge(structure, parameters)(state, where, Pass(_FLOAT), attend), seen[0]
 
-        x_BTD, seen = jax.lax.scan(layer, model.embed(tokens_P[None], _FLOAT), stacked)
+        state, seen = jax.lax.scan(layer, model.enter(model.embed(tokens_P[None], _FLOAT)), stacked)
+        x_BTD = model.leave(state, _FLOAT)
         keys, values = (
             jax.lax.dynamic_update_slice(whole, part, (0, slot, 0, 0, 0))
             for whole, part in zip(cache, seen, strict=True)
@@ -140,8 +141,8 @@ class FlaxDecoder:
         structure, stacked = nnx.split(model.layers)
         every_slot = jnp.arange(self.slots)
 
-        def layer(carried: tuple[jax.Array, Cache], numbered: tuple[jax.Array, Any]) -> tuple[Any, None]:
-            x_BTD, (keys, values) = carried
+        def layer(carried: tuple[State, Cache], numbered: tuple[jax.Array, Any]) -> tuple[Any, None]:
+            state, (keys, values) = carried
             number, parameters = numbered
             kept: list[Cache] = []
 
@@ -163,11 +164,12 @@ class FlaxDecoder:
                 )
                 return mixed_SBNH.swapaxes(0, 1)
 
-            return (nnx.merge(structure, parameters)(x_BTD, where, Pass(_FLOAT), attend), kept[0]), None
+            return (nnx.merge(structure, parameters)(state, where, Pass(_FLOAT, is_apart=True), attend), kept[0]), None
 
         numbered = (jnp.arange(self._cache_shape[0]), stacked)
-        (x_BTD, cache), _ = jax.lax.scan(layer, (model.embed(tokens_S[None], _FLOAT), cache), numbered)
-        return model.logits(x_BTD)[0], cache
+        begun = model.enter(model.embed(tokens_S[None], _FLOAT))
+        (state, cache), _ = jax.lax.scan(layer, (begun, cache), numbered)
+        return model.logits(model.leave(state, _FLOAT))[0], cache
 
     def _assemble(self, parameters: Leaves) -> TransformerModel:
         model = self._structure.assemble(parameters)

@@ -65,6 +65,8 @@ class Experts(nn.Module):
             weights_BTk = weights_BTk / weights_BTk.sum(-1, keepdim=True)
         capacity = expert_capacity(self.experts, x_BTD.shape[1], is_training=here.is_training)
         weights_BTk = weights_BTk.to(x_BTD.dtype)
+        if here.is_apart:
+            return self._take_all(x_BTD, weights_BTk, chosen_BTk)
         if capacity is None:
             self._say(logits_BTE, shares_BTE, chosen_BTk, logits_BTE.new_zeros(()), here)
             return self._take_what_comes(x_BTD, weights_BTk, chosen_BTk)
@@ -122,6 +124,13 @@ class Experts(nn.Module):
         made = self._swiglu(x_BTD.reshape(-1, dim)[order_R // choices], sizes_E)
         made_BTkD = made[order_R.argsort()].view(batch, length, choices, dim)
         return (made_BTkD * weights_BTk[..., None]).sum(2)
+
+    def _take_all(self, x_BTD: Tensor, weights_BTk: Tensor, chosen_BTk: Tensor) -> Tensor:
+        """Every expert computes every token, in a place that does not depend on the others."""
+        count = self.experts.count
+        weights_BTE = (F.one_hot(chosen_BTk, count).to(x_BTD.dtype) * weights_BTk[..., None]).sum(2)
+        made_BETD = self._swiglu(x_BTD[:, None].expand(-1, count, -1, -1))
+        return (made_BETD * weights_BTE.transpose(1, 2)[..., None]).sum(1)
 
 
 def places(chosen_BTk: Tensor, experts: int, capacity: int) -> Tensor:

@@ -56,6 +56,8 @@ class Experts(nnx.Module):
             weights_BTk = weights_BTk / jnp.sum(weights_BTk, axis=-1, keepdims=True)
         capacity = expert_capacity(self.experts, x_BTD.shape[1], is_training=here.is_training)
         weights_BTk = weights_BTk.astype(x_BTD.dtype)
+        if here.is_apart:
+            return self._take_all(x_BTD, weights_BTk, chosen_BTk)
         if capacity is None:
             self._say(logits_BTE, shares_BTE, chosen_BTk, jnp.zeros(()), here)
             return self._take_what_comes(x_BTD, weights_BTk, chosen_BTk)
@@ -116,6 +118,14 @@ class Experts(nnx.Module):
         made = self._swiglu(x_BTD.reshape(-1, dim)[order_R // choices], sizes_E)
         made_BTkD = made[jnp.argsort(order_R)].reshape(batch, length, choices, dim)
         return jnp.sum(made_BTkD * weights_BTk[..., None], axis=2)
+
+    def _take_all(self, x_BTD: jax.Array, weights_BTk: jax.Array, chosen_BTk: jax.Array) -> jax.Array:
+        """Every expert computes every token, in a place that does not depend on the others."""
+        batch, length, dim = x_BTD.shape
+        count = self.experts.count
+        weights_BTE = jnp.sum(jax.nn.one_hot(chosen_BTk, count, dtype=x_BTD.dtype) * weights_BTk[..., None], axis=2)
+        made_BETD = self._swiglu(jnp.broadcast_to(x_BTD[:, None], (batch, count, length, dim)))
+        return jnp.sum(made_BETD * weights_BTE.swapaxes(1, 2)[..., None], axis=1)
 
 
 def places(chosen_BTk: jax.Array, experts: int, capacity: int) -> jax.Array:
