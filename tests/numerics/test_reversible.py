@@ -68,7 +68,11 @@ def test_torch_gradients_are_those_of_keeping_all_activations() -> None:
             inside = here.layer(number)
             some = number in range(1, len(module.layers) - 1)
             positions = module.positions
-            where = positions.some(tokens.shape[1], inside) if some else positions.all(tokens.shape[1], tokens.device)
+            where = (
+                positions.some(tokens.shape[1], inside)
+                if some
+                else positions.all(tokens.shape[1], tokens.device, here.dtype)
+            )
             state = layer(state, where, inside)
         return module.logits(module.leave(state, here.dtype))
 
@@ -98,7 +102,7 @@ def test_flax_gradients_are_those_of_keeping_all_activations() -> None:
             module.config, module.embed(jnp.asarray(TOKENS_BT), here.dtype), here.named("embed")
         )
         graph, stacked = nnx.split(module.layers)
-        where = module.positions(jnp.arange(TOKENS_BT.shape[1]))
+        where = module.positions(jnp.arange(TOKENS_BT.shape[1]), here.dtype)
         state = flax_pass.through_layers(
             lambda state, parameters, inside: nnx.merge(graph, parameters)(state, where, inside),
             module.enter(x_BTD),

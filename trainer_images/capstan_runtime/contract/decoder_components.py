@@ -17,7 +17,8 @@ _CEL_TOP_K = "(has(self.topK) ? self.topK : 2)"
 class Alibi(Record):
     """Linear biases of attention in place of rotary positions (Press et al., 2108.12409).
 
-    The score of a key falls with its distance, by a slope of each head. `ropeTheta` is of no effect then.
+    The score of a key falls with its distance, by a slope of each head. `ropeTheta` is of no effect then. The biases
+    take memory: one number for each head and pair of positions, once for all layers.
     """
 
 

@@ -37,7 +37,7 @@ def causal_attention(q_BTNH: Tensor, k_BTKH: Tensor, v_BTKH: Tensor, where: Posi
         q_BTNH.transpose(1, 2),
         k_BTKH.transpose(1, 2),
         v_BTKH.transpose(1, 2),
-        attn_mask=None if where.bias is None else where.bias.to(q_BTNH.dtype),
+        attn_mask=where.bias,
         is_causal=where.bias is None,
         enable_gqa=k_BTKH.shape[2] != q_BTNH.shape[2],
     )
@@ -141,7 +141,7 @@ class TransformerModel(nn.Module):
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
         length = inputs.shape[1]
-        everything = self.positions.all(length, inputs.device)
+        everything = self.positions.all(length, inputs.device, here.dtype)
         x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
         state, link = self.enter(x_BTD), Link()
         for number, layer in enumerate(self.layers):

@@ -118,7 +118,7 @@ class TorchDecoder:
         """[1, T, D] after the last layer. The slots stand in the place of time where every slot takes a token: all that
         is computed between attentions is the same for every token."""
         state = self._module.enter(self._module.embed(torch.tensor(tokens, device=self._device)[None], torch.float32))
-        where = self._module.positions.at(numbers)
+        where = self._module.positions.at(numbers, torch.float32)
         for layer, cache in zip(self._module.layers, self._caches, strict=True):
             state = layer(state, where, here, attend_in(*cache))
         return self._module.leave(state, torch.float32)

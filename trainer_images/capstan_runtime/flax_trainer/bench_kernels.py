@@ -157,7 +157,7 @@ def _lower_without_loop(structure: Structure, parameters: list[jax.Array], input
 
         here = Pass(jnp.dtype(kind))
         first = with_layer(each[0])
-        where = first.positions(jnp.arange(inputs.shape[1]))
+        where = first.positions(jnp.arange(inputs.shape[1]), here.dtype)
         state = first.enter(first.embed(inputs, here.dtype))
         for own in each:
             graph, stacked = nnx.split(with_layer(own).layers)

@@ -30,10 +30,9 @@ State = jax.Array | Streams
 
 def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, where: Positions) -> jax.Array:
     """Every position sees itself and those before it."""
-    bias = None if where.bias is None else where.bias.astype(q_BTNH.dtype)
-    implementation = _attention_implementation(q_BTNH, has_bias=bias is not None)
+    implementation = _attention_implementation(q_BTNH, has_bias=where.bias is not None)
     return jax.nn.dot_product_attention(
-        q_BTNH, k_BTKH, v_BTKH, bias=bias, is_causal=True, implementation=implementation
+        q_BTNH, k_BTKH, v_BTKH, bias=where.bias, is_causal=True, implementation=implementation
     )
 
 
@@ -141,7 +140,7 @@ class TransformerModel(nnx.Module):
 
     def __call__(self, inputs: jax.Array, here: Pass) -> jax.Array:
         length = inputs.shape[1]
-        everything = self.positions(jnp.arange(length))
+        everything = self.positions(jnp.arange(length), here.dtype)
         structure, stacked = nnx.split(self.layers)
         x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
         state = self.enter(x_BTD)
@@ -169,8 +168,8 @@ class TransformerModel(nnx.Module):
             return [(range(layers), True)]
         return [(range(1), True), (range(1, layers - 1), False), (range(layers - 1, layers), True)]
 
-    def positions(self, numbers_T: jax.Array) -> Positions:
-        return positions_of(self.config, numbers_T)
+    def positions(self, numbers_T: jax.Array, dtype: jnp.dtype) -> Positions:
+        return positions_of(self.config, numbers_T, dtype)
 
     def enter(self, x_BTD: jax.Array) -> State:
         """The embeddings as the first layer takes them."""

@@ -109,7 +109,7 @@ class FlaxDecoder:
         no position looks before its own token has come there."""
         model = self._assemble(parameters)
         slot, last = slot_and_last
-        where = model.positions(jnp.arange(len(tokens_P)))
+        where = model.positions(jnp.arange(len(tokens_P)), _FLOAT)
         structure, stacked = nnx.split(model.layers)
 
         def layer(state: State, parameters: Any) -> tuple[State, Cache]:
@@ -134,7 +134,7 @@ class FlaxDecoder:
         place of time: all that is computed between attentions is the same for every token."""
         model = self._assemble(parameters)
         tokens_S, positions_S = tokens_and_positions
-        where = model.positions(positions_S)
+        where = model.positions(positions_S, _FLOAT)
         bias_SN1C = None
         if where.bias is not None:  # of the slots' own caches, instead of that between slots
             bias_SN1C = alibi_bias(model.config.heads, positions_S[:, None], jnp.arange(self.context)[None])

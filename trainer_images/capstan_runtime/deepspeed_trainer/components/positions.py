@@ -19,7 +19,7 @@ class Positions(NamedTuple):
     rotary: tuple[Tensor, Tensor] | None
     """[T, 1, H / 2] each, or [B, T, 1, H / 2] where every sequence has its own. None: nothing is turned."""
     bias: Tensor | None
-    """Of the scores, fp32 [1 or B, N, T, T], -infinity for keys after the query. None: there is none."""
+    """Of the scores, [1 or B, N, T, T] of the type that is computed in, -infinity for keys after the query."""
     taken: Tensor | None = None
     """Which tokens of its input a layer takes, int64 [B, T] ascending. None: all of them."""
 
@@ -44,14 +44,14 @@ class PositionsOf:
 
     def __init__(self, config: Transformer) -> None:
         self._config = config
-        self._length, self._device = 0, torch.device("meta")
+        self._kept: tuple[int, torch.device, torch.dtype] | None = None
         self._whole = Positions(None, None)
 
-    def all(self, length: int, device: torch.device) -> Positions:
+    def all(self, length: int, device: torch.device, dtype: torch.dtype) -> Positions:
         """Of a whole sequence."""
-        if (length, device) != (self._length, self._device):
-            self._whole = self.at(torch.arange(length, device=device))
-            self._length, self._device = length, device
+        if self._kept != (length, device, dtype):
+            self._whole = self.at(torch.arange(length, device=device), dtype)
+            self._kept = length, device, dtype
         return self._whole
 
     def some(self, length: int, here: Pass) -> Positions:
@@ -61,14 +61,14 @@ class PositionsOf:
         assert keys_B is not None
         order = random.uniform(keys_B, length).argsort(dim=-1, stable=True)
         taken = order[:, : taken_tokens(self._config.token_dropout.keep, length)].sort(dim=-1).values
-        return self.at(taken)._replace(taken=taken)
+        return self.at(taken, here.dtype)._replace(taken=taken)
 
-    def at(self, numbers: Tensor) -> Positions:
+    def at(self, numbers: Tensor, dtype: torch.dtype) -> Positions:
         """Of tokens that stand at `numbers`, [T] or [B, T]."""
         config = self._config
         if config.alibi is None:
             return Positions(rotary_table(numbers, config.dim // config.heads, config.rope_theta), None)
-        bias = alibi_bias(config.heads, numbers, numbers)
+        bias = alibi_bias(config.heads, numbers, numbers).to(dtype)
         return Positions(None, bias if bias.ndim == 4 else bias[None])
 
 

@@ -23,7 +23,7 @@ class Positions(NamedTuple):
     rotary: RotaryTable | None
     """None: queries and keys are not turned."""
     bias: jax.Array | None
-    """Of the scores, fp32 [1 or B, N, T, T]. None: there is none."""
+    """Of the scores, [1 or B, N, T, T] of the type that is computed in. None: there is none."""
     taken: jax.Array | None = None
     """Which tokens of its input a layer takes, [B, T] ascending. None: all of them."""
 
@@ -40,12 +40,14 @@ class Positions(NamedTuple):
         return zeros.at[jnp.arange(batch)[:, None], self.taken].set(delta_BTD, unique_indices=True)
 
 
-def positions_of(config: Transformer, numbers: jax.Array, taken: jax.Array | None = None) -> Positions:
+def positions_of(
+    config: Transformer, numbers: jax.Array, dtype: jnp.dtype, taken: jax.Array | None = None
+) -> Positions:
     """Of tokens that stand at `numbers`, [T] or [B, T]."""
     if config.alibi is None:
         rotary = rotary_table(numbers, config.dim // config.heads, config.rope_theta)
         return Positions(numbers, rotary, None, taken)
-    bias = alibi_bias(config.heads, numbers, numbers)
+    bias = alibi_bias(config.heads, numbers, numbers).astype(dtype)
     return Positions(numbers, None, bias if bias.ndim == 4 else bias[None], taken)
 
 
@@ -63,4 +65,4 @@ def some_positions(config: Transformer, length: int, here: Pass) -> Positions:
     assert keys_B is not None
     order = jnp.argsort(random.uniform(keys_B, length), axis=-1, stable=True)
     taken = jnp.sort(order[:, : taken_tokens(config.token_dropout.keep, length)], axis=-1)
-    return positions_of(config, taken, taken)
+    return positions_of(config, taken, here.dtype, taken)
