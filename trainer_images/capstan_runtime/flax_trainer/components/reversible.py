@@ -48,6 +48,8 @@ def through_reversible_layers(
     def add(which: int, parameters: Any, x: jax.Array, number: jax.Array, chance: Any) -> tuple[jax.Array, Said, Said]:
         """What a branch adds, and what it says."""
         keys_B, given = chance
+        if here.gather_layer is not None:
+            parameters = here.gather_layer(parameters)
         keys_B = None if keys_B is None else random.at(keys_B, number)
         inside = replace(here, keys_B=keys_B, number=number, perturbation=None, losses={}, proposals={}, measured={})
         delta = branches(parameters, inside, given)[which](x.astype(here.dtype))
