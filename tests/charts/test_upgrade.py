@@ -23,12 +23,14 @@ RELEASE = Path("tests/releases/capstan-0.1.0.tgz")
 """As it was released; made by `helm package`."""
 OWN = "/apis/capstan.dev/v1alpha1/namespaces/default"
 ALLOWED = {
-    "new rule self.channels.all(c, c % (has(self.groups) ? self.groups : 8) == 0)": (
+    "new rule !(!has(self.norm)) || self.channels.all(c, c % (has(self.groups) ? self.groups : 8) == 0)": (
         "the operator always refused such a model: what is stored is Invalid already, and has no status to come"
     ),
     "new rule !self.path.contains('://') || self.path.matches('^(s3|gs|az)://[^/]+(/.*)?$')": (
         "no pod has a folder of such a name, and there was no other reading of it: what is stored has failed"
     ),
+    "self.framework.deepspeed.zeroStage == 0 && self.training.precision == 'fp16'))": ("there was no such precision"),
+    "self.framework.deepspeed.zeroStage == 0 && self.training.precision == 'fp16')": ("there was no such precision"),
     'configMap.name: pattern null became "^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$"': (
         "no ConfigMap has another name; what has a slash in it could reach one of another namespace"
     ),
