@@ -27,7 +27,7 @@ from capstan_operator.cluster.pods import decode_pod, read_final, read_lines, re
 from capstan_operator.cluster.ray_services import decode_ray_service
 from capstan_operator.cluster.reflector import Expired, read_event
 from capstan_operator.cluster.replica_metrics import read_metrics
-from capstan_operator.cluster.replicas import decode_deployment, decode_disruption_budget, decode_service
+from capstan_operator.cluster.replicas import decode_deployment, decode_disruption_budget, decode_service, read_answer
 from capstan_operator.cluster.statuses import read_status
 from capstan_operator.decide.validation import explain
 from capstan_runtime.contract.benchmark import Summary, TrialEnd
@@ -98,6 +98,15 @@ def _bench_end(data: bytes) -> bool:
         except ValidationError:
             continue
     return taken
+
+
+def _resolved(data: bytes) -> bool:
+    """What is taken leads nowhere but to a run's folder."""
+    answer = read_answer(data.decode(errors="replace"))
+    if answer is None:
+        return False
+    assert not {"", ".", ".."} & set(answer.run.split("/"))
+    return True
 
 
 def _hint(data: bytes) -> bool:
@@ -302,6 +311,9 @@ TARGETS = (
            lambda: [json.dumps(_STATE, separators=(",", ":")).encode()], _last_words),
     Target("bench-end", "pods of Benchmarks", "contract.benchmark.TrialEnd, Summary", "ValidationError", "json",
            lambda: [trial_end().encode(), summary("Regressed").encode()], _bench_end),
+    Target("registry-answer", "pods that ask a registry", "cluster.replicas.read_answer", "None", "json",
+           _dumped({"name": "digits", "version": "1.0.0", "digest": "blake3:" + 64 * "0", "run": "default/digits/7f3a",
+                    "step": 3, "framework": "flax"}), _resolved),
     Target("hint", "anybody", "contract.state.Hint", "ValidationError", "json",
            _dumped({"namespace": "n", "job": "j", "pod": "p"}), _hint),
     Target("replica-metrics", "replicas", "cluster.replica_metrics.read_metrics", "ScrapeError", "lines", _scraped,

@@ -29,8 +29,9 @@ from capstan_runtime.data_tools.inspecting import data_of
 from capstan_runtime.data_tools.packing import find_source
 from capstan_runtime.data_tools.token_folder import MANIFEST as TOKENS_MANIFEST
 from capstan_runtime.data_tools.token_folder import Unusable
-from capstan_runtime.errors import ConfigError
+from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 from capstan_runtime.listening import Listener
+from capstan_runtime.registry.entry import ModelEntry, sealed, unsealed
 from capstan_runtime.supervisor.exposition import Facts
 from capstan_runtime.supervisor.memory_tier import MemoryTier
 from capstan_runtime.supervisor.server import Refused, make_listener
@@ -38,6 +39,7 @@ from capstan_runtime.supervisor.settings import read_settings
 from tests.fuzz.loop import run
 from tests.fuzz.scratch import scratch
 from tests.fuzz.target import Target
+from tests.runtime.test_registry import entry_of
 from tests.support.engines import context_of
 from tests.torture import scenes
 from tests.torture.scenes import Kind
@@ -331,7 +333,23 @@ def _a_run() -> list[bytes]:
     return [context_of({"flax": {}}, {"mlp": {"hidden": [8]}}).run.model_dump_json(by_alias=True).encode()]
 
 
+def _a_model() -> list[bytes]:
+    return [sealed(entry_of("1.0.0")), sealed(entry_of("1.0.0"), b'{"mediaType": "a signature"}')]
+
+
+def _registry_entry(data: bytes) -> bool:
+    """What is taken is spelled as it was registered: a changed byte anywhere but in the signature is noticed."""
+    try:
+        entry, content = unsealed(ModelEntry, "an entry", data)
+    except (CorruptCheckpoint, ConfigError):
+        return False
+    assert sealed(entry).startswith(content.data)
+    return True
+
+
 TARGETS = (
+    Target("registry-entry", "who can write to the store", "registry.entry.unsealed", "CorruptCheckpoint, LaterFormat",
+           "lines", _a_model, _registry_entry),
     Target("run-config", "the operator", "supervisor.settings.read_settings", "ConfigError", "json", _a_run,
            _run_config),
     Target("membership", "who has the job's token", "supervisor.server", "409, 413, 422", "json",

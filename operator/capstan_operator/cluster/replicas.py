@@ -146,7 +146,7 @@ def observe_resolver(pod: Pod) -> ObservedResolver:
     container = next((one for one in status.container_statuses or () if one.name == RESOLVER), None)
     states = [] if container is None else [container.state, container.last_state]
     ended = next((state.terminated for state in states if state is not None and state.terminated is not None), None)
-    answer = _answer(ended.message) if ended is not None and ended.exit_code == 0 else None
+    answer = read_answer(ended.message) if ended is not None and ended.exit_code == 0 else None
     return ObservedResolver(
         name=pod.metadata.name,
         uid=pod.metadata.uid,
@@ -158,8 +158,9 @@ def observe_resolver(pod: Pod) -> ObservedResolver:
     )
 
 
-def _answer(message: str) -> Resolved | None:
-    """None: it is none that this operator can read. What only a newer runtime knows is passed over."""
+def read_answer(message: str) -> Resolved | None:
+    """The last words of a pod that asks a registry; None: they are none that this operator can read. What only a newer
+    runtime knows is passed over."""
     try:
         return Resolved.model_validate_json(
             message[:MAX_TERMINATION_BYTES], by_alias=True, by_name=False, extra="ignore"

@@ -141,8 +141,6 @@ def unsealed(kind: type[AnyRecord], key: str, content: bytes) -> tuple[AnyRecord
     found = name_of(digest_of(data))
     if digest != found.encode():
         raise CorruptCheckpoint(f"{key}: is {found}, registered was {digest[:80].decode(errors='replace')}")
-    if not is_canonical(data):
-        raise CorruptCheckpoint(f"{key}: is not in canonical form")
     try:
         record = kind.model_validate_json(data)
     except ValidationError as error:  # the digest says that these bytes were registered: they are no damage
@@ -151,4 +149,6 @@ def unsealed(kind: type[AnyRecord], key: str, content: bytes) -> tuple[AnyRecord
         raise LaterFormat(
             f"{key}: {where}: {first['msg']}: a later version of Capstan registered it; use that, or a newer one"
         ) from error
+    if not is_canonical(data):
+        raise CorruptCheckpoint(f"{key}: is not in canonical form")
     return record, Sealed(data, signature or None)
