@@ -30,10 +30,14 @@ State = jax.Array | Streams
 
 def causal_attention(q_BTNH: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, where: Positions) -> jax.Array:
     """Every position sees itself and those before it."""
+    dtype = q_BTNH.dtype
+    if dtype == jnp.float16 and jax.default_backend() == "cpu":  # whose XLA has no products of fp16 summed in fp32
+        q_BTNH, k_BTKH, v_BTKH = (each.astype(jnp.float32) for each in (q_BTNH, k_BTKH, v_BTKH))
     implementation = _attention_implementation(q_BTNH, has_bias=where.bias is not None)
-    return jax.nn.dot_product_attention(
+    mixed_BTNH = jax.nn.dot_product_attention(
         q_BTNH, k_BTKH, v_BTKH, bias=where.bias, is_causal=True, implementation=implementation
     )
+    return mixed_BTNH.astype(dtype)
 
 
 def _attention_implementation(q_BTNH: jax.Array, *, has_bias: bool) -> Literal["cudnn", "xla"]:
