@@ -143,6 +143,47 @@ REFUSED = {
         "register: give version, or bump to have it counted up from the newest; exactly one of the two",
     ),
     "a version that is none": (a_spec(registerAs={"name": "digits", "version": "v1"}), "spec.registerAs.version"),
+    "pruning that ends before it begins": (
+        a_spec(compression={"prune": {"magnitude": {"sparsity": 0.5, "beginStep": 9, "endStep": 9}}}),
+        "prune.magnitude: endStep must be beginStep plus a multiple of everySteps, so that the last cut is at endStep",
+    ),
+    "pruning that ends between two cuts": (
+        a_spec(compression={"prune": {"magnitude": {"sparsity": 0.5, "endStep": 7, "everySteps": 2}}}),
+        "prune.magnitude: endStep must be beginStep plus a multiple of everySteps, so that the last cut is at endStep",
+    ),
+    "pruning that goes on after the last step": (
+        a_spec(
+            compression={"prune": {"magnitude": {"sparsity": 0.5, "endStep": 200}}},
+            training={"steps": 199, "globalBatchSize": 8},
+        ),
+        "compression: prune makes its last cut at step 200, after the last of training.steps 199; lower it",
+    ),
+    "pruning that begins with the last step": (
+        a_spec(
+            compression={"prune": {"nm": {"n": 2, "m": 4, "beginStep": 10}}},
+            training={"steps": 10, "globalBatchSize": 8},
+        ),
+        "compression: prune makes its last cut at step 11, after the last of training.steps 10; lower it",
+    ),
+    "pruning that leaves nothing out": (
+        a_spec(compression={"prune": {"nm": {"n": 4, "m": 4}}}),
+        "prune.nm: n must be below m, or nothing is left out; lower n, such as 2 of 4",
+    ),
+    "pruning of parameters that are cut up": (
+        a_spec(framework={"deepspeed": {"zeroStage": 2}}, compression={"prune": {"nm": {"n": 2, "m": 4}}}),
+        "compression: prune needs whole parameters, which deepspeed.zeroStage above 0 cuts up; choose zeroStage 0",
+    ),
+    "pruning of a model that is not ours": (
+        a_spec(compression={"prune": {"nm": {"n": 2, "m": 4}}}, model={"custom": {"target": "mine:make"}}),
+        "compression: prune does not know how the weights of model.custom lie; remove one of the two",
+    ),
+    "pruning of weights that are averaged": (
+        a_spec(
+            compression={"prune": {"nm": {"n": 2, "m": 4}}},
+            training={"steps": 1, "globalBatchSize": 8, "ema": {}},
+        ),
+        "compression: prune leaves no zeros in the average of training.ema",
+    ),
     "neither steps nor epochs": (a_spec(training={"globalBatchSize": 8}), "set exactly one of steps, epochs"),
     "steps and epochs": (
         a_spec(training={"globalBatchSize": 8, "steps": 1, "epochs": 1}),

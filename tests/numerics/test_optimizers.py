@@ -156,7 +156,9 @@ def by_flax(optimizer: Document, options: Document) -> tuple[Arrays, Arrays]:
     """Weights after every step, and the state after the last, named as in a checkpoint."""
     run = context_of(FLAX, TRANSFORMER, optimizer=optimizer, **options).run
     leaves = Structure(run.model, context_of(FLAX, TRANSFORMER).data).leaves
-    plan = UpdatePlan(run.optimizer, run.training, leaves)
+    plan = UpdatePlan(
+        run.optimizer, run.training, leaves, prune=run.compression.prune if run.compression is not None else None
+    )
     parameters = [jnp.asarray(leaf.initial_value(7)) for leaf in leaves]
     state = [[jnp.asarray(leaf.initial_state(kind, 7)) for leaf in leaves] for kind in plan.kinds]
     update = jax.jit(plan.apply)

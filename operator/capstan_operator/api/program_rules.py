@@ -28,6 +28,7 @@ NOT_FOR_PROGRAMS = {
     "callbacks": " || ".join(
         f"has(self.callbacks.{field.alias or name})" for name, field in Callbacks.model_fields.items()
     ),
+    "compression": "has(self.compression)",
     "registerAs": "has(self.registerAs)",
     "recordSteps": "self.recordSteps",
 }

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_augmentation_fits
+from capstan_operator.api.compression_rules import COMPRESSION_RULES, require_compression_fits
 from capstan_operator.api.custom_rules import CUSTOM_RULES, require_custom_fits
 from capstan_operator.api.gang import Gang
 from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
@@ -20,6 +21,7 @@ from capstan_operator.api.update_rules import UPDATE_RULES, require_update_fits
 from capstan_runtime.contract.augmentation import Augmentation
 from capstan_runtime.contract.base import Positive, Record, cel, rules_of
 from capstan_runtime.contract.callbacks import Callbacks
+from capstan_runtime.contract.compression import Compression
 from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.data_quality import DataQuality
 from capstan_runtime.contract.framework import Framework
@@ -125,7 +127,7 @@ _CEL_NOTHING_TO_DIVIDE = f"{_CEL_RANKS} < 1 || {_CEL_MIN} < 1 || self.workers.ma
 # What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
 _FROZEN = (
     *("program", "framework", "model", "data", "dataQuality", "augmentation", "optimizer", "schedule", "loss"),
-    *("regularization", "training"),
+    *("regularization", "training", "compression"),
 )
 
 
@@ -244,6 +246,7 @@ class TrainingJobSpec(Run):
             " && (!has(self.checkpoint.sign) || self.checkpoint.sign == oldSelf.checkpoint.sign)",
             "'checkpoint.sign: cannot change after the job was created; its checkpoints must stay signed by one key'",
         ),
+        *COMPRESSION_RULES,
         MANAGED_BY_RULE,
     )
 
@@ -261,6 +264,9 @@ class TrainingJobSpec(Run):
     optimizer: Annotated[Optimizer | None, _said("optimizer")] = None  # type: ignore[assignment]
     schedule: Annotated[Schedule | None, _said("schedule")] = None  # type: ignore[assignment]
     checkpoint: Annotated[CheckpointSpec, Field(description="Where, how often and how carefully the run is saved.")]
+    compression: Annotated[
+        Compression | None, Field(description="What makes the model smaller while it is trained.")
+    ] = None
     register_as: Annotated[
         Register | None,
         Field(
@@ -332,6 +338,8 @@ class TrainingJobSpec(Run):
         require_program_or_trainer(self, Run)
         for rule in (*_of_every_job(), *(_of_trainers() if self.program is None else ())):
             rule(self)
+        if self.program is None:
+            require_compression_fits(self)
         return self
 
     @model_validator(mode="after")

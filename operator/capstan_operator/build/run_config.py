@@ -46,6 +46,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
         schedule=run.schedule,
         loss=run.loss,
         regularization=run.regularization,
+        compression=spec.compression,
         callbacks=spec.callbacks,
         register_as=spec.register_as,
         record=spec.record_steps,

@@ -9,6 +9,7 @@ from capstan_runtime.contract.augmentation import Augmentation
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.chaos import Injection
+from capstan_runtime.contract.compression import Compression
 from capstan_runtime.contract.data import Data
 from capstan_runtime.contract.data_quality import DataQuality
 from capstan_runtime.contract.framework import Framework
@@ -91,6 +92,7 @@ class RunConfig(JobConfig):
     loss: Loss | None = None
     """None: cross-entropy."""
     regularization: Regularization | None = None
+    compression: Compression | None = None
     callbacks: Callbacks = Callbacks()
     register_as: Register | None = None
     """Rank 0 registers what the run ends with. None: nobody does."""

@@ -95,7 +95,9 @@ class FlaxEngine:
         leaves = self._structure.leaves
         self._sharding = FullSharding(leaves, mesh) if context.run.framework.value.fsdp is not None else None
         axis = None if self._sharding is None else self._sharding.axis
-        self._update = UpdatePlan(context.run.optimizer, training, leaves, drops_non_finite, axis)
+        compression = context.run.compression
+        prune = compression.prune if compression is not None else None
+        self._update = UpdatePlan(context.run.optimizer, training, leaves, drops_non_finite, axis, prune)
         objective = Objective(context.run.loss, context.run.regularization, embedding_width(context.run.model))
         keeps = kept_activations(training.activation_checkpointing)
         dtype = _DTYPES[training.precision]

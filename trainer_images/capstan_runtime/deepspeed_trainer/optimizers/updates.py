@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.deepspeed_trainer.fragments import Fragment
 from capstan_runtime.deepspeed_trainer.optimizers.gradients import centralize_gradients, clip_by_unit
+from capstan_runtime.deepspeed_trainer.optimizers.pruning import Pruning
 from capstan_runtime.deepspeed_trainer.optimizers.rule_optimizer import build_optimizer
 from capstan_runtime.deepspeed_trainer.optimizers.state import count_step
 from capstan_runtime.model_spec import ParameterSpec, output_layer
+from capstan_runtime.pruning import is_pruned, pruning_numbers
 from capstan_runtime.updates import EMA, HESSIAN, SLOW_WEIGHTS, state_kinds, update_numbers
 
 
@@ -53,12 +55,19 @@ class Updates:
             self.optimizer.register_step_pre_hook(self._take_hessian)
         if self._training.lookahead is not None:
             self.optimizer.register_step_post_hook(self._move_slow_weights)
+        self._prune = run.compression.prune if run.compression is not None else None
+        if self._prune is not None:
+            whole = [parameters[spec.name] for spec in table if is_pruned(spec)]
+            pruning = Pruning(self._prune, whole, self._numbers)
+            self.optimizer.register_step_pre_hook(pruning.before)
+            self.optimizer.register_step_post_hook(pruning.after)
         if self._training.ema is not None:
             self.optimizer.register_step_post_hook(self._average)
 
     def begin(self, step: int, learning_rate: float) -> None:
         """Optimizer step number `step` (from 1) is the next."""
         self._numbers.update(update_numbers(self._optimizer_config, self._training, learning_rate, step))
+        self._numbers.update(pruning_numbers(self._prune, step))
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._found.clear()

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from capstan_runtime.contract.compression import Prune
 from capstan_runtime.contract.optimizers import (
     AdaBelief,
     AdamW,
@@ -32,7 +33,9 @@ from capstan_runtime.flax_trainer.optimizers.gradients import (
     global_norm,
 )
 from capstan_runtime.flax_trainer.optimizers.momentum import lion, novograd, sgd, sophia
+from capstan_runtime.flax_trainer.optimizers.pruning import pruned
 from capstan_runtime.model_spec import output_layer
+from capstan_runtime.pruning import is_pruned, pruning_numbers
 from capstan_runtime.updates import EMA, HESSIAN, SLOW_WEIGHTS, StateKind, state_kinds, update_numbers
 
 Tree = TypeVar("Tree")
@@ -63,6 +66,8 @@ class UpdatePlan:
     """Whether an update whose gradient has a norm that is NaN or infinite leaves everything as it was."""
     axis: str | None = None
     """Of the mesh, along which every leaf is cut. None: leaves are whole."""
+    prune: Prune | None = None
+    """None: no weight is set to 0. Only of whole leaves."""
 
     @property
     def kinds(self) -> tuple[StateKind, ...]:
@@ -70,14 +75,14 @@ class UpdatePlan:
         return state_kinds(self.optimizer, self.training)
 
     def numbers(self, learning_rate: float, step: int, loss_factor: float) -> np.ndarray:
-        """What changes from step to step, fp32 [n]: what `update_numbers` gives and, last, the factor of this rank's
-        loss, 1 unless a fault is injected."""
-        numbers = update_numbers(self.optimizer, self.training, learning_rate, step)
+        """What changes from step to step, fp32 [n]: what `update_numbers` and `pruning_numbers` give and, last, the
+        factor of this rank's loss, 1 unless a fault is injected."""
+        numbers = self._named_numbers(learning_rate, step)
         return np.asarray([*numbers.values(), loss_factor], np.float32)
 
     def named(self, numbers: jax.Array) -> Numbers:
         """What `numbers` gave, by name."""
-        return dict(zip(update_numbers(self.optimizer, self.training, 1.0, 1), numbers[:-1], strict=True))
+        return dict(zip(self._named_numbers(1.0, 1), numbers[:-1], strict=True))
 
     @property
     def samples_hessian(self) -> bool:
@@ -124,6 +129,10 @@ class UpdatePlan:
         keeps = jnp.isfinite(norm)
         return jax.tree.map(lambda new, old: jnp.where(keeps, new, old), updated, old)
 
+    def _named_numbers(self, learning_rate: float, step: int) -> dict[str, float]:
+        numbers = update_numbers(self.optimizer, self.training, learning_rate, step)
+        return numbers | pruning_numbers(self.prune, step)
+
     def _prepared(self, parameters: Leaves, gradients: Leaves) -> tuple[jax.Array, Leaves]:
         """The norm, and the gradients as the optimizer takes them."""
         training = self.training
@@ -147,6 +156,7 @@ class UpdatePlan:
         wrapped = kinds.index(SLOW_WEIGHTS) if SLOW_WEIGHTS in kinds else len(kinds) - (EMA in kinds)
         columns = []
         for leaf, w, g, *kept in zip(self.leaves, parameters, gradients, *state, strict=True):
+            before = w
             decayed = w * (1.0 - at["decay"]) if leaf.decays else w
             w, *moments = rule(config, at, decayed, g, *kept[:wrapped])
             rest = dict(zip(kinds[wrapped:], kept[wrapped:], strict=True))
@@ -154,6 +164,8 @@ class UpdatePlan:
                 slow = rest[SLOW_WEIGHTS] + (w - rest[SLOW_WEIGHTS]) * at["slow_rate"]
                 rest[SLOW_WEIGHTS] = slow
                 w = jnp.where(at["slow_rate"] > 0, slow, w)
+            if self.prune is not None and is_pruned(leaf.parameters[0]):
+                w = pruned(self.prune, at, before, w, leaf.stack)
             if EMA in rest:
                 rest[EMA] += (w - rest[EMA]) * at["ema_rate"]
             columns.append((w, *moments, *rest.values()))

@@ -1,0 +1,55 @@
+"""What of `spec.compression` goes together with what else of a TrainingJob: validators, and their twins in CEL."""
+
+from typing import Any
+
+_CUT_UP = "compression: prune needs whole parameters, which deepspeed.zeroStage above 0 cuts up; choose zeroStage 0"
+_SHARDED = "compression: prune needs whole parameters, which flax.fsdp cuts up; remove one of the two"
+_AVERAGED = (
+    "compression: prune leaves no zeros in the average of training.ema, which is what is evaluated and served; remove "
+    "one of the two"
+)
+_NOT_OURS = "compression: prune does not know how the weights of model.custom lie; remove one of the two"
+_LAST_CUT = (
+    "(has(self.compression.prune.magnitude) ? self.compression.prune.magnitude.endStep"
+    " : self.compression.prune.nm.beginStep + 1)"
+)
+"""`last_cut` of a Prune's value, in CEL."""
+_NOTHING_TO_JUDGE = "!has(self.compression) || has(self.program) || !has(self.framework) || !has(self.model)"
+
+COMPRESSION_RULES: tuple[tuple[str, str], ...] = (
+    (
+        f"{_NOTHING_TO_JUDGE} || !has(self.framework.deepspeed) || self.framework.deepspeed.zeroStage == 0",
+        f"'{_CUT_UP}'",
+    ),
+    (f"{_NOTHING_TO_JUDGE} || !has(self.framework.flax) || !has(self.framework.flax.fsdp)", f"'{_SHARDED}'"),
+    (f"{_NOTHING_TO_JUDGE} || !has(self.training.ema)", f"'{_AVERAGED}'"),
+    (f"{_NOTHING_TO_JUDGE} || !has(self.model.custom)", f"'{_NOT_OURS}'"),
+    (
+        f"{_NOTHING_TO_JUDGE} || !has(self.training.steps) || {_LAST_CUT} <= self.training.steps",
+        f"'compression: prune makes its last cut at step ' + string({_LAST_CUT})"
+        " + ', after the last of training.steps ' + string(self.training.steps) + '; lower it'",
+    ),
+)
+"""The twins of `require_compression_fits` in CEL."""
+
+
+def require_compression_fits(spec: Any) -> None:
+    """Raises ValueError when compression and what else `spec`, a TrainingJobSpec without a program, says do not go
+    together."""
+    if spec.compression is None:
+        return
+    deepspeed, steps = spec.framework.deepspeed, spec.training.steps
+    if deepspeed and deepspeed.zero_stage > 0:
+        raise ValueError(_CUT_UP)
+    if spec.framework.flax and spec.framework.flax.fsdp is not None:
+        raise ValueError(_SHARDED)
+    if spec.training.ema is not None:
+        raise ValueError(_AVERAGED)
+    if spec.model.custom is not None:
+        raise ValueError(_NOT_OURS)
+    last_cut = spec.compression.prune.value.last_cut
+    if steps is not None and last_cut > steps:
+        raise ValueError(
+            f"compression: prune makes its last cut at step {last_cut}, after the last of training.steps {steps}; "
+            "lower it"
+        )
