@@ -514,6 +514,22 @@ REFUSED = {
         a_spec(model={"cnn": {"channels": [8], "norm": {"batch": {}}}}, workers={"max": 8}),
         "training: globalBatchSize 8 over virtualRanks 8 is fewer than 2 samples for norm batch or mix to take",
     ),
+    "features that wait for conditions": (
+        a_spec(model={"cnn": {"channels": [8], "conditionalScaling": {"film": {}}}}),
+        "model: conditionalScaling and adaptiveNorm need a condition for each sample, and there is none; set data",
+    ),
+    "conditions that nothing looks at": (
+        a_spec(data={"arrays": {"path": "/a.npz", "condition": "c"}}),
+        "data.arrays.condition: nothing in the model looks at it; give the model conditionalScaling or adaptiveNorm",
+    ),
+    "conditions of samples that are made of two": (
+        a_spec(
+            model={"mlp": {"hidden": [8], "conditionalScaling": {"film": {}}}},
+            data={"arrays": {"path": "/a.npz", "condition": "c"}},
+            regularization={"mixup": {}},
+        ),
+        "regularization: mixup and cutmix make one sample of two, which have two conditions; remove them, or",
+    ),
     "a quantity that is none": (a_spec(workers={"max": 2, "resources": {"cpu": "two"}}), "resources"),
 }
 

@@ -7,15 +7,20 @@ import torch
 from flax import nnx
 
 from capstan_runtime import randomness
-from capstan_runtime.contract.models import Cnn
+from capstan_runtime.contract.models import Cnn, Model
+from capstan_runtime.contract.signature import Signature
 from capstan_runtime.deepspeed_trainer import cnn as torch_cnn
 from capstan_runtime.deepspeed_trainer import forward_pass as torch_pass
+from capstan_runtime.deepspeed_trainer.components import conditions as torch_conditions
 from capstan_runtime.deepspeed_trainer.components.fourier import FourierFeatures as TorchFourier
 from capstan_runtime.deepspeed_trainer.components.gates import SqueezeExcitation as TorchGate
+from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer import cnn as flax_cnn
 from capstan_runtime.flax_trainer import forward_pass as flax_pass
+from capstan_runtime.flax_trainer.components import conditions as flax_conditions
 from capstan_runtime.flax_trainer.components.fourier import FourierFeatures as FlaxFourier
 from capstan_runtime.flax_trainer.components.gates import SqueezeExcitation as FlaxGate
+from capstan_runtime.model_signature import data_spec_of, require_servable
 
 Array = np.ndarray
 Weights = dict[str, Array]
@@ -67,6 +72,62 @@ def test_fourier_features() -> None:
     check(with_torch(TorchFourier(5, 7), w)(torch.from_numpy(x)).numpy(), expected)
 
 
+def modulated(x: Array, scale: Array, shift: Array) -> Array:
+    """Each of these [B, C]; x is [B, …, C]."""
+    stretched = (len(x), *[1] * (x.ndim - 2), -1)
+    return x * (1 + scale.reshape(stretched)) + shift.reshape(stretched)
+
+
+def standard(x: Array, axes: tuple[int, ...], epsilon: float) -> Array:
+    x = x.astype(np.float64)
+    return (x - x.mean(axes, keepdims=True)) / np.sqrt(x.var(axes, keepdims=True) + epsilon)
+
+
+CONDITIONS = normal(3, 2)
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5, 6), (3, 6)], ids=["images", "vectors"])
+def test_feature_wise_linear_modulation(shape: tuple[int, ...]) -> None:
+    x, w = normal(*shape), {"modulation.made.weight": normal(12, 2), "modulation.made.bias": normal(12)}
+    scale, shift = np.split(CONDITIONS @ w["modulation.made.weight"].T + w["modulation.made.bias"], 2, axis=-1)
+    expected = modulated(x, scale, shift)
+    check(np.asarray(with_flax(flax_conditions.Film(2, 6), w)(jnp.asarray(x), flax_here())), expected)
+    theirs = with_torch(torch_conditions.Film(2, 6), w)(torch.from_numpy(x).movedim(-1, 1), torch_here())
+    check(theirs.movedim(1, -1).numpy(), expected)
+
+
+def test_adaptive_instance_normalisation() -> None:
+    x, w = normal(3, 4, 5, 6), {"modulation.made.weight": normal(12, 2), "modulation.made.bias": normal(12)}
+    scale, shift = np.split(CONDITIONS @ w["modulation.made.weight"].T + w["modulation.made.bias"], 2, axis=-1)
+    expected = modulated(standard(x, (1, 2), 1e-3), scale, shift)
+    check(np.asarray(with_flax(flax_conditions.AdaIn(2, 6, 1e-3), w)(jnp.asarray(x), flax_here())), expected)
+    theirs = with_torch(torch_conditions.AdaIn(2, 6, 1e-3), w)(torch.from_numpy(x).movedim(-1, 1), torch_here())
+    check(theirs.movedim(1, -1).numpy(), expected)
+
+
+def test_adaptive_layer_normalisation_with_gates() -> None:
+    x, w = normal(3, 4, 5, 6), {"modulation.made.weight": normal(20, 2), "modulation.made.bias": normal(20)}
+    activated = CONDITIONS / (1 + np.exp(-CONDITIONS))
+    shift, scale, gate = np.split(activated @ w["modulation.made.weight"].T + w["modulation.made.bias"], [6, 12], -1)
+    expected = modulated(standard(x, (3,), 1e-3), scale, shift)
+    ours, our_gate = with_flax(flax_conditions.AdaLnZero(2, 6, 8, 1e-3), w)(jnp.asarray(x), flax_here())
+    theirs, their_gate = with_torch(torch_conditions.AdaLnZero(2, 6, 8, 1e-3), w)(
+        torch.from_numpy(x).movedim(-1, 1), torch_here()
+    )
+    check(np.asarray(ours), expected)
+    check(theirs.movedim(1, -1).numpy(), expected)
+    check(np.asarray(our_gate)[:, 0, 0], gate)
+    check(their_gate[..., 0, 0].numpy(), gate)
+
+
+def flax_here() -> flax_pass.Pass:
+    return flax_pass.Pass(jnp.dtype("float32"), conditions=jnp.asarray(CONDITIONS))
+
+
+def torch_here() -> torch_pass.Pass:
+    return torch_pass.Pass(torch.float32, conditions=torch.from_numpy(CONDITIONS))
+
+
 RATE = 0.5
 KEYS = np.arange(1, 7, dtype=np.uint32)
 
@@ -109,3 +170,20 @@ def test_stages_of_several_blocks_halve_the_image_once_each() -> None:
         (16, 16, 1),
     ]
     assert Cnn.parse({"channels": [8, 8]}).blocks == [(8, 8, 1), (8, 8, 2)]
+
+
+def test_a_model_that_takes_conditions_is_not_served_without() -> None:
+    signature = Signature(
+        model=Model.parse({"mlp": {"hidden": [4], "conditionalScaling": {"film": {}}}}),
+        kind="vector",
+        input_shape=(5,),
+        outputs=3,
+        condition=2,
+    )
+    assert data_spec_of(signature).condition == 2
+    with pytest.raises(ConfigError) as caught:
+        require_servable(signature)
+    assert str(caught.value) == (
+        "model: takes 2 numbers of data.arrays.condition with each sample, and requests have none; serve a model "
+        "without conditionalScaling and adaptiveNorm"
+    )

@@ -1,6 +1,7 @@
 """Small runs for both engines: their contexts, their batches, and checkpoints that live in memory."""
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +19,8 @@ MLP = {"mlp": {"hidden": [24, 16]}}
 CNN = {"cnn": {"channels": [8, 16], "groups": 4}}
 TRANSFORMER = {"transformer": {"layers": 3, "dim": 32, "heads": 4, "kvHeads": 2}}
 TIED = {"transformer": {"layers": 2, "dim": 32, "heads": 4, "tied": True}}
+CONDITION = 3
+"""Numbers that there are of each sample beside its input, for a model that takes them."""
 DATA_OF = {"mlp": IMAGES, "cnn": IMAGES, "transformer": TOKENS, "custom": IMAGES}
 
 ADAMW = {"adamw": {"learningRate": 3e-3, "weightDecay": 0.1}}
@@ -77,7 +80,10 @@ def context_of(
         }
     )
     membership = Membership(fence=1, rank=rank, world=world, coordinator=coordinator, micro_splits=micro_splits)
-    return TrainContext(run=run, membership=membership, data=DATA_OF[next(iter(model))], steps=100, environ={})
+    data = DATA_OF[next(iter(model))]
+    if run.model.takes_conditions:
+        data = replace(data, condition=CONDITION)
+    return TrainContext(run=run, membership=membership, data=data, steps=100, environ={})
 
 
 def make_engine(context: TrainContext) -> Engine:
@@ -106,7 +112,11 @@ def batch_of(context: TrainContext, step: int) -> Batch:
         inputs = (noise + targets[..., None, None, None] / 3).astype(np.float32)
     mine = slice(context.membership.rank * context.micro_steps, (context.membership.rank + 1) * context.micro_steps)
     keys = random.integers(0, 2**32, size=shape, dtype=np.uint32)
-    return Batch(inputs[mine], targets[mine], np.ones(shape, np.float32)[mine], keys[mine])
+    batch = Batch(inputs[mine], targets[mine], np.ones(shape, np.float32)[mine], keys[mine])
+    if not spec.condition:
+        return batch
+    conditions = np.cos(targets[..., None] + np.arange(spec.condition)).astype(np.float32)
+    return batch._replace(conditions=conditions[mine])
 
 
 def train(engine: Engine, context: TrainContext, first: int, last: int) -> list[tuple[float, float]]:

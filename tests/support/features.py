@@ -135,10 +135,11 @@ def write_data(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     chance = np.random.default_rng(3)
     labels = chance.integers(0, 3, 96)
+    angles = np.cos(labels[:, None] + np.arange(2)).astype(np.float32)
     for name, shape in (("vectors", (6,)), ("images", (8, 8, 1))):
         centres = chance.normal(size=(3, *shape))
         inputs = (centres[labels] + chance.normal(size=(96, *shape)) / 2).astype(np.float32)
-        np.savez(folder / f"{name}.npz", inputs=inputs, labels=labels)
+        np.savez(folder / f"{name}.npz", inputs=inputs, labels=labels, angles=angles)
     starts = chance.integers(0, 32, 120)[:, None]
     strides = chance.integers(1, 4, 120)[:, None]
     tokens = ((starts + strides * np.arange(8)) % 32).astype("<u2")

@@ -37,9 +37,10 @@ def by_flax(model: Document, *, is_training: bool) -> Computed:
     structure = Structure(context.run.model, context.data)
     values = [jnp.asarray(leaf.initial_value(context.run.training.seed)) for leaf in structure.everything]
     keys_B = jnp.asarray(batch.keys[0]) if is_training else None
+    conditions_BK = None if batch.conditions is None else jnp.asarray(batch.conditions[0])
 
     def loss(parameters: list[jax.Array], buffers: list[jax.Array]) -> tuple[jax.Array, Any]:
-        here = flax_pass.Pass(jnp.dtype("float32"), keys_B)
+        here = flax_pass.Pass(jnp.dtype("float32"), keys_B, conditions=conditions_BK)
         logits = structure.assemble([*parameters, *buffers])(batch.inputs[0], here)
         return cross_entropy(logits, batch.targets[0]).mean(), (logits, here.proposals)
 
@@ -57,7 +58,8 @@ def by_torch(model: Document, *, is_training: bool) -> Computed:
     batch = batch_of(context, 0)
     module = build_model(context.run.model, context.data, context.run.training.seed)
     keys_B = torch.from_numpy(batch.keys[0].astype(np.int64)) if is_training else None
-    here = torch_pass.Pass(torch.float32, keys_B)
+    conditions_BK = None if batch.conditions is None else torch.from_numpy(batch.conditions[0])
+    here = torch_pass.Pass(torch.float32, keys_B, conditions=conditions_BK)
     logits = module(torch.from_numpy(batch.inputs[0]), here)
     targets = torch.from_numpy(batch.targets[0]).long()
     torch.nn.functional.cross_entropy(logits.flatten(0, -2), targets.flatten()).backward()

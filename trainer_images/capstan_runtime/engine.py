@@ -33,6 +33,8 @@ class Batch(NamedTuple, Generic[AnyArray]):
     """[M, b] int32: of samples that are made of two, the other's. None: no sample is."""
     shares: AnyArray | None = None
     """[M, b] float32: the share that `targets` has in each of them."""
+    conditions: AnyArray | None = None
+    """[M, b, K] float32: what the data says of each sample beside its input. None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.errors import ConfigError
 
 
 def signature_of(run: RunConfig, data: DataSpec) -> Signature | None:
@@ -15,6 +16,7 @@ def signature_of(run: RunConfig, data: DataSpec) -> Signature | None:
         kind=data.kind,
         input_shape=data.input_shape,
         outputs=data.outputs,
+        condition=data.condition or None,
         normalize=run.augmentation.normalize if run.augmentation is not None else None,
         text=run.data.text is not None,
     )
@@ -23,4 +25,15 @@ def signature_of(run: RunConfig, data: DataSpec) -> Signature | None:
 def data_spec_of(signature: Signature) -> DataSpec:
     """The facts that decide the shapes of the model's parameters. Which data it was, a signature does not say: the
     fingerprint is empty."""
-    return DataSpec(signature.kind, signature.input_shape, signature.outputs, fingerprint="")
+    return DataSpec(
+        signature.kind, signature.input_shape, signature.outputs, fingerprint="", condition=signature.condition or 0
+    )
+
+
+def require_servable(signature: Signature) -> None:
+    """Raises ConfigError for a model that takes more than requests have."""
+    if signature.condition is not None:
+        raise ConfigError(
+            f"model: takes {signature.condition} numbers of data.arrays.condition with each sample, and requests have "
+            "none; serve a model without conditionalScaling and adaptiveNorm"
+        )

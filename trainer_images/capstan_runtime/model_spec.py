@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.contract.classifier_components import SqueezeExcitation
+from capstan_runtime.contract.classifier_components import AdaIn, AdaLnZero, SqueezeExcitation
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.contract.normalisation import AnyNorm, MixedNorm, RmsNorm, RunningStatistics
 from capstan_runtime.data.spec import DataSpec
@@ -80,9 +80,9 @@ def parameter_table(model: Model, data: DataSpec) -> tuple[ParameterSpec, ...]:
     """
     match model.value:
         case Mlp() as mlp if data.kind in ("image", "vector"):
-            return tuple(_mlp(mlp, math.prod(data.input_shape), data.outputs))
+            return tuple(_mlp(mlp, math.prod(data.input_shape), data.outputs, data.condition))
         case Cnn() as cnn if data.kind == "image":
-            return tuple(_cnn(cnn, data.input_shape[-1], data.outputs))
+            return tuple(_cnn(cnn, data.input_shape[-1], data.outputs, data.condition))
         case Transformer() as transformer if data.kind == "tokens":
             return tuple(_transformer(transformer, data.outputs))
     suitable = {"image": "mlp or cnn", "vector": "mlp", "tokens": "transformer"}[data.kind]
@@ -128,7 +128,7 @@ def _gain(name: str, size: int, initial: float = 1.0) -> ParameterSpec:
     return ParameterSpec(f"{name}.weight", (size,), Constant(initial), decays=False)
 
 
-def _mlp(config: Mlp, inputs: int, outputs: int) -> Iterator[ParameterSpec]:
+def _mlp(config: Mlp, inputs: int, outputs: int, condition: int) -> Iterator[ParameterSpec]:
     if config.fourier_features is not None:
         count = config.fourier_features.count
         waves = Normal(config.fourier_features.scale)
@@ -141,11 +141,13 @@ def _mlp(config: Mlp, inputs: int, outputs: int) -> Iterator[ParameterSpec]:
         yield _bias(f"layers.{layer}", width_out)
         if config.norm is not None:
             yield from _norm(f"norms.{layer}", config.norm.value, width_out, has_positions=False)
+        if config.conditional_scaling is not None:
+            yield from _modulation(f"films.{layer}", condition, 2 * width_out)
     yield _weight("head", outputs, widths[-1], std=math.sqrt(1.0 / widths[-1]))
     yield _bias("head", outputs)
 
 
-def _cnn(config: Cnn, image_channels: int, outputs: int) -> Iterator[ParameterSpec]:
+def _cnn(config: Cnn, image_channels: int, outputs: int, condition: int) -> Iterator[ParameterSpec]:
     convolution = functools.partial(_convolution, config.normalisation)
     yield from convolution("stem", image_channels, config.channels[0], kernel=3)
     for block, (channels_in, channels, stride) in enumerate(config.blocks):
@@ -156,6 +158,13 @@ def _cnn(config: Cnn, image_channels: int, outputs: int) -> Iterator[ParameterSp
             yield from _gate(f"{name}.squeeze", channels, squeezed(config.squeeze_excitation, channels))
         if config.layer_scale is not None:
             yield _gain(f"{name}.layer_scale", channels, config.layer_scale.initial)
+        match None if config.adaptive_norm is None else config.adaptive_norm.value:
+            case AdaLnZero():
+                yield from _modulation(f"{name}.ada_ln_zero", condition, 2 * channels_in + channels)
+            case AdaIn():
+                yield from _modulation(f"{name}.ada_in", condition, 2 * channels)
+        if config.conditional_scaling is not None:
+            yield from _modulation(f"{name}.film", condition, 2 * channels)
         if has_projection(channels_in, channels, stride):
             yield from convolution(f"{name}.shortcut", channels_in, channels, kernel=1)
     yield _weight("head", outputs, config.channels[-1], std=math.sqrt(1.0 / config.channels[-1]))
@@ -170,6 +179,12 @@ def has_projection(channels_in: int, channels: int, stride: int) -> bool:
 def squeezed(config: SqueezeExcitation, channels: int) -> int:
     """Hidden units of the gate over `channels`."""
     return max(1, channels // config.reduction)
+
+
+def _modulation(name: str, condition: int, outputs: int) -> Iterator[ParameterSpec]:
+    """Zeros at first: features begin as they are without a condition."""
+    yield ParameterSpec(f"{name}.modulation.made.weight", (outputs, condition), Constant(0.0), decays=True)
+    yield _bias(f"{name}.modulation.made", outputs)
 
 
 def _gate(name: str, channels: int, hidden: int) -> Iterator[ParameterSpec]:

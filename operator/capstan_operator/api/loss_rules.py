@@ -35,7 +35,7 @@ _ATTACKED_AT_STAGE_3 = (
 )
 """Measured with DeepSpeed 0.19.8: no error, and another loss from the second update on."""
 
-_CHANCES = ("dropout", "temporal_dropout", "adaptive_dropout", "token_dropout", "stochastic_depth")
+_CHANCES = ("dropout", "spatial_dropout", "temporal_dropout", "adaptive_dropout", "token_dropout", "stochastic_depth")
 """Components that make two passes over the same samples differ."""
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from capstan_runtime.contract.models import CEL_BATCH_STATISTICS
+from capstan_runtime.contract.models import CEL_BATCH_STATISTICS, CEL_TAKES_CONDITIONS
 
 _CEL_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"
 _TOO_FEW = "is fewer than 2 samples for norm batch or mix to take statistics of; choose a larger batch or fewer ranks"
@@ -13,6 +13,19 @@ _REVERSIBLE = (
 _COMPUTED_AGAIN = (
     "training: activationCheckpointing keeps or computes again what model.transformer.reversible does not keep anyway; "
     "remove one of the two"
+)
+_HAS_CONDITION = "(has(self.data.arrays) && has(self.data.arrays.condition))"
+_NO_CONDITION = (
+    "model: conditionalScaling and adaptiveNorm need a condition for each sample, and there is none; set "
+    "data.arrays.condition, or remove them"
+)
+_UNUSED_CONDITION = (
+    "data.arrays.condition: nothing in the model looks at it; give the model conditionalScaling or adaptiveNorm, or "
+    "remove it"
+)
+_MIXED_CONDITIONS = (
+    "regularization: mixup and cutmix make one sample of two, which have two conditions; remove them, or "
+    "data.arrays.condition"
 )
 
 MODEL_RULES: tuple[tuple[str, str], ...] = (
@@ -31,6 +44,13 @@ MODEL_RULES: tuple[tuple[str, str], ...] = (
         " && has(self.model.transformer) && has(self.model.transformer.reversible))",
         f"'{_COMPUTED_AGAIN}'",
     ),
+    (f"!{CEL_TAKES_CONDITIONS} || {_HAS_CONDITION}", f"'{_NO_CONDITION}'"),
+    (f"!{_HAS_CONDITION} || {CEL_TAKES_CONDITIONS}", f"'{_UNUSED_CONDITION}'"),
+    (
+        f"!{_HAS_CONDITION} || !has(self.regularization)"
+        " || !(has(self.regularization.mixup) || has(self.regularization.cutmix))",
+        f"'{_MIXED_CONDITIONS}'",
+    ),
 )
 """The twins of `require_model_fits` in CEL."""
 
@@ -40,6 +60,14 @@ def require_model_fits(spec: Any) -> None:
     batch, ranks = spec.training.global_batch_size, spec.virtual_ranks
     if spec.model.batch_statistics is not None and batch // ranks < 2:
         raise ValueError(f"training: globalBatchSize {batch} over virtualRanks {ranks} {_TOO_FEW}")
+    has_condition = spec.data.arrays is not None and spec.data.arrays.condition is not None
+    if spec.model.takes_conditions and not has_condition:
+        raise ValueError(_NO_CONDITION)
+    if has_condition and not spec.model.takes_conditions:
+        raise ValueError(_UNUSED_CONDITION)
+    mixing = spec.regularization
+    if has_condition and mixing is not None and (mixing.mixup is not None or mixing.cutmix is not None):
+        raise ValueError(_MIXED_CONDITIONS)
     deepspeed, decoder = spec.framework.deepspeed, spec.model.transformer
     if decoder is None or decoder.reversible is None:
         return

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from capstan_runtime.contract.base import Positive, Record
+from capstan_runtime.contract.base import OneOf, Positive, Record
 from capstan_runtime.contract.decoder_components import Rate
 
 
@@ -40,3 +40,39 @@ class FourierFeatures(Record):
         float,
         Field(gt=0.0, description="Standard deviation of B's elements: how fine the details are; tune it to the data."),
     ] = 10.0
+
+
+class Film(Record):
+    """Feature-wise linear modulation (1709.07871): channels are scaled and shifted as the sample's condition says, by a
+    layer that starts at zero, where they stay as they are."""
+
+
+class ConditionalScaling(OneOf):
+    """How a sample's condition scales features. Set exactly one key."""
+
+    film: Annotated[Film | None, Field(description="A factor and a shift for each channel, made of the condition.")] = (
+        None
+    )
+
+
+class AdaLnZero(Record):
+    """Adaptive layer normalisation with gates (DiT, 2212.09748): a block's input is normalised, scaled and shifted as
+    the sample's condition says, and a gate scales what the block adds. All start at zero: the block adds nothing."""
+
+    epsilon: Annotated[float, Field(gt=0.0, description="Added to the variance.")] = 1e-6
+
+
+class AdaIn(Record):
+    """Adaptive instance normalisation (1703.06868): mean and deviation of each channel of what a block adds become
+    those that the sample's condition says, at first 0 and 1."""
+
+    epsilon: Annotated[float, Field(gt=0.0, description="Added to the variance.")] = 1e-5
+
+
+class AdaptiveNorm(OneOf):
+    """Normalisation whose scale and shift a sample's condition makes. Set exactly one key."""
+
+    ada_ln_zero: Annotated[
+        AdaLnZero | None, Field(description="Of each block's input, with a gate on what the block adds (DiT).")
+    ] = None
+    ada_in: Annotated[AdaIn | None, Field(description="Of what each block adds, over its positions (AdaIN).")] = None

@@ -134,6 +134,14 @@ class Arrays(Located):
         "inputs"
     )
     labels: Annotated[str, Field(min_length=1, description="Name of the integer label array.")] = "labels"
+    condition: Annotated[
+        str | None,
+        Field(
+            min_length=1,
+            description="Name of an array [N, K] that says something of each sample beside its input, for the model's "
+            "conditionalScaling or adaptiveNorm. Left out: nothing does.",
+        ),
+    ] = None
     validation_fraction: Held = 0.1
 
 

@@ -10,6 +10,8 @@ from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Positive, Record, cel
 from capstan_runtime.contract.classifier_components import (
+    AdaptiveNorm,
+    ConditionalScaling,
     FourierFeatures,
     SpatialDropout,
     SqueezeExcitation,
@@ -66,6 +68,10 @@ class Mlp(Record):
     fourier_features: Annotated[
         FourierFeatures | None,
         Field(description="Waves of the inputs in place of the inputs, for fine details. Left out: the inputs."),
+    ] = None
+    conditional_scaling: Annotated[
+        ConditionalScaling | None,
+        Field(description="Hidden layers, before GELU, are scaled by each sample's condition. Left out: not."),
     ] = None
 
     @model_validator(mode="after")
@@ -124,6 +130,16 @@ class Cnn(Record):
     ] = None
     dropout: Annotated[
         UnitDropout | None, Field(description="Dropout of units before the classifier. Left out: none.")
+    ] = None
+    conditional_scaling: Annotated[
+        ConditionalScaling | None,
+        Field(description="What each residual block adds is scaled by each sample's condition. Left out: not."),
+    ] = None
+    adaptive_norm: Annotated[
+        AdaptiveNorm | None,
+        Field(
+            description="Normalisation in each residual block that each sample's condition controls. Left out: none."
+        ),
     ] = None
 
     @property
@@ -243,6 +259,14 @@ CEL_BATCH_STATISTICS = f"({' || '.join(_CEL_STATISTICS)})"
 """The twin of `Model.batch_statistics` in the rules of whatever has a model."""
 
 
+_CEL_CONDITIONED = [
+    f"(has(self.model.{kind}) && has(self.model.{kind}.{field}))"
+    for kind, field in (("mlp", "conditionalScaling"), ("cnn", "conditionalScaling"), ("cnn", "adaptiveNorm"))
+]
+CEL_TAKES_CONDITIONS = f"({' || '.join(_CEL_CONDITIONED)})"
+"""The twin of `Model.takes_conditions`."""
+
+
 class Model(OneOf):
     """The model's architecture. Set exactly one key. Input and output sizes follow from the data."""
 
@@ -257,3 +281,9 @@ class Model(OneOf):
         None: every sample is computed on its own."""
         norm = getattr(self.value, "norm", None)
         return f"{self.kind}.norm.{norm.kind}" if norm is not None and norm.kind in ("batch", "mix") else None
+
+    @property
+    def takes_conditions(self) -> bool:
+        """Whether it needs something said of each sample beside its input."""
+        fields = ("conditional_scaling", "adaptive_norm")
+        return any(getattr(self.value, field, None) is not None for field in fields)

@@ -23,6 +23,8 @@ class Signature(Record):
     """Classes of an image or a vector; vocabulary of tokens."""
     normalize: Normalize | None = None
     """What is done to inputs before the model sees them; None: nothing."""
+    condition: int | None = None
+    """Numbers that it takes of each sample beside the input. None: it takes none."""
     text: bool = False
     """Tokens are the bytes of UTF-8 text: what goes in and comes out can be shown to people."""
 

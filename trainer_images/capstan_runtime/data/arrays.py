@@ -40,13 +40,15 @@ class _ArraySamples:
     input_shape: tuple[int, ...]
     path: str
     """As the spec says it."""
+    conditions: Array | None
+    """[N, K] float32, small and needed whole as labels are; None: there are none."""
     lock: threading.Lock = field(default_factory=threading.Lock)
     """HDF5 is not safe for two threads."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
+    def fetch(self, ids: Ids) -> tuple[Array, ...]:
         # HDF5 takes ascending distinct indices only, and every store likes them.
         distinct, back = np.unique(ids, return_inverse=True)
         with self.lock, _reading(self.path, was_checked=True):
@@ -61,7 +63,8 @@ class _ArraySamples:
                 f"{_FIELD}.inputs",
                 [BadSample(int(each), f"sample {each}", "holds a NaN or an infinity") for each in bad],
             )
-        return inputs.reshape(len(ids), *self.input_shape), self.labels[ids]
+        more = () if self.conditions is None else (self.conditions[ids],)
+        return inputs.reshape(len(ids), *self.input_shape), self.labels[ids], *more
 
 
 def open_arrays(config: Arrays, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
@@ -77,13 +80,15 @@ def open_arrays(config: Arrays, environ: Mapping[str, str]) -> tuple[Samples, Da
     with _reading(config.path):
         checked = _checked_labels(config, labels)
         input_shape = _input_shape(config, inputs, len(checked))
+        conditions = _conditions(path, config, len(checked))
     spec = DataSpec(
         kind="vector" if len(input_shape) == 1 else "image",
         input_shape=input_shape,
         outputs=int(checked.max()) + 1,
-        fingerprint=_fingerprint(path, inputs, checked),
+        fingerprint=_fingerprint(path, inputs, checked, conditions),
+        condition=0 if conditions is None else conditions.shape[1],
     )
-    return _ArraySamples(inputs, checked, input_shape, config.path), spec
+    return _ArraySamples(inputs, checked, input_shape, config.path, conditions), spec
 
 
 @contextmanager
@@ -170,8 +175,24 @@ def _input_shape(config: Arrays, inputs: _Stored, num_labels: int) -> tuple[int,
     return (*inputs.shape[1:], 1) if len(inputs.shape) == 3 else tuple(inputs.shape[1:])
 
 
-def _fingerprint(path: Path, inputs: _Stored, labels: Array) -> str:
-    facts = ("arrays", inputs.shape, str(inputs.dtype), labels.tobytes())
+def _conditions(path: Path, config: Arrays, num_labels: int) -> Array | None:
+    if config.condition is None:
+        return None
+    where = f"{_FIELD}.condition: {config.condition!r}"
+    stored = _member(path, config, config.condition, "condition")
+    if len(stored.shape) != 2 or stored.shape[0] != num_labels or not stored.shape[1]:
+        raise ConfigError(
+            f"{where} has shape {stored.shape}; it must be [N, K] with a row for each of {num_labels} labels"
+        )
+    values = np.asarray(stored[:], np.float32)
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{where} holds a NaN or an infinity; every condition must be finite")
+    return values
+
+
+def _fingerprint(path: Path, inputs: _Stored, labels: Array, conditions: Array | None) -> str:
+    more = () if conditions is None else (conditions.tobytes(),)
+    facts = ("arrays", inputs.shape, str(inputs.dtype), labels.tobytes(), *more)
     if path.is_file():
         return fingerprint_of_file(path, *facts)
     return fingerprint_of_folder(path, *facts)

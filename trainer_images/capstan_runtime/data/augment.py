@@ -79,9 +79,9 @@ class Normalized:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
-        inputs, targets = self._samples.fetch(ids)
-        return self._augment.always(inputs.astype(np.float32, copy=False)), targets
+    def fetch(self, ids: Ids) -> tuple[Array, ...]:
+        inputs, *others = self._samples.fetch(ids)
+        return self._augment.always(inputs.astype(np.float32, copy=False)), *others
 
 
 def require_channels(normalize: Normalize | None, channels: int) -> None:

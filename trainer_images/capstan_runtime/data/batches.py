@@ -41,10 +41,11 @@ def validation_batches(
 
 
 def _batch(samples: Samples, ids: Ids, weights: np.ndarray | None, keys: Keys | None = None) -> Batch:
-    inputs, targets = samples.fetch(ids.ravel())
+    inputs, targets, *conditions = samples.fetch(ids.ravel())
     return Batch(
         inputs=inputs.reshape(*ids.shape, *inputs.shape[1:]),
         targets=targets.reshape(*ids.shape, *targets.shape[1:]),
         weights=weights,
         keys=keys,
+        conditions=conditions[0].reshape(*ids.shape, -1) if conditions else None,
     )

@@ -35,11 +35,11 @@ def look_at(
     for start in range(0, len(ids), at_once):
         part = ids[start : start + at_once]
         try:
-            inputs, targets = samples.fetch(part)
+            inputs, targets, *_ = samples.fetch(part)
         except BadSamples as error:
             bad += error.bad
             part = np.setdiff1d(part, [each.index for each in error.bad])
-            inputs, targets = samples.fetch(part)
+            inputs, targets, *_ = samples.fetch(part)
         tally.add(part, inputs, targets)
         alive()
     return QualityReport(

@@ -52,8 +52,9 @@ class Samples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
-        """Inputs [n, *sample] and targets of the samples `ids` [n], in that order, in fresh arrays.
+    def fetch(self, ids: Ids) -> tuple[Array, ...]:
+        """Inputs [n, *sample] and targets of the samples `ids` [n], in that order, in fresh arrays; and, if
+        `DataSpec.condition` says so, their conditions, float32 [n, condition].
 
         Images and features are float32 with int32 [n] class ids as targets; tokens are int32 [n, T] with the next
         tokens, int32 [n, T]. Images are height x width x channels (NHWC), as files and cameras have them.
@@ -77,6 +78,8 @@ class DataSpec:
     fingerprint, seed and batch agree. Of files over 64 MiB, and of folders, it covers sizes and some of the bytes."""
     end_of_text: int | None = None
     """The token after each document; None: nobody says, or there are no tokens."""
+    condition: int = 0
+    """Numbers that there are of each sample beside its input; 0: none."""
 
     def __str__(self) -> str:
         shape = " x ".join(map(str, self.input_shape))

@@ -18,7 +18,7 @@ class Chosen:
     def __len__(self) -> int:
         return len(self._chosen)
 
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
+    def fetch(self, ids: Ids) -> tuple[Array, ...]:
         try:
             return self._samples.fetch(self._chosen[ids])
         except BadSamples as error:
@@ -37,7 +37,7 @@ class Without:
     def __len__(self) -> int:
         return len(self._samples) - len(self._kept_before)
 
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
+    def fetch(self, ids: Ids) -> tuple[Array, ...]:
         try:
             return self._samples.fetch(ids + np.searchsorted(self._kept_before, ids, side="right"))
         except BadSamples as error:
@@ -57,7 +57,7 @@ class Replacing:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def fetch(self, ids: Ids) -> tuple[Array, Array]:
+    def fetch(self, ids: Ids) -> tuple[Array, ...]:
         """Raises BadSamples if all samples are bad."""
         while True:
             try:

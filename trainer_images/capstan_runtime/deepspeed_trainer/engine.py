@@ -157,7 +157,13 @@ class DeepSpeedEngine:
 
     def _training_pass(self, micro_batch: Batch[Tensor], keys: Array) -> Pass:
         """The call of the model on a micro-step, whose keys are `keys` on the host."""
-        return Pass(self._dtype, micro_batch.keys, seed=int(keys[0]), recompute=self._recompute)
+        return Pass(
+            self._dtype,
+            micro_batch.keys,
+            seed=int(keys[0]),
+            conditions=micro_batch.conditions,
+            recompute=self._recompute,
+        )
 
     def _scaled(self, was_dropped: bool) -> Mapping[str, float]:
         """What a result says of the loss's scale; the next step has another, if this one asks for it. DeepSpeed itself
@@ -173,8 +179,9 @@ class DeepSpeedEngine:
         self._engine.eval()
         with translated_errors(), torch.no_grad(), averaged_weights(self._engine):
             for batch in batches:
-                for inputs, targets, weights, *_ in self._micro_batches(batch._replace(keys=None)):
-                    logits = self._model(inputs, Pass(self._dtype))
+                for micro_batch in self._micro_batches(batch._replace(keys=None)):
+                    targets, weights = micro_batch.targets, micro_batch.weights
+                    logits = self._model(micro_batch.inputs, Pass(self._dtype, conditions=micro_batch.conditions))
                     assert weights is not None
                     weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
                     loss = (cross_entropy(logits, targets) * weights).sum()

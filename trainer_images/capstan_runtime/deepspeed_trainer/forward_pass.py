@@ -22,6 +22,8 @@ class Pass:
     """One key a sample, int64 below 2^32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
     perturbation: Tensor | None = None
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
+    conditions: Tensor | None = None
+    """[B, K] fp32: what the data says of each sample beside its input. None: nothing."""
     number: int | None = None
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     seed: int | None = None

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Mlp
 from capstan_runtime.deepspeed_trainer.components.branches import drop
+from capstan_runtime.deepspeed_trainer.components.conditions import Film
 from capstan_runtime.deepspeed_trainer.components.fourier import FourierFeatures
 from capstan_runtime.deepspeed_trainer.components.normalisation import build_norm
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
@@ -15,7 +16,7 @@ from capstan_runtime.deepspeed_trainer.layers import Linear
 
 
 class MlpModel(nn.Module):
-    def __init__(self, config: Mlp, inputs: int, outputs: int) -> None:
+    def __init__(self, config: Mlp, inputs: int, outputs: int, condition: int = 0) -> None:
         super().__init__()
         waves = config.fourier_features
         self.fourier = FourierFeatures(inputs, waves.count) if waves is not None else None
@@ -30,6 +31,8 @@ class MlpModel(nn.Module):
             else []
         )
         self.norms = nn.ModuleList(norms)
+        films = config.hidden if config.conditional_scaling is not None else []
+        self.films = nn.ModuleList(Film(condition, width) for width in films)
         self.head = Linear(widths[-1], outputs, bias=True)
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
@@ -40,6 +43,8 @@ class MlpModel(nn.Module):
             x = layer(x)
             if self.norms:
                 x = self.norms[number](x, here)
+            if self.films:
+                x = self.films[number](x, here)
             x = F.gelu(x)
             if self.dropout is not None:
                 x = drop(x, here.layer(number), "dropout", self.dropout, x.shape[-1])

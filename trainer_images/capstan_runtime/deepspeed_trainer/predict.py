@@ -10,7 +10,7 @@ from capstan_runtime.deepspeed_trainer.predict_classifier import TorchClassifier
 from capstan_runtime.deepspeed_trainer.predict_decoder import TorchDecoder
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
-from capstan_runtime.model_signature import data_spec_of
+from capstan_runtime.model_signature import data_spec_of, require_servable
 from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
@@ -21,6 +21,7 @@ def build(signature: Signature, source: TensorSource, slots: int) -> Classifier 
 
     Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`, GpuOutOfMemory.
     """
+    require_servable(signature)
     device = _device()
     with translated_errors():
         module = _load(signature, source, device)

@@ -31,6 +31,8 @@ class Pass:
     """One key a sample, uint32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
     perturbation: jax.Array | None = None
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
+    conditions: jax.Array | None = None
+    """[B, K] fp32: what the data says of each sample beside its input. None: nothing."""
     number: int | jax.Array | None = None
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     is_apart: bool = False

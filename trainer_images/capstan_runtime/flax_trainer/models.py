@@ -18,9 +18,9 @@ def build_model(model: Model, data: DataSpec) -> AnyModel:
     """
     match model.value:
         case Mlp() as config:
-            return MlpModel(config, math.prod(data.input_shape), data.outputs)
+            return MlpModel(config, math.prod(data.input_shape), data.outputs, data.condition)
         case Cnn() as config:
-            return CnnModel(config, data.input_shape[-1], data.outputs)
+            return CnnModel(config, data.input_shape[-1], data.outputs, data.condition)
         case Transformer() as config:
             return TransformerModel(config, data.outputs)
         case other:  # pragma: no cover - a new kind of model without a module

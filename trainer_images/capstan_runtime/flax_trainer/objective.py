@@ -46,6 +46,8 @@ class Objective:
         # All of them in one pass over a longer batch: the model's layers are compiled and launched once.
         keys_B = jnp.concatenate([view.keys_B for view in views]) if len(views) > 1 else here.keys_B
         seen = dataclasses.replace(here, keys_B=keys_B, perturbation=_joined([view.perturbation for view in views]))
+        if seen.conditions is not None and len(views) > 1:
+            seen = dataclasses.replace(seen, conditions=jnp.concatenate([seen.conditions] * len(views)))
         logits = model(jnp.concatenate([batch.inputs] * len(views)) if len(views) > 1 else batch.inputs, seen)
         each = jnp.split(logits, len(views)) if len(views) > 1 else [logits]
         loss, *more = (self._mean_loss(part, batch) for part in each)

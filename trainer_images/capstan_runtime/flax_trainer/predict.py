@@ -12,7 +12,7 @@ from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.predict_classifier import FlaxClassifier
 from capstan_runtime.flax_trainer.predict_decoder import FlaxDecoder
 from capstan_runtime.flax_trainer.world import translated_errors
-from capstan_runtime.model_signature import data_spec_of
+from capstan_runtime.model_signature import data_spec_of, require_servable
 from capstan_runtime.model_spec import served_kind
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
@@ -23,6 +23,7 @@ def build(signature: Signature, source: TensorSource, slots: int) -> Classifier 
 
     Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`, GpuOutOfMemory.
     """
+    require_servable(signature)
     configure_jax("fp32", os.environ)
     structure = Structure(as_served(signature.model), data_spec_of(signature))
     with translated_errors():

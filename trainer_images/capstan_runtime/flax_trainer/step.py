@@ -76,13 +76,14 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         parameters: Leaves, buffers: Leaves, factor: jax.Array, batch: Batch[jax.Array]
     ) -> tuple[jax.Array, tuple[Said, Said]]:
         gather_layer = plan.sharding.gather_layer if plan.sharding is not None else None
-        here = Pass(plan.dtype, batch.keys, keeps=plan.keeps, gather_layer=gather_layer)
+        here = Pass(plan.dtype, batch.keys, conditions=batch.conditions, keeps=plan.keeps, gather_layer=gather_layer)
         loss = plan.objective(plan.assemble(parameters, buffers), batch, here)
         return loss * factor, (here.proposals, here.measured)
 
     def sampled_loss_of(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
         model = plan.structure.assemble([*parameters, *buffers])
-        return sampled_objective(model, batch, Pass(plan.dtype, batch.keys, keeps=plan.keeps))
+        here = Pass(plan.dtype, batch.keys, conditions=batch.conditions, keeps=plan.keeps)
+        return sampled_objective(model, batch, here)
 
     def sampled_hessian(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array) -> Leaves:
         """An estimate of its diagonal if one is due in this step, else zeros."""
@@ -180,7 +181,7 @@ def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
         model = plan.structure.assemble(values)
 
         def sums_of(batch: Batch[jax.Array]) -> jax.Array:
-            logits, targets = model(batch.inputs, Pass(plan.dtype)), batch.targets
+            logits, targets = model(batch.inputs, Pass(plan.dtype, conditions=batch.conditions)), batch.targets
             assert batch.weights is not None
             weights = jnp.broadcast_to(batch.weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
             loss = jnp.sum(cross_entropy(logits, targets) * weights)
