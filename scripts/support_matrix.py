@@ -21,7 +21,8 @@ _INTRODUCTION = """\
 
 Every feature of a TrainingJob in both frameworks, and in DeepSpeed at every ZeRO stage. **yes**: a test trains with it,
 kills the run, resumes it with another number of workers, and finds the undisturbed run's losses. A number: the schema
-refuses it there, for the reason below the tables. The fields are described in [TrainingJob](trainingjob.md).
+refuses it there, for the reason below the tables. A dash: it is a part of the other framework. The fields are described
+in [TrainingJob](trainingjob.md), and what to do with them in [Training](../training.md).
 """
 
 
@@ -40,7 +41,11 @@ def page(features: list[Feature]) -> str:
 
 def _row(feature: Feature, reasons: dict[str, int]) -> str:
     cells = []
-    for variant in VARIANTS:
+    asked = set(feature.patch.get("framework", {}))
+    for variant, framework in VARIANTS.items():
+        if asked and asked.isdisjoint(framework):
+            cells.append("-")  # it is a part of the other framework
+            continue
         reason = refusal(spec_of(feature.base, variant, [feature.patch]))
         cells.append("yes" if reason is None else str(reasons.setdefault(reason, len(reasons) + 1)))
     flow = yaml.safe_dump(feature.patch, default_flow_style=True, width=10**6, sort_keys=False).strip()
