@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capstan_runtime.contract.models import Transformer
+from capstan_runtime.contract.decoder_components import StochasticDepth
 from capstan_runtime.decoder_spec import alibi_slopes, depth_rates, taken_tokens
 from tests.support.decoders import (
     BASE,
@@ -87,8 +87,7 @@ def test_slopes_are_those_of_the_paper_s_code(heads: int) -> None:
 
 
 def test_the_last_layer_is_left_out_most_often() -> None:
-    config = Transformer(layers=4, dim=8, heads=1, stochastic_depth={"rate": 0.2})
-    np.testing.assert_allclose(depth_rates(config), [0.05, 0.1, 0.15, 0.2], rtol=1e-6)
+    np.testing.assert_allclose(depth_rates(StochasticDepth(rate=0.2), layers=4), [0.05, 0.1, 0.15, 0.2], rtol=1e-6)
 
 
 def test_a_layer_takes_whole_tokens_and_at_least_one() -> None:
