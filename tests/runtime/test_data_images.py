@@ -50,6 +50,15 @@ def test_classes_are_folders_and_samples_the_pictures_in_them(tmp_path: Path) ->
     ]
 
 
+def test_whoever_waits_for_a_large_folder_is_told_that_the_search_goes_on(tmp_path: Path) -> None:
+    a_folder(tmp_path)
+    for number in range(2000):
+        (tmp_path / "dog" / "big" / f"more {number}.png").touch()
+    told: list[bool] = []
+    open_dataset(Data.parse({"images": {"path": str(tmp_path), "size": 4}}), 0, {}, alive=lambda: told.append(True))
+    assert len(told) == 1 + 1 + 3, "once in each folder, and once more for every thousand entries"
+
+
 def test_the_shorter_side_is_scaled_and_the_middle_cut_out_unless_both_are_to_be_stretched(tmp_path: Path) -> None:
     wide = Image.new("L", (24, 8), 0)
     wide.paste(255, (8, 0, 16, 8))

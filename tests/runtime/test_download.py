@@ -13,7 +13,7 @@ from capstan_runtime.checkpoint.object_store import ObjectStore
 from capstan_runtime.contract import env
 from capstan_runtime.contract.data import Bucket, Data
 from capstan_runtime.data.open import open_dataset
-from capstan_runtime.download import Source, fetch, fetched
+from capstan_runtime.download import Alive, Source, fetch, fetched
 from capstan_runtime.errors import ConfigError, StoreUnavailable
 from tests.support.s3_server import BUCKET, S3Server, s3_server
 
@@ -80,8 +80,8 @@ def test_an_object_that_changes_between_its_listing_and_its_copy_is_not_taken(
     obstore.put(bucket, "three/x.bin", b"first")
     listed = ObjectStore.objects
 
-    def then_changed(store: ObjectStore, prefix: str) -> object:
-        found = listed(store, prefix)
+    def then_changed(store: ObjectStore, prefix: str, alive: Alive) -> object:
+        found = listed(store, prefix, alive)
         obstore.put(bucket, "three/x.bin", b"other")
         return found
 

@@ -73,6 +73,17 @@ def test_the_page_counts_as_progress_of_training_and_not_of_starting_up() -> Non
     assert watched.overdue(147) == Overdue(Phase.TRAINING, step=10, waited=31, limit=30)
 
 
+def test_what_the_page_shows_is_progress_for_as_long_as_a_trainer_starts() -> None:
+    watched = watch()
+    watched.stir(at=8)
+    watched.stir(at=7)
+    assert watched.overdue(18) is None
+    assert watched.overdue(19) == Overdue(Phase.STARTING, step=0, waited=11, limit=10)
+    watched.note(Progress(phase=Phase.RESTORING), now=20)
+    watched.stir(at=119)
+    assert watched.overdue(121) == Overdue(Phase.RESTORING, step=0, waited=101, limit=100)
+
+
 def test_one_slow_step_in_a_hundred_does_not_move_the_limit() -> None:
     watched = watch((0, Progress(phase=Phase.TRAINING, step=1)))
     now = 0.0
@@ -90,6 +101,12 @@ def test_one_slow_step_in_a_hundred_does_not_move_the_limit() -> None:
             Section.STEP,
             "T",
             "no step for 61 s (limit 60 s) after step 51: stopped by a signal (state T) while computing",
+        ),
+        (
+            Overdue(Phase.STARTING, 0, 121, 120),
+            Section.DATA,
+            "S",
+            "no progress for 121 s (limit 120 s) in phase Starting: asleep (state S) while its data is made ready",
         ),
         (
             Overdue(Phase.TRAINING, 51, 61, 60),

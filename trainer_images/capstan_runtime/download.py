@@ -43,8 +43,8 @@ class Source:
 def fetch(source: Source, environ: Mapping[str, str], alive: Alive = lambda: None) -> Path:
     """The copy of `source.url` in this pod: a file if it is an object, else the folder of all objects below it.
 
-    `alive` is called after every piece. Raises ConfigError when there is nothing or it does not fit, StoreUnavailable
-    when the bucket does not answer or gives no access.
+    `alive` is called after every piece, and every thousand objects that are listed. Raises ConfigError when there is
+    nothing or it does not fit, StoreUnavailable when the bucket does not answer or gives no access.
     """
     parent, name = source.url.rstrip("/").rsplit("/", 1)
     try:
@@ -52,7 +52,7 @@ def fetch(source: Source, environ: Mapping[str, str], alive: Alive = lambda: Non
             store, prefix = open_bucket(source.url, _account(source.bucket, environ)), ""
         else:
             store, prefix = open_bucket(parent, _account(source.bucket, environ)), name
-        objects = store.objects(prefix)
+        objects = store.objects(prefix, alive)
     except StoreError as error:
         raise StoreUnavailable(f"{source.field}: {error}") from error
     if not objects:

@@ -99,9 +99,10 @@ def _load(load: Callable[[], "MakeEngine"], niceness: str | None) -> "tuple[Make
     if niceness is not None:
         os.setpriority(os.PRIO_PROCESS, 0, int(niceness))  # on Linux: of this thread alone
     make_engine = load()
+    from capstan_runtime.beat import data_comes_nearer
     from capstan_runtime.loop import prepare
 
-    return make_engine, prepare(os.environ)
+    return make_engine, prepare(os.environ, data_comes_nearer(os.environ))
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from capstan_runtime.activity import Activity, ObservedEngine
 from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
-from capstan_runtime.beat import Beat
+from capstan_runtime.beat import Beat, data_comes_nearer
 from capstan_runtime.callbacks.early_stopping import EarlyStopping
 from capstan_runtime.callbacks.profiler import Profiler
 from capstan_runtime.callbacks.system_monitor import watch_system
@@ -72,7 +72,7 @@ def prepare(environ: Mapping[str, str], alive: Alive = lambda: None) -> Prepared
     Raises ConfigError, and StoreUnavailable for data in a bucket."""
     run = read_run(environ)
     data, seed = fetched(run.data, environ, alive), run.training.seed
-    dataset = open_dataset(data, seed, environ, check_of(run, environ, alive))
+    dataset = open_dataset(data, seed, environ, check_of(run, environ, alive), alive)
     require_loss_fits(run.loss, dataset.spec.outputs)
     return Prepared(run, augmented(dataset, run.augmentation, seed))
 
@@ -88,7 +88,7 @@ def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ, prepa
     reporter = Reporter.from_environ(environ)
     try:
         reporter.send(Progress(phase=Phase.STARTING))
-        prepared = prepared or prepare(environ, lambda: reporter.send(Progress(phase=Phase.STARTING)))
+        prepared = prepared or prepare(environ, data_comes_nearer(environ))
         return run_attempt(make_engine, environ, reporter, stop, prepared)
     except BaseException as error:
         # A library that calls sys.exit has failed; only this process's own SIGTERM is a wish to stop.

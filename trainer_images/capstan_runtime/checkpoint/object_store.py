@@ -20,6 +20,8 @@ from capstan_runtime.errors import ConfigError
 _PART_BYTES = 16 << 20
 """A larger object goes up in parts of this size; S3 takes 10,000 of them, none below 5 MiB but the last."""
 _PARTS_AT_ONCE = 4
+_LISTED_AT_ONCE = 1000
+"""S3 lists no more in one answer."""
 _LAG_SECONDS = 10.0
 """Those that we know show at once what was written; what only speaks like them may not."""
 _REQUEST_SECONDS = 60
@@ -190,16 +192,24 @@ class ObjectStore:
         paths = [*listed["common_prefixes"], *(each["path"] for each in listed["objects"])]
         return sorted({path.rsplit("/", 1)[-1] for path in paths})
 
-    def objects(self, prefix: str) -> list[Stored]:
-        """The object `prefix`, or else all below it, in the order of their keys. Raises StoreError."""
+    def objects(self, prefix: str, alive: Callable[[], None] = lambda: None) -> list[Stored]:
+        """The object `prefix`, or else all below it, in the order of their keys; `alive` is called after every thousand.
+        Raises StoreError."""
         try:
             found = [self._ask_for(prefix, lambda: obstore.head(self._bucket, prefix))] if prefix else None
         except ObjectMissing:
             found = None
         if found is None:
-            found = self._ask(lambda: list(obstore.list(self._bucket, prefix or None).collect()))
+            found = self._ask(lambda: self._all_below(prefix, alive))
         listed = [Stored(each["path"], int(each["size"]), each.get("e_tag") or "") for each in found]
         return sorted((each for each in listed if not each.key.endswith("/")), key=lambda each: each.key)
+
+    def _all_below(self, prefix: str, alive: Callable[[], None]) -> list[Any]:
+        found: list[Any] = []
+        for page in obstore.list(self._bucket, prefix or None, chunk_size=_LISTED_AT_ONCE):
+            found += page
+            alive()
+        return found
 
     def piece(self, stored: Stored, start: int, length: int) -> bytes:
         """Bytes [start, start + length) of `stored`. Raises StoreError, also if it is not what was listed any more."""

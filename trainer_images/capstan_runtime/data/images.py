@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +21,8 @@ _FIELD = "spec.data.images"
 _ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 _MODES = {1: "L", 3: "RGB"}
 _MOST_THREADS = 32
+_SIGN_OF_LIFE_ENTRIES = 1000
+"""A network volume lists and sizes as many in a second or ten."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,13 @@ class _Undecodable(Exception):
     """Why a file is no picture."""
 
 
-def open_images(config: Images, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
+def open_images(
+    config: Images, environ: Mapping[str, str], alive: Callable[[], None] = lambda: None
+) -> tuple[Samples, DataSpec]:
     """Pictures [size, size, channels] in [0, 1], and the class of the folder that each is in.
 
-    Only names and sizes are read here, and the beginnings of 64 files for the fingerprint.
+    Only names and sizes are read here, and the beginnings of 64 files for the fingerprint. `alive` is called for every
+    class and every thousand files.
     """
     root = Path(host_path(config.path, environ))
     if not root.is_dir():
@@ -80,7 +85,7 @@ def open_images(config: Images, environ: Mapping[str, str]) -> tuple[Samples, Da
     listing: list[tuple[str, int]] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        found = sorted(_pictures_below(root, name))
+        found = sorted(_pictures_below(root, name, alive))
         if not found:
             raise ConfigError(
                 f"{_FIELD}.path: {config.path}/{name} holds no picture, of {', '.join(_ENDINGS)}; fill or remove it"
@@ -97,14 +102,16 @@ def open_images(config: Images, environ: Mapping[str, str]) -> tuple[Samples, Da
     return _PictureSamples(root, tuple(path for path, _ in listing), label_ids, config), spec
 
 
-def _pictures_below(root: Path, name: str) -> list[tuple[str, int]]:
+def _pictures_below(root: Path, name: str, alive: Callable[[], None]) -> list[tuple[str, int]]:
     """(path in `root`, bytes) of each."""
     found = []
     folders = [name]
     while folders:
         folder = folders.pop()
         with os.scandir(root / folder) as entries:
-            for entry in entries:
+            for number, entry in enumerate(entries):
+                if number % _SIGN_OF_LIFE_ENTRIES == 0:
+                    alive()
                 path = f"{folder}/{entry.name}"
                 if entry.name.startswith("."):
                     continue

@@ -38,15 +38,21 @@ _GLANCE = 1 << 20
 Check = Callable[[Samples, DataSpec], Checked]
 
 
-def open_dataset(data: Data, seed: int, environ: Mapping[str, str], check: Check | None = None) -> Dataset:
+def open_dataset(
+    data: Data,
+    seed: int,
+    environ: Mapping[str, str],
+    check: Check | None = None,
+    alive: Callable[[], None] = lambda: None,
+) -> Dataset:
     """The samples of `data`, split into training and validation by `seed` alone: the world size plays no part.
 
     `check` looks at them first, and says which are left out; None: nobody does. `environ` tells where the pod's paths
-    really are (`contract.env.host_path`). Raises ConfigError, naming the field, its value, the rule it breaks and the
+    really are (`contract.env.host_path`). `alive` is called now and then while files are looked for. Raises ConfigError, naming the field, its value, the rule it breaks and the
     remedy, for missing files, shapes and types that do not fit, labels or tokens out of range, and sets too small to
     split.
     """
-    samples, spec = open_samples(data, environ)
+    samples, spec = open_samples(data, environ, alive)
     if check is None and spec.kind == "tokens":
         # A vocabulary that is too small is seen at once, not at step 9,000.
         samples.fetch(np.arange(min(len(samples), max(1, _GLANCE // spec.input_shape[0])), dtype=np.int64))
@@ -73,15 +79,18 @@ def open_dataset(data: Data, seed: int, environ: Mapping[str, str], check: Check
     return Dataset(*replacing, spec, checked.report, replacing)
 
 
-def open_samples(data: Data, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
-    """All samples of `data`, under the numbers that they have in it. Raises ConfigError."""
+def open_samples(
+    data: Data, environ: Mapping[str, str], alive: Callable[[], None] = lambda: None
+) -> tuple[Samples, DataSpec]:
+    """All samples of `data`, under the numbers that they have in it. `alive` is called now and then while files are
+    looked for. Raises ConfigError."""
     match data.value:
         case Digits():
             return open_digits()
         case Arrays() as config:
             return open_arrays(config, environ)
         case Images() as config:
-            return open_images(config, environ)
+            return open_images(config, environ, alive)
         case Text() as config:
             return open_text(config, environ)
         case Tokens() as config:

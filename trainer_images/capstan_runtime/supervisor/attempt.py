@@ -183,6 +183,7 @@ class Attempt:
             sign = self.child.page.read()
             if sign is not None:
                 self._watch.glance(sign.step, now)
+                self._watch.stir(sign.since_ns / 1e9)
             if self._killed_at is not None:
                 if now > self._killed_at + _DIE_SECONDS:
                     return

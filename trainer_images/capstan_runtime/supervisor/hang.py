@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from capstan_runtime.beat import Sign
-from capstan_runtime.contract.state import Section
+from capstan_runtime.contract.state import Phase, Section
 from capstan_runtime.supervisor.watch import Overdue
 
 _FRAMES = 12
@@ -49,7 +49,8 @@ def judge_hang(overdue: Overdue, sign: Sign | None, process_state: str | None, d
     if process_state is not None:
         words.append(f"{_STATES.get(process_state, 'in an odd state')} (state {process_state})")
     if sign is not None:
-        words.append(_SECTIONS[sign.section])
+        is_fetching = overdue.phase is Phase.STARTING and sign.section is Section.DATA
+        words.append("while its data is made ready" if is_fetching else _SECTIONS[sign.section])
     evidence = f": {' '.join(words)}" if words else ""
     return Hang(f"{overdue}{evidence}", process_state, main_thread_frames(dump))
 

@@ -77,6 +77,12 @@ class Watch:
         if self.phase not in _START_UP:
             self._since = now
 
+    def stir(self, at: float) -> None:
+        """Takes in when the trainer wrote its page last. While it starts it does so each time its data comes nearer,
+        which may take far longer than the world may take to form."""
+        if self.phase is Phase.STARTING:
+            self._since = max(self._since, at)
+
     def limit(self) -> float:
         """Seconds that the current wait may last."""
         deadlines = self.deadlines
