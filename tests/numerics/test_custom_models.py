@@ -202,16 +202,22 @@ def test_tied_weights_are_one_parameter() -> None:
     assert [(spec.name, spec.shape, spec.decays) for spec in table_of(module)] == [("embed.weight", (64, 16), True)]
 
 
-def start(rank: int, world: int, coordinator: str, model: Document) -> str | None:
+def start(rank: int, world: int, coordinator: str, framework: Document, model: Document) -> str | None:
     try:
-        make_engine(context_of(deepspeed(1), model, rank, world, coordinator))
+        make_engine(context_of(framework, model, rank, world, coordinator))
     except ConfigError as error:
         return str(error)
     return None
 
 
-def test_ranks_that_begin_with_other_weights_are_told_so() -> None:
-    first, second = run_ranks(start, 2, own("torch_unseeded"))
+@pytest.mark.parametrize(
+    ("framework", "model"),
+    [(deepspeed(1), "torch_unseeded"), (deepspeed(1), "torch_unseeded_buffer"), (FLAX, "flax_unseeded_constant")],
+)
+def test_ranks_that_begin_with_other_weights_or_constants_are_told_so(framework: Document, model: str) -> None:
+    first, second = run_ranks(start, 2, framework, own(model))
     assert first == second
     assert first is not None
-    assert first.startswith("spec.model.custom: rank 1 begins with other weights than rank 0; let the factory draw")
+    assert first.startswith(
+        "spec.model.custom: rank 1 begins with other weights or constants than rank 0; let the factory draw"
+    )

@@ -99,8 +99,9 @@ def test_people_see_what_the_model_is(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_people_are_told_when_it_was_not_recorded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(tmp_path, 10, world=1)
     assert main(["show", str(tmp_path), "10"]) == 0
-    assert "model               not recorded, so it cannot be served (saved by an older version)\n" in (
-        capsys.readouterr().out
+    assert (
+        "model               not recorded, so it cannot be served "
+        "(of the user's own code, or saved by an older version)\n" in (capsys.readouterr().out)
     )
 
 

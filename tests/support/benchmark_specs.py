@@ -230,6 +230,22 @@ REFUSED: dict[str, tuple[Document, str]] = {
         ),
         "input: transformer takes tokens, cnn takes image, mlp takes image or vector; change input or architecture",
     ),
+    "a model that takes a condition": (
+        spec_of(
+            {
+                "inference": {
+                    "runtime": "torch",
+                    "model": {
+                        "fresh": {
+                            "architecture": {"mlp": {"hidden": [8], "conditionalScaling": {"film": {}}}},
+                            "input": {"vector": {"features": 9, "classes": 2}},
+                        }
+                    },
+                }
+            }
+        ),
+        "architecture: conditionalScaling and adaptiveNorm take a condition, which no input here has; remove them",
+    ),
     "no repetition": (spec_of(repetitions=0), "repetitions"),
     "more repetitions than anybody waits for": (spec_of(repetitions=101), "repetitions"),
     "a gate without a baseline": (

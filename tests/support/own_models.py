@@ -8,6 +8,7 @@ from typing import Any
 import flax.nnx as nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -113,6 +114,25 @@ def torch_unseeded(data: Any) -> nn.Module:
     module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     torch.nn.init.normal_(module[1].weight, generator=torch.Generator().manual_seed(torch.seed() % 2**31))
     return module
+
+
+def torch_unseeded_buffer(data: Any) -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    module.register_buffer("frozen", torch.from_numpy(np.random.default_rng().normal(size=3)).bfloat16())
+    return module
+
+
+class FlaxFrozen(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.frozen = nnx.Variable(jnp.asarray(np.random.default_rng().normal(size=10)))
+        self.head = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.head(images.reshape(len(images), -1)) + self.frozen
+
+
+def flax_unseeded_constant(data: Any, rngs: nnx.Rngs) -> nnx.Module:
+    return FlaxFrozen(rngs)
 
 
 NOT_CALLABLE = 3

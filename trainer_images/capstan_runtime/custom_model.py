@@ -111,18 +111,19 @@ def changes_as_it_is_called(name: str) -> ConfigError:
     )
 
 
-def require_same_start(parameters: Iterable[tuple[str, Array]], exchange: Callable[[bytes], Sequence[bytes]]) -> None:
-    """Raises ConfigError unless all ranks begin with the same `parameters`, each a name and a value. Collective."""
+def require_same_start(held: Iterable[tuple[str, Array]], exchange: Callable[[bytes], Sequence[bytes]]) -> None:
+    """Raises ConfigError unless all ranks begin with the same: `held` are names and values of all that their modules
+    hold, parameters or not. Collective."""
     digest = blake3(max_threads=blake3.AUTO)
-    for name, value in parameters:
+    for name, value in held:
         digest.update(f"{name} {value.shape} ".encode())
         digest.update(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     answers = exchange(digest.digest())
     for rank, answer in enumerate(answers):
         if answer != answers[0]:
             raise ConfigError(
-                f"{_FIELD}: rank {rank} begins with other weights than rank 0; let the factory draw numbers from its "
-                "framework's generator alone, which is seeded by training.seed"
+                f"{_FIELD}: rank {rank} begins with other weights or constants than rank 0; let the factory draw "
+                "numbers from its framework's generator alone, which is seeded by training.seed"
             )
 
 

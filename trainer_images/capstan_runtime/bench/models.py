@@ -97,8 +97,9 @@ def _open_checkpoint(
     signature = opened.manifest.signature
     if signature is None:
         raise ConfigError(
-            f"{field}.digest: {model.digest} does not say what model it is: an older version of Capstan saved it; let "
-            "its TrainingJob save one more with this version, and name that"
+            f"{field}.digest: {model.digest} does not say what model it is: it is of the user's own code, which only "
+            "that can run, or an older version of Capstan saved it, whose TrainingJob can save one more with this "
+            "version"
         )
     return signature, opened.tensors()
 

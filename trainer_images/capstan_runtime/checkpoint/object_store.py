@@ -193,8 +193,8 @@ class ObjectStore:
         return sorted({path.rsplit("/", 1)[-1] for path in paths})
 
     def objects(self, prefix: str, alive: Callable[[], None] = lambda: None) -> list[Stored]:
-        """The object `prefix`, or else all below it, in the order of their keys; `alive` is called after every thousand.
-        Raises StoreError."""
+        """The object `prefix`, or else all below it, in the order of their keys. `alive` is called after every
+        thousand. Raises StoreError."""
         try:
             found = [self._ask_for(prefix, lambda: obstore.head(self._bucket, prefix))] if prefix else None
         except ObjectMissing:

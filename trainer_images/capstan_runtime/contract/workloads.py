@@ -64,20 +64,37 @@ _CEL_SUITS = (
 _UNSUITABLE = (
     "input: transformer takes tokens, cnn takes image, mlp takes image or vector; change input or architecture"
 )
+_CEL_UNCONDITIONED = (
+    "!(has(self.architecture.cnn)"
+    " && (has(self.architecture.cnn.conditionalScaling) || has(self.architecture.cnn.adaptiveNorm)))"
+    " && !(has(self.architecture.mlp) && has(self.architecture.mlp.conditionalScaling))"
+)
+_CONDITIONED = (
+    "architecture: conditionalScaling and adaptiveNorm take a condition, which no input here has; remove them"
+)
+
+
+def _require_suits(model: Model, data: Input) -> None:
+    if not _suits(model, data):
+        raise ValueError(_UNSUITABLE)
+    if model.takes_conditions:
+        raise ValueError(_CONDITIONED)
+
+
+_SUITABLE = ((_CEL_SUITS, f"'{_UNSUITABLE}'"), (_CEL_UNCONDITIONED, f"'{_CONDITIONED}'"))
 
 
 class FreshModel(Record):
     """A model with random weights: speed does not depend on what it has learnt."""
 
-    model_config = cel((_CEL_SUITS, f"'{_UNSUITABLE}'"))
+    model_config = cel(*_SUITABLE)
 
     architecture: Annotated[Model, Field(description="The model's architecture.")]
     input: Annotated[Input, Field(description="What goes into it.")]
 
     @model_validator(mode="after")
     def _takes_its_input(self) -> Self:
-        if not _suits(self.architecture, self.input):
-            raise ValueError(_UNSUITABLE)
+        _require_suits(self.architecture, self.input)
         return self
 
 
@@ -265,7 +282,7 @@ class Collectives(Record):
 class RooflineModel(Record):
     """A model that is placed under the roof."""
 
-    model_config = cel((_CEL_SUITS, f"'{_UNSUITABLE}'"))
+    model_config = cel(*_SUITABLE)
 
     name: Annotated[str, Field(min_length=1, max_length=63, description="How it is called in the plot.")]
     architecture: Annotated[Model, Field(description="The model's architecture.")]
@@ -274,8 +291,7 @@ class RooflineModel(Record):
 
     @model_validator(mode="after")
     def _takes_its_input(self) -> Self:
-        if not _suits(self.architecture, self.input):
-            raise ValueError(_UNSUITABLE)
+        _require_suits(self.architecture, self.input)
         return self
 
 

@@ -48,9 +48,9 @@ def open_dataset(
     """The samples of `data`, split into training and validation by `seed` alone: the world size plays no part.
 
     `check` looks at them first, and says which are left out; None: nobody does. `environ` tells where the pod's paths
-    really are (`contract.env.host_path`). `alive` is called now and then while files are looked for. Raises ConfigError, naming the field, its value, the rule it breaks and the
-    remedy, for missing files, shapes and types that do not fit, labels or tokens out of range, and sets too small to
-    split.
+    really are (`contract.env.host_path`). `alive` is called now and then while files are looked for. Raises
+    ConfigError, naming the field, its value, the rule it breaks and the remedy, for missing files, shapes and types
+    that do not fit, labels or tokens out of range, and sets too small to split.
     """
     samples, spec = open_samples(data, environ, alive)
     if check is None and spec.kind == "tokens":

@@ -72,8 +72,12 @@ def _try(module: nn.Module, data: DataSpec) -> None:
 
 
 def require_same_weights(module: nn.Module, exchange: Callable[[bytes], Sequence[bytes]]) -> None:
-    """Raises ConfigError unless all ranks have made the same. Collective."""
-    on_host = ((name, parameter.detach().cpu().numpy()) for name, parameter in module.named_parameters())
+    """Raises ConfigError unless all ranks have made the same, buffers too. Collective."""
+    held = (*module.named_parameters(), *module.named_buffers())
+    # Its bytes: NumPy has no bf16, which a buffer may be.
+    on_host = (
+        (name, tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()) for name, tensor in held
+    )
     require_same_start(on_host, exchange)
 
 

@@ -89,8 +89,10 @@ class CustomStructure:
         return call
 
     def require_same_weights(self, exchange: Callable[[bytes], Sequence[bytes]]) -> None:
-        """Raises ConfigError unless all ranks have made the same. Collective."""
-        require_same_start(zip((leaf.name for leaf in self.leaves), self._first, strict=True), exchange)
+        """Raises ConfigError unless all ranks have made the same, constants too. Collective."""
+        constants = ((dotted(path), value) for path, value in jax.tree_util.tree_flatten_with_path(self._constants)[0])
+        parameters = zip((leaf.name for leaf in self.leaves), self._first, strict=True)
+        require_same_start((*parameters, *constants), exchange)
 
     def _module(self, values: Sequence[jax.Array], here: Pass) -> Any:
         parameters = jax.tree_util.tree_unflatten(self._tree, values)

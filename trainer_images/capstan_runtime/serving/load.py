@@ -42,8 +42,8 @@ def load(config: ServeConfig, store: Store) -> Classifier | Decoder:
     if signature is None:
         raise ConfigError(
             f"model.root: {_named(config.model)}, of step {opened.manifest.step}, does not say what model it is: it "
-            "was saved by an older version of Capstan; let its TrainingJob save one more with this version, and serve "
-            "that"
+            "is of the user's own code, which only that can serve, or was saved by an older version of Capstan, whose "
+            "TrainingJob can save one more with this version"
         )
     batching = config.guards.batching
     model = builder(config.runtime)(signature, opened.tensors(), 1 if batching is None else batching.max_batch_size)

@@ -74,6 +74,12 @@ def _newest(
             f"TrainingJob {ref.name} runs a program of its own, and only that knows its model; serve one of a job that "
             "Capstan trains",
         )
+    if spec.model is not None and spec.model.custom is not None:
+        return NoModel(
+            ServingReason.TRAINING_JOB_INVALID,
+            f"TrainingJob {ref.name} trains a model of its user's own code (model.custom), and only that code can "
+            "serve it; serve one of a job with one of Capstan's models",
+        )
     if ref.digest:
         told = next((c for c in _mentioned(job.status) if c.root == ref.digest), None)
         digest, step = ref.digest, told.step if told else None

@@ -102,7 +102,7 @@ def show(store: Store, name: SaveName, output: str) -> int:
 def _model(manifest: Manifest) -> dict[str, str]:
     signature = manifest.signature
     if signature is None:
-        return {"model": "not recorded, so it cannot be served (saved by an older version)"}
+        return {"model": "not recorded, so it cannot be served (of the user's own code, or saved by an older version)"}
     return {"model": signature.architecture, "task": signature.task}
 
 
