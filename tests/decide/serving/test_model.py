@@ -107,6 +107,14 @@ def test_the_key_is_the_users_or_the_jobs() -> None:
     assert found(spec(), trained(200), knowing(known)).public_key == KEY
 
 
+def test_a_model_of_the_users_own_code_is_not_served() -> None:
+    own = trained(200)
+    own = replace(own, spec={**own.spec, "model": {"custom": {"target": "own:make"}}})
+    refused = resolve(spec(), own, NOTHING)
+    assert isinstance(refused, NoModel)
+    assert refused.message.startswith("TrainingJob digits trains a model of its user's own code (model.custom), and")
+
+
 def test_of_an_invalid_job_nothing_new_is_served() -> None:
     broken = replace(trained(200), spec={"model": {}})
     refused = resolve(spec(), broken, NOTHING)
