@@ -67,7 +67,9 @@ def test_a_spare_whose_data_takes_longer_than_forming_a_world_may_is_no_hang_whi
     pod.put(alone(1, pod))
     state = pod.wait_for(Phase.TRAINING, Phase.EXITED)
     assert (state.phase, state.exit) == (Phase.TRAINING, None), pod.log.read_text()
-    assert "the warm spare is the trainer of fence 1, still importing" in pod.log.read_text()
+    log = pod.log.read_text()
+    assert "the warm spare is the trainer of fence 1, still importing" in log
+    assert "no progress" not in log, "nor does another trainer start cold in its place"
 
 
 def test_a_trainer_that_starts_cold_in_the_place_of_a_spare_knows_that_it_is_to_leave(
