@@ -38,7 +38,7 @@ OF_TRAINING = {
     "busy_seconds": "Seconds of a step that this rank worked itself, without waiting for others.",
     "validation_loss": "Loss on the held-out samples.",
     "accuracy": "Share of the held-out samples, or tokens, that are predicted right.",
-    "sparsity": "Share of the weights that spec.compression.prune may set to 0 and has.",
+    "sparsity": "Of the weights that spec.compression.prune may set to 0, the share that is 0 at an evaluation.",
     "save_seconds": "Seconds from the begin of the newest save to its commit.",
     "save_blocked_seconds": "Seconds in which training stood still for the newest save.",
     "save_bytes": "Bytes that this rank wrote for the newest save.",

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -9,14 +10,29 @@ import numpy as np
 import pytest
 import torch
 
-from capstan_runtime.contract.compression import Prune
+from capstan_runtime.contract.compression import Compression, Prune
 from capstan_runtime.deepspeed_trainer.optimizers import pruning as by_torch_alone
+from capstan_runtime.errors import ConfigError
+from capstan_runtime.flax_trainer.leaves import Leaf
 from capstan_runtime.flax_trainer.optimizers import pruning as by_flax_alone
-from capstan_runtime.model_spec import initial_parameter, parameter_table
-from capstan_runtime.pruning import is_pruned, pruned_share, pruning_numbers
+from capstan_runtime.model_spec import Normal, ParameterSpec, initial_parameter, parameter_table
+from capstan_runtime.pruning import is_pruned, pruned_share, pruning_numbers, require_last_cut
 from tests.numerics.test_optimizers import SPECS, STEPS, Arrays, adamw, by_flax, by_torch, compare, gradient_of, rate_of
-from tests.support.engines import CNN, FLAX, MLP, context_of
+from tests.support.engines import (
+    CNN,
+    FLAX,
+    MLP,
+    TOKENS,
+    TRANSFORMER,
+    WholeTensors,
+    context_of,
+    deepspeed,
+    make_engine,
+    train,
+)
+from tests.support.ranks import run_ranks
 
+TWO_OF_FOUR = {"nm": {"n": 2, "m": 4}}
 PRUNED = [spec.name for spec in SPECS if is_pruned(spec)]
 Mask = Callable[[np.ndarray, int], np.ndarray]
 """Where weights stay, of those that a step has made; every one of its bits that was 0 before stays 0."""
@@ -96,6 +112,9 @@ def test_all_but_embeddings_output_gains_and_biases_is_pruned() -> None:
         for layer in range(3)
         for name in ("attention.qkv", "attention.out", "feed_forward.gate_up", "feed_forward.down")
     ] == PRUNED
+    experts = {"transformer": {**TRANSFORMER["transformer"], "experts": {"count": 4, "topK": 2}}}
+    table = parameter_table(context_of(FLAX, experts).run.model, TOKENS)
+    assert [spec.name for spec in table if is_pruned(spec)] == PRUNED
     for model, expected in ((MLP, ["layers.0.weight"]), (CNN, ["stem.conv.weight", "blocks.0.first.conv.weight"])):
         context = context_of(FLAX, model)
         names = [spec.name for spec in parameter_table(context.run.model, context.data) if is_pruned(spec)]
@@ -114,11 +133,12 @@ def test_kernels_are_cut_along_their_input_channels_alike() -> None:
             group[np.argsort(-np.abs(group), kind="stable")[2:]] = 0.0
     numbers = pruning_numbers(prune, 1)
     at = {name: jnp.float32(value) for name, value in numbers.items()}
-    flax = by_flax_alone.pruned(prune, at, jnp.asarray(kernel), jnp.asarray(kernel), 0)
+    flax = by_flax_alone.with_pruned(prune, at, jnp.asarray(kernel), jnp.asarray(kernel), 0)
     np.testing.assert_array_equal(np.asarray(flax), expected)
     parameter = torch.nn.Parameter(torch.from_numpy(kernel.copy()))
     parameter.grad = torch.zeros_like(parameter)
-    pruning = by_torch_alone.Pruning(prune, [parameter], numbers)
+    spec = ParameterSpec("stem.conv.weight", kernel.shape, Normal(1.0), decays=True)
+    pruning = by_torch_alone.Pruning(prune, [(parameter, spec)], numbers)
     pruning.before()
     pruning.after()
     np.testing.assert_array_equal(parameter.detach().numpy(), expected)
@@ -132,4 +152,70 @@ def test_the_share_grows_by_the_papers_cubic_from_cut_to_cut_and_is_all_at_the_e
     assert shares[49:] == [0.8] * 51
     cuts = [step for step in range(1, 101) if pruning_numbers(prune, step)["cuts"]]
     assert cuts == [30, 50, 70, 90]
-    assert [pruning_numbers(prune, step)["keeps_zeros"] for step in (10, 11)] == [0.0, 1.0]
+    assert [pruning_numbers(prune, step)["keeps_zeros"] for step in (30, 31)] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("document", [{"magnitude": {"sparsity": 0.5, "endStep": 1, "everySteps": 1}}, TWO_OF_FOUR])
+def test_experts_are_pruned_matrix_by_matrix_alike(document: dict[str, Any]) -> None:
+    prune = Prune.parse(document)
+    # Of two layers, three experts each; a whole that is cut at once would empty the small ones.
+    sizes = 10.0 ** np.arange(6).reshape(2, 3, 1, 1)
+    weights = (np.random.default_rng(5).normal(size=(2, 3, 6, 8)) * sizes).astype(np.float32)
+    expected = weights.copy()
+    for matrix in expected.reshape(6, 6, 8):
+        for group in matrix.reshape(12, 4) if "nm" in document else matrix.reshape(1, 48):
+            group[np.argsort(np.abs(group), kind="stable")[: group.size // 2]] = 0.0
+    specs = tuple(
+        ParameterSpec(f"layers.{layer}.feed_forward.down.weight", (3, 6, 8), Normal(1.0), decays=True, unit_dims=2)
+        for layer in range(2)
+    )
+    numbers = pruning_numbers(prune, 1)
+    at = {name: jnp.float32(value) for name, value in numbers.items()}
+    leaf = Leaf(specs, weights.shape, "layers.feed_forward.down.weight")
+    flax = by_flax_alone.with_pruned(prune, at, jnp.asarray(weights), jnp.asarray(weights), leaf.matrix_stack)
+    np.testing.assert_array_equal(np.asarray(flax), expected)
+    parameters = [torch.nn.Parameter(torch.from_numpy(layer.copy())) for layer in weights]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    pruning = by_torch_alone.Pruning(prune, list(zip(parameters, specs, strict=True)), numbers)
+    pruning.before()
+    pruning.after()
+    np.testing.assert_array_equal(np.stack([parameter.detach().numpy() for parameter in parameters]), expected)
+    assert pruning.sparsity() == 0.5
+
+
+def pruned_run(rank: int, world: int, coordinator: str, framework: dict[str, Any]) -> Any:
+    """The sparsity that an engine speaks of, and this rank's part of its state, a step after the last cut."""
+    model = {"mlp": {"hidden": [24, 16], "conditionalScaling": {"film": {}}}}
+    prune = {"magnitude": {"sparsity": 0.3, "endStep": 3, "everySteps": 1}}
+    context = context_of(framework, model, rank, world, coordinator, compression={"prune": prune})
+    engine = make_engine(context)
+    train(engine, context, 0, 4)
+    answer = engine.sparsity(), [replace(part, data=part.data.copy()) for part in engine.export_state()]
+    engine.close()
+    return answer
+
+
+@pytest.mark.parametrize("framework", [FLAX, deepspeed(0)], ids=["flax", "deepspeed"])
+def test_a_condition_is_learnt_beside_pruning_and_what_is_said_of_zeros_is_counted(framework: dict[str, Any]) -> None:
+    said, parts = zip(*run_ranks(pruned_run, 2, framework), strict=True)
+    weights = WholeTensors(itertools.chain(*parts))
+    for layer in range(2):
+        assert (weights.read(f"params/films.{layer}.modulation.made.weight") != 0).all()
+    # Of 1,536 and of 384 weights 0.3 are no whole number: the plan is not what comes of it.
+    assert [int((weights.read(f"params/layers.{layer}.weight") == 0).sum()) for layer in range(2)] == [460, 115]
+    assert said == (575 / 1920, 575 / 1920)
+
+
+def test_a_run_that_ends_before_its_last_cut_is_refused() -> None:
+    compression = Compression.parse({"prune": {"magnitude": {"sparsity": 0.5, "endStep": 200}}})
+    training = context_of(FLAX, MLP).run.training
+    epochs = training.model_copy(update={"steps": None, "epochs": 5})
+    require_last_cut(None, epochs, 1)
+    require_last_cut(compression, epochs, 200)
+    with pytest.raises(
+        ConfigError,
+        match=r"^spec\.compression\.prune: makes its last cut at step 200, after the last of spec\.training\.epochs 5, "
+        r"199 steps; lower it$",
+    ):
+        require_last_cut(compression, epochs, 199)

@@ -69,6 +69,29 @@ def test_what_was_best_of_another_metric_says_nothing() -> None:
     assert after.state() == {"metric": "accuracy", "since": 0, "best": 0.001, "bestStep": 8}
 
 
+def test_evaluations_of_a_model_that_is_still_to_be_pruned_count_for_nothing() -> None:
+    plan = contract.EarlyStopping(patience=1)
+    each = EarlyStopping(plan, {}, Voice(Reporter(None), rank=1, steps=100), counts_from=8)
+    for done, value in ((2, 0.1), (4, 0.2), (6, 0.3)):
+        each.after_evaluation(done, {"validation_loss": value})
+        assert (each.is_over, each.state()) == (False, {"metric": "validation_loss", "since": 0})
+    each.after_evaluation(8, {"validation_loss": 0.9})
+    assert each.state() == {"metric": "validation_loss", "since": 0, "best": 0.9, "bestStep": 8}
+    each.after_evaluation(10, {"validation_loss": 0.9})
+    assert each.is_over
+
+
+def test_a_run_that_is_pruned_is_stopped_early_only_after_its_last_cut_and_refused_without_one(tmp_path: Path) -> None:
+    prune = {"magnitude": {"sparsity": 0.5, "endStep": 40, "everySteps": 10}}
+    pruned = stopping_run(tmp_path / "pruned", compression={"prune": prune})
+    (ended,) = train(pruned)
+    assert ended.code == ExitCode.OK, ended.output
+    assert [stop.step for stop in early_stops(ended)] == [40 + 2 * EVERY]
+    (refused,) = train(stopping_run(tmp_path / "too late", compression={"prune": prune}, training={"steps": 39}))
+    assert refused.code == ExitCode.CONFIG, refused.output
+    assert "makes its last cut at step 40, after the last of spec.training.steps 39; lower it" in refused.output
+
+
 def test_the_step_after_which_patience_is_over_is_the_last() -> None:
     each = early_stopping(patience=1)
     step = Step(8, False, 0.1, Outcome(Done({})), CARRY_ON)
@@ -89,11 +112,11 @@ def test_a_state_without_callbacks_is_spelled_as_before_there_were_any() -> None
     assert TrainerState.model_validate_json(canonical_bytes(told)) == told
 
 
-def stopping_run(folder: Path) -> Run:
+def stopping_run(folder: Path, training: dict[str, Any] | None = None, **more: Any) -> Run:
     """Its validation loss falls by less than minDelta from some evaluation on, long before step 60."""
     stopping = {"earlyStopping": {"patience": 2, "minDelta": 0.02}}
-    training = {"evaluation": {"everySteps": EVERY}}
-    return Run(folder, steps=60, save_every=EVERY, overrides={"callbacks": stopping, "training": training})
+    told = {"evaluation": {"everySteps": EVERY}, **(training or {})}
+    return Run(folder, steps=60, save_every=EVERY, overrides={"callbacks": stopping, "training": told, **more})
 
 
 def train(run: Run, fence: int = 1, floor_step: int = 0, world: int = 1, **faults: str) -> list[Ended]:

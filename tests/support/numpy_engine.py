@@ -90,6 +90,9 @@ class NumpyEngine:
                 count += float(weights.sum())
         return EvaluationSums(loss, correct, count)
 
+    def sparsity(self) -> float | None:
+        return None
+
     def export_state(self) -> Iterator[LocalTensor]:
         names = sorted(self.state)
         for part in tile_evenly([self.state[name].size for name in names], self.rank, self.world):

@@ -71,6 +71,12 @@ class ObservedEngine:
         self._activity.enter(before)
         return sums
 
+    def sparsity(self) -> float | None:
+        before = self._activity.enter(Section.STEP)
+        share = self._engine.sparsity()
+        self._activity.enter(before)
+        return share
+
     def export_state(self) -> Iterator[LocalTensor]:
         return self._engine.export_state()
 

@@ -123,6 +123,11 @@ class Engine(Stateful, Protocol):
 
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums: ...
 
+    def sparsity(self) -> float | None:
+        """Of the weights that the run may prune (`is_pruned`), the share that is 0; the same on every rank. Waits for
+        the device. None: it prunes nothing."""
+        ...
+
     def busy_seconds(self) -> float | None:
         """Seconds since it was made that this rank itself worked in or for its steps, however long it waited for others
         in them. None: cannot be told apart here."""

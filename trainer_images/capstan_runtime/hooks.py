@@ -16,7 +16,6 @@ from capstan_runtime.engine import Batch, Engine, StepResult
 from capstan_runtime.evaluation import add_up
 from capstan_runtime.metrics.lines import progress_line
 from capstan_runtime.metrics.meter import Meter
-from capstan_runtime.pruning import pruned_share
 from capstan_runtime.voice import Voice
 
 _HEARTBEAT_SECONDS = 1.0
@@ -178,10 +177,10 @@ class Evaluate:
         self._voice.report(phase=Phase.EVALUATING, step=done)
         with self._meter.paused():
             total = add_up(self._engine.exchange, self._engine.evaluate(self._heard(self._batches())))
+            sparsity = self._engine.sparsity()
         metrics = {"validation_loss": total.loss / total.count, "accuracy": total.correct / total.count}
-        compression = self._context.run.compression
-        if compression is not None:
-            metrics["sparsity"] = pruned_share(compression.prune, done)
+        if sparsity is not None:
+            metrics["sparsity"] = sparsity
         self._voice.report_metrics(done, metrics)
         self._voice.say(progress_line(done, self._voice.steps, metrics))
         if done > self._followed_to:

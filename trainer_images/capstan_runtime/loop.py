@@ -43,6 +43,7 @@ from capstan_runtime.numerical import Guard
 from capstan_runtime.persistence import make_save_state, settle
 from capstan_runtime.plateau import PlateauFollower
 from capstan_runtime.prefetch import Prefetch
+from capstan_runtime.pruning import require_last_cut
 from capstan_runtime.randomness import sample_keys
 from capstan_runtime.recording import Recording
 from capstan_runtime.registry.at_end import RegisterAtEnd
@@ -113,6 +114,7 @@ def run_attempt(
     )
     plan.micro_steps(membership.world)  # refuses a world that does not divide the virtual ranks
     steps = training.steps or (training.epochs or 0) * plan.steps_per_epoch
+    require_last_cut(run.compression, training, steps)
     context = TrainContext(run=run, membership=membership, data=dataset.spec, steps=steps, environ=environ)
     store = open_store(required(environ, env.STORE), environ)
     voice = Voice(reporter, membership.rank, steps)
@@ -324,10 +326,11 @@ class _Attempt:
         return Profiler(plan, self.context, self.engine.trace, self.store, self.voice, self.start.step)
 
     def _early_stopping(self) -> EarlyStopping | None:
-        plan = self.context.run.callbacks.early_stopping
+        plan, compression = self.context.run.callbacks.early_stopping, self.context.run.compression
         if plan is None:
             return None
-        return EarlyStopping(plan, self.start.callbacks.get(EarlyStopping.name, {}), self.voice)
+        counts_from = 0 if compression is None else compression.prune.value.last_cut
+        return EarlyStopping(plan, self.start.callbacks.get(EarlyStopping.name, {}), self.voice, counts_from)
 
     def _save_state(self, retention: Retention | None, guard: Guard, carried: list[Carried]) -> SaveState:
         run = self.context.run

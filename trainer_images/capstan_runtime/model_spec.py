@@ -64,6 +64,11 @@ class ParameterSpec:
         return math.prod(self.shape)
 
     @property
+    def matrix_dims(self) -> int:
+        """How many of the first dimensions number matrices or kernels: 0 unless several are one parameter."""
+        return self.unit_dims - 1
+
+    @property
     def dims_within_units(self) -> tuple[int, ...]:
         """The dimensions of one unit; a gain or bias is a unit as a whole."""
         return tuple(range(self.unit_dims if len(self.shape) > self.unit_dims else 0, len(self.shape)))
@@ -116,8 +121,8 @@ def kv_heads(config: Transformer) -> int:
     return config.heads if config.kv_heads is None else config.kv_heads
 
 
-def _weight(name: str, *shape: int, std: float) -> ParameterSpec:
-    return ParameterSpec(f"{name}.weight", shape, Normal(std), decays=True)
+def _weight(name: str, *shape: int, std: float, unit_dims: int = 1) -> ParameterSpec:
+    return ParameterSpec(f"{name}.weight", shape, Normal(std), decays=True, unit_dims=unit_dims)
 
 
 def _bias(name: str, size: int) -> ParameterSpec:
@@ -232,8 +237,10 @@ def _transformer(config: Transformer, vocabulary: int) -> Iterator[ParameterSpec
         experts = () if config.experts is None else (config.experts.count,)
         if experts:
             yield _weight(f"layers.{layer}.feed_forward.router", *experts, dim, std=_TRANSFORMER_STD)
-        yield _weight(f"layers.{layer}.feed_forward.gate_up", *experts, 2 * hidden, dim, std=_TRANSFORMER_STD)
-        yield _weight(f"layers.{layer}.feed_forward.down", *experts, dim, hidden, std=residual_std)
+        units = 1 + len(experts)
+        gate_up, down = (*experts, 2 * hidden, dim), (*experts, dim, hidden)
+        yield _weight(f"layers.{layer}.feed_forward.gate_up", *gate_up, std=_TRANSFORMER_STD, unit_dims=units)
+        yield _weight(f"layers.{layer}.feed_forward.down", *down, std=residual_std, unit_dims=units)
         if config.layer_scale is not None:
             yield _gain(f"layers.{layer}.feed_forward_scale", dim, config.layer_scale.initial)
     yield _gain("norm", dim)

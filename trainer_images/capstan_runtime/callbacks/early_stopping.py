@@ -20,11 +20,15 @@ class EarlyStopping:
     name = "earlyStopping"
     section = Section.HOST
 
-    def __init__(self, plan: contract.EarlyStopping, saved: Mapping[str, Value], voice: Voice) -> None:
+    def __init__(
+        self, plan: contract.EarlyStopping, saved: Mapping[str, Value], voice: Voice, counts_from: int = 0
+    ) -> None:
         """`saved` is what `state` returned before, empty at step 0. State of another metric says nothing about this
-        one, and is forgotten."""
+        one, and is forgotten. `counts_from`: the step with which the model has become what it is to stay, so that
+        evaluations of earlier ones count for nothing."""
         self._plan = plan
         self._voice = voice
+        self._counts_from = counts_from
         is_of_this = saved.get("metric") == plan.metric
         self._best = float(saved["best"]) if is_of_this and "best" in saved else None
         self._best_step = int(saved["bestStep"]) if is_of_this and "bestStep" in saved else None
@@ -45,6 +49,8 @@ class EarlyStopping:
 
     def after_evaluation(self, done: int, metrics: Mapping[str, float]) -> None:
         """Takes in what was measured after `done` steps. A value that is not finite is no better than any."""
+        if done < self._counts_from:
+            return
         value = metrics[self._plan.metric]
         if self._is_better(value):
             self._best, self._best_step, self._since = value, done, 0

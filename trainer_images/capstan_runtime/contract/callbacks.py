@@ -74,7 +74,11 @@ class Callbacks(Record):
     """What follows the run. Each is there if it is named."""
 
     early_stopping: Annotated[
-        EarlyStopping | None, Field(description="Left out: the run makes all its steps. Needs training.evaluation.")
+        EarlyStopping | None,
+        Field(
+            description="Left out: the run makes all its steps. Needs training.evaluation. Beside compression.prune "
+            "evaluations before its last cut count for nothing: they measure a model that will not be."
+        ),
     ] = None
     system_monitor: Annotated[
         SystemMonitor | None,

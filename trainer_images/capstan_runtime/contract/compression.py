@@ -72,7 +72,8 @@ class Nm(Record):
 
 
 class Prune(OneOf):
-    """Which weights are set to 0. Embeddings, the output layer, gains and biases are left as they are."""
+    """Which weights are set to 0. Embeddings, the output layer, what routes to experts, what maps a condition to
+    scales and shifts, gains and biases are left as they are."""
 
     magnitude: Annotated[Magnitude | None, Field(description="The smallest of each matrix, more and more.")] = None
     nm: Annotated[Nm | None, Field(description="All but n of each m neighbours.")] = None
@@ -84,7 +85,9 @@ class Compression(Record):
     prune: Annotated[
         Prune,
         Field(
-            description="Set weights to 0. With DeepSpeed it needs zeroStage 0: it takes whole parameters. Not with "
-            "training.ema: an average of weights is not as sparse as they are."
+            description="Set weights to 0: of matrices and kernels, each expert's too, but not of embeddings, of the "
+            "output layer, of what routes to experts or of what maps a condition to scales and shifts. With DeepSpeed "
+            "it needs zeroStage 0: it takes whole parameters. Not with training.ema: an average of weights is not as "
+            "sparse as they are."
         ),
     ]

@@ -191,6 +191,10 @@ class DeepSpeedEngine:
         self._engine.train()
         return EvaluationSums(loss, correct, count)
 
+    def sparsity(self) -> float | None:
+        with translated_errors():
+            return self._updates.sparsity()
+
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
             own, replicated = ([], self._fragments) if self._stage == 0 else (self._fragments, [])

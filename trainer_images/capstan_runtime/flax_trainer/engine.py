@@ -105,6 +105,7 @@ class FlaxEngine:
         if self._sharding is not None:
             self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, mesh))
         self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
+        self._zeros = jax.jit(self._update.zeros)
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
         self._to_devices = jax.jit(lambda batch: batch, in_shardings=self._local_by_sample)
@@ -152,6 +153,14 @@ class FlaxEngine:
             loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
         return EvaluationSums(loss, correct, count)
+
+    def sparsity(self) -> float | None:
+        sizes = [math.prod(self._structure.leaves[number].shape) for number in self._update.pruned]
+        if not sizes:
+            return None
+        with translated_errors():
+            counts = jax.device_get(self._zeros([self._on_local_devices(weights) for weights in self._parameters]))
+        return sum(int(count.sum(dtype=np.int64)) for count in counts) / sum(sizes)
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():

@@ -54,6 +54,11 @@ class Leaf:
         """How many of the first dimensions count parameters: 1 where layers are stacked, else 0."""
         return len(self.shape) - len(self.parameters[0].shape)
 
+    @property
+    def matrix_stack(self) -> int:
+        """How many of the first dimensions number matrices or kernels: of several layers, or in one parameter."""
+        return self.stack + self.parameters[0].matrix_dims
+
     def initial_value(self, seed: int) -> np.ndarray:
         return np.stack([initial_parameter(spec, seed) for spec in self.parameters]).reshape(self.shape)
 

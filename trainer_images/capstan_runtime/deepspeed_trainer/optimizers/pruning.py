@@ -8,12 +8,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from capstan_runtime.contract.compression import Nm, Prune
+from capstan_runtime.model_spec import ParameterSpec
 
 
 class Pruning:
     """Around each step of the optimizer: what was 0 before it stays 0, and what `pruning_numbers` asks for follows."""
 
-    def __init__(self, prune: Prune, parameters: Sequence[nn.Parameter], numbers: dict[str, float]) -> None:
+    def __init__(
+        self, prune: Prune, parameters: Sequence[tuple[nn.Parameter, ParameterSpec]], numbers: dict[str, float]
+    ) -> None:
         """`numbers` are those of the step that is made."""
         self._prune = prune
         self._parameters = parameters
@@ -23,22 +26,30 @@ class Pruning:
     @torch.no_grad()
     def before(self, *_: object) -> None:
         if self._numbers["keeps_zeros"]:
-            self._zeros = [parameter == 0 for parameter in self._parameters]
+            self._zeros = [parameter == 0 for parameter, _ in self._parameters]
 
     @torch.no_grad()
     def after(self, *_: object) -> None:
-        for parameter, zeros in zip(self._parameters, self._zeros, strict=False):  # none yet: nothing is kept
-            parameter.masked_fill_(zeros, 0.0)
+        for kept, zeros in zip(self._parameters, self._zeros, strict=False):  # none yet: nothing is kept
+            kept[0].masked_fill_(zeros, 0.0)
         self._zeros = []
         if not self._numbers["cuts"]:
             return
-        for parameter in self._parameters:
+        for parameter, spec in self._parameters:
             if parameter.grad is None:  # the update was dropped, and its cut with it
                 continue
-            if isinstance(self._prune.value, Nm):
-                parameter.masked_fill_(~_largest_of_each(self._prune.value, parameter), 0.0)
-            else:
-                _drop_smallest(parameter, self._numbers["pruned_share"])
+            for weights in parameter.view(-1, *spec.shape[spec.matrix_dims :]):
+                if isinstance(self._prune.value, Nm):
+                    weights.masked_fill_(~_largest_of_each(self._prune.value, weights), 0.0)
+                else:
+                    _drop_smallest(weights, self._numbers["pruned_share"])
+
+    def sparsity(self) -> float | None:
+        """Share of the weights that are 0; None if there are none. Waits for the device."""
+        if not self._parameters:
+            return None
+        zeros = torch.stack([(parameter == 0).sum() for parameter, _ in self._parameters]).sum()
+        return int(zeros) / sum(spec.size for _, spec in self._parameters)
 
 
 def _drop_smallest(weights: Tensor, share: float) -> None:

@@ -56,11 +56,12 @@ class Updates:
         if self._training.lookahead is not None:
             self.optimizer.register_step_post_hook(self._move_slow_weights)
         self._prune = run.compression.prune if run.compression is not None else None
+        self._pruning: Pruning | None = None
         if self._prune is not None:
-            whole = [parameters[spec.name] for spec in table if is_pruned(spec)]
-            pruning = Pruning(self._prune, whole, self._numbers)
-            self.optimizer.register_step_pre_hook(pruning.before)
-            self.optimizer.register_step_post_hook(pruning.after)
+            whole = [(parameters[spec.name], spec) for spec in table if is_pruned(spec)]
+            self._pruning = Pruning(self._prune, whole, self._numbers)
+            self.optimizer.register_step_pre_hook(self._pruning.before)
+            self.optimizer.register_step_post_hook(self._pruning.after)
         if self._training.ema is not None:
             self.optimizer.register_step_post_hook(self._average)
 
@@ -71,6 +72,10 @@ class Updates:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self._found.clear()
+
+    def sparsity(self) -> float | None:
+        """As the engine says."""
+        return None if self._pruning is None else self._pruning.sparsity()
 
     @property
     def wants_hessian(self) -> bool:

@@ -1,4 +1,4 @@
-"""Weights that are set to 0. Layers that are stacked stay apart: a leaf's first `stack` dimensions count parameters."""
+"""Weights that are set to 0. Matrices that are stacked stay apart: a leaf's first `stack` dimensions number them."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from capstan_runtime.contract.compression import Nm, Prune
 from capstan_runtime.flax_trainer.optimizers.adam import Numbers
 
 
-def pruned(prune: Prune, numbers: Numbers, before: jax.Array, weights: jax.Array, stack: int) -> jax.Array:
+def with_pruned(prune: Prune, numbers: Numbers, before: jax.Array, weights: jax.Array, stack: int) -> jax.Array:
     """`weights`, which an update made of those `before` it, with what `pruning_numbers` asks for set to 0."""
     weights = jnp.where((before == 0) & (numbers["keeps_zeros"] > 0), 0.0, weights)
 
@@ -20,7 +20,7 @@ def pruned(prune: Prune, numbers: Numbers, before: jax.Array, weights: jax.Array
 
 
 def _without_smallest(weights: jax.Array, share: jax.Array, stack: int) -> jax.Array:
-    """Of each parameter, floor(share * size) weights are 0, and those that are as small as the last of them."""
+    """Of each matrix, floor(share * size) weights are 0, and those that are as small as the last of them."""
     magnitudes = jnp.abs(weights).reshape(*weights.shape[:stack], -1)
     count = jnp.floor(share * jnp.float32(magnitudes.shape[-1])).astype(jnp.int32)
     largest_gone = jnp.take(jnp.sort(magnitudes, axis=-1), jnp.maximum(count - 1, 0), axis=-1)

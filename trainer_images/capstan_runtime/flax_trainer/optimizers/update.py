@@ -33,7 +33,7 @@ from capstan_runtime.flax_trainer.optimizers.gradients import (
     global_norm,
 )
 from capstan_runtime.flax_trainer.optimizers.momentum import lion, novograd, sgd, sophia
-from capstan_runtime.flax_trainer.optimizers.pruning import pruned
+from capstan_runtime.flax_trainer.optimizers.pruning import with_pruned
 from capstan_runtime.model_spec import output_layer
 from capstan_runtime.pruning import is_pruned, pruning_numbers
 from capstan_runtime.updates import EMA, HESSIAN, SLOW_WEIGHTS, StateKind, state_kinds, update_numbers
@@ -83,6 +83,18 @@ class UpdatePlan:
     def named(self, numbers: jax.Array) -> Numbers:
         """What `numbers` gave, by name."""
         return dict(zip(self._named_numbers(1.0, 1), numbers[:-1], strict=True))
+
+    @property
+    def pruned(self) -> list[int]:
+        """Which of the leaves are."""
+        if self.prune is None:
+            return []
+        return [number for number, leaf in enumerate(self.leaves) if is_pruned(leaf.parameters[0])]
+
+    def zeros(self, parameters: Leaves) -> list[jax.Array]:
+        """Of each leaf that is pruned: how many weights of each of its matrices are 0, int32."""
+        counted = [(parameters[number], self.leaves[number].matrix_stack) for number in self.pruned]
+        return [jnp.sum(w == 0, axis=tuple(range(stack, w.ndim)), dtype=jnp.int32) for w, stack in counted]
 
     @property
     def samples_hessian(self) -> bool:
@@ -165,7 +177,7 @@ class UpdatePlan:
                 rest[SLOW_WEIGHTS] = slow
                 w = jnp.where(at["slow_rate"] > 0, slow, w)
             if self.prune is not None and is_pruned(leaf.parameters[0]):
-                w = pruned(self.prune, at, before, w, leaf.stack)
+                w = with_pruned(self.prune, at, before, w, leaf.matrix_stack)
             if EMA in rest:
                 rest[EMA] += (w - rest[EMA]) * at["ema_rate"]
             columns.append((w, *moments, *rest.values()))
