@@ -6,18 +6,17 @@ from typing import Annotated, Any, Self
 from pydantic import Field, model_validator
 
 from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_augmentation_fits
+from capstan_operator.api.checkpoint_spec import CheckpointSpec
 from capstan_operator.api.compression_rules import COMPRESSION_RULES, require_compression_fits
 from capstan_operator.api.custom_rules import CUSTOM_RULES, require_custom_fits
-from capstan_operator.api.gang import Gang
 from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.memory_rules import MEMORY_RULES, require_memory_fits
 from capstan_operator.api.model_rules import MODEL_RULES, require_model_fits
-from capstan_operator.api.placement import Placement
 from capstan_operator.api.program_rules import program_rules, require_program_or_trainer
 from capstan_operator.api.recovery_spec import Chaos, Recovery
-from capstan_operator.api.store import Store
 from capstan_operator.api.update_rules import UPDATE_RULES, require_update_fits
+from capstan_operator.api.workers import Workers
 from capstan_runtime.contract.augmentation import Augmentation
 from capstan_runtime.contract.base import Positive, Record, cel, rules_of
 from capstan_runtime.contract.callbacks import Callbacks
@@ -30,88 +29,9 @@ from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.optimizers import Optimizer
 from capstan_runtime.contract.program import Program
 from capstan_runtime.contract.registry import Register
-from capstan_runtime.contract.saving import Interval, Retention, Verification
 from capstan_runtime.contract.schedules import Schedule
 from capstan_runtime.contract.tracking import Tracking
 from capstan_runtime.contract.training import Training
-
-
-class Workers(Placement):
-    """How many pods train together and what each of them gets."""
-
-    max: Annotated[int, Field(ge=1, le=16384, description="Workers to run with when all can be had.")]
-    min: Annotated[
-        Positive | None, Field(description="Fewest workers to go on with. Left out: max, the size is fixed.")
-    ] = None
-    gpus: Annotated[int, Field(ge=0, le=16, description="NVIDIA GPUs per worker; 0 trains on the CPU.")] = 0
-    image: Annotated[
-        str | None,
-        Field(min_length=1, description="Container image. Left out: the operator's image for the framework."),
-    ] = None
-    pod_patch: Annotated[
-        dict[str, Any] | None,
-        Field(
-            description="Merged into every pod (strategic merge: containers by name, volumes by name). The trainer's "
-            "container is called trainer.",
-            json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
-        ),
-    ] = None
-    gang: Annotated[
-        Gang | None,
-        Field(
-            description="Place the fewest workers to go on with together, or none of them. Needs a scheduler that can. "
-            "Left out: the cluster's scheduler places each pod by itself."
-        ),
-    ] = None
-
-
-class Signing(Record):
-    """Signs the manifest of every checkpoint."""
-
-    secret_name: Annotated[
-        str,
-        Field(
-            min_length=1,
-            description="Secret in the job's namespace whose key private.pem holds an ECDSA private key.",
-        ),
-    ]
-
-
-_PEM = "-----BEGIN PUBLIC KEY-----"
-
-
-class CheckpointSpec(Record):
-    """Where, how often and how carefully the run is saved."""
-
-    # A run that cannot take its own checkpoints back would end with its first restart.
-    model_config = cel(
-        (
-            "!has(self.verify) || !has(self.verify.publicKey) || has(self.sign)",
-            "'verify.publicKey takes only what is signed, and nothing signs: set sign, or remove publicKey'",
-        ),
-        (
-            f"!has(self.verify) || !has(self.verify.publicKey) || self.verify.publicKey.startsWith('{_PEM}')",
-            f"'verify.publicKey does not begin with {_PEM}: give the PEM of an ECDSA public key'",
-        ),
-    )
-
-    store: Annotated[Store, Field(description="Where checkpoints are kept.")]
-    interval: Annotated[Interval, Field(description="How often to save.")] = Interval(seconds=600)
-    retention: Annotated[Retention, Field(description="What to keep.")] = Retention()
-    verify: Annotated[Verification, Field(description="What is checked before a resume.")] = Verification()
-    sign: Annotated[Signing | None, Field(description="Left out: checkpoints are hashed, not signed.")] = None
-
-    @model_validator(mode="after")
-    def _takes_back_what_it_saves(self) -> Self:
-        key = self.verify.public_key
-        if key is not None and self.sign is None:
-            raise ValueError(
-                "verify.publicKey takes only what is signed, and nothing signs: set sign, or remove publicKey"
-            )
-        if key is not None and not key.startswith(_PEM):
-            raise ValueError(f"verify.publicKey does not begin with {_PEM}: give the PEM of an ECDSA public key")
-        return self
-
 
 # CEL spellings of the two properties of TrainingJobSpec that have a default made of another field.
 _CEL_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"

@@ -4,7 +4,8 @@ import hashlib
 import json
 from typing import Any
 
-from capstan_operator.api.training_job import TrainingJobSpec, Workers
+from capstan_operator.api.training_job import TrainingJobSpec
+from capstan_operator.api.workers import Workers
 from capstan_operator.build.children import Owner
 from capstan_runtime.contract.run_config import CheckpointPlan, Deadlines, JobConfig, ProgramConfig, RunConfig
 
