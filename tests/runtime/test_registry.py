@@ -19,6 +19,7 @@ from capstan_runtime.checkpoint.marks import is_pinned
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.signing import NotSigned
 from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.checkpoint.writer import Save, commit, write_shards
 from capstan_runtime.contract.registry import Bump
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
 from capstan_runtime.registry.entry import Code, Lineage, ModelEntry, Promotion, entry_key, promotion_key, sealed
@@ -26,7 +27,7 @@ from capstan_runtime.registry.registering import Candidate, Wanted, register
 from capstan_runtime.registry.registry import NotRegistered, Registry, Taken
 from capstan_runtime.registry.verifying import require_signed, verify_entry
 from tests.runtime.test_signing import public_text, written
-from tests.support.checkpoints import RUN, arrays_of, flip, folder_of, retention, save, steps_in
+from tests.support.checkpoints import RUN, arrays_of, facts_of, flip, folder_of, retention, save, share_of, steps_in
 from tests.support.crashing_disk import PowerCut, killed_before, operations_of, restore
 from tests.support.s3_server import BUCKET, s3_server
 
@@ -148,6 +149,17 @@ def test_an_entry_says_what_the_checkpoint_is_where_it_is_and_where_it_comes_fro
     )
     assert entry.size_bytes > sum(array.nbytes for array in arrays_of(20).values())
     verify_entry(registry, entry, None)
+
+
+def test_what_a_program_saved_that_told_no_loss_is_registered_without_one(tmp_path: Path) -> None:
+    registry, run_store = in_folder(tmp_path)
+    facts = facts_of(10, metrics={"accuracy": 0.5})
+    facts = facts.model_copy(update={"trainer": facts.trainer.model_copy(update={"loss": None})})
+    saved = Save(run_store, facts, 0)
+    write_shards(saved, share_of(arrays_of(10), 0, 1))
+    commit(saved, deadline_seconds=1.0)
+    assert registered(registry, run_store, wanted("1.0.0")).metrics == {"accuracy": 0.5}
+    assert registry.entry("digits", "1.0.0").metrics == {"accuracy": 0.5}
 
 
 def test_a_version_never_changes_and_who_asks_for_it_again_hears_whose_it_is(

@@ -77,7 +77,7 @@ class ModelEntry(Record):
     """Elements of all parameters."""
     metrics: dict[str, float]
     model: Signature | None
-    """What it computes; None: it was saved before checkpoints said so."""
+    """What it computes; None: the checkpoint does not say. A user's own code made it, or an older version."""
     lineage: Lineage
     registered_at: float
     """Seconds since 1970."""

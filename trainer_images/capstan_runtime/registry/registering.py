@@ -118,7 +118,7 @@ def _entry(opened: OpenCheckpoint, run: str, wanted: Wanted, version: str) -> Mo
         framework=manifest.framework,
         size_bytes=opened.size,
         parameters=sum(prod(one.shape) for one in manifest.tensors if one.name.startswith(_PARAMETERS)),
-        metrics={"loss": manifest.trainer.loss, **manifest.metrics, **wanted.metrics},
+        metrics={**manifest.figures, **wanted.metrics},
         model=manifest.signature,
         lineage=Lineage(
             job=manifest.job,
