@@ -282,6 +282,7 @@ def test_installed_packages_are_not_the_standard_library(tmp_path: Path, monkeyp
     [
         ({"path": "/nowhere", "sequenceLength": 8}, "spec.data.text.path: /nowhere does not exist in the pod"),
         ({"path": "$(PYTHON_STDLIB)/json", "pattern": "*.txt", "sequenceLength": 8}, "pattern: *.txt matches no file"),
+        ({"path": "$(PYTHON_STDLIB)/json", "pattern": "/*.txt", "sequenceLength": 8}, "pattern: /*.txt is no glob of"),
         ({"path": "$(PYTHON_STDLIB)/this.py", "sequenceLength": 4000}, "sequenceLength: 4000 needs 8001 tokens"),
     ],
 )
@@ -313,6 +314,9 @@ def test_files_of_a_folder_follow_each_other_and_no_window_reaches_into_the_next
     assert sorted(inputs[:, 0].tolist()) == [0, 4, 100, 104]
     assert (np.diff(np.concatenate([inputs, targets[:, -1:]], axis=1)) == 1).all()
     assert "spec.data.tokens.pattern: *.gz matches no file" in refusal({"tokens": {**tokens, "pattern": "*.gz"}})
+    assert "spec.data.tokens.pattern: /a/*.bin is no glob of files below path (" in refusal(
+        {"tokens": {**tokens, "pattern": "/a/*.bin"}}
+    )
     assert "sequenceLength: 50 needs 101 tokens" in refusal({"tokens": {**tokens, "sequenceLength": 50}})
 
 

@@ -5,7 +5,7 @@ Sample i is the tokens [i T, i T + T] (T + 1 of them): the inputs are all but th
 
 import sysconfig
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -120,7 +120,7 @@ def _matching_files(config: Text, environ: Mapping[str, str]) -> list[Path]:
         )
     found = sorted(
         file.relative_to(root)
-        for file in root.glob(config.pattern)
+        for file in _glob(root, config.pattern, "spec.data.text")
         if file.is_file() and not (is_stdlib and _NOT_STDLIB.intersection(file.relative_to(root).parts))
     )
     if not found:
@@ -171,10 +171,19 @@ def _whole_windows(files: Sequence[_File], config: Tokens) -> int:
 def _matching(root: Path, path: str, pattern: str, field: str) -> list[Path]:
     if not root.is_dir():
         raise ConfigError(f"{field}.path: {path} does not exist in the pod; mount it, or correct the path")
-    found = sorted(file for file in root.glob(pattern) if file.is_file())
+    found = sorted(file for file in _glob(root, pattern, field) if file.is_file())
     if not found:
         raise ConfigError(f"{field}.pattern: {pattern} matches no file under {path}; correct pattern or path")
     return found
+
+
+def _glob(root: Path, pattern: str, field: str) -> Iterator[Path]:
+    try:
+        yield from root.glob(pattern)
+    except (NotImplementedError, ValueError) as error:  # it is absolute, or no glob at all
+        raise ConfigError(
+            f"{field}.pattern: {pattern} is no glob of files below path ({error}); give one such as **/*.txt"
+        ) from error
 
 
 def _require_a_sample(tokens: int, sequence_length: int, field: str, source: str) -> None:

@@ -49,7 +49,12 @@ def find_text(root: Path, pattern: str) -> Text:
     """Raises Unusable if there is none."""
     if root.is_file():
         return Text(root.parent, (root.name,), (root.stat().st_size,))
-    files = sorted(file for file in root.glob(pattern) if file.is_file()) if root.is_dir() else []
+    try:
+        files = sorted(file for file in root.glob(pattern) if file.is_file()) if root.is_dir() else []
+    except (NotImplementedError, ValueError) as error:  # it is absolute, or no glob at all
+        raise Unusable(
+            f"--pattern: {pattern} is no glob of files below {root} ({error}); give one such as **/*.txt"
+        ) from error
     if not files:
         raise Unusable(f"{root}: no file of it matches {pattern}; correct the path, or --pattern")
     return Text(
