@@ -66,7 +66,19 @@ def test_what_was_best_of_another_metric_says_nothing() -> None:
     before.after_evaluation(4, {"validation_loss": 0.01})
     after = early_stopping(before.state(), patience=1, metric="accuracy")
     after.after_evaluation(8, {"accuracy": 0.001})
-    assert after.state() == {"metric": "accuracy", "since": 0, "best": 0.001, "bestStep": 8}
+    assert after.state() == {"metric": "accuracy", "mode": "max", "since": 0, "best": 0.001, "bestStep": 8}
+
+
+def test_what_was_best_when_less_was_better_says_nothing_once_more_is() -> None:
+    before = early_stopping(patience=2, metric="accuracy", mode="min")
+    before.after_evaluation(4, {"accuracy": 0.01})
+    before.after_evaluation(8, {"accuracy": 0.9})
+    after = early_stopping(before.state(), patience=2, metric="accuracy")
+    assert after.state() == {"metric": "accuracy", "mode": "max", "since": 0}
+    state_without_mode = {name: value for name, value in before.state().items() if name != "mode"}
+    assert early_stopping(state_without_mode, patience=2, metric="accuracy").state() == {
+        **{"metric": "accuracy", "mode": "max", "since": 1, "best": 0.01, "bestStep": 4}
+    }, "saved before states said their mode"
 
 
 def test_evaluations_of_a_model_that_is_still_to_be_pruned_count_for_nothing() -> None:

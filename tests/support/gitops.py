@@ -32,6 +32,7 @@ RESOURCES = {
         *OWN_KINDS,
         Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim"),
         Resource("", "v1", "serviceaccounts", "ServiceAccount"),
+        Resource("", "v1", "configmaps", "ConfigMap"),
         Resource(RBAC, "v1", "roles", "Role"),
         Resource(RBAC, "v1", "rolebindings", "RoleBinding"),
     )

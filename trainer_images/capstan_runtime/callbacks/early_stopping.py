@@ -23,13 +23,15 @@ class EarlyStopping:
     def __init__(
         self, plan: contract.EarlyStopping, saved: Mapping[str, Value], voice: Voice, counts_from: int = 0
     ) -> None:
-        """`saved` is what `state` returned before, empty at step 0. State of another metric says nothing about this
-        one, and is forgotten. `counts_from`: the step with which the model has become what it is to stay, so that
-        evaluations of earlier ones count for nothing."""
+        """`saved` is what `state` returned before, empty at step 0. State of another metric, or of the other end of
+        this one, says nothing about what is followed now, and is forgotten. `counts_from`: the step with which the
+        model has become what it is to stay, so that evaluations of earlier ones count for nothing."""
         self._plan = plan
         self._voice = voice
         self._counts_from = counts_from
-        is_of_this = saved.get("metric") == plan.metric
+        self._mode = "max" if plan.more_is_better else "min"
+        # What was saved before states said their mode is of this one.
+        is_of_this = saved.get("metric") == plan.metric and saved.get("mode", self._mode) == self._mode
         self._best = float(saved["best"]) if is_of_this and "best" in saved else None
         self._best_step = int(saved["bestStep"]) if is_of_this and "bestStep" in saved else None
         self._since = int(saved["since"]) if is_of_this else 0
@@ -38,6 +40,7 @@ class EarlyStopping:
         known = {"best": self._best, "bestStep": self._best_step}
         return {
             "metric": self._plan.metric,
+            "mode": self._mode,
             "since": self._since,
             **{name: value for name, value in known.items() if value is not None},
         }
