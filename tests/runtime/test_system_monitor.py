@@ -3,14 +3,18 @@
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 
 from capstan_runtime.callbacks.system_monitor import System
+from capstan_runtime.callbacks.system_monitor import _watch as watch_for_ever
 from capstan_runtime.contract.state import State
+from capstan_runtime.report import Reporter
 from capstan_runtime.supervisor.exposition import SYSTEM, Facts, render
+from capstan_runtime.voice import Voice
 from tests.support.training_runs import Run, run_trainers
 
 ALWAYS = {"cpu_cores", "memory_bytes", "machine_cpu_ratio", "machine_memory_available_bytes"}
@@ -116,6 +120,41 @@ def test_each_gpu_tells_what_it_can_and_none_tells_nothing(tmp_path: Path, monke
     assert f"# HELP capstan_trainer_system_gpu_power_watts {SYSTEM['gpu_power_watts']}" in shown
     monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(0))
     assert set(System(cgroup=tmp_path).look()) == ALWAYS
+
+
+class Silent(Voice):
+    """Hears what is reported, and ends the watch after three times."""
+
+    def __init__(self) -> None:
+        super().__init__(Reporter(None), rank=0, steps=1)
+        self.told: list[dict[str, float]] = []
+        self.warned: list[str] = []
+
+    def report_system(self, figures: Mapping[str, float]) -> None:
+        self.told.append(dict(figures))
+        if len(self.told) == 3:
+            raise BrokenPipeError
+
+    def warn(self, line: str) -> None:
+        self.warned.append(line)
+
+
+def test_a_machine_that_answers_as_nobody_foresaw_has_no_figures_and_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    looks = iter([OSError("no /proc/stat"), OSError("no /proc/stat"), {"cpu_cores": 1.0}])
+
+    def look(system: System) -> dict[str, float]:
+        answer = next(looks)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(System, "look", look)
+    voice = Silent()
+    watch_for_ever(0.001, voice)
+    assert voice.told == [{}, {}, {"cpu_cores": 1.0}]
+    assert voice.warned == ["callbacks.systemMonitor: this machine tells nothing: OSError: no /proc/stat"]
 
 
 def test_every_rank_tells_what_it_uses_and_rank_0_its_trackers_too(tmp_path: Path) -> None:

@@ -22,13 +22,25 @@ def watch_system(plan: contract.SystemMonitor | None, voice: Voice) -> None:
 
 
 def _watch(every_seconds: float, voice: Voice) -> None:
-    system = System()
+    system: System | None = None
+    has_warned = False
     while True:
-        time.sleep(every_seconds)
+        figures: dict[str, float] | None = None
         try:
-            voice.report_system(system.look())
+            if system is not None:  # rates are since it was made, or looked
+                figures = system.look()
+            system = system or System()
+        except Exception as error:  # a kernel or a driver that answers as nobody foresaw
+            figures = {}  # none are better than old ones
+            if not has_warned:
+                voice.warn(f"callbacks.systemMonitor: this machine tells nothing: {type(error).__name__}: {error}")
+            has_warned = True
+        try:
+            if figures is not None:
+                voice.report_system(figures)
         except BrokenPipeError:
             return  # the supervisor is gone, and this process will be
+        time.sleep(every_seconds)
 
 
 class System:
