@@ -1,7 +1,7 @@
 """Data in a bucket: copied once, checked to be what was listed, within its room."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ import pytest
 from obstore.store import S3Store
 
 from capstan_runtime.checkpoint.object_store import ObjectStore
+from capstan_runtime.checkpoint.store import StoreError
 from capstan_runtime.contract import env
 from capstan_runtime.contract.data import Bucket, Data
 from capstan_runtime.data.open import open_dataset
@@ -136,6 +137,30 @@ def test_the_buckets_own_account_counts_and_not_that_of_the_checkpoints(
     }
     config = Bucket(endpoint=environ["AWS_ENDPOINT_URL"], region="us-east-1")
     assert fetch(source("seven/x.bin", config), {**checkpoints, **own}).read_bytes() == b"x"
+
+
+def test_of_two_accounts_none_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[dict[str, str]] = []
+
+    def open_nothing(url: str, environ: Mapping[str, str]) -> ObjectStore:
+        opened.append({name: value for name, value in environ.items() if name.startswith("AWS_")})
+        raise StoreError("not now")
+
+    monkeypatch.setattr("capstan_runtime.download.open_bucket", open_nothing)
+    checkpoints = {"AWS_ACCESS_KEY_ID": "theirs", "AWS_SECRET_ACCESS_KEY": "theirs", "AWS_SESSION_TOKEN": "theirs"}
+    identity = {"AWS_ROLE_ARN": "theirs", "AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_REGION": "mars"}
+    own = {"AWS_ACCESS_KEY_ID": "own", "AWS_SECRET_ACCESS_KEY": "own"}
+    secret = {f"{env.DATA_ACCOUNT}{name}": value for name, value in own.items()}
+    token = {"AWS_WEB_IDENTITY_TOKEN_FILE": "/token"}
+    there = {**checkpoints, **identity, **token}
+    for found in ({**there, **secret}, {**there, f"{env.DATA_ACCOUNT}AWS_ROLE_ARN": "own"}, there):
+        with pytest.raises(StoreUnavailable, match="not now"):
+            fetch(source("nine", Bucket(region="eu-west-1")), found)
+    assert opened == [
+        {**own, "AWS_REGION": "eu-west-1"},
+        {**token, "AWS_ROLE_ARN": "own", "AWS_REGION": "eu-west-1"},
+        {**checkpoints, **token, "AWS_ROLE_ARN": "theirs", "AWS_REGION": "eu-west-1"},
+    ]
 
 
 def test_a_run_trains_on_arrays_that_are_in_a_bucket(bucket: S3Store, environ: dict[str, str], tmp_path: Path) -> None:

@@ -28,6 +28,8 @@ _AT_ONCE = 8
 """One connection gets some 100 MB/s out of S3, a node's network several times that."""
 _ACCOUNT_OF_NOBODY = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
 """What is said of the checkpoints' bucket and would be wrong for another one."""
+_TOKENS_OF_THE_POD = ("AWS_WEB_IDENTITY_TOKEN_FILE", "AZURE_FEDERATED_TOKEN_FILE")
+"""Files in which the cluster says who the pod is: to whom that is somebody, an account's role or client says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,9 @@ def fetched(data: Data, environ: Mapping[str, str], alive: Alive = lambda: None)
 
 
 def _account(bucket: Bucket | None, environ: Mapping[str, str]) -> dict[str, str]:
-    """The provider's variables that hold for the bucket of the data: with `bucket`, its own, and of the others those
-    that say who the pod is; without, those that the pod has anyway."""
+    """The provider's variables that hold for the bucket of the data. Of its own Secret alone, since half of each of two
+    accounts is none, with the pod's token where that names a role to take by it; without a Secret, those that the pod
+    has anyway, but for where the checkpoints' bucket is."""
     if bucket is None:
         return dict(environ)
     own = {
@@ -88,7 +91,12 @@ def _account(bucket: Bucket | None, environ: Mapping[str, str]) -> dict[str, str
         for name, value in environ.items()
         if name.startswith(env.DATA_ACCOUNT)
     }
-    others = {name: value for name, value in environ.items() if name not in _ACCOUNT_OF_NOBODY}
+    if not own:
+        others = {name: value for name, value in environ.items() if name not in _ACCOUNT_OF_NOBODY}
+    elif any("KEY" in name or "SECRET" in name for name in own):
+        others = {}
+    else:
+        others = {name: environ[name] for name in _TOKENS_OF_THE_POD if name in environ}
     said = {"AWS_ENDPOINT_URL": bucket.endpoint, "AWS_REGION": bucket.region}
     return {**others, **own, **{name: value for name, value in said.items() if value}}
 

@@ -58,7 +58,8 @@ class Bucket(Record):
         Field(
             min_length=1,
             description="Secret in the job's namespace with the provider's usual variables as keys, such as "
-            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Left out: the pods' own identity.",
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY. Left out: the account of a checkpoint store that has a "
+            "Secret, or else the pods' own identity.",
         ),
     ] = None
     cache_size: Annotated[
