@@ -18,8 +18,6 @@ RotaryTable = tuple[jax.Array, jax.Array]
 
 
 class Positions(NamedTuple):
-    numbers: jax.Array
-    """[T], or [B, T] where every sequence has its own."""
     rotary: RotaryTable | None
     """None: queries and keys are not turned."""
     bias: jax.Array | None
@@ -46,9 +44,9 @@ def positions_of(
     """Of tokens that stand at `numbers`, [T] or [B, T]."""
     if config.alibi is None:
         rotary = rotary_table(numbers, config.dim // config.heads, config.rope_theta)
-        return Positions(numbers, rotary, None, taken)
+        return Positions(rotary, None, taken)
     bias = alibi_bias(config.heads, numbers, numbers).astype(dtype)
-    return Positions(numbers, None, bias if bias.ndim == 4 else bias[None], taken)
+    return Positions(None, bias if bias.ndim == 4 else bias[None], taken)
 
 
 def alibi_bias(heads: int, queries: jax.Array, keys: jax.Array) -> jax.Array:
