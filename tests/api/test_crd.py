@@ -530,6 +530,28 @@ REFUSED = {
         ),
         "regularization: mixup and cutmix make one sample of two, which have two conditions; remove them, or",
     ),
+    "experts that would be chosen again": (
+        a_spec(
+            model={"transformer": {"layers": 2, "dim": 8, "heads": 2, "reversible": {}, "experts": {"count": 4}}},
+            data=TEXT,
+        ),
+        "model: transformer.reversible computes the inputs of each layer again, equal but for the last bits, and its "
+        "router would choose other experts by these than in the forward pass; remove one of the two",
+    ),
+    "pictures of many sizes for a module that is tried with one": (
+        a_spec(
+            model={"custom": {"target": "mine:make"}},
+            augmentation={"multiScale": {"sizes": [6, 8]}},
+        ),
+        "augmentation: multiScale changes the size of inputs, and model.custom is tried with the size of spec.data",
+    ),
+    "adaptive clipping of a module whose output layer nobody knows": (
+        a_spec(
+            model={"custom": {"target": "mine:make"}},
+            training={"steps": 10, "globalBatchSize": 8, "adaptiveClip": {}},
+        ),
+        "training.adaptiveClip: leaves out the output layer, and which layer of model.custom that is, only your module",
+    ),
     "a quantity that is none": (a_spec(workers={"max": 2, "resources": {"cpu": "two"}}), "resources"),
 }
 

@@ -6,6 +6,10 @@ if TYPE_CHECKING:
     from capstan_operator.api.training_job import Run
 
 _HAS_MULTI_SCALE = "has(self.augmentation) && has(self.augmentation.multiScale)"
+_OWN_SIZES = (
+    "augmentation: multiScale changes the size of inputs, and model.custom is tried with the size of spec.data alone "
+    "before the run begins; remove multiScale"
+)
 _HAS_NORMALIZE = "has(self.augmentation) && has(self.augmentation.normalize)"
 
 AUGMENTATION_RULES = (
@@ -18,6 +22,7 @@ AUGMENTATION_RULES = (
         "'augmentation: multiScale changes the size of inputs, and mlp has weights for one size; choose model cnn, "
         "or remove multiScale'",
     ),
+    (f"!({_HAS_MULTI_SCALE} && has(self.model.custom))", f"'{_OWN_SIZES}'"),
     (
         f"!({_HAS_NORMALIZE} && has(self.data.images))"
         " || size(self.augmentation.normalize.mean) == self.data.images.channels",
@@ -40,6 +45,8 @@ def require_augmentation_fits(spec: "Run") -> None:
             "augmentation: multiScale changes the size of inputs, and mlp has weights for one size; choose model cnn, "
             "or remove multiScale"
         )
+    if augmentation.multi_scale and spec.model.custom is not None:
+        raise ValueError(_OWN_SIZES)
     images, normalize = spec.data.images, augmentation.normalize
     if images and normalize and len(normalize.mean) != images.channels:
         raise ValueError(

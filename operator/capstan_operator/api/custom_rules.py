@@ -16,6 +16,10 @@ _TOKENS = (
     "regularization: mixup, cutmix and adversarial change inputs, which tokens are not, or embeddings, which only your "
     "module knows; remove them"
 )
+_ADAPTIVE_CLIP = (
+    "training.adaptiveClip: leaves out the output layer, and which layer of model.custom that is, only your module "
+    "knows; choose training.gradientClip, or leave it out"
+)
 
 
 class _Run(Protocol):
@@ -42,6 +46,10 @@ CUSTOM_RULES = (
         " || has(self.regularization.adversarial)))",
         f"'{_TOKENS}'",
     ),
+    (
+        "!(has(self.model.custom) && has(self.training.adaptiveClip))",
+        f"'{_ADAPTIVE_CLIP}'",
+    ),
 )
 
 
@@ -51,6 +59,8 @@ def require_custom_fits(spec: _Run) -> None:
         return
     if spec.framework.flax and spec.training.precision != "fp32":
         raise ValueError(_PRECISION)
+    if spec.training.adaptive_clip is not None:
+        raise ValueError(_ADAPTIVE_CLIP)
     changed = spec.regularization
     if changed is None or spec.data.kind not in ("text", "tokens"):
         return

@@ -14,6 +14,10 @@ _COMPUTED_AGAIN = (
     "training: activationCheckpointing keeps or computes again what model.transformer.reversible does not keep anyway; "
     "remove one of the two"
 )
+_ROUTED_AGAIN = (
+    "model: transformer.reversible computes the inputs of each layer again, equal but for the last bits, and its "
+    "router would choose other experts by these than in the forward pass; remove one of the two"
+)
 _HAS_CONDITION = "(has(self.data.arrays) && has(self.data.arrays.condition))"
 _NO_CONDITION = (
     "model: conditionalScaling and adaptiveNorm need a condition for each sample, and there is none; set "
@@ -43,6 +47,11 @@ MODEL_RULES: tuple[tuple[str, str], ...] = (
         "!(has(self.training.activationCheckpointing)"
         " && has(self.model.transformer) && has(self.model.transformer.reversible))",
         f"'{_COMPUTED_AGAIN}'",
+    ),
+    (
+        "!(has(self.model.transformer) && has(self.model.transformer.reversible)"
+        " && has(self.model.transformer.experts))",
+        f"'{_ROUTED_AGAIN}'",
     ),
     (f"!{CEL_TAKES_CONDITIONS} || {_HAS_CONDITION}", f"'{_NO_CONDITION}'"),
     (f"!{_HAS_CONDITION} || {CEL_TAKES_CONDITIONS}", f"'{_UNUSED_CONDITION}'"),
@@ -75,3 +84,5 @@ def require_model_fits(spec: Any) -> None:
         raise ValueError(_REVERSIBLE)
     if spec.training.activation_checkpointing is not None:
         raise ValueError(_COMPUTED_AGAIN)
+    if decoder.experts is not None:
+        raise ValueError(_ROUTED_AGAIN)

@@ -35,7 +35,7 @@ class Evaluation(Record):
 class AdaptiveClip(Record):
     """Adaptive gradient clipping (Brock et al., 2102.06171): the gradient of a unit (a row of a matrix, a filter of a
     convolution, a whole gain or bias) is scaled down to `factor` of that unit's weights where it is larger, by L2 norm.
-    Not in the output layer. After gradientClip, where both are given."""
+    Not in the output layer, and so not for model.custom. After gradientClip, where both are given."""
 
     factor: Annotated[
         float, Field(gt=0.0, description="Largest norm of a unit's gradient, as a share of its weights' norm.")
