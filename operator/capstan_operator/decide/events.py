@@ -92,7 +92,7 @@ def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus)
     if (new.micro_splits or 1) > (old.micro_splits or 1):
         message = (
             f"each virtual rank's samples are computed in {new.micro_splits} micro-steps instead of "
-            f"{old.micro_splits or 1}; the global batch and the order of the data stay"
+            f"{old.micro_splits or 1}; the global batch and the order of the data stay{_what_changes(situation)}"
         )
         yield EventNote("Warning", "MicroBatchSplit", message)
     if new.skips != old.skips:
@@ -108,6 +108,14 @@ def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus)
         yield EventNote("Normal" if has_succeeded else "Warning", end.type, f"{end.reason}: {end.message}")
     if is_true(new, TrainingJobCondition.SUSPENDED) and not is_true(old, TrainingJobCondition.SUSPENDED):
         yield EventNote("Normal", "Suspended", new.message or "")
+
+
+def _what_changes(situation: Situation) -> str:
+    """With fewer samples in a micro-step; nothing where every sample is computed on its own."""
+    model = situation.blueprint.spec.model
+    if model is None or model.custom is None:
+        return ""
+    return ", but model.custom draws other random numbers, and what it computes over a batch is of fewer samples"
 
 
 def _resizing(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
