@@ -200,6 +200,7 @@ class ObservedResolver:
 
     name: str
     uid: str
+    created_at: float
     is_deleting: bool
     is_over: bool = False
     """It ended, and is not started again."""

@@ -316,7 +316,7 @@ class World:
     def _create(self, pod: Mapping[str, Any]) -> None:
         name = pod["metadata"]["name"]
         assert name not in self.resolvers
-        self.resolvers[name] = ObservedResolver(name, f"{name}-uid", is_deleting=False)
+        self.resolvers[name] = ObservedResolver(name, f"{name}-uid", self.now, is_deleting=False)
         (question,) = (one["value"] for one in pod["spec"]["containers"][0]["env"] if one["name"] == RESOLVE)
         self.questions[name] = ResolveTask.model_validate_json(question)
 

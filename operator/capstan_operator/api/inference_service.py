@@ -249,7 +249,8 @@ class InferenceServiceSpec(Guards, Placement):
         dict[str, Any] | None,
         Field(
             description="Merged into every pod (strategic merge: containers by name, volumes by name). The container "
-            "is called server. terminationGracePeriodSeconds is the spec's own. A change makes a new revision.",
+            "is called server. terminationGracePeriodSeconds is the spec's own. A change makes a new revision. What it "
+            "says of the pod itself, such as serviceAccountName, holds for the pod that asks a registry, too.",
             json_schema_extra={"x-kubernetes-preserve-unknown-fields": True},
         ),
     ] = None

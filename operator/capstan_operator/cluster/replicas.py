@@ -16,6 +16,7 @@ from capstan_operator.cluster.pods import (
     PodCondition,
     exit_reason,
     resolved_image,
+    seconds_of,
     waiting,
 )
 from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedResolver, ObservedRoute
@@ -147,13 +148,15 @@ def observe_resolver(pod: Pod) -> ObservedResolver:
     states = [] if container is None else [container.state, container.last_state]
     ended = next((state.terminated for state in states if state is not None and state.terminated is not None), None)
     answer = read_answer(ended.message) if ended is not None and ended.exit_code == 0 else None
+    last_words = (_one_line(ended.message) if ended is not None else None) or exit_reason(status, ended)
     return ObservedResolver(
         name=pod.metadata.name,
         uid=pod.metadata.uid,
+        created_at=seconds_of(pod.metadata.creation_timestamp) or 0.0,
         is_deleting=pod.metadata.deletion_timestamp is not None,
         is_over=status.phase in ("Succeeded", "Failed"),
         answer=answer,
-        problem=_one_line(ended.message) if ended is not None and answer is None else None,
+        problem=last_words if (ended is not None or status.reason) and answer is None else None,
         waiting=waiting(status),
     )
 

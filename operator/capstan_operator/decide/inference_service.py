@@ -48,9 +48,14 @@ def decide_inference_service(observed: ObservedServing, now: float) -> ServingDe
     return replace(
         decision,
         status=asked.noted_on(decision.status),
+        requeue_after=_sooner(decision.requeue_after, asked.inquiry.look_after),
         create=asked.inquiry.create,
         delete_pods=asked.inquiry.delete,
     )
+
+
+def _sooner(*waits: float | None) -> float | None:
+    return min((wait for wait in waits if wait is not None), default=None)
 
 
 def _decide(observed: ObservedServing, asked: "_Asked", now: float) -> ServingDecision:
@@ -109,7 +114,7 @@ def _read(observed: ObservedServing, now: float) -> _Asked:
     unfit = backend_refusal(spec, observed)
     if unfit is not None:
         return _refused(observed, *unfit)
-    inquiry = inquire(observed, spec)
+    inquiry = inquire(observed, spec, now)
     if isinstance(inquiry, Refusal):
         return _refused(observed, inquiry, ServingReason.INVALID_SPEC)
     ray = observed.ray_service

@@ -64,6 +64,32 @@ def test_the_pod_that_asks_sees_the_store_alone_and_has_no_part_in_the_service()
     assert (container["volumeMounts"], pod["spec"]["volumes"]) == ([], [])
 
 
+def test_the_pod_that_asks_is_who_the_services_pods_are_and_has_nothing_else_of_their_patch() -> None:
+    world = world_of({"object": {"url": "s3://models/prod"}}, stage="production")
+    plain = asking(world)
+    identity = {"serviceAccountName": "reader", "imagePullSecrets": [{"name": "private"}]}
+    world.spec["podPatch"] = {
+        "metadata": {"labels": {"azure.workload.identity/use": "true"}, "annotations": {"note": "x"}},
+        "spec": {
+            **identity,
+            "containers": [{"name": "server", "env": [{"name": "A", "value": "b"}]}, {"name": "sidecar", "image": "i"}],
+            "volumes": [{"name": "more", "emptyDir": {}}],
+        },
+    }
+    pod = asking(world)
+    assert pod["spec"] == {**plain["spec"], **identity}
+    labels = {**plain["metadata"]["labels"], "azure.workload.identity/use": "true"}
+    assert (pod["metadata"]["labels"], pod["metadata"]["annotations"]) == (labels, {"note": "x"})
+    assert pod["metadata"]["name"] != plain["metadata"]["name"]
+    assert pod["spec"]["containers"][0]["resources"] == {
+        "requests": {"cpu": "50m", "memory": "128Mi"},
+        "limits": {"cpu": "1", "memory": "256Mi"},
+    }
+    world.spec["podPatch"] = {"metadata": {"labels": {"capstan.dev/registry": "mine"}}}
+    decision = decide_inference_service(world.look(), world.now)
+    assert (decision.create, decision.status.reason) == ((), "InvalidSpec")
+
+
 def test_until_there_is_an_answer_nothing_is_served_and_status_says_who_is_asked() -> None:
     world = world_of(version="1.2.0")
     world.settle()
@@ -184,7 +210,15 @@ def test_a_pod_that_was_evicted_or_said_nothing_is_replaced() -> None:
     world = world_of(version="1.2.0")
     world.settle()
     (name,) = world.resolvers
-    world.resolvers[name] = replace(world.resolvers[name], is_over=True)
+    world.resolvers[name] = replace(world.resolvers[name], is_over=True, problem="Evicted")
+    world.settle()
+    assert list(world.resolvers) == [name], "it has just begun, and the next one would fare no better"
+    assert world.status.message is not None
+    assert world.status.message.endswith("which is served then (Evicted)")
+    world.now += 20
+    decision = world.decide()
+    assert (decision.delete_pods, decision.requeue_after) == ((), 40.0)
+    world.now += 40
     decision = world.decide()
     assert [gone.name for gone in decision.delete_pods] == [name]
     world.settle()

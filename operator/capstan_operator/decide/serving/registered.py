@@ -18,6 +18,9 @@ from capstan_operator.decide.serving.types import NoModel
 from capstan_operator.decide.types import Manifest, PodDeletion
 from capstan_operator.observe import ObservedResolver, ObservedServing
 
+AGAIN_SECONDS = 60.0
+"""From one pod that found out nothing to the next: a node that evicts whatever comes is not asked in a loop."""
+
 
 @dataclass(frozen=True, slots=True)
 class Inquiry:
@@ -27,6 +30,8 @@ class Inquiry:
     """Name of the pod that asks; None: nothing is to be asked."""
     create: tuple[Manifest, ...] = ()
     delete: tuple[PodDeletion, ...] = ()
+    look_after: float | None = None
+    """Seconds until there is something to be done although nothing has happened; None: then there is nothing."""
 
 
 def resolve_registered(ref: RegisteredModel, seen: ObservedServing, asker: str | None) -> ModelStatus | NoModel:
@@ -53,7 +58,7 @@ def known_model(ref: RegisteredModel, seen: ObservedServing) -> ModelStatus | No
     return model if model is not None and (model.source, model.store) == (_source(ref), ref.store) else None
 
 
-def inquire(seen: ObservedServing, spec: InferenceServiceSpec) -> Inquiry | Refusal:
+def inquire(seen: ObservedServing, spec: InferenceServiceSpec, now: float) -> Inquiry | Refusal:
     """The pod that asks, if something is to be asked and none does; and those that ask nothing of use any more."""
     ref = spec.model_ref.registry
     wanted = None
@@ -63,12 +68,15 @@ def inquire(seen: ObservedServing, spec: InferenceServiceSpec) -> Inquiry | Refu
         except PodPatchError as error:
             return Refusal(tuple(sorted(f"spec.{problem}" for problem in error.problems)))
     name = wanted["metadata"]["name"] if wanted is not None else None
-    useless = [one for one in seen.resolvers if one.name != name or (one.is_over and one.answer is None)]
+    failed = next((one for one in seen.resolvers if one.name == name and one.is_over and one.answer is None), None)
+    pause = failed.created_at + AGAIN_SECONDS - now if failed is not None else 0.0
+    useless = [one for one in seen.resolvers if one.name != name or (one is failed and pause <= 0.0)]
     is_there = any(one.name == name for one in seen.resolvers)
     return Inquiry(
         asker=name,
         create=(wanted,) if wanted is not None and not is_there else (),
         delete=tuple(PodDeletion(one.name, one.uid) for one in useless if not one.is_deleting),
+        look_after=pause if pause > 0.0 else None,
     )
 
 
