@@ -13,7 +13,7 @@ from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.run_config import build_run_config, run_json
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.observe import Observed, OperatorSettings
-from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.run_config import read_job_config
 from tests.e2e.releases import REPOSITORY
 from tests.support import looks
 

@@ -38,7 +38,8 @@ def problems(spec: dict[str, Any], **changes: Any) -> list[str]:
         ),
         (
             {"optimizer": {"sgd": {"learningRate": 1.0}}},
-            "spec.optimizer: got adamw, sgd: set exactly one of adamw, sgd",
+            "spec.optimizer: got adamw, sgd: set exactly one of adamw, sgd, sophia, adan, lion, adabelief, "
+            "radam, diffgrad, yogi, novograd",
         ),
         (
             {"training": {"steps": None}},

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.chaos import Fault
 from capstan_runtime.contract.training import Training
 
@@ -25,9 +24,7 @@ SHARED = ("training", "workers")
 """Of what a Run says, what holds for programs too."""
 _OF_TRAINING = ("steps", "global_batch_size", "virtual_ranks", "seed", "log_every_steps")
 NOT_FOR_PROGRAMS = {
-    "callbacks": " || ".join(
-        f"has(self.callbacks.{field.alias or name})" for name, field in Callbacks.model_fields.items()
-    ),
+    "callbacks": "has(self.callbacks)",
     "compression": "has(self.compression)",
     "registerAs": "has(self.registerAs)",
     "recordSteps": "self.recordSteps",

@@ -147,7 +147,7 @@ class TrainingJobSpec(Run):
             " + ' is for a step that is not below training.steps ' + string(self.training.steps) + '; lower its step'",
         ),
         (
-            "!has(self.callbacks.earlyStopping) || has(self.training.evaluation)",
+            "!has(self.callbacks) || !has(self.callbacks.earlyStopping) || has(self.training.evaluation)",
             "'callbacks: earlyStopping follows evaluations, and there are none; set training.evaluation'",
         ),
         *(
@@ -196,20 +196,22 @@ class TrainingJobSpec(Run):
         ),
     ] = None
     recovery: Annotated[Recovery, Field(description="What happens when something breaks.")] = Recovery()
+    # Nothing that an earlier release does not know may have a default: the API server would fill it in, and an operator
+    # of that release, in the middle of an upgrade, would call every job invalid.
     callbacks: Annotated[
-        Callbacks,
+        Callbacks | None,
         Field(
             description="What follows the run. A change is followed once the job was suspended, no pod was left, and "
             "it was resumed."
         ),
-    ] = Callbacks()
+    ] = None
     tracking: Annotated[
-        Tracking,
+        Tracking | None,
         Field(
             description="Who is told of every metric, besides status and Prometheus. A change is followed as one of "
             "callbacks is."
         ),
-    ] = Tracking()
+    ] = None
     chaos: Annotated[
         list[Chaos],
         Field(
@@ -340,5 +342,5 @@ def _chaos_is_named_and_placed(spec: TrainingJobSpec) -> None:
 
 
 def _early_stopping_has_evaluations(spec: TrainingJobSpec) -> None:
-    if spec.callbacks.early_stopping and not spec.training.evaluation:
+    if spec.callbacks and spec.callbacks.early_stopping and not spec.training.evaluation:
         raise ValueError("callbacks: earlyStopping follows evaluations, and there are none; set training.evaluation")

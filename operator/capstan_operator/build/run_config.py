@@ -7,7 +7,9 @@ from typing import Any
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.api.workers import Workers
 from capstan_operator.build.children import Owner
+from capstan_runtime.contract.callbacks import Callbacks
 from capstan_runtime.contract.run_config import CheckpointPlan, Deadlines, JobConfig, ProgramConfig, RunConfig
+from capstan_runtime.contract.tracking import Tracking
 
 
 def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | None = None) -> RunConfig | ProgramConfig:
@@ -22,7 +24,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
             interval=spec.checkpoint.interval, retention=spec.checkpoint.retention, verify=spec.checkpoint.verify
         ),
         "numerical": spec.recovery.numerical,
-        "tracking": spec.tracking,
+        "tracking": spec.tracking or Tracking(),
         "warm_spare": spec.recovery.warm_spare,
         "memory_tier": spec.recovery.memory_tier,
         "deadlines": Deadlines(
@@ -48,7 +50,7 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
         loss=run.loss,
         regularization=run.regularization,
         compression=spec.compression,
-        callbacks=spec.callbacks,
+        callbacks=spec.callbacks or Callbacks(),
         register_as=spec.register_as,
         record=spec.record_steps,
     )

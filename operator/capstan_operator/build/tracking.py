@@ -10,13 +10,15 @@ KEYS = {"wandb": ("api-key",), "mlflow": ("username", "password", "token")}
 """Of each tracker's Secret; each becomes a file `<tracker>/<key>`, and nothing else of the Secret does."""
 
 
-def tracker_secrets(tracking: Tracking) -> dict[str, str]:
+def tracker_secrets(tracking: Tracking | None) -> dict[str, str]:
     """Name of the Secret of each tracker that has one."""
+    if tracking is None:
+        return {}
     named = {"wandb": tracking.wandb, "mlflow": tracking.mlflow}
     return {tracker: plan.secret_name for tracker, plan in named.items() if plan is not None and plan.secret_name}
 
 
-def tracker_volume(tracking: Tracking) -> dict[str, Any]:
+def tracker_volume(tracking: Tracking | None) -> dict[str, Any]:
     """The volume of all of them. A Secret that is missing stops no pod: the run would be held up by its tracker."""
     sources = [
         {

@@ -175,7 +175,9 @@ class Tokens(Located):
     """Files of token ids, little-endian, no header, read through the page cache: one, or a folder of them. No sample
     reaches from one file into the next. `capstan data tokenize` and `pack` write such folders."""
 
-    pattern: Annotated[str, Field(min_length=1, description="Which files of a folder, as a glob.")] = "*.bin"
+    pattern: Annotated[
+        str | None, Field(min_length=1, description="Which files of a folder, as a glob. Left out: *.bin.")
+    ] = None
     dtype: Annotated[Literal["uint16", "uint32"], Field(description="Type of one token id.")] = "uint16"
     vocabulary: Annotated[int, Field(ge=2, description="Number of distinct tokens; every id is below it.")]
     end_of_text: Annotated[
