@@ -107,12 +107,19 @@ def _safe_loaders(tree: ast.Module) -> frozenset[str]:
     return frozenset(derived | {ast.unparse(target) for node in assigned for target in node.targets})
 
 
+ALLOWED = {
+    "trainer_images/capstan_runtime/custom_model.py": "imports a module that no table in the source names",
+}
+"""Who starts a job may run code of their own in its pods, by `workers.image` and `program` as by `model.custom`."""
+
+
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_nothing_that_ships_runs_data_as_code(folder: str) -> None:
     files = sorted(Path(folder).rglob("*.py"))
     assert files, f"{folder} holds no Python: the test looks at the wrong place"
     found = {str(file): flaws(file.read_text(), is_product=folder in PRODUCT) for file in files}
-    assert {file: lines for file, lines in found.items() if lines} == {}
+    told = {(file, line.partition(": ")[2]) for file, lines in found.items() for line in lines}
+    assert told == {(file, flaw) for file, flaw in ALLOWED.items() if file.startswith(f"{folder}/")}
 
 
 @pytest.mark.parametrize(
