@@ -29,7 +29,13 @@ def life(rank: int, world: int, coordinator: str, framework: Document, model: Do
     return curve, saved, (evaluated.loss, evaluated.correct), sum(array.addressable_data(0).nbytes for array in kept)
 
 
-@pytest.mark.parametrize(("model", "world"), [(TRANSFORMER, 3), (MLP, 2)], ids=["transformer on 3", "mlp on 2"])
+@pytest.mark.parametrize(
+    ("model", "world"),
+    [
+        pytest.param(TRANSFORMER, 3, id="transformer on 3", marks=pytest.mark.full),
+        pytest.param(MLP, 2, id="mlp on 2"),
+    ],
+)
 def test_a_sharded_run_is_the_replicated_one_in_a_part_of_the_memory(model: Document, world: int) -> None:
     replicated = run_ranks(life, world, FLAX, model, OPTIONS)
     sharded = run_ranks(life, world, FSDP, model, OPTIONS)
@@ -56,6 +62,7 @@ def onwards(rank: int, world: int, coordinator: str, framework: Document, saved:
     return bits(state), curve
 
 
+@pytest.mark.full
 def test_any_world_and_framework_takes_a_sharded_run_over_and_gives_it_back() -> None:
     curve, saved, *_ = run_ranks(life, 2, FSDP, TRANSFORMER, OPTIONS)[0]
     again = run_ranks(onwards, 2, FSDP, saved)[0]
