@@ -22,7 +22,7 @@ _STDLIB = "$(PYTHON_STDLIB)"
 _NOT_STDLIB = frozenset({"site-packages", "dist-packages"})
 """Folders that installers put inside the standard library's; what is in them differs from machine to machine."""
 _BYTE_VALUES = 256
-_TOKEN_FILES = "*.bin"
+_USUAL_PATTERN = "*.bin"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +138,7 @@ def open_tokens(config: Tokens, environ: Mapping[str, str]) -> tuple[Samples, Da
     """
     field = "spec.data.tokens"
     root = Path(host_path(config.path, environ))
-    paths = [root] if root.is_file() else _matching(root, config.path, config.pattern or _TOKEN_FILES, field)
+    paths = [root] if root.is_file() else _matching(root, config.path, config.pattern or _USUAL_PATTERN, field)
     dtype = np.dtype(config.dtype).newbyteorder("<")
     files: list[_File] = []
     for path in paths:
