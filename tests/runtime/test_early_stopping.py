@@ -86,9 +86,15 @@ def test_evaluations_of_a_model_that_is_still_to_be_pruned_count_for_nothing() -
     each = EarlyStopping(plan, {}, Voice(Reporter(None), rank=1, steps=100), counts_from=8)
     for done, value in ((2, 0.1), (4, 0.2), (6, 0.3)):
         each.after_evaluation(done, {"validation_loss": value})
-        assert (each.is_over, each.state()) == (False, {"metric": "validation_loss", "since": 0})
+        assert (each.is_over, each.state()) == (False, {"metric": "validation_loss", "mode": "min", "since": 0})
     each.after_evaluation(8, {"validation_loss": 0.9})
-    assert each.state() == {"metric": "validation_loss", "since": 0, "best": 0.9, "bestStep": 8}
+    assert each.state() == {
+        "metric": "validation_loss",
+        "mode": "min",
+        "since": 0,
+        "best": 0.9,
+        "bestStep": 8,
+    }
     each.after_evaluation(10, {"validation_loss": 0.9})
     assert each.is_over
 
