@@ -53,7 +53,9 @@ def survives(spec: Document, folder: Path) -> None:
     resumed = attempt(run, 1, fence=2, floor_step=STEPS // 2)
     assert [each.failure for each in resumed] == [None]
     found = losses(resumed)
-    tolerance = 1e-5 if config.training.precision == "fp32" else 1e-2
+    # Half as many workers sum in another order; what is rounded otherwise grows over the steps, with some combinations
+    # beyond the 1e-5 that each feature's own test asks for.
+    tolerance = 1e-4 if config.training.precision == "fp32" else 1e-2
     assert found == pytest.approx({step: whole[step] for step in range(STEPS // 2 + 1, STEPS + 1)}, rel=tolerance)
 
 
