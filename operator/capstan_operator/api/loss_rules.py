@@ -33,7 +33,7 @@ _ATTACKED_WHERE_GRADIENTS_ARE_CUT_UP = (
     "regularization: adversarial takes gradients of inputs, and from deepspeed.zeroStage 2 on that second backward "
     "pass spoils those of the weights; choose zeroStage 0 or 1"
 )
-"""Measured with DeepSpeed 0.19.8: at stage 3 no error, and another loss from the second update on; at stage 2 an error."""
+"""Measured with DeepSpeed 0.19.8: stage 3 gives another loss from the second update on, stage 2 an error."""
 
 _CHANCES = ("dropout", "spatial_dropout", "temporal_dropout", "adaptive_dropout", "token_dropout", "stochastic_depth")
 """Components that make two passes over the same samples differ."""
