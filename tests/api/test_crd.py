@@ -401,7 +401,7 @@ REFUSED = {
     ),
     "an attack at ZeRO stage 2": (
         a_spec(framework={"deepspeed": {"zeroStage": 2}}, regularization={"adversarial": {"fgsm": {"epsilon": 0.1}}}),
-        "regularization: adversarial takes gradients of inputs, and at deepspeed.zeroStage 0, 2 and 3 that second backward",
+        "regularization: adversarial takes gradients of inputs, and at deepspeed.zeroStage 0, 2 and 3 that second",
     ),
     "a step longer than the radius": (
         a_spec(regularization={"adversarial": {"pgd": {"epsilon": 0.1, "stepSize": 0.2}}}),
