@@ -399,9 +399,9 @@ REFUSED = {
         a_spec(regularization={"consistency": {}}),
         "regularization: consistency compares two passes that dropout makes different, and the model has none; add",
     ),
-    "an attack at ZeRO stage 2": (
-        a_spec(framework={"deepspeed": {"zeroStage": 2}}, regularization={"adversarial": {"fgsm": {"epsilon": 0.1}}}),
-        "regularization: adversarial takes gradients of inputs, and at deepspeed.zeroStage 0, 2 and 3 that second",
+    "an attack at ZeRO stage 3": (
+        a_spec(framework={"deepspeed": {"zeroStage": 3}}, regularization={"adversarial": {"fgsm": {"epsilon": 0.1}}}),
+        "regularization: adversarial takes gradients past DeepSpeed, which needs whole weights, and",
     ),
     "a step longer than the radius": (
         a_spec(regularization={"adversarial": {"pgd": {"epsilon": 0.1, "stepSize": 0.2}}}),

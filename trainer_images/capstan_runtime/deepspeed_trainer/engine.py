@@ -132,7 +132,7 @@ class DeepSpeedEngine:
         with translated_errors():
             for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
                 here = self._training_pass(micro_batch, keys)
-                loss = self._objective(self._model, micro_batch, here) / divisor
+                loss = self._objective(self._model, micro_batch, here, attacked=self._module) / divisor
                 self._engine.backward(loss)
                 proposals.add(here.proposals)
                 measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]

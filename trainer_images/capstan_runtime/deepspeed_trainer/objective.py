@@ -39,8 +39,10 @@ class Objective:
         self._attack: Fgsm | Pgd | None = regularization.adversarial.value if regularization.adversarial else None
         self._embedding = embedding
 
-    def __call__(self, model: Model, batch: Batch[Tensor], here: Pass) -> Tensor:
-        views = self._views(model, batch, here)
+    def __call__(self, model: Model, batch: Batch[Tensor], here: Pass, attacked: Model | None = None) -> Tensor:
+        """`attacked` is the same model without hooks that take its backward passes for those of the step; None: `model`
+        has none."""
+        views = self._views(attacked or model, batch, here)
         # All of them in one pass over a longer batch: the model's layers are launched once.
         keys_B = torch.cat([view.keys_B for view in views]) if len(views) > 1 else here.keys_B
         seen = dataclasses.replace(here, keys_B=keys_B, perturbation=_joined([view.perturbation for view in views]))
