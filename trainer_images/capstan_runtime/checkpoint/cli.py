@@ -5,9 +5,7 @@ Exit codes: 0 good; 1 bytes, or a signature, are not what they should be; 2 the 
 """
 
 import argparse
-import os
 import re
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +16,7 @@ from capstan_runtime.checkpoint.commands import check, compare, export, keep, lo
 from capstan_runtime.checkpoint.commands.places import Place, Usage, chosen, find_places, one_place
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
+from capstan_runtime.command_line import run_program
 from capstan_runtime.contract import env, saving
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
@@ -118,22 +117,7 @@ def _seconds(text: str) -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code of the whole program. A closed pipe and Ctrl-C end it without a word."""
-    parser = argparse.ArgumentParser(prog="capstan checkpoint", description=__doc__.partition("\n")[0])
-    parser.epilog = __doc__.partition("\n\n")[2]
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    signal.signal(signal.SIGTERM, _leave)
-    try:
-        return run(options, os.environ)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
-
-
-def _leave(number: int, _: object) -> None:
-    """By an exception, so that a half-written folder is removed on the way out."""
-    raise SystemExit(128 + number)
+    return run_program("capstan checkpoint", __doc__, add_arguments, run, arguments)
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

@@ -6,12 +6,11 @@ Exit codes: 0 good; 1 some samples cannot be trained on; 2 what was given cannot
 
 import argparse
 import json
-import os
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from capstan_runtime.command_line import run_program
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.data_tools.token_folder import TokenFolder, Unusable
@@ -111,16 +110,7 @@ def _mount(text: str) -> tuple[str, str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code of the whole program. A closed pipe and Ctrl-C end it without a word."""
-    parser = argparse.ArgumentParser(prog="capstan data", description=__doc__.partition("\n")[0])
-    parser.epilog = __doc__.partition("\n\n")[2]
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        return run(options, os.environ)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return run_program("capstan data", __doc__, add_arguments, run, arguments)
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:

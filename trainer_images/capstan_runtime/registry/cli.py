@@ -7,9 +7,7 @@ key.
 
 import argparse
 import math
-import os
 import re
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +17,7 @@ from capstan_runtime.checkpoint.commands.places import Usage, chosen, one_place
 from capstan_runtime.checkpoint.folder_store import FolderStore
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.command_line import run_program
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.registry import MODEL_NAME, is_stage, is_version
@@ -140,16 +139,7 @@ def _metric(text: str) -> tuple[str, float]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The exit code of the whole program. A closed pipe and Ctrl-C end it without a word."""
-    parser = argparse.ArgumentParser(prog="capstan model", description=__doc__.partition("\n")[0])
-    parser.epilog = __doc__.partition("\n\n")[2]
-    add_arguments(parser)
-    options = parser.parse_args(arguments)
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    try:
-        return run(options, os.environ)
-    except KeyboardInterrupt:
-        return 128 + signal.SIGINT
+    return run_program("capstan model", __doc__, add_arguments, run, arguments)
 
 
 def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
