@@ -163,11 +163,11 @@ def bare_flax(engine: Any, batch: Any) -> Run:
     numbers = engine._update.numbers(1e-3, 1, 1.0)
 
     def run(steps: int) -> None:
-        parameters, state, buffers = engine._parameters, engine._state, engine._buffers
+        kept = engine._parameters, engine._state, engine._buffers, engine._scale
         for _ in range(steps):
-            parameters, state, buffers, values = compiled(parameters, state, buffers, spread, numbers)
+            *kept, values = compiled(*kept, spread, numbers)
         values.block_until_ready()
-        engine._parameters, engine._state, engine._buffers = parameters, state, buffers
+        engine._parameters, engine._state, engine._buffers, engine._scale = kept
 
     return run
 
