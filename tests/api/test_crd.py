@@ -143,6 +143,7 @@ REFUSED = {
         "register: give version, or bump to have it counted up from the newest; exactly one of the two",
     ),
     "a version that is none": (a_spec(registerAs={"name": "digits", "version": "v1"}), "spec.registerAs.version"),
+    "compression that makes nothing smaller": (a_spec(compression={}), "got none: set at least one of prune"),
     "pruning that ends before it begins": (
         a_spec(compression={"prune": {"magnitude": {"sparsity": 0.5, "beginStep": 9, "endStep": 9}}}),
         "prune.magnitude: endStep must be beginStep plus a multiple of everySteps, so that the last cut is at endStep",

@@ -329,7 +329,7 @@ class _Attempt:
         plan, compression = self.context.run.callbacks.early_stopping, self.context.run.compression
         if plan is None:
             return None
-        counts_from = 0 if compression is None else compression.prune.value.last_cut
+        counts_from = 0 if compression is None else compression.settled_from
         return EarlyStopping(plan, self.start.callbacks.get(EarlyStopping.name, {}), self.voice, counts_from)
 
     def _save_state(self, retention: Retention | None, guard: Guard, carried: list[Carried]) -> SaveState:

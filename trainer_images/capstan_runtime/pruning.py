@@ -27,7 +27,7 @@ def is_pruned(spec: ParameterSpec) -> bool:
 
 def require_last_cut(compression: Compression | None, training: Training, steps: int) -> None:
     """Raises ConfigError if a run of `steps` steps, which is what `training` comes to, ends before all is pruned."""
-    if compression is None or compression.prune.value.last_cut <= steps:
+    if compression is None or compression.prune is None or compression.prune.value.last_cut <= steps:
         return
     said = f"steps {training.steps}" if training.epochs is None else f"epochs {training.epochs}, {steps} steps"
     raise ConfigError(

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from capstan_runtime.contract.compression import Prune
+
 _CUT_UP = "compression: prune needs whole parameters, which deepspeed.zeroStage above 0 cuts up; choose zeroStage 0"
 _SHARDED = "compression: prune needs whole parameters, which flax.fsdp cuts up; remove one of the two"
 _AVERAGED = (
@@ -14,18 +16,19 @@ _LAST_CUT = (
     " : self.compression.prune.nm.beginStep + 1)"
 )
 """`last_cut` of a Prune's value, in CEL."""
-_NOTHING_TO_JUDGE = "!has(self.compression) || has(self.program) || !has(self.framework) || !has(self.model)"
+_NO_TRAINER = "!has(self.compression) || has(self.program) || !has(self.framework) || !has(self.model)"
+_NO_PRUNE = f"{_NO_TRAINER} || !has(self.compression.prune)"
 
 COMPRESSION_RULES: tuple[tuple[str, str], ...] = (
     (
-        f"{_NOTHING_TO_JUDGE} || !has(self.framework.deepspeed) || self.framework.deepspeed.zeroStage == 0",
+        f"{_NO_PRUNE} || !has(self.framework.deepspeed) || self.framework.deepspeed.zeroStage == 0",
         f"'{_CUT_UP}'",
     ),
-    (f"{_NOTHING_TO_JUDGE} || !has(self.framework.flax) || !has(self.framework.flax.fsdp)", f"'{_SHARDED}'"),
-    (f"{_NOTHING_TO_JUDGE} || !has(self.training.ema)", f"'{_AVERAGED}'"),
-    (f"{_NOTHING_TO_JUDGE} || !has(self.model.custom)", f"'{_NOT_OURS}'"),
+    (f"{_NO_PRUNE} || !has(self.framework.flax) || !has(self.framework.flax.fsdp)", f"'{_SHARDED}'"),
+    (f"{_NO_PRUNE} || !has(self.training.ema)", f"'{_AVERAGED}'"),
+    (f"{_NO_PRUNE} || !has(self.model.custom)", f"'{_NOT_OURS}'"),
     (
-        f"{_NOTHING_TO_JUDGE} || !has(self.training.steps) || {_LAST_CUT} <= self.training.steps",
+        f"{_NO_PRUNE} || !has(self.training.steps) || {_LAST_CUT} <= self.training.steps",
         f"'compression: prune makes its last cut at step ' + string({_LAST_CUT})"
         " + ', after the last of training.steps ' + string(self.training.steps) + '; lower it'",
     ),
@@ -36,8 +39,11 @@ COMPRESSION_RULES: tuple[tuple[str, str], ...] = (
 def require_compression_fits(spec: Any) -> None:
     """Raises ValueError when compression and what else `spec`, a TrainingJobSpec without a program, says do not go
     together."""
-    if spec.compression is None:
-        return
+    if spec.compression is not None and spec.compression.prune is not None:
+        _require_prune_fits(spec, spec.compression.prune)
+
+
+def _require_prune_fits(spec: Any, prune: Prune) -> None:
     deepspeed, steps = spec.framework.deepspeed, spec.training.steps
     if deepspeed and deepspeed.zero_stage > 0:
         raise ValueError(_CUT_UP)
@@ -47,7 +53,7 @@ def require_compression_fits(spec: Any) -> None:
         raise ValueError(_AVERAGED)
     if spec.model.custom is not None:
         raise ValueError(_NOT_OURS)
-    last_cut = spec.compression.prune.value.last_cut
+    last_cut = prune.value.last_cut
     if steps is not None and last_cut > steps:
         raise ValueError(
             f"compression: prune makes its last cut at step {last_cut}, after the last of training.steps {steps}; "

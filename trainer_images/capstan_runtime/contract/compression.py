@@ -4,9 +4,9 @@ Embedded in the CRD's `spec`, and in what pods are told: each fact has one defin
 description that `kubectl explain` shows.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Record, cel
 
@@ -79,15 +79,38 @@ class Prune(OneOf):
     nm: Annotated[Nm | None, Field(description="All but n of each m neighbours.")] = None
 
 
+def _some_rule(schema: dict[str, Any]) -> None:
+    """The twin of `Compression._some` in CEL."""
+    names = list(schema["properties"])
+    given = " || ".join(f"has(self.{name})" for name in names)
+    message = f"'got none: set at least one of {', '.join(names)}'"
+    schema["x-kubernetes-validations"] = [{"rule": given, "messageExpression": message}]
+
+
 class Compression(Record):
-    """What makes the model smaller."""
+    """What makes the model smaller. Every field is optional and defaults to None; at least one is set."""
+
+    model_config = ConfigDict(json_schema_extra=_some_rule)
 
     prune: Annotated[
-        Prune,
+        Prune | None,
         Field(
             description="Set weights to 0: of matrices and kernels, each expert's too, but not of embeddings, of the "
             "output layer, of what routes to experts or of what maps a condition to scales and shifts. With DeepSpeed "
             "it needs zeroStage 0: it takes whole parameters. Not with training.ema: an average of weights is not as "
             "sparse as they are."
         ),
-    ]
+    ] = None
+
+    @property
+    def settled_from(self) -> int:
+        """Optimizer step from which on evaluations are of the kind of model that the run ends with."""
+        return 0 if self.prune is None else self.prune.value.last_cut
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        fields = type(self).model_fields
+        if all(getattr(self, name) is None for name in fields):
+            names = ", ".join(field.alias or name for name, field in fields.items())
+            raise ValueError(f"got none: set at least one of {names}")
+        return self
