@@ -1,12 +1,26 @@
 """What is kept in the host's memory makes the same losses, weights and checkpoints to the last bit."""
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.numerics.test_state import bits, gather
-from tests.support.engines import ADAMW, SGD, TRANSFORMER, Saved, context_of, deepspeed, make_engine, train
+from tests.support.engines import (
+    ADAMW,
+    CNN,
+    FLAX,
+    MLP,
+    SGD,
+    TRANSFORMER,
+    Saved,
+    batch_of,
+    context_of,
+    deepspeed,
+    make_engine,
+    train,
+)
 from tests.support.ranks import run_ranks
 
 Document = dict[str, Any]
@@ -17,13 +31,19 @@ def offloaded(stage: int, *parts: str) -> Document:
     return {"deepspeed": {"zeroStage": stage, "offload": dict.fromkeys(parts, CPU)}}
 
 
-def lives(rank: int, world: int, coordinator: str, frameworks: list[Document], options: Document) -> Any:
-    """For each framework: a curve and all state after it, then the same again from the state in its middle."""
-    from capstan_runtime.deepspeed_trainer import engine as deepspeed_engine
-
+def lives(
+    rank: int,
+    world: int,
+    coordinator: str,
+    frameworks: list[Document],
+    options: Document,
+    model: Document = TRANSFORMER,
+) -> Any:
+    """For each framework: a curve, all state after it and an evaluation, then the same again from the state in its
+    middle."""
     answers = []
     for framework in frameworks:
-        context = context_of(framework, TRANSFORMER, rank, world, coordinator, **options)
+        context = context_of(framework, model, rank, world, coordinator, **options)
         engine: Any = make_engine(context)
         curve = train(engine, context, 0, 3)
         middle = gather(engine)
@@ -31,9 +51,11 @@ def lives(rank: int, world: int, coordinator: str, frameworks: list[Document], o
         end = gather(engine)
         engine.import_state(Saved(middle))
         again = curve[:3] + train(engine, context, 3, 6)
-        answers += [(curve, bits(middle), bits(end)), (again, bits(middle), bits(gather(engine)))]
+        evaluated = engine.evaluate([batch_of(context, 0)])
+        answers += [(curve, bits(middle), bits(end), evaluated), (again, bits(middle), bits(gather(engine)), evaluated)]
         # A process joins one world only, so the engines share it.
-        deepspeed_engine.World = lambda *_, joined=engine._world: joined  # type: ignore[assignment,misc]
+        of_engines: Any = importlib.import_module(type(engine).__module__)
+        of_engines.World = lambda *_, joined=engine._world: joined
     engine.close()
     return answers
 
@@ -63,3 +85,50 @@ def test_an_offloaded_run_is_the_same_to_the_last_bit_and_resumes_as_itself(
             assert [loss for loss, _ in found_curve] == [loss for loss, _ in curve]
             # Their squares are summed in another order.
             np.testing.assert_allclose(found_curve, curve, rtol=1e-6)
+
+
+def in_host_memory(**more: Document) -> Document:
+    return {"flax": {**more, "offload": {"optimizer": CPU}}}
+
+
+FSDP: Document = {"flax": {"fsdp": {}}}
+AVERAGED: Document = {"training": {"ema": {"decay": 0.9}}}
+
+
+@pytest.mark.parametrize(
+    ("model", "frameworks", "options"),
+    [
+        pytest.param(MLP, [FLAX, in_host_memory()], AVERAGED, id="an average of the weights"),
+        pytest.param(TRANSFORMER, [FSDP, in_host_memory(fsdp={})], AVERAGED, id="fsdp", marks=pytest.mark.full),
+        pytest.param(TRANSFORMER, [FLAX, in_host_memory()], {"precision": "fp16"}, id="fp16", marks=pytest.mark.full),
+        pytest.param(CNN, [FLAX, in_host_memory()], {"optimizer": SGD}, id="cnn", marks=pytest.mark.full),
+    ],
+)
+def test_a_flax_run_with_its_state_in_the_hosts_memory_is_the_same_to_the_last_bit(
+    model: Document, frameworks: list[Document], options: Document
+) -> None:
+    for first, *others in run_ranks(lives, 2, frameworks, options, model):
+        assert len(set(first[0])) == 6
+        assert others == [first] * 3
+
+
+def kinds_of_memory(rank: int, world: int, coordinator: str, framework: Document) -> Any:
+    """Where weights and state are: when they are new, after a step, and after a restore."""
+    context = context_of(framework, MLP, rank, world, coordinator)
+    engine: Any = make_engine(context)
+    found = []
+    for change in (
+        lambda: None,
+        lambda: train(engine, context, 0, 1),
+        lambda: engine.import_state(Saved(gather(engine))),
+    ):
+        change()
+        arrays = {False: engine._parameters, True: [each for arrays in engine._state for each in arrays]}
+        found.append({where: {each.sharding.memory_kind for each in arrays[where]} for where in arrays})
+    engine.close()
+    return found
+
+
+@pytest.mark.parametrize("framework", [in_host_memory(), in_host_memory(fsdp={})], ids=["whole", "fsdp"])
+def test_state_stays_in_the_hosts_memory_and_weights_on_the_device(framework: Document) -> None:
+    assert run_ranks(kinds_of_memory, 1, framework) == [[{False: {"device"}, True: {"pinned_host"}}] * 3]

@@ -24,6 +24,12 @@ class FullySharded(Record):
     of other models all at once."""
 
 
+class FlaxOffload(Record):
+    """What Flax keeps outside of the GPU's memory. It is brought there for the update alone, and computed as ever."""
+
+    optimizer: Annotated[OffloadTarget, Field(description="Optimizer state, averages of the weights included.")]
+
+
 class Flax(Record):
     """Flax NNX on JAX: one compiled step, data parallel over the job's processes."""
 
@@ -33,6 +39,9 @@ class Flax(Record):
             description="Cut parameters and optimizer state evenly over all devices of the job. Left out: each has all "
             "of them."
         ),
+    ] = None
+    offload: Annotated[
+        FlaxOffload | None, Field(description="What is kept in the host's memory. Left out: nothing is.")
     ] = None
 
 

@@ -36,6 +36,7 @@ from capstan_runtime.flax_trainer.step import (
     compile_evaluation_step,
     compile_gathering,
     compile_train_step,
+    on_devices,
 )
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
 from capstan_runtime.loss_scaling import ScaleState, read_scale
@@ -45,6 +46,8 @@ from capstan_runtime.updates import EMA, StateKind
 
 _DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16), "fp16": jnp.dtype(jnp.float16)}
 _RESULTS = ("loss", "gradient_norm", "loss_scale", "skipped_steps")
+_HOST_MEMORY = "pinned_host"
+"""JAX's name for pages that a GPU reads by itself."""
 _MORE_THAN_THERE_IS = 1 << 56
 """Bytes; beyond what any address space holds."""
 
@@ -87,7 +90,9 @@ class FlaxEngine:
             Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
             for devices in (jax.devices(), local_devices)
         )
+        self._state_memory = None if context.run.framework.value.offload is None else _HOST_MEMORY
         self._replicated, self._by_sample = (NamedSharding(mesh, spec) for spec in (REPLICATED, BY_SAMPLE))
+        self._replicated_state = NamedSharding(mesh, REPLICATED, memory_kind=self._state_memory)
         self._local_replicated = NamedSharding(local_mesh, REPLICATED)
         self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
         self._scaling = training.loss_scaling
@@ -101,12 +106,16 @@ class FlaxEngine:
         objective = Objective(context.run.loss, context.run.regularization, embedding_width(context.run.model))
         keeps = kept_activations(training.activation_checkpointing)
         dtype = _DTYPES[training.precision]
-        plan = StepPlan(self._structure, self._update, objective, dtype, keeps, self._scaling, self._sharding)
+        is_offloaded = self._state_memory is not None
+        plan = StepPlan(
+            self._structure, self._update, objective, dtype, keeps, self._scaling, self._sharding, is_offloaded
+        )
         if self._sharding is not None:
             self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, mesh))
         self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
         self._zeros = jax.jit(self._update.zeros)
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
+        self._on_devices = jax.jit(on_devices)
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
         self._to_devices = jax.jit(lambda batch: batch, in_shardings=self._local_by_sample)
         self._seconds_in_steps = self._seconds_in_evaluations = 0.0
@@ -116,7 +125,7 @@ class FlaxEngine:
         self.parameters = sum(math.prod(leaf.shape) for leaf in leaves)
         self._buffers = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.buffers]
         self._state = [
-            [self._place_leaf(leaf, leaf.initial_state(kind, training.seed)) for leaf in leaves]
+            [self._place_state(leaf, leaf.initial_state(kind, training.seed)) for leaf in leaves]
             for kind in self._update.kinds
         ]
         self._scale = None if self._scaling is None else self._place(as_array(ScaleState(self._scaling.initial)))
@@ -223,8 +232,11 @@ class FlaxEngine:
         return zip(self._update.kinds, self._state, strict=True)
 
     def _evaluated(self) -> list[jax.Array]:
-        """The weights' average, where the run keeps one, or the weights."""
-        return next((arrays for kind, arrays in self._states() if kind.name == EMA), self._parameters)
+        """The weights' average, where the run keeps one, or the weights; on the devices."""
+        averages = next((arrays for kind, arrays in self._states() if kind.name == EMA), None)
+        if averages is None:
+            return self._parameters
+        return averages if self._state_memory is None else self._on_devices(averages)
 
     def _spread(self, batch: Batch[Array]) -> Batch[jax.Array]:
         """This rank's [M, b, …] as its part of [M, G, …], which is spread over the devices of all ranks."""
@@ -245,11 +257,20 @@ class FlaxEngine:
     def _place_leaf(self, leaf: Leaf, whole: np.ndarray) -> jax.Array:
         return self._place(whole) if self._sharding is None else self._sharding.place(leaf, whole)
 
+    def _place_state(self, leaf: Leaf, whole: np.ndarray) -> jax.Array:
+        if self._sharding is not None:
+            return self._sharding.place(leaf, whole, self._state_memory)
+        with translated_errors():
+            return replicate(whole, self._replicated_state)
+
     def _read_leaf(self, leaf: Leaf, source: TensorSource, kind: StateKind | None) -> jax.Array:
         """Parameters, or their state of a kind, as they are kept here."""
         if self._sharding is not None:
-            return self._sharding.read(leaf, source, kind.name if kind is not None else None)
-        return self._place(leaf.read(source, None) if kind is None else leaf.read_state(source, kind))
+            name, memory = (None, None) if kind is None else (kind.name, self._state_memory)
+            return self._sharding.read(leaf, source, name, memory)
+        if kind is None:
+            return self._place(leaf.read(source, None))
+        return self._place_state(leaf, leaf.read_state(source, kind))
 
     def _on_local_devices(self, array: jax.Array) -> jax.Array:
         """A view of a replicated array as one that only this process knows."""

@@ -42,16 +42,17 @@ class FullSharding:
         """Of [L, W P], or of [W P]."""
         return PartitionSpec(*[None] * leaf.stack, self.axis)
 
-    def place(self, leaf: Leaf, whole: np.ndarray) -> jax.Array:
-        """`whole`, which every process has alike, in pieces. Copies nothing between processes."""
+    def place(self, leaf: Leaf, whole: np.ndarray, memory: str | None = None) -> jax.Array:
+        """`whole`, which every process has alike, in pieces, in that kind of memory; None: the devices' own. Copies
+        nothing between processes."""
         flat = whole.reshape(*whole.shape[: leaf.stack], -1)
 
         def piece(start: int, stop: int) -> np.ndarray:
             return flat[..., start:stop]
 
-        return self._from_pieces(leaf, piece)
+        return self._from_pieces(leaf, piece, memory)
 
-    def read(self, leaf: Leaf, source: TensorSource, kind: str | None) -> jax.Array:
+    def read(self, leaf: Leaf, source: TensorSource, kind: str | None, memory: str | None = None) -> jax.Array:
         """The parameters, or their state of a kind, out of a checkpoint: only what this process keeps of them is read.
         Raises as `read_part` does."""
 
@@ -61,7 +62,7 @@ class FullSharding:
             ]
             return np.stack(parts).astype(np.float32, copy=False).reshape(*leaf.shape[: leaf.stack], -1)
 
-        return self._from_pieces(leaf, piece)
+        return self._from_pieces(leaf, piece, memory)
 
     def export(self, values: Sequence[tuple[str | None, Sequence[Leaf], Sequence[jax.Array]]]) -> Iterator[LocalTensor]:
         """The pieces of this process."""
@@ -98,7 +99,7 @@ class FullSharding:
         stacked = shape[: pieces.ndim - 1]
         return padded[..., : math.prod(shape[len(stacked) :])].reshape(shape)
 
-    def _from_pieces(self, leaf: Leaf, piece: Callable[[int, int], np.ndarray]) -> jax.Array:
+    def _from_pieces(self, leaf: Leaf, piece: Callable[[int, int], np.ndarray], memory: str | None) -> jax.Array:
         size = leaf.parameters[0].size
         length = -(-size // self._mesh.size) * self._mesh.size
 
@@ -110,7 +111,7 @@ class FullSharding:
                 values[..., : size - start] = piece(start, min(stop, size))
             return values
 
-        sharding = NamedSharding(self._mesh, self.spec(leaf))
+        sharding = NamedSharding(self._mesh, self.spec(leaf), memory_kind=memory)
         return jax.make_array_from_callback((*leaf.shape[: leaf.stack], length), sharding, padded)
 
 

@@ -37,6 +37,7 @@ BY_SAMPLE = PartitionSpec(None, AXIS)
 TrainStep = Callable[..., tuple[Leaves, list[Leaves], Leaves, jax.Array | None, jax.Array]]
 EvaluationStep = Callable[..., jax.Array]
 Sums = TypeVar("Sums")
+Arrays = TypeVar("Arrays")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,8 @@ class StepPlan:
     """How the loss is scaled. None: it is not."""
     sharding: FullSharding | None = None
     """How parameters and their state are cut over the devices. None: each device has all of them."""
+    is_offloaded: bool = False
+    """Whether the state comes out of the host's memory, and goes back there."""
 
     def assemble(self, parameters: Leaves, buffers: Leaves) -> Model:
         """The model of parameters as a device keeps them."""
@@ -137,7 +140,22 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
     )
-    return jax.jit(spread, donate_argnums=(0, 1, 2, 3))
+    return jax.jit(_with_state_in_host_memory(spread) if plan.is_offloaded else spread, donate_argnums=(0, 1, 2, 3))
+
+
+def _with_state_in_host_memory(step: TrainStep) -> TrainStep:
+    """`step` whose state is on the devices inside it alone: a part of the program, which XLA overlaps with the rest."""
+
+    def moved(parameters: Leaves, state: list[Leaves], *others: Any) -> Any:
+        parameters, state, *rest = step(parameters, on_devices(state), *others)
+        return parameters, jax.device_put(state, jax.memory.Space.Host), *rest
+
+    return moved
+
+
+def on_devices(arrays: Arrays) -> Arrays:
+    """`arrays`, or lists of them, that were in the host's memory; inside a compiled function."""
+    return jax.device_put(arrays, jax.memory.Space.Device)
 
 
 def _sum_over_micro_steps(function: Callable[[Batch[jax.Array]], Sums], batch: Batch[jax.Array]) -> Sums:
