@@ -32,6 +32,7 @@ COMPILED = compile_schema(SCHEMA)
 
 CLAIM = {"claim": {"name": "store"}}
 TEXT = {"text": {"path": "/data", "sequenceLength": 8}}
+DECODER = {"model": {"transformer": {"layers": 2, "dim": 16, "heads": 4}}, "data": TEXT}
 
 
 def a_spec(**changes: Any) -> dict[str, Any]:
@@ -193,6 +194,47 @@ REFUSED = {
     "a world that does not divide the virtual ranks": (
         a_spec(workers={"max": 3}, training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8}),
         "workers: max 3 does not divide virtualRanks 8",
+    ),
+    "workers that are no whole replicas": (
+        a_spec(workers={"max": 6, "min": 3}, parallelism={"tensor": 2}, **DECODER),
+        "workers: 3 is not a multiple of the 2 workers over which parallelism spreads one replica; choose a multiple",
+    ),
+    "replicas that do not divide the virtual ranks": (
+        a_spec(
+            workers={"max": 12},
+            parallelism={"tensor": 2, "pipeline": 2},
+            training={"steps": 1, "globalBatchSize": 8, "virtualRanks": 8},
+            **DECODER,
+        ),
+        "workers: max 12 in replicas of 4 does not divide virtualRanks 8; choose",
+    ),
+    "a batch that the replicas do not divide": (
+        a_spec(workers={"max": 12}, parallelism={"tensor": 4}, **DECODER),
+        "globalBatchSize 8 is not a multiple of virtualRanks 3 (default: replicas of workers.max); choose",
+    ),
+    "devices that make no whole replicas": (
+        a_spec(workers={"max": 2, "gpus": 4}, parallelism={"tensor": 3}, **DECODER),
+        "parallelism: tensor x sequence x pipeline is 3, and workers.gpus 4 neither divides it nor is a multiple of it",
+    ),
+    "experts shared by more replicas than there are": (
+        a_spec(workers={"max": 2, "gpus": 2}, parallelism={"tensor": 4, "expert": 2}, **DECODER),
+        "parallelism: expert 2 does not divide the 1 replicas that the workers hold; choose a divisor",
+    ),
+    "a classifier over several devices": (
+        a_spec(workers={"max": 2}, parallelism={"tensor": 2}),
+        "parallelism: only layers of model.transformer can be spread over devices; remove it, or choose that model",
+    ),
+    "heads that cannot be shared out": (
+        a_spec(workers={"max": 8}, parallelism={"tensor": 4, "sequence": 2}, **DECODER),
+        "parallelism: tensor x sequence 8 does not divide model.transformer.heads 4; choose a divisor",
+    ),
+    "layers that cannot be shared out": (
+        a_spec(workers={"max": 4}, parallelism={"pipeline": 4}, **DECODER),
+        "parallelism: pipeline 4 does not divide model.transformer.layers 2; choose a divisor",
+    ),
+    "parallelism of a program": (
+        a_program(parallelism={"tensor": 2}, workers={"max": 2}),
+        "parallelism: the program decides that itself; remove it",
     ),
     "a batch the ranks do not divide": (
         a_spec(workers={"max": 3}),
@@ -742,6 +784,13 @@ VALUES: dict[str, Any] = {
         {"multiScale": {"sizes": [8, 6]}},
         {"multiScale": {"sizes": [8, 6], "everySteps": 0}},
     ),
+    "parallelism": (
+        {},
+        *({axis: degree} for axis in ("tensor", "sequence", "pipeline", "expert") for degree in (0, 1, 2, 3)),
+        {"tensor": 2, "sequence": 2},
+        {"tensor": 2, "expert": 2},
+        {"tensor": "2"},
+    ),
     "data.text.sequenceLength": SMALL,
     "optimizer": tuple({"sgd": {"learningRate": 0.1, "momentum": value}} for value in NUMBERS),
     "optimizer.adamw.learningRate": NUMBERS,
@@ -773,7 +822,7 @@ VALUES: dict[str, Any] = {
     "training.evaluation": ({}, {"everySteps": 0}, {"everySteps": 1}),
     "workers.max": SMALL,
     "workers.min": SMALL,
-    "workers.gpus": (-1, 0, 16, 17),
+    "workers.gpus": (-1, 0, 2, 3, 16, 17),
     "workers.image": ("", "i"),
     "workers.resources": tuple({"cpu": value} for value in ("1", "500m", "1.5Gi", "", "-1", "1 Gi", 1)),
     "workers.tolerations": ([], [{}], [{"operator": "Exists", "tolerationSeconds": 3}], [{"seconds": 3}], {}),

@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from capstan_operator.api.replicas import CEL_WORKERS_PER_REPLICA
+from capstan_operator.api.training_job import Run
+from capstan_runtime.contract.base import rules_of
 from tests.apiserver.client import Api, eventually
 from tests.charts.releases import CHART, CRDS, KINDS, create, install, objects, versions
 from tests.charts.stored import PLURALS, Json, examples, in_every_phase
@@ -37,6 +40,11 @@ ALLOWED = {
     'uri.run: pattern "^[^/]+/[^/]+/[^/]+$" became "^[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*$"': (
         "namespaces, names and uids begin like that; what begins with a dot could leave the run's place in the store"
     ),
+    **{
+        f"new rule {rule}": "says what it did before, where nothing of parallelism is said, and nothing stored says it"
+        for rule, _ in rules_of(Run)
+        if CEL_WORKERS_PER_REPLICA in rule and not rule.startswith("!")
+    },
 }
 """What the definitions may take back of those released, by the end of the line, and why that loses nothing."""
 

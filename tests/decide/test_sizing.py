@@ -8,12 +8,14 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from capstan_operator.api.replicas import whole_worlds
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint, read_blueprint
 from capstan_operator.decide.ranks import rank_of, read_ranks, write_ranks
 from capstan_operator.decide.situation import valid_worlds
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.observe import OperatorSettings
+from capstan_runtime.contract.parallelism import Parallelism
 from capstan_runtime.contract.run_config import Membership
 from tests.support.lives import Life
 from tests.support.looks import lived_until, look, make_job, make_pod, make_state
@@ -128,3 +130,13 @@ def test_an_attempt_is_not_stopped_for_a_worker_that_still_imports() -> None:
         life.seen = look(life.seen.job, [life.seen.pods[0], fresh], told)
         decision = decide_training_job(life.seen, now)
         assert decision.status.next_world == next_world
+
+
+def test_a_world_is_valid_when_it_makes_whole_replicas_that_divide_the_virtual_ranks() -> None:
+    spec = read_blueprint(make_job({}), OperatorSettings()).spec  # type: ignore[union-attr]
+    spread = {"workers": spec.workers.model_copy(update={"max": 16}), "parallelism": Parallelism(tensor=2, pipeline=2)}
+    assert list(whole_worlds(spec.model_copy(update=spread), 4)) == [4, 8, 16]
+    shared = {**spread, "parallelism": Parallelism(tensor=2, expert=2)}
+    assert list(whole_worlds(spec.model_copy(update=shared), 8)) == [4, 8, 16]
+    large = {**spread, "workers": spec.workers.model_copy(update={"max": 4, "gpus": 8})}
+    assert list(whole_worlds(spec.model_copy(update=large), 4)) == [1, 2, 4], "each worker holds two replicas"

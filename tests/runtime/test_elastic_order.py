@@ -21,7 +21,7 @@ DATA = Rows(np.arange(SAMPLES, dtype=np.float32)[:, None], np.arange(SAMPLES, dt
 
 def context_of(rank: int, world: int, splits: int) -> TrainContext:
     training = SimpleNamespace(virtual_ranks=VIRTUAL_RANKS, global_batch_size=VIRTUAL_RANKS * PER_SLICE)
-    run: Any = SimpleNamespace(training=training)
+    run: Any = SimpleNamespace(training=training, workers_per_replica=1)
     membership: Any = SimpleNamespace(rank=rank, world=world, micro_splits=splits)
     nothing: Any = None
     return TrainContext(run=run, membership=membership, data=nothing, steps=0, environ={})

@@ -30,10 +30,24 @@ class JobContext:
 
     @property
     def micro_steps(self) -> int:
-        """M: of this rank in one optimizer step. V / W virtual ranks, each in one micro-step or, for want of memory, in
-        several (`Membership.micro_splits`)."""
+        """M: of this rank in one optimizer step. V / data_world virtual ranks, each in one micro-step or, for want of
+        memory, in several (`Membership.micro_splits`)."""
         assert self.run.training.virtual_ranks is not None
-        return self.run.training.virtual_ranks // self.membership.world * self._micro_steps_of_slice
+        return self.run.training.virtual_ranks // self.data_world * self._micro_steps_of_slice
+
+    @property
+    def workers_per_replica(self) -> int:
+        """How many consecutive ranks hold one replica of the model together, and so compute the same samples."""
+        return 1
+
+    @property
+    def data_rank(self) -> int:
+        """Which of `data_world` even shares of a batch is this rank's."""
+        return self.membership.rank // self.workers_per_replica
+
+    @property
+    def data_world(self) -> int:
+        return self.membership.world // self.workers_per_replica
 
     @property
     def samples_per_micro_step(self) -> int:
@@ -50,6 +64,15 @@ class JobContext:
         return micro_steps_of_slice(self._samples_of_slice, self.membership.micro_splits)
 
 
+def require_whole_replicas(run: RunConfig, membership: Membership) -> None:
+    """Raises ConfigError if the world is no whole number of replicas of the model."""
+    if membership.world % run.workers_per_replica:
+        raise ConfigError(
+            f"spec.workers: {membership.world} workers are no whole replicas, each of which spec.parallelism spreads "
+            f"over {run.workers_per_replica}; choose a multiple"
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainContext(JobContext):
     """All an engine may know before it joins the world."""
@@ -57,6 +80,10 @@ class TrainContext(JobContext):
     run: RunConfig
     data: DataSpec
     """Decides the model's input and output sizes."""
+
+    @property
+    def workers_per_replica(self) -> int:
+        return self.run.workers_per_replica
 
     @property
     def data_fingerprint(self) -> str:

@@ -121,7 +121,10 @@ class Engine(Stateful, Protocol):
         """One optimizer step over M micro-steps, of a batch with keys; returns as soon as the work is queued."""
         ...
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums: ...
+    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+        """What adds up over all ranks: of ranks that hold one replica together, and so are given the same batches, one
+        returns what they found, and the others zeros."""
+        ...
 
     def sparsity(self) -> float | None:
         """Of the weights that the run may prune (`is_pruned`), the share that is 0; the same on every rank. Waits for

@@ -192,8 +192,8 @@ class Evaluate:
     def _batches(self) -> Iterator[Batch]:
         return validation_batches(
             self._held_out,
-            self._context.membership.rank,
-            self._context.membership.world,
+            self._context.data_rank,
+            self._context.data_world,
             self._context.micro_steps,
             self._context.samples_per_micro_step,
         )

@@ -16,7 +16,7 @@ from capstan_runtime.chaos import Chaos, DisturbedEngine, chaos_of, stalling
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import Retention
 from capstan_runtime.checkpoint.store import Store
-from capstan_runtime.context import TrainContext
+from capstan_runtime.context import TrainContext, require_whole_replicas
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.run_config import RunConfig
@@ -112,7 +112,8 @@ def run_attempt(
     plan = SamplePlan(
         training.seed, len(dataset.train), training.global_batch_size, training.virtual_ranks, membership.skips
     )
-    plan.micro_steps(membership.world)  # refuses a world that does not divide the virtual ranks
+    require_whole_replicas(run, membership)
+    plan.micro_steps(membership.world // run.workers_per_replica)  # refuses what does not divide the virtual ranks
     steps = training.steps or (training.epochs or 0) * plan.steps_per_epoch
     require_last_cut(run.compression, training, steps)
     context = TrainContext(run=run, membership=membership, data=dataset.spec, steps=steps, environ=environ)
@@ -292,7 +293,7 @@ class _Attempt:
 
     def _read_batch(self, step: int) -> Batch:
         context = self.context
-        ids = self.plan.ids_for_rank(step, context.membership.rank, context.membership.world)
+        ids = self.plan.ids_for_rank(step, context.data_rank, context.data_world)
         ids = ids.reshape(context.micro_steps, context.samples_per_micro_step)
         number = batch_index(step, self.plan.skips)
         batch = training_batch(self.dataset.train, ids, sample_keys(self.plan.seed, number, ids))

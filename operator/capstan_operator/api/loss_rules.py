@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Protocol, get_args
 
+from capstan_operator.api.replicas import CEL_RANKS
 from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.losses import Loss, Regularization
 from capstan_runtime.contract.models import Model
@@ -27,7 +28,6 @@ class _Run(Protocol):
 
 
 _MIXES = "has(self.regularization) && (has(self.regularization.mixup) || has(self.regularization.cutmix))"
-_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"
 
 _ATTACKED_IN_PARTS = (
     "regularization: adversarial takes gradients past DeepSpeed, which needs whole weights, and deepspeed.zeroStage 3 "
@@ -76,9 +76,9 @@ LOSS_RULES = (
         "'regularization: cutmix pastes boxes of images, and model mlp sees none; choose mixup, or model cnn'",
     ),
     (
-        f"!({_MIXES}) || {_RANKS} < 1 || self.training.globalBatchSize / {_RANKS} >= 2",
+        f"!({_MIXES}) || {CEL_RANKS} < 1 || self.training.globalBatchSize / {CEL_RANKS} >= 2",
         "'regularization: mixup and cutmix take two samples of one virtual rank, which has ' +"
-        f" string(self.training.globalBatchSize / {_RANKS}) + '; raise globalBatchSize, or lower virtualRanks'",
+        f" string(self.training.globalBatchSize / {CEL_RANKS}) + '; raise globalBatchSize, or lower virtualRanks'",
     ),
 )
 

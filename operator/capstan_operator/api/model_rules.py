@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from capstan_operator.api.replicas import CEL_RANKS
 from capstan_runtime.contract.models import CEL_BATCH_STATISTICS, CEL_TAKES_CONDITIONS
 
-_CEL_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"
 _TOO_FEW = "is fewer than 2 samples for norm batch or mix to take statistics of; choose a larger batch or fewer ranks"
 _REVERSIBLE = (
     "framework: deepspeed.zeroStage 3 cannot train model.transformer.reversible, whose layers need their whole weights "
@@ -34,9 +34,9 @@ _MIXED_CONDITIONS = (
 
 MODEL_RULES: tuple[tuple[str, str], ...] = (
     (
-        f"!{CEL_BATCH_STATISTICS} || {_CEL_RANKS} < 1 || self.training.globalBatchSize / {_CEL_RANKS} >= 2",
+        f"!{CEL_BATCH_STATISTICS} || {CEL_RANKS} < 1 || self.training.globalBatchSize / {CEL_RANKS} >= 2",
         "'training: globalBatchSize ' + string(self.training.globalBatchSize) + ' over virtualRanks '"
-        f" + string({_CEL_RANKS}) + ' {_TOO_FEW}'",
+        f" + string({CEL_RANKS}) + ' {_TOO_FEW}'",
     ),
     (
         "!(has(self.framework.deepspeed) && self.framework.deepspeed.zeroStage == 3"

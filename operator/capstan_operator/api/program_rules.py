@@ -20,14 +20,15 @@ if TYPE_CHECKING:
 Rule = tuple[str, str]
 """As `cel` takes it: expression, and the expression of its message."""
 
-SHARED = ("training", "workers")
-"""Of what a Run says, what holds for programs too."""
+SHARED = ("training", "workers", "parallelism")
+"""Of what a Run says, what holds for programs too, or what rules that do look at."""
 _OF_TRAINING = ("steps", "global_batch_size", "virtual_ranks", "seed", "log_every_steps")
 NOT_FOR_PROGRAMS = {
     "callbacks": "has(self.callbacks)",
     "compression": "has(self.compression)",
     "registerAs": "has(self.registerAs)",
     "recordSteps": "self.recordSteps",
+    "parallelism": "has(self.parallelism)",
 }
 """Of what else a TrainingJob says, what Capstan's own trainers do: whether it is given, in CEL."""
 _INSIDE = (Fault.SLOW_RANK, Fault.SLOW_NETWORK, Fault.GPU_OUT_OF_MEMORY, Fault.DATA_STALL, Fault.NAN)

@@ -13,8 +13,18 @@ from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.memory_rules import MEMORY_RULES, require_memory_fits
 from capstan_operator.api.model_rules import MODEL_RULES, require_model_fits
+from capstan_operator.api.parallelism_rules import PARALLELISM_RULES, require_parallelism_fits
 from capstan_operator.api.program_rules import program_rules, require_program_or_trainer
 from capstan_operator.api.recovery_spec import Chaos, Recovery
+from capstan_operator.api.replicas import (
+    CEL_MIN,
+    CEL_RANKS,
+    CEL_WORKERS_PER_REPLICA,
+    REPLICA_RULES,
+    require_whole_replicas,
+    whole_worlds,
+    workers_per_replica,
+)
 from capstan_operator.api.update_rules import UPDATE_RULES, require_update_fits
 from capstan_operator.api.workers import Workers
 from capstan_runtime.contract.augmentation import Augmentation
@@ -27,22 +37,29 @@ from capstan_runtime.contract.framework import Framework
 from capstan_runtime.contract.losses import Loss, Regularization
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.parallelism import Parallelism
 from capstan_runtime.contract.program import Program
 from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.schedules import Schedule
 from capstan_runtime.contract.tracking import Tracking
 from capstan_runtime.contract.training import Training
 
-# CEL spellings of the two properties of TrainingJobSpec that have a default made of another field.
-_CEL_RANKS = "(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max)"
-_CEL_MIN = "(has(self.workers.min) ? self.workers.min : self.workers.max)"
 # How the ranks are shown: with where they come from when the user did not write them.
 _CEL_RANKS_SHOWN = (
-    "(has(self.training.virtualRanks) ? string(self.training.virtualRanks)"
-    " : string(self.workers.max) + ' (default: workers.max)')"
+    f"string({CEL_RANKS}) + (has(self.training.virtualRanks) ? ''"
+    f" : {CEL_WORKERS_PER_REPLICA} > 1 ? ' (default: replicas of workers.max)' : ' (default: workers.max)')"
 )
-# Numbers below 1 have a line of their own already; without this a division by them would add another.
-_CEL_NOTHING_TO_DIVIDE = f"{_CEL_RANKS} < 1 || {_CEL_MIN} < 1 || self.workers.max < 1"
+
+
+def _cel_world_fits(name: str, workers: str) -> tuple[str, str]:
+    """Numbers below 1 have a line of their own already; without looking at them a division would add another."""
+    return (
+        f"self.workers.max < 1 || [{workers} / {CEL_WORKERS_PER_REPLICA}].all(n, n < 1 || {CEL_RANKS} % n == 0)",
+        f"'workers: {name} ' + string({workers}) + [{CEL_WORKERS_PER_REPLICA}].map(n,"
+        " n > 1 ? ' in replicas of ' + string(n) : '')[0] + ' does not divide virtualRanks ' +"
+        f" {_CEL_RANKS_SHOWN} + '; choose a divisor'",
+    )
+
 
 # What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
 _FROZEN = (
@@ -56,24 +73,17 @@ class Run(Record):
 
     model_config = cel(
         (
-            f"{_CEL_MIN} <= self.workers.max",
-            f"'workers: min ' + string({_CEL_MIN}) + ' is above max ' + string(self.workers.max) + '; lower min'",
+            f"{CEL_MIN} <= self.workers.max",
+            f"'workers: min ' + string({CEL_MIN}) + ' is above max ' + string(self.workers.max) + '; lower min'",
         ),
         (
-            f"{_CEL_NOTHING_TO_DIVIDE} || self.training.globalBatchSize % {_CEL_RANKS} == 0",
+            f"[{CEL_RANKS}].all(ranks, ranks < 1 || self.training.globalBatchSize % ranks == 0)",
             "'training: globalBatchSize ' + string(self.training.globalBatchSize)"
             f" + ' is not a multiple of virtualRanks ' + {_CEL_RANKS_SHOWN} + '; choose a multiple'",
         ),
-        (
-            f"{_CEL_NOTHING_TO_DIVIDE} || {_CEL_RANKS} % {_CEL_MIN} == 0",
-            f"'workers: min ' + string({_CEL_MIN}) + ' does not divide virtualRanks ' + {_CEL_RANKS_SHOWN}"
-            " + '; choose a divisor'",
-        ),
-        (
-            f"{_CEL_NOTHING_TO_DIVIDE} || {_CEL_RANKS} % self.workers.max == 0",
-            f"'workers: max ' + string(self.workers.max) + ' does not divide virtualRanks ' + {_CEL_RANKS_SHOWN}"
-            " + '; choose a divisor'",
-        ),
+        *REPLICA_RULES,
+        _cel_world_fits("min", CEL_MIN),
+        _cel_world_fits("max", "self.workers.max"),
         (
             "has(self.model.custom) || has(self.model.transformer) == (has(self.data.text) || has(self.data.tokens))",
             "'model: transformer trains on data text or tokens, mlp and cnn on digits, arrays or images; change model "
@@ -85,6 +95,7 @@ class Run(Record):
         *MODEL_RULES,
         *UPDATE_RULES,
         *LOSS_RULES,
+        *PARALLELISM_RULES,
     )
 
     framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
@@ -104,11 +115,23 @@ class Run(Record):
         Regularization | None, Field(description="What makes training harder, so that the model generalises.")
     ] = None
     workers: Annotated[Workers, Field(description="How many pods train together.")]
+    parallelism: Annotated[
+        Parallelism | None,
+        Field(
+            description="Spread each replica of a decoder over several devices. May change while the job is suspended. "
+            "Left out: every device holds a replica."
+        ),
+    ] = None
 
     @property
     def virtual_ranks(self) -> int:
-        """`training.virtualRanks`, or its default `workers.max`."""
-        return self.training.virtual_ranks or self.workers.max
+        """`training.virtualRanks`, or its default: the replicas that `workers.max` hold."""
+        return self.training.virtual_ranks or max(1, self.workers.max // self.workers_per_replica)
+
+    @property
+    def workers_per_replica(self) -> int:
+        """How many workers with consecutive ranks hold one replica of the model together."""
+        return workers_per_replica(self)
 
     @property
     def min_workers(self) -> int:
@@ -116,8 +139,8 @@ class Run(Record):
         return self.workers.min or self.workers.max
 
     def valid_worlds(self) -> list[int]:
-        """The world sizes between min and max that divide virtualRanks, smallest first; never empty."""
-        return [w for w in range(self.min_workers, self.workers.max + 1) if self.virtual_ranks % w == 0]
+        """The world sizes between min and max whose replicas divide virtualRanks, smallest first; never empty."""
+        return [world for world in whole_worlds(self, self.virtual_ranks) if world >= self.min_workers]
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -272,7 +295,7 @@ class TrainingJobSpec(Run):
 
 
 def _of_every_job() -> tuple[Callable[[Run], None], ...]:
-    return _min_within_max, _ranks_divide_batch, _some_world_fits
+    return _min_within_max, require_whole_replicas, _ranks_divide_batch, _some_world_fits
 
 
 def _of_trainers() -> tuple[Callable[[Run], None], ...]:
@@ -285,6 +308,7 @@ def _of_trainers() -> tuple[Callable[[Run], None], ...]:
         require_update_fits,
         require_loss_fits,
         require_custom_fits,
+        require_parallelism_fits,
     )
 
 
@@ -303,18 +327,21 @@ def _ranks_divide_batch(spec: Run) -> None:
 
 
 def _ranks_shown(spec: Run) -> str:
-    return str(spec.virtual_ranks) + ("" if spec.training.virtual_ranks else " (default: workers.max)")
+    if spec.training.virtual_ranks:
+        return str(spec.virtual_ranks)
+    return f"{spec.virtual_ranks} (default: {'replicas of ' if spec.workers_per_replica > 1 else ''}workers.max)"
 
 
 def _some_world_fits(spec: Run) -> None:
     """Both ends must be usable sizes, so that nobody reserves workers that can never take part."""
+    per_replica, ranks = spec.workers_per_replica, spec.virtual_ranks
+    over = f" in replicas of {per_replica}" if per_replica > 1 else ""
     for name, size in (("min", spec.min_workers), ("max", spec.workers.max)):
-        if spec.virtual_ranks % size:
-            choices = ", ".join(
-                str(n) for n in range(1, min(spec.virtual_ranks, 64) + 1) if spec.virtual_ranks % n == 0
-            )
+        if ranks % (size // per_replica):
+            choices = ", ".join(str(n * per_replica) for n in range(1, min(ranks, 64) + 1) if ranks % n == 0)
             raise ValueError(
-                f"workers: {name} {size} does not divide virtualRanks {_ranks_shown(spec)}; choose one of {choices}"
+                f"workers: {name} {size}{over} does not divide virtualRanks {_ranks_shown(spec)}; "
+                f"choose one of {choices}"
             )
 
 

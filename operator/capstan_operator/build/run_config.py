@@ -50,6 +50,8 @@ def build_run_config(job: Owner, spec: TrainingJobSpec, virtual_ranks: int | Non
         loss=run.loss,
         regularization=run.regularization,
         compression=spec.compression,
+        parallelism=run.parallelism,
+        workers_per_replica=spec.workers_per_replica,
         callbacks=spec.callbacks or Callbacks(),
         register_as=spec.register_as,
         record=spec.record_steps,

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from capstan_operator.api.replicas import whole_worlds
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint
 from capstan_operator.decide.ranks import rank_of, read_ranks
@@ -207,15 +208,16 @@ def ranks_of(status: TrainingJobStatus) -> tuple[int, ...]:
 def valid_worlds(status: TrainingJobStatus, blueprint: Blueprint) -> tuple[int, ...]:
     """Sizes the world may have, smallest first; never empty.
 
-    The virtual ranks are those the run was started with. When a later spec has no size between its min and max that
-    divides them, the largest one below max must do.
+    The virtual ranks are those the run was started with. When a later spec has no size between its min and max whose
+    replicas divide them, the largest one below max must do.
     """
     spec = blueprint.spec
     if status.virtual_ranks is None and status.world and is_changed(status, blueprint):
         return (status.world,)
     virtual_ranks = status.virtual_ranks or spec.virtual_ranks
-    divisors = [world for world in range(1, spec.workers.max + 1) if virtual_ranks % world == 0]
-    return tuple(world for world in divisors if world >= spec.min_workers) or (divisors[-1],)
+    whole = list(whole_worlds(spec, virtual_ranks))
+    # A later spec may have other replicas; if none fits, the trainer says so.
+    return tuple(world for world in whole if world >= spec.min_workers) or tuple(whole[-1:]) or (spec.workers.max,)
 
 
 def is_changed(status: TrainingJobStatus, blueprint: Blueprint) -> bool:

@@ -83,13 +83,17 @@ def unreachable_size(situation: Situation) -> str | None:
     asked = f"workers.min: {least} and max: {largest}" if both else f"workers.max: {largest}"
     if virtual_ranks is None:
         return f"{asked} cannot be followed: nobody noted the virtualRanks of the run, which keeps its size of {wanted}"
-    larger = next((size for size in range(largest + 1, virtual_ranks + 1) if virtual_ranks % size == 0), None)
+    each = spec.workers_per_replica
+    fitting = (n * each for n in range(1, virtual_ranks + 1) if virtual_ranks % n == 0)
+    larger = next((size for size in fitting if size > largest), None)
     # A spec whose min does not divide its max is refused, unless it sets the virtual ranks itself.
     ends = "min and max" if any(size % least for size in (wanted, larger or wanted)) else "max"
-    instead = f", or start a new job with training.virtualRanks {largest}" if larger is None else f" or to {larger}"
+    instead = (
+        f", or start a new job with training.virtualRanks {largest // each}" if larger is None else f" or to {larger}"
+    )
     return (
-        f"{asked} {'do' if both else 'does'} not divide virtualRanks {virtual_ranks}, which the run keeps from its "
-        f"start, so it has {_workers(wanted)} at most; set {ends} to {wanted}{instead}"
+        f"{asked}{_over(each)} {'do' if both else 'does'} not divide virtualRanks {virtual_ranks}, which the run keeps "
+        f"from its start, so it has {_workers(wanted)} at most; set {ends} to {wanted}{instead}"
     )
 
 
@@ -153,7 +157,7 @@ def _age(worker: Worker, situation: Situation) -> float:
 
 
 def _size_message(situation: Situation) -> str | None:
-    world, wanted = len(situation.members), situation.wanted
+    world, wanted, spec = len(situation.members), situation.wanted, situation.blueprint.spec
     if situation.status.next_world is not None:
         return f"{_change(situation, situation.status.next_world)} at the next checkpoint"
     if world >= wanted:
@@ -165,8 +169,8 @@ def _size_message(situation: Situation) -> str | None:
     message = f"{world} of {wanted} workers"
     if ready > world and _largest(situation.worlds, ready) == world:
         message = (
-            f"{ready} workers are ready, but only {_either(situation.worlds)} divide "
-            f"virtualRanks {situation.status.virtual_ranks or situation.blueprint.spec.virtual_ranks}"
+            f"{ready} workers are ready, but only {_either(situation.worlds)}{_over(spec.workers_per_replica)} divide "
+            f"virtualRanks {situation.status.virtual_ranks or spec.virtual_ranks}"
         )
     return f"{message}: {reasons[0]}" if reasons else message
 
@@ -180,6 +184,10 @@ def _change(situation: Situation, world: int) -> str:
     if not joining or len(joining) < world - len(ranks):
         return "the world is formed anew"
     return f"worker {joining[0]} joins" if len(joining) == 1 else f"workers {_both(joining)} join"
+
+
+def _over(per_replica: int) -> str:
+    return f" in replicas of {per_replica}" if per_replica > 1 else ""
 
 
 def _workers(number: int) -> str:

@@ -17,6 +17,7 @@ from capstan_runtime.contract.losses import Loss, Regularization
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.numerical import Numerical
 from capstan_runtime.contract.optimizers import Optimizer
+from capstan_runtime.contract.parallelism import Parallelism
 from capstan_runtime.contract.program import Program
 from capstan_runtime.contract.registry import Register
 from capstan_runtime.contract.saving import Interval, Retention, Verification
@@ -93,6 +94,9 @@ class RunConfig(JobConfig):
     """None: cross-entropy."""
     regularization: Regularization | None = None
     compression: Compression | None = None
+    parallelism: Parallelism | None = None
+    workers_per_replica: Annotated[int, Field(ge=1)] = 1
+    """How many consecutive ranks hold one replica of the model together. The operator resolves it."""
     callbacks: Callbacks = Callbacks()
     register_as: Register | None = None
     """Rank 0 registers what the run ends with. None: nobody does."""

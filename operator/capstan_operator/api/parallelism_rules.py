@@ -1,0 +1,71 @@
+"""What of parallelism goes together with what else of a run."""
+
+from typing import Any
+
+_OF_DECODERS = (
+    "parallelism: only layers of model.transformer can be spread over devices; remove it, or choose that model"
+)
+_AXES = ("tensor", "sequence", "pipeline", "expert")
+_NOT_YET = {
+    "flax": _AXES,
+    "deepspeed": _AXES,
+}
+"""Axes that a trainer does not know."""
+
+
+def _unknown(framework: str, axis: str) -> str:
+    return f"parallelism: {axis} is not known to framework {framework}; set it to 1"
+
+
+def _cel_divides(axes: str, degree: str, field: str, count: str) -> tuple[str, str]:
+    return (
+        f"!has(self.parallelism) || !has(self.model.transformer) || {degree} < 1 || {count} % {degree} == 0",
+        f"'parallelism: {axes} ' + string({degree}) + ' does not divide model.transformer.{field} ' + string({count})"
+        " + '; choose a divisor'",
+    )
+
+
+_CEL_HEADS_DEGREE = "(self.parallelism.tensor * self.parallelism.sequence)"
+_CEL_KV_HEADS = "(has(self.model.transformer.kvHeads) ? self.model.transformer.kvHeads : self.model.transformer.heads)"
+_CEL_EXPERTS = "(has(self.model.transformer.experts) ? self.model.transformer.experts.count : 1)"
+
+PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
+    ("!has(self.parallelism) || has(self.model.transformer)", f"'{_OF_DECODERS}'"),
+    _cel_divides("tensor x sequence", _CEL_HEADS_DEGREE, "heads", "self.model.transformer.heads"),
+    _cel_divides("tensor x sequence", _CEL_HEADS_DEGREE, "kvHeads", _CEL_KV_HEADS),
+    _cel_divides("pipeline", "self.parallelism.pipeline", "layers", "self.model.transformer.layers"),
+    _cel_divides("expert", "self.parallelism.expert", "experts.count", _CEL_EXPERTS),
+    *(
+        (
+            f"!has(self.parallelism) || !has(self.framework.{framework}) || self.parallelism.{axis} <= 1",
+            f"'{_unknown(framework, axis)}'",
+        )
+        for framework, axes in _NOT_YET.items()
+        for axis in axes
+    ),
+)
+"""The twins of `require_parallelism_fits` in CEL."""
+
+
+def require_parallelism_fits(spec: Any) -> None:
+    """Raises ValueError when `parallelism` of `spec`, a Run, does not go together with the rest."""
+    asked, decoder = spec.parallelism, spec.model.transformer
+    if asked is None:
+        return
+    if decoder is None:
+        raise ValueError(_OF_DECODERS)
+    heads = asked.tensor * asked.sequence
+    _require_divisor("tensor x sequence", heads, "heads", decoder.heads)
+    _require_divisor("tensor x sequence", heads, "kvHeads", decoder.kv_heads or decoder.heads)
+    _require_divisor("pipeline", asked.pipeline, "layers", decoder.layers)
+    _require_divisor("expert", asked.expert, "experts.count", decoder.experts.count if decoder.experts else 1)
+    for axis in _NOT_YET[spec.framework.kind]:
+        if getattr(asked, axis) > 1:
+            raise ValueError(_unknown(spec.framework.kind, axis))
+
+
+def _require_divisor(axes: str, degree: int, field: str, count: int) -> None:
+    if count % degree:
+        raise ValueError(
+            f"parallelism: {axes} {degree} does not divide model.transformer.{field} {count}; choose a divisor"
+        )

@@ -1,0 +1,95 @@
+"""How many workers hold one replica of a model together, and which numbers of workers make whole replicas.
+
+`spec` is a Run: anything with `parallelism`, `training` and `workers`. The texts are the same in CEL.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from capstan_runtime.contract.parallelism import Parallelism
+
+_CEL_DEVICES = (
+    "(has(self.parallelism) ? self.parallelism.tensor * self.parallelism.sequence * self.parallelism.pipeline : 1)"
+)
+_CEL_OWN = "(self.workers.gpus > 1 ? self.workers.gpus : 1)"
+CEL_WORKERS_PER_REPLICA = f"[{_CEL_DEVICES} / {_CEL_OWN}].map(n, n > 1 ? n : 1)[0]"
+CEL_RANKS = (
+    f"(has(self.training.virtualRanks) ? self.training.virtualRanks : self.workers.max / {CEL_WORKERS_PER_REPLICA})"
+)
+"""`virtual_ranks` of a Run."""
+CEL_MIN = "(has(self.workers.min) ? self.workers.min : self.workers.max)"
+"""`min_workers` of a Run."""
+_CEL_ENDS = f"[{CEL_MIN}, self.workers.max]"
+_CEL_UNEVEN = f"{_CEL_ENDS}.filter(w, w % {CEL_WORKERS_PER_REPLICA} != 0)"
+_CEL_REPLICAS = f"{_CEL_ENDS}.map(w, w * {_CEL_OWN} / {_CEL_DEVICES})"
+
+REPLICA_RULES: tuple[tuple[str, str], ...] = (
+    (
+        f"!has(self.parallelism) || {_CEL_DEVICES} < 1"
+        f" || {_CEL_DEVICES} % {_CEL_OWN} == 0 || {_CEL_OWN} % {_CEL_DEVICES} == 0",
+        f"'parallelism: tensor x sequence x pipeline is ' + string({_CEL_DEVICES}) + ', and workers.gpus '"
+        f" + string({_CEL_OWN}) + ' neither divides it nor is a multiple of it; choose degrees that fit'",
+    ),
+    (
+        f"!has(self.parallelism) || size({_CEL_UNEVEN}) == 0",
+        f"'workers: ' + string({_CEL_UNEVEN}[0]) + ' is not a multiple of the ' + string({CEL_WORKERS_PER_REPLICA})"
+        " + ' workers over which parallelism spreads one replica; choose a multiple'",
+    ),
+    (
+        "!has(self.parallelism) || self.parallelism.expert <= 1"
+        f" || {_CEL_DEVICES} < 1 || {_CEL_REPLICAS}.all(n, n % self.parallelism.expert == 0)",
+        "'parallelism: expert ' + string(self.parallelism.expert) + ' does not divide the '"
+        f" + string({_CEL_REPLICAS}.filter(n, n % self.parallelism.expert != 0)[0])"
+        " + ' replicas that the workers hold; choose a divisor'",
+    ),
+)
+"""The twins of `require_whole_replicas` in CEL."""
+
+
+def workers_per_replica(spec: Any) -> int:
+    """How many workers with consecutive ranks hold one replica together; 1: each holds one, or several."""
+    return max(1, _devices(spec) // _own(spec))
+
+
+def whole_worlds(spec: Any, virtual_ranks: int) -> Iterator[int]:
+    """Numbers of workers up to `workers.max` that make whole replicas whose number divides the virtual ranks, so that
+    each computes as many of these; smallest first."""
+    per_replica, devices, own = workers_per_replica(spec), _devices(spec), _own(spec)
+    expert = (spec.parallelism or Parallelism()).expert
+    for world in range(per_replica, spec.workers.max + 1, per_replica):
+        if virtual_ranks % (world // per_replica) == 0 and world * own // devices % expert == 0:
+            yield world
+
+
+def require_whole_replicas(spec: Any) -> None:
+    """Raises ValueError unless the fewest and the most workers make whole replicas."""
+    devices, own = _devices(spec), _own(spec)
+    if devices % own and own % devices:
+        raise ValueError(
+            f"parallelism: tensor x sequence x pipeline is {devices}, and workers.gpus {own} neither divides it nor is "
+            "a multiple of it; choose degrees that fit"
+        )
+    ends, per_replica = (spec.min_workers, spec.workers.max), workers_per_replica(spec)
+    for size in ends:
+        if size % per_replica:
+            raise ValueError(
+                f"workers: {size} is not a multiple of the {per_replica} workers over which parallelism spreads one "
+                "replica; choose a multiple"
+            )
+    expert = (spec.parallelism or Parallelism()).expert
+    for replicas in (size * own // devices for size in ends):
+        if replicas % expert:
+            raise ValueError(
+                f"parallelism: expert {expert} does not divide the {replicas} replicas that the workers hold; choose a "
+                "divisor"
+            )
+
+
+def _devices(spec: Any) -> int:
+    """That hold one replica."""
+    return 1 if spec.parallelism is None else int(spec.parallelism.devices)
+
+
+def _own(spec: Any) -> int:
+    """Devices of one worker."""
+    return max(1, int(spec.workers.gpus))
