@@ -165,7 +165,7 @@ def bare_flax(engine: Any, batch: Any) -> Run:
     def run(steps: int) -> None:
         kept = engine._parameters, engine._state, engine._buffers, engine._scale
         for _ in range(steps):
-            *kept, values = compiled(*kept, spread, numbers)
+            *kept, values = compiled(*kept, spread, numbers, engine._taught_by)
         values.block_until_ready()
         engine._parameters, engine._state, engine._buffers, engine._scale = kept
 

@@ -186,6 +186,13 @@ REFUSED = {
         ),
         "compression: prune leaves no zeros in the average of training.ema",
     ),
+    "a teacher by version and stage": (
+        a_spec(
+            compression={"distill": {"teacher": {"registry": {"name": "t", "version": "1.0.0", "stage": "production"}}}}
+        ),
+        "registry: give version, which never changes, or stage, of which the meaning now holds; exactly one",
+    ),
+    "a teacher that is nobody": (a_spec(compression={"distill": {"teacher": {}}}), "got none: set exactly one of"),
     "neither steps nor epochs": (a_spec(training={"globalBatchSize": 8}), "set exactly one of steps, epochs"),
     "steps and epochs": (
         a_spec(training={"globalBatchSize": 8, "steps": 1, "epochs": 1}),
@@ -680,8 +687,8 @@ def test_the_longest_name_is_the_same_at_apply_time_as_for_the_operator(workers:
     refusals = schema_refusals(spec, name="x" * (room + 1))
     assert len(refusals) == 1
     assert f"leave room for {room}; shorten it" in refusals[0]
-    assert spec_problems("x" * room, TrainingJobSpec.parse(spec)) == []
-    assert len(spec_problems("x" * (room + 1), TrainingJobSpec.parse(spec))) == 1
+    assert spec_problems("x" * room, TrainingJobSpec.parse(spec), "default") == []
+    assert len(spec_problems("x" * (room + 1), TrainingJobSpec.parse(spec), "default")) == 1
 
 
 BASES = (

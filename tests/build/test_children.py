@@ -256,6 +256,14 @@ def test_the_secret_holds_the_resolved_run_and_the_token() -> None:
     assert run.training.virtual_ranks == 2
 
 
+def test_a_pod_that_learns_from_a_trained_model_knows_all_of_its_store_and_any_other_does_not() -> None:
+    teacher = {"registry": {"name": "digits", "stage": "production"}}
+    pod = environment(pod_of(compression={"distill": {"teacher": teacher}}))
+    assert pod["CAPSTAN_REGISTRY"] == "/var/lib/capstan/store"
+    assert pod[env.STORE].startswith("/var/lib/capstan/store/")
+    assert "CAPSTAN_REGISTRY" not in environment(pod_of())
+
+
 def test_a_pod_that_records_its_steps_knows_its_node_and_its_image_and_any_other_does_not() -> None:
     plain, recording = (environment(pod_of(recordSteps=asked)) for asked in (False, True))
     assert {name: recording[name] for name in recording.keys() - plain.keys()} == {

@@ -14,8 +14,13 @@ from pydantic import ValidationError
 
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.run_config import build_run_config
+from capstan_runtime import loop
 from capstan_runtime.contract import env
+from capstan_runtime.contract.models import Model
+from capstan_runtime.contract.registry import REGISTRY
 from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.model_signature import signature_of
+from tests.support.teachers import values_of, write_teacher
 
 Document = dict[str, Any]
 FOLDER = Path(__file__).resolve().parents[1] / "features"
@@ -164,6 +169,7 @@ class FeatureRun:
     def __post_init__(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "run.json").write_text(self.config.model_dump_json(by_alias=True, exclude_none=True))
+        self._write_models()
 
     @property
     def store(self) -> Path:
@@ -174,9 +180,22 @@ class FeatureRun:
             **os.environ,
             env.RUN_CONFIG: str(self.folder / "run.json"),
             env.STORE: str(self.store),
+            REGISTRY: str(self.folder),
             "OMP_NUM_THREADS": "1",
             **more,
         }
+
+    def _write_models(self) -> None:
+        """The trained models that the run names, of its own kind of data."""
+        compression = self.config.compression
+        if compression is None or not compression.models:
+            return
+        prepared = loop.prepare(self.environ())
+        document = {"image": MODELS["cnn"], "vector": MODELS["mlp"], "tokens": MODELS["transformer"]}
+        teacher = self.config.model_copy(update={"model": Model.parse(document[prepared.dataset.spec.kind])})
+        signature = signature_of(teacher, prepared.dataset.spec)
+        assert signature is not None
+        write_teacher(self.folder, signature, values_of(signature, seed=1))
 
 
 def cells() -> Iterator[tuple[Feature, str]]:

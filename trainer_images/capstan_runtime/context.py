@@ -7,6 +7,7 @@ from capstan_runtime.contract.run_config import Deadlines, JobConfig, Membership
 from capstan_runtime.data.plan import micro_steps_of_slice
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.model_signature import Trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +81,8 @@ class TrainContext(JobContext):
     run: RunConfig
     data: DataSpec
     """Decides the model's input and output sizes."""
+    teacher: Trained | None = None
+    """Whom the model learns from; None: nobody."""
 
     @property
     def workers_per_replica(self) -> int:

@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from capstan_runtime.activity import Activity, ObservedEngine
 from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
@@ -28,6 +28,7 @@ from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
 from capstan_runtime.data_check import check_of, tell_of_data
+from capstan_runtime.distillation import find_teacher
 from capstan_runtime.download import Alive, fetched
 from capstan_runtime.engine import Batch, Engine
 from capstan_runtime.errors import (
@@ -121,6 +122,7 @@ def run_attempt(
     voice = Voice(reporter, membership.rank, steps)
     activity = Activity(Beat.from_environ(environ))
     chaos = chaos_of(context, store, voice)
+    context = replace(context, teacher=find_teacher(context, store, voice))
     engine: Engine = make_engine(context)
     engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)
     tell_of_data(dataset, store, voice)

@@ -160,7 +160,7 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
         env.TERMINATION_LOG: TERMINATION_LOG,
         **store_env(spec.checkpoint.store, run_folder(job)),
     }
-    if spec.register_as:
+    if spec.register_as or (spec.compression is not None and spec.compression.models):
         plain[REGISTRY] = store_place(spec.checkpoint.store)
     if is_fetched(spec):
         plain[env.DATA_CACHE] = DATA_CACHE

@@ -58,7 +58,7 @@ def _read(
         spec = TrainingJobSpec.parse(document)
     except ValidationError as error:
         return Refusal(explain(error))
-    problems = spec_problems(job.name, spec)
+    problems = spec_problems(job.name, spec, job.namespace)
     try:
         template = build_pod_template(job, spec, _with_what_it_has(settings, spec, begun))
     except PodPatchError as error:

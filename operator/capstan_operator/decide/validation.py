@@ -44,8 +44,9 @@ def explain(error: ValidationError, spec: type[BaseModel] = TrainingJobSpec) -> 
     return tuple(sorted({" ".join(_explain_one(detail, spec).splitlines()) for detail in details}))
 
 
-def spec_problems(name: str, spec: TrainingJobSpec) -> list[str]:
-    """What is wrong with a spec that the models cannot know: the job's name, and who sets which resource."""
+def spec_problems(name: str, spec: TrainingJobSpec, namespace: str) -> list[str]:
+    """What is wrong with a spec that the models cannot know: the job's name and namespace, and who sets which
+    resource."""
     problems = []
     longest = longest_job_name(spec.workers.max)
     if len(name) > longest:
@@ -58,6 +59,13 @@ def spec_problems(name: str, spec: TrainingJobSpec) -> list[str]:
             f"spec.workers.resources[{GPU}]: {spec.workers.resources[GPU]} comes from workers.gpus; "
             f"remove it and set workers.gpus"
         )
+    models = spec.compression.models if spec.compression is not None else {}
+    for field, model in models.items():
+        if model.checkpoint is not None and not model.checkpoint.run.startswith(f"{namespace}/"):
+            problems.append(
+                f"spec.compression.{field}.checkpoint.run: {model.checkpoint.run} is of another namespace than "
+                f"{namespace}; name a run of {namespace}, or a registered version (registry)"
+            )
     return problems
 
 

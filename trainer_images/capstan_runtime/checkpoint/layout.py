@@ -11,6 +11,7 @@
     VERIFIED                       written by who read every byte back after the commit and found it whole
     PINNED                         written by a person: retention never removes it
   claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
+  teacher.json                     which checkpoint the run learns from, where spec.compression.distill asks
   data-quality.json                what was found in the data, where spec.dataQuality asks
   record.3.r0.json                 how long the steps of that attempt took on rank 0, where the run records them
   tracking/                        what trackers write, where the run has some that write files
@@ -36,6 +37,7 @@ SHARDS = "shards"
 CLAIMS = "claims"
 TRACKING = "tracking"
 PROFILE = "profile"
+TEACHER = "teacher.json"
 MODELS = "_models"
 """In the store above those of the runs: the registry (`registry/entry.py`). No namespace can be called so."""
 PART = ".part"
@@ -100,5 +102,5 @@ def record_name(fence: int, rank: int) -> str:
 
 
 def is_beside_checkpoints(name: str) -> bool:
-    """Whether what has this name is ours and none of a checkpoint: a record, a report, the folder of trackers."""
-    return name in (REPORT, TRACKING, PROFILE) or _RECORD.fullmatch(name) is not None
+    """Whether what has this name is ours and none of a checkpoint: a record, a report, the folder of trackers, …"""
+    return name in (REPORT, TRACKING, PROFILE, TEACHER) or _RECORD.fullmatch(name) is not None

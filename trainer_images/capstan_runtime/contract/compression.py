@@ -9,6 +9,8 @@ from typing import Annotated, Any, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Record, cel
+from capstan_runtime.contract.distillation import Distill
+from capstan_runtime.contract.trained_model import TrainedModel
 
 _NOTHING_LEFT_OUT = "prune.nm: n must be below m, or nothing is left out; lower n, such as 2 of 4"
 _NO_TIME = (
@@ -101,6 +103,15 @@ class Compression(Record):
             "sparse as they are."
         ),
     ] = None
+    distill: Annotated[
+        Distill | None,
+        Field(description="Learn from a larger model that is trained already. Evaluation is of this model alone."),
+    ] = None
+
+    @property
+    def models(self) -> dict[str, TrainedModel]:
+        """The trained models that the run needs, by the field that names them."""
+        return {} if self.distill is None else {"distill.teacher": self.distill.teacher}
 
     @property
     def settled_from(self) -> int:

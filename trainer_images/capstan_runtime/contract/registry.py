@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 from capstan_runtime.contract.base import Record, cel
 
 REGISTRY = "CAPSTAN_REGISTRY"
-"""Environment variable: the store in which the registry is, as `env.STORE` names one. Set for runs that register, and
-for pods that resolve a reference."""
+"""Environment variable: the store in which the registry is, as `env.STORE` names one. Set for runs that register or
+begin from trained models, and for pods that resolve a reference."""
 RESOLVE = "CAPSTAN_RESOLVE"
 """Environment variable: JSON of a ResolveTask."""
 

@@ -26,7 +26,7 @@ from capstan_runtime.deepspeed_trainer.fragments import (
     import_fragments,
 )
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
-from capstan_runtime.deepspeed_trainer.models import build_model
+from capstan_runtime.deepspeed_trainer.models import build_model, trained_model
 from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
 from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_weights
 from capstan_runtime.deepspeed_trainer.optimizers.gauss_newton import hessian_diagonal
@@ -81,7 +81,8 @@ class DeepSpeedEngine:
         self._stage, self._offload = settings.zero_stage, settings.offload
         self._recompute = recomputation(training.activation_checkpointing)
         self._architecture = run.model
-        self._objective = Objective(run.loss, run.regularization, embedding_width(run.model))
+        distill = run.compression.distill if run.compression is not None else None
+        self._objective = Objective(run.loss, run.regularization, embedding_width(run.model), distill)
         custom = run.model.custom
         if custom is None:
             model = build_model(run.model, context.data, training.seed)
@@ -106,6 +107,11 @@ class DeepSpeedEngine:
                 config=self._config(context),
                 dist_init_required=False,
             )[0]
+        # Beside DeepSpeed, which neither trains it nor cuts it up: whole on every rank, and no part of the state.
+        self._teacher = None
+        if context.teacher is not None:
+            with translated_errors():
+                self._teacher = trained_model(context.teacher.signature, context.teacher.tensors, self._device)
         self._model = model_call(self._engine, is_custom=custom is not None)
         self._module = model_call(self._engine.module, is_custom=custom is not None)
         self._step = 0
@@ -132,7 +138,7 @@ class DeepSpeedEngine:
         with translated_errors():
             for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
                 here = self._training_pass(micro_batch, keys)
-                loss = self._objective(self._model, micro_batch, here, attacked=self._module) / divisor
+                loss = self._objective(self._model, micro_batch, here, self._module, self._teacher) / divisor
                 self._engine.backward(loss)
                 proposals.add(here.proposals)
                 measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]

@@ -6,11 +6,15 @@ import torch
 from torch import nn
 
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
+from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.decoder_spec import as_served
 from capstan_runtime.deepspeed_trainer.cnn import CnnModel
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.mlp import MlpModel
-from capstan_runtime.model_spec import initial_parameter, parameter_table
+from capstan_runtime.engine import TensorSource
+from capstan_runtime.model_signature import data_spec_of
+from capstan_runtime.model_spec import initial_parameter, parameter_table, read_tensor, served_kind
 
 AnyModel = MlpModel | CnnModel | TransformerModel
 
@@ -43,3 +47,21 @@ def bare_model(model: Model, data: DataSpec) -> AnyModel:
             return TransformerModel(config, data.outputs)
         case other:  # pragma: no cover - a new kind of model without a module
             raise TypeError(f"no module for {type(other).__name__}")
+
+
+def trained_model(signature: Signature, source: TensorSource, device: torch.device) -> AnyModel:
+    """The module of `signature` as it is served, with the values in `source`, or their averages if it has some: to be
+    asked, not to be trained.
+
+    Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`.
+    """
+    data = data_spec_of(signature)
+    table = parameter_table(signature.model, data)
+    with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
+        module = bare_model(as_served(signature.model), data)
+    tensors, kind = {}, served_kind(source)
+    for spec in table:
+        array = read_tensor(source, spec.tensor_name(kind), spec.shape).astype("float32", copy=False)
+        tensors[spec.name] = torch.from_numpy(array).to(device)
+    module.load_state_dict(tensors, assign=True)
+    return module.eval().requires_grad_(False)

@@ -3,15 +3,13 @@
 import torch
 
 from capstan_runtime.contract.signature import Signature
-from capstan_runtime.decoder_spec import as_served
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
-from capstan_runtime.deepspeed_trainer.models import AnyModel, bare_model
+from capstan_runtime.deepspeed_trainer.models import trained_model
 from capstan_runtime.deepspeed_trainer.predict_classifier import TorchClassifier
 from capstan_runtime.deepspeed_trainer.predict_decoder import TorchDecoder
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
-from capstan_runtime.model_signature import data_spec_of, require_servable
-from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind
+from capstan_runtime.model_signature import require_servable
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
 
@@ -24,23 +22,10 @@ def build(signature: Signature, source: TensorSource, slots: int) -> Classifier 
     require_servable(signature)
     device = _device()
     with translated_errors():
-        module = _load(signature, source, device)
+        module = trained_model(signature, source, device)
         if isinstance(module, TransformerModel):
             return TorchDecoder(signature, module, device, slots)
         return TorchClassifier(signature, module, device)
-
-
-def _load(signature: Signature, source: TensorSource, device: torch.device) -> AnyModel:
-    data = data_spec_of(signature)
-    table = parameter_table(signature.model, data)
-    with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
-        module = bare_model(as_served(signature.model), data)
-    tensors, kind = {}, served_kind(source)
-    for spec in table:
-        array = read_tensor(source, spec.tensor_name(kind), spec.shape).astype("float32", copy=False)
-        tensors[spec.name] = torch.from_numpy(array).to(device)
-    module.load_state_dict(tensors, assign=True)
-    return module.eval().requires_grad_(False)
 
 
 def _device() -> torch.device:

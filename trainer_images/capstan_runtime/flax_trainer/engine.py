@@ -17,7 +17,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.models import Model
-from capstan_runtime.decoder_spec import figures
+from capstan_runtime.decoder_spec import as_served, figures
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.custom import CustomStructure
@@ -41,6 +41,7 @@ from capstan_runtime.flax_trainer.step import (
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
+from capstan_runtime.model_signature import data_spec_of
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
 from capstan_runtime.updates import EMA, StateKind
 
@@ -103,12 +104,15 @@ class FlaxEngine:
         compression = context.run.compression
         prune = compression.prune if compression is not None else None
         self._update = UpdatePlan(context.run.optimizer, training, leaves, drops_non_finite, axis, prune)
-        objective = Objective(context.run.loss, context.run.regularization, embedding_width(context.run.model))
+        distill = compression.distill if compression is not None else None
+        embedding = embedding_width(context.run.model)
+        objective = Objective(context.run.loss, context.run.regularization, embedding, distill)
+        teacher = self._teacher_of(context)
         keeps = kept_activations(training.activation_checkpointing)
         dtype = _DTYPES[training.precision]
         is_offloaded = self._state_memory is not None
         plan = StepPlan(
-            self._structure, self._update, objective, dtype, keeps, self._scaling, self._sharding, is_offloaded
+            self._structure, self._update, objective, dtype, keeps, self._scaling, self._sharding, is_offloaded, teacher
         )
         if self._sharding is not None:
             self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, mesh))
@@ -138,6 +142,16 @@ class FlaxEngine:
         structure.require_same_weights(self.exchange)
         return structure
 
+    def _teacher_of(self, context: TrainContext) -> Structure | None:
+        """Reads and places the values of the teacher: whole on every device, and no part of the state."""
+        self._taught_by: list[jax.Array] = []
+        if context.teacher is None:
+            return None
+        signature = context.teacher.signature
+        structure = Structure(as_served(signature.model), data_spec_of(signature))
+        self._taught_by = [self._place(value) for value in structure.read_served(context.teacher.tensors)]
+        return structure
+
     def train_step(self, batch: Batch, learning_rate: float) -> FlaxStepResult:
         began = time.thread_time()
         self._step += 1
@@ -146,7 +160,7 @@ class FlaxEngine:
         with translated_errors():
             spread = self._spread(batch._replace(weights=None))
             self._parameters, self._state, self._buffers, self._scale, values = self._train_step(
-                self._parameters, self._state, self._buffers, self._scale, spread, numbers
+                self._parameters, self._state, self._buffers, self._scale, spread, numbers, self._taught_by
             )
         self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(self._architecture, values, self._scale is not None)

@@ -25,6 +25,7 @@ from capstan_runtime.model_spec import (
     initial_parameter,
     parameter_table,
     read_tensor,
+    served_kind,
     tensor_name,
 )
 from capstan_runtime.parallel.ahead import begun_ahead
@@ -115,6 +116,12 @@ class Structure:
         """The module whose arrays are `values`, in the order of `everything`."""
         parts = values[: len(self.leaves)], values[len(self.leaves) :]
         return nnx.merge(self._graph, *map(jax.tree_util.tree_unflatten, self._trees, parts))
+
+    def read_served(self, source: TensorSource) -> list[np.ndarray]:
+        """The values of `everything` out of a checkpoint, as they are served: averages, where it has some. Raises as
+        `read_tensor` does."""
+        kind = served_kind(source)
+        return [leaf.read(source, kind) for leaf in self.everything]
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -13,7 +13,6 @@ from capstan_runtime.flax_trainer.predict_classifier import FlaxClassifier
 from capstan_runtime.flax_trainer.predict_decoder import FlaxDecoder
 from capstan_runtime.flax_trainer.world import translated_errors
 from capstan_runtime.model_signature import data_spec_of, require_servable
-from capstan_runtime.model_spec import served_kind
 from capstan_runtime.serving.predictor import Classifier, Decoder
 
 
@@ -27,8 +26,7 @@ def build(signature: Signature, source: TensorSource, slots: int) -> Classifier 
     configure_jax("fp32", os.environ)
     structure = Structure(as_served(signature.model), data_spec_of(signature))
     with translated_errors():
-        kind = served_kind(source)
-        parameters = [jax.device_put(leaf.read(source, kind)) for leaf in structure.everything]
+        parameters = [jax.device_put(value) for value in structure.read_served(source)]
         if signature.kind == "tokens":
             return FlaxDecoder(signature, structure, parameters, slots)
         return FlaxClassifier(signature, structure, parameters)

@@ -57,6 +57,8 @@ class StepPlan:
     """How parameters and their state are cut over the devices. None: each device has all of them."""
     is_offloaded: bool = False
     """Whether the state comes out of the host's memory, and goes back there."""
+    teacher: Structure | None = None
+    """Of the model to learn from. None: there is none."""
 
     def assemble(self, parameters: Leaves, buffers: Leaves) -> Model:
         """The model of parameters as a device keeps them."""
@@ -66,21 +68,23 @@ class StepPlan:
 
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
-    """`step(parameters, state, buffers, scale, batch, numbers)`.
+    """`step(parameters, state, buffers, scale, batch, numbers, taught_by)`.
 
-    `scale` is the state of the loss's scale, or None without one. The arrays of the batch, [M, G, …], are spread over
-    the devices; numbers as `UpdatePlan` gives them. Returns new parameters, state, buffers and scale, in the memory of
-    the old ones, and [loss, gradient norm before clipping] or, with a scale, [loss, norm, this step's scale, skipped
-    steps], and after that what the model measures, flattened, by name.
+    `scale` is the state of the loss's scale, or None without one; `taught_by` the teacher's values, none without one.
+    The arrays of the batch, [M, G, …], are spread over the devices; numbers as `UpdatePlan` gives them. Returns new
+    parameters, state, buffers and scale, in the memory of the old ones, and [loss, gradient norm before clipping] or,
+    with a scale, [loss, norm, this step's scale, skipped steps], and after that what the model measures, flattened, by
+    name.
     """
     devices = mesh.size
 
     def loss_of(
-        parameters: Leaves, buffers: Leaves, factor: jax.Array, batch: Batch[jax.Array]
+        parameters: Leaves, buffers: Leaves, taught_by: Leaves, factor: jax.Array, batch: Batch[jax.Array]
     ) -> tuple[jax.Array, tuple[Said, Said]]:
         gather_layer = plan.sharding.gather_layer if plan.sharding is not None else None
         here = Pass(plan.dtype, batch.keys, conditions=batch.conditions, keeps=plan.keeps, gather_layer=gather_layer)
-        loss = plan.objective(plan.assemble(parameters, buffers), batch, here)
+        teacher = plan.teacher.assemble(taught_by) if plan.teacher is not None else None
+        loss = plan.objective(plan.assemble(parameters, buffers), batch, here, teacher)
         return loss * factor, (here.proposals, here.measured)
 
     def sampled_loss_of(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
@@ -106,9 +110,10 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         scale: jax.Array | None,
         batch: Batch[jax.Array],
         numbers: jax.Array,
+        taught_by: Leaves,
     ) -> tuple[Leaves, list[Leaves], Leaves, jax.Array | None, jax.Array]:
         factor = numbers[-1] if scale is None else numbers[-1] * scale[0]
-        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, factor)
+        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, taught_by, factor)
         sums = _sum_over_micro_steps(gradient, batch)
         terms = devices * len(batch.inputs)
         if plan.sharding is None:
@@ -135,7 +140,7 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     spread = jax.shard_map(
         step,
         mesh=mesh,
-        in_specs=(cut, cut_state, REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED),
+        in_specs=(cut, cut_state, REPLICATED, REPLICATED, BY_SAMPLE, REPLICATED, REPLICATED),
         out_specs=(cut, cut_state, REPLICATED, REPLICATED, REPLICATED),
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
