@@ -99,7 +99,7 @@ def make_engine(context: TrainContext) -> Engine:
 
 def batch_of(context: TrainContext, step: int) -> Batch:
     """This rank's part of a global batch that depends on `step` alone, with something to learn in it."""
-    shape = (context.micro_steps * context.membership.world, context.samples_per_micro_step)
+    shape = (context.micro_steps * context.data_world, context.samples_per_micro_step)
     random = np.random.default_rng(step)
     spec = context.data
     if spec.kind == "tokens":
@@ -110,7 +110,7 @@ def batch_of(context: TrainContext, step: int) -> Batch:
         targets = random.integers(0, spec.outputs, size=shape).astype(np.int32)
         noise = random.normal(size=(*shape, *spec.input_shape))
         inputs = (noise + targets[..., None, None, None] / 3).astype(np.float32)
-    mine = slice(context.membership.rank * context.micro_steps, (context.membership.rank + 1) * context.micro_steps)
+    mine = slice(context.data_rank * context.micro_steps, (context.data_rank + 1) * context.micro_steps)
     keys = random.integers(0, 2**32, size=shape, dtype=np.uint32)
     batch = Batch(inputs[mine], targets[mine], np.ones(shape, np.float32)[mine], keys[mine])
     if not spec.condition:

@@ -58,31 +58,31 @@ class Attention(nnx.Module):
         self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.out = Linear(config.dim, config.dim)
 
-    def __call__(self, x_BTD: jax.Array, where: Positions, attend: Attend = causal_attention) -> jax.Array:
+    def __call__(self, x_BTD: jax.Array, where: Positions, here: Pass, attend: Attend = causal_attention) -> jax.Array:
         batch, length, _ = x_BTD.shape
-        heads = self.qkv(x_BTD).reshape(batch, length, -1, self.head_dim)
-        q_BTNH, k_BTKH, v_BTKH = jnp.split(heads, [self.heads, self.heads + self.kv_heads], axis=2)
+        heads = here.cut(self.qkv(x_BTD), "units").reshape(batch, length, -1, self.head_dim)
+        q_BTNH, k_BTKH, v_BTKH = here.split(heads, (self.heads, self.kv_heads, self.kv_heads), axis=2)
         if where.rotary is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, where.rotary), rotate(k_BTKH, where.rotary)
-        mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, where)
-        return self.out(mixed_BTNH.reshape(batch, length, -1))
+        mixed_BTNH = here.by_head(attend)(q_BTNH, k_BTKH, v_BTKH, where)
+        return here.cut(self.out(here.cut(mixed_BTNH.reshape(batch, length, -1), "units")), "tokens")
 
 
 class FeedForward(nnx.Module):
     """SwiGLU (Shazeer, 2002.05202)."""
 
     def __init__(self, config: Transformer) -> None:
-        width = feed_forward_width(config)
-        self.gate_up = Linear(config.dim, 2 * width)
-        self.down = Linear(width, config.dim)
+        self.width = feed_forward_width(config)
+        self.gate_up = Linear(config.dim, 2 * self.width)
+        self.down = Linear(self.width, config.dim)
         self.adaptive_dropout = config.adaptive_dropout
 
     def __call__(self, x_BTD: jax.Array, here: Pass) -> jax.Array:
-        gate, up = jnp.split(self.gate_up(x_BTD), 2, axis=-1)
+        gate, up = here.split(here.cut(self.gate_up(x_BTD), "units"), (self.width, self.width), axis=-1)
         units = jax.nn.silu(gate) * up
         if self.adaptive_dropout is not None:
             units = drop_units(self.adaptive_dropout, units, gate, here)
-        return self.down(units)
+        return here.cut(self.down(units), "tokens")
 
 
 class DecoderLayer(nnx.Module):
@@ -114,7 +114,7 @@ class DecoderLayer(nnx.Module):
 
     def attention_branch(self, x_BTD: jax.Array, where: Positions, here: Pass, attend: Attend) -> jax.Array:
         """What attention adds to `x_BTD`."""
-        delta_BTD = self.attention(self.attention_norm(where.take(x_BTD)), where, attend)
+        delta_BTD = self.attention(self.attention_norm(where.take(x_BTD)), where, here, attend)
         return self._added(delta_BTD, self.attention_scale, x_BTD, where, here.named("attention"))
 
     def feed_forward_branch(self, x_BTD: jax.Array, where: Positions, here: Pass) -> jax.Array:
@@ -146,7 +146,8 @@ class TransformerModel(nnx.Module):
         length = inputs.shape[1]
         everything = self.positions(jnp.arange(length), here.dtype)
         structure, stacked = nnx.split(self.layers)
-        x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
+        x_BTD = here.cut(here.perturbed(self.embed(inputs, here.dtype)), "tokens")
+        x_BTD = drop_elements(self.config, x_BTD, here.named("embed"))
         state = self.enter(x_BTD)
         for numbers, takes_all in self._stretches(here):
 
@@ -163,7 +164,7 @@ class TransformerModel(nnx.Module):
                 state = through_reversible_layers(branches, state, stacked, numbers, here, everything)
             else:
                 state = through_layers(layer, state, stacked, numbers, here)
-        return self.logits(self.leave(state, here.dtype))
+        return here.cut(self.logits(self.leave(state, here.dtype)), "units")
 
     def _stretches(self, here: Pass) -> list[tuple[range, bool]]:
         """Layers that run alike, and whether they take all tokens."""

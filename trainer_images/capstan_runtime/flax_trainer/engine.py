@@ -13,25 +13,24 @@ from typing import NoReturn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.models import Model
 from capstan_runtime.decoder_spec import as_served, figures
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
-from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.custom import CustomStructure
-from capstan_runtime.flax_trainer.leaves import Leaf, Structure, export_leaves, replicate
+from capstan_runtime.flax_trainer.cuts import cuts_of
+from capstan_runtime.flax_trainer.leaves import Leaf, Structure, replicate
 from capstan_runtime.flax_trainer.loss_scaling import as_array, as_state
+from capstan_runtime.flax_trainer.mesh import BY_SAMPLE, REPLICATED, Meshes
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
 from capstan_runtime.flax_trainer.objective import Objective
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
+from capstan_runtime.flax_trainer.partition import Partition
 from capstan_runtime.flax_trainer.recomputation import kept_activations
 from capstan_runtime.flax_trainer.sharding import FullSharding
 from capstan_runtime.flax_trainer.step import (
-    AXIS,
-    BY_SAMPLE,
-    REPLICATED,
     StepPlan,
     compile_evaluation_step,
     compile_gathering,
@@ -79,27 +78,17 @@ class FlaxEngine:
         self._world = World(context.membership, context.deadlines)
         self.rank, self.world = self._world.rank, self._world.size
         self._structure = self._structure_of(context)
-        local_devices = jax.local_devices()
-        if context.samples_per_micro_step % len(local_devices):
-            raise ConfigError(
-                f"spec.training.globalBatchSize: {training.global_batch_size} over {training.virtual_ranks} virtual "
-                f"ranks is {context.samples_per_micro_step} samples a micro-step, which {len(local_devices)} devices "
-                "per worker do not divide; choose a multiple"
-            )
-        context.require_whole_slices(len(local_devices))
-        mesh, local_mesh = (
-            Mesh(np.asarray(devices), (AXIS,), axis_types=(AxisType.Auto,))
-            for devices in (jax.devices(), local_devices)
-        )
+        meshes = Meshes.of(context)
+        self._finds_sums, self._data_world = meshes.is_first, context.data_world
+        self._replicated, self._own_mesh = NamedSharding(meshes.everybody, REPLICATED), meshes.own
+        self._by_sample, self._own_by_sample = map(meshes.by_sample, (meshes.everybody, meshes.own))
         self._state_memory = None if context.run.framework.value.offload is None else _HOST_MEMORY
-        self._replicated, self._by_sample = (NamedSharding(mesh, spec) for spec in (REPLICATED, BY_SAMPLE))
-        self._replicated_state = NamedSharding(mesh, REPLICATED, memory_kind=self._state_memory)
-        self._local_replicated = NamedSharding(local_mesh, REPLICATED)
-        self._local_by_sample = NamedSharding(local_mesh, BY_SAMPLE)
         self._scaling = training.loss_scaling
         drops_non_finite = context.run.numerical.non_finite == "ignore" or self._scaling is not None
         leaves = self._structure.leaves
-        self._sharding = FullSharding(leaves, mesh) if context.run.framework.value.fsdp is not None else None
+        self._partition = Partition(leaves, meshes.everybody, context.run.model)
+        is_fully_sharded = context.run.framework.value.fsdp is not None
+        self._sharding = FullSharding(leaves, meshes.everybody) if is_fully_sharded else None
         axis = None if self._sharding is None else self._sharding.axis
         compression = context.run.compression
         prune = compression.prune if compression is not None else None
@@ -110,18 +99,27 @@ class FlaxEngine:
         teacher = self._teacher_of(context)
         keeps = kept_activations(training.activation_checkpointing)
         dtype = _DTYPES[training.precision]
-        is_offloaded = self._state_memory is not None
         plan = StepPlan(
-            self._structure, self._update, objective, dtype, keeps, self._scaling, self._sharding, is_offloaded, teacher
+            self._structure,
+            self._update,
+            objective,
+            dtype,
+            self._partition,
+            keeps,
+            self._scaling,
+            cuts_of(context.run.parallelism, context.data),
+            self._sharding,
+            self._state_memory is not None,
+            teacher,
         )
         if self._sharding is not None:
-            self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, mesh))
-        self._train_step = cached_by_every_rank(compile_train_step(plan, mesh))
-        self._zeros = jax.jit(self._update.zeros)
-        self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, local_mesh))
+            self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, meshes.everybody))
+        self._train_step = cached_by_every_rank(compile_train_step(plan, meshes.everybody))
+        self._zeros = jax.jit(self._update.zeros, out_shardings=NamedSharding(meshes.own, REPLICATED))
+        self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, meshes.own))
         self._on_devices = jax.jit(on_devices)
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
-        self._to_devices = jax.jit(lambda batch: batch, in_shardings=self._local_by_sample)
+        self._to_devices = jax.jit(lambda batch: batch, in_shardings=NamedSharding(meshes.local, BY_SAMPLE))
         self._seconds_in_steps = self._seconds_in_evaluations = 0.0
         self._loss_factor = 1.0
         self._step = 0
@@ -129,7 +127,7 @@ class FlaxEngine:
         self.parameters = sum(math.prod(leaf.shape) for leaf in leaves)
         self._buffers = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.buffers]
         self._state = [
-            [self._place_state(leaf, leaf.initial_state(kind, training.seed)) for leaf in leaves]
+            [self._place_leaf(leaf, leaf.initial_state(kind, training.seed), self._state_memory) for leaf in leaves]
             for kind in self._update.kinds
         ]
         self._scale = None if self._scaling is None else self._place(as_array(ScaleState(self._scaling.initial)))
@@ -171,19 +169,21 @@ class FlaxEngine:
             parameters = self._evaluated()
             if self._sharding is not None:
                 parameters = self._gather(parameters)
-            values = [self._on_local_devices(value) for value in (*parameters, *self._buffers)]
-            sums = [self._evaluation_step(values, self._to_devices(batch._replace(keys=None))) for batch in batches]
-            loss, correct, count = np.sum([np.asarray(each, np.float64) for each in sums], axis=0).tolist()
+            values = [self._of_own_replicas(value) for value in (*parameters, *self._buffers)]
+            sums = [self._evaluation_step(values, self._spread_here(batch._replace(keys=None))) for batch in batches]
+            found = [np.asarray(each.addressable_data(0), np.float64) for each in sums]
+            loss, correct, count = np.sum(found, axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
-        return EvaluationSums(loss, correct, count)
+        return EvaluationSums(loss, correct, count) if self._finds_sums else EvaluationSums(0.0, 0.0, 0.0)
 
     def sparsity(self) -> float | None:
         sizes = [math.prod(self._structure.leaves[number].shape) for number in self._update.pruned]
         if not sizes:
             return None
         with translated_errors():
-            counts = jax.device_get(self._zeros([self._on_local_devices(weights) for weights in self._parameters]))
-        return sum(int(count.sum(dtype=np.int64)) for count in counts) / sum(sizes)
+            counts = self._zeros([self._of_own_replicas(weights) for weights in self._parameters])
+            whole = [np.asarray(count.addressable_data(0)) for count in counts]
+        return sum(int(count.sum(dtype=np.int64)) for count in whole) / sum(sizes)
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
@@ -191,7 +191,9 @@ class FlaxEngine:
             if self._sharding is not None:
                 cut, everywhere = everywhere[:-1], everywhere[-1:]
                 yield from self._sharding.export(cut)
-            yield from export_leaves(everywhere, self._step, self.rank, self.world)
+            yield from self._partition.export(everywhere, self.rank)
+            if self.rank == 0:
+                yield LocalTensor(STEP_NAME, (), 0, np.asarray([self._step], np.int64))
             if self._scale is not None and self.rank == 0:
                 yield from as_state(np.asarray(self._scale.addressable_data(0))).export()
 
@@ -253,43 +255,44 @@ class FlaxEngine:
         return averages if self._state_memory is None else self._on_devices(averages)
 
     def _spread(self, batch: Batch[Array]) -> Batch[jax.Array]:
-        """This rank's [M, b, …] as its part of [M, G, …], which is spread over the devices of all ranks."""
-        local: Batch[jax.Array] = self._to_devices(batch)
-        return local if self.world == 1 else jax.tree.map(self._as_part, local)
+        """This rank's [M, b, …] as its part of [M, G, …], which is spread over all replicas."""
+        return self._as_part(self._to_devices(batch), self._by_sample, self._data_world)
 
-    def _as_part(self, array: jax.Array) -> jax.Array:
-        return jax.make_array_from_single_device_arrays(
-            (array.shape[0], array.shape[1] * self.world, *array.shape[2:]),
-            self._by_sample,
-            [shard.data for shard in array.addressable_shards],
-        )
+    def _spread_here(self, batch: Batch[Array]) -> Batch[jax.Array]:
+        """This rank's [M, b, …] over its own replicas."""
+        return self._as_part(self._to_devices(batch), self._own_by_sample, 1)
+
+    def _as_part(self, local: Batch[jax.Array], sharding: NamedSharding | None, parts: int) -> Batch[jax.Array]:
+        if sharding is None:
+            return local
+
+        def part(array: jax.Array) -> jax.Array:
+            shape = (array.shape[0], array.shape[1] * parts, *array.shape[2:])
+            shards = [shard.data for shard in array.addressable_shards]
+            return jax.make_array_from_single_device_arrays(shape, sharding, shards)
+
+        return jax.tree.map(part, local)
 
     def _place(self, value: np.ndarray) -> jax.Array:
         with translated_errors():
             return replicate(value, self._replicated)
 
-    def _place_leaf(self, leaf: Leaf, whole: np.ndarray) -> jax.Array:
-        return self._place(whole) if self._sharding is None else self._sharding.place(leaf, whole)
-
-    def _place_state(self, leaf: Leaf, whole: np.ndarray) -> jax.Array:
-        if self._sharding is not None:
-            return self._sharding.place(leaf, whole, self._state_memory)
+    def _place_leaf(self, leaf: Leaf, whole: np.ndarray, memory: str | None = None) -> jax.Array:
         with translated_errors():
-            return replicate(whole, self._replicated_state)
+            return (self._sharding or self._partition).place(leaf, whole, memory)
 
     def _read_leaf(self, leaf: Leaf, source: TensorSource, kind: StateKind | None) -> jax.Array:
         """Parameters, or their state of a kind, as they are kept here."""
-        if self._sharding is not None:
-            name, memory = (None, None) if kind is None else (kind.name, self._state_memory)
-            return self._sharding.read(leaf, source, name, memory)
-        if kind is None:
-            return self._place(leaf.read(source, None))
-        return self._place_state(leaf, leaf.read_state(source, kind))
+        memory = None if kind is None else self._state_memory
+        with translated_errors():
+            return (self._sharding or self._partition).read(leaf, source, kind, memory)
 
-    def _on_local_devices(self, array: jax.Array) -> jax.Array:
-        """A view of a replicated array as one that only this process knows."""
+    def _of_own_replicas(self, array: jax.Array) -> jax.Array:
+        """A view of an array as one that only the processes of this replica know."""
         shards = [shard.data for shard in array.addressable_shards]
-        return jax.make_array_from_single_device_arrays(array.shape, self._local_replicated, shards)
+        assert isinstance(array.sharding, NamedSharding)
+        sharding = NamedSharding(self._own_mesh, array.sharding.spec)
+        return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
 
 def configure_jax(precision: str, environ: Mapping[str, str]) -> None:

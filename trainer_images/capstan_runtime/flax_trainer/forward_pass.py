@@ -3,7 +3,8 @@
 # JAX leaves these parts of its interface untyped.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from capstan_runtime.flax_trainer import random
+from capstan_runtime.flax_trainer.cuts import Cuts, Role
 from capstan_runtime.flax_trainer.recomputation import Keeps, without_gathered
 
 Said = dict[str, jax.Array]
@@ -45,6 +47,8 @@ class Pass:
     """Which activations inside a block are kept for the backward pass; the others are computed again. None: all are."""
     gather_layer: Callable[[Any], Any] | None = None
     """Makes parameters of a layer, which are cut over the devices, whole. None: they are whole."""
+    cuts: Cuts | None = None
+    """How activations are cut over the devices of a replica. None: they are not."""
     measured: dict[str, jax.Array] = field(default_factory=dict)
     """What modules measure, fp32 [layers that do, ...], each a mean over the samples."""
 
@@ -59,6 +63,20 @@ class Pass:
     def layer(self, number: int) -> "Pass":
         """The same call as layer `number` sees it."""
         return self if self.keys_B is None else replace(self, keys_B=random.at(self.keys_B, number), number=number)
+
+    def cut(self, x: jax.Array, role: Role) -> jax.Array:
+        """`x`, of which each device of a replica has what its role there says."""
+        return x if self.cuts is None else self.cuts.cut(x, role)
+
+    def split(self, x: jax.Array, sizes: Sequence[int], axis: int) -> list[jax.Array]:
+        """What a layer of several matrices, one under the other, puts out along `axis`, in parts of these sizes."""
+        if self.cuts is None:
+            return jnp.split(x, list(itertools.accumulate(sizes))[:-1], axis=axis)
+        return self.cuts.split(x, sizes, axis)
+
+    def by_head(self, attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+        """`attend`, of which each device of a replica does some heads."""
+        return attend if self.cuts is None else self.cuts.by_head(attend)
 
     def add_loss(self, name: str, value: jax.Array) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value

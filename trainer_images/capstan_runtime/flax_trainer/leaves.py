@@ -4,9 +4,7 @@ A leaf is either one parameter, or one parameter of every decoder layer, stacked
 its parameters laid end to end, which is all that saving needs to know.
 """
 
-import itertools
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +14,17 @@ from flax import nnx
 
 from capstan_runtime.contract.models import Model
 from capstan_runtime.data.spec import DataSpec
-from capstan_runtime.engine import LocalTensor, TensorSource
+from capstan_runtime.engine import TensorSource
 from capstan_runtime.flax_trainer.forward_pass import Buffer
 from capstan_runtime.flax_trainer.models import AnyModel, build_model
 from capstan_runtime.model_spec import (
-    STEP_NAME,
     ParameterSpec,
     initial_parameter,
     parameter_table,
     read_tensor,
     served_kind,
-    tensor_name,
 )
-from capstan_runtime.parallel.ahead import begun_ahead
-from capstan_runtime.parallel.tiling import tile_evenly
 from capstan_runtime.updates import StateKind
-
-_FETCHED_AHEAD = 2
-"""Arrays on their way to the host while one is being saved: enough to keep the device's link busy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,23 +58,17 @@ class Leaf:
         """State of that kind before the first step."""
         if kind.first is None:
             return self.initial_value(seed)
-        return np.full(self._state_shape(kind), kind.first, np.float32)
+        return np.full(self.state_shape(kind), kind.first, np.float32)
 
     def read(self, source: TensorSource, kind: str | None) -> np.ndarray:
         """The parameters out of a checkpoint, or what they have of a kind; raises as `read_tensor` does."""
-        return self._read(source, kind, self.shape)
-
-    def read_state(self, source: TensorSource, kind: StateKind) -> np.ndarray:
-        """State of that kind out of a checkpoint; raises as `read_tensor` does."""
-        return self._read(source, kind.name, self._state_shape(kind))
-
-    def _read(self, source: TensorSource, kind: str | None, shape: tuple[int, ...]) -> np.ndarray:
-        one = shape[self.stack :]
+        one = self.shape[self.stack :]
         parts = [read_tensor(source, spec.tensor_name(kind), one) for spec in self.parameters]
         whole = np.stack(parts) if len(parts) > 1 else parts[0]
-        return whole.astype(np.float32, copy=False).reshape(shape)
+        return whole.astype(np.float32, copy=False).reshape(self.shape)
 
-    def _state_shape(self, kind: StateKind) -> tuple[int, ...]:
+    def state_shape(self, kind: StateKind) -> tuple[int, ...]:
+        """Of what there is of that kind."""
         return self.shape[: self.stack] if kind.per_parameter else self.shape
 
 
@@ -137,48 +122,6 @@ def _leaf(name: str, shape: tuple[int, ...], by_name: dict[str, ParameterSpec]) 
     return Leaf(tuple(by_name[f"{stack}.{layer}.{rest}"] for layer in range(shape[0])), shape, name)
 
 
-def export_leaves(
-    values: Sequence[tuple[str | None, Sequence[Leaf], Sequence[jax.Array]]],
-    step: int,
-    rank: int,
-    world: int,
-) -> Iterator[LocalTensor]:
-    """This rank's even share of parameters and buffers (kind None) and of parameters' state, which every rank holds
-    whole, and of the step.
-
-    Only the leaves of that share leave the device.
-    """
-    stored = [
-        (leaf, index, kind, array)
-        for kind, leaves, arrays in values
-        for leaf, array in zip(leaves, arrays, strict=True)
-        for index in range(len(leaf.parameters))
-    ]
-    sizes = [math.prod(array.shape[leaf.stack :]) for leaf, _, _, array in stored]
-    parts = list(tile_evenly([*sizes, 1], rank, world))
-    steps = [part for part in parts if part.tensor == len(stored)]
-    by_array = itertools.groupby(parts[: len(parts) - len(steps)], key=lambda part: id(stored[part.tensor][3]))
-    groups = [list(group) for _, group in by_array]
-    hosts = begun_ahead((stored[group[0].tensor][3] for group in groups), _begin_fetch, _FETCHED_AHEAD)
-    for group, host in zip(groups, hosts, strict=True):
-        flat = np.asarray(host).reshape(-1)
-        for part in group:
-            leaf, index, kind, array = stored[part.tensor]
-            begin = index * sizes[part.tensor] + part.start
-            data = flat[begin : begin + part.stop - part.start]
-            name = tensor_name(leaf.parameters[index].name, kind)
-            yield LocalTensor(name, array.shape[leaf.stack :], part.start, data)
-    if steps:
-        yield LocalTensor(STEP_NAME, (), 0, np.asarray([step], np.int64))
-
-
-def _begin_fetch(array: jax.Array) -> jax.Array:
-    """This process's copy, on its way to the host."""
-    copy = array.addressable_data(0)
-    copy.copy_to_host_async()
-    return copy
-
-
 def replicate(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
-    """`value`, which every process has alike, on every device. Copies nothing between processes."""
+    """`value`, which every process has alike, as `sharding` spreads it. Copies nothing between processes."""
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])

@@ -20,27 +20,34 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from capstan_runtime.engine import LocalTensor, TensorSource
+from capstan_runtime.flax_trainer.export import FETCHED_AHEAD, begin_fetch
 from capstan_runtime.flax_trainer.leaves import Leaf, dotted
+from capstan_runtime.flax_trainer.mesh import AXIS
 from capstan_runtime.model_spec import read_part, tensor_name
 from capstan_runtime.parallel.ahead import begun_ahead
-
-_FETCHED_AHEAD = 2
-"""Pieces on their way to the host while one is being saved: enough to keep the device's link busy."""
+from capstan_runtime.updates import StateKind
 
 
 class FullSharding:
-    """How the leaves of a model are cut over the devices of `mesh`, which has one axis."""
+    """How the leaves of a model are cut over the devices of `mesh`: over its "data" and, where it has that axis,
+    "sequence", whose parts XLA's partitioner joins before they are gathered."""
+
+    axis = AXIS
 
     def __init__(self, leaves: Sequence[Leaf], mesh: Mesh) -> None:
-        (self.axis,) = mesh.axis_names
         self._mesh = mesh
+        self._axes = tuple(name for name in (AXIS, "sequence") if name in mesh.axis_names)
         self._layers = {leaf.name.partition(".")[2]: leaf.shape[1:] for leaf in leaves if leaf.stack}
         if len(self._layers) != sum(leaf.stack for leaf in leaves):
             raise AssertionError("two stacks have parameters of one name, and a layer could not tell their shapes")
 
     def spec(self, leaf: Leaf) -> PartitionSpec:
         """Of [L, W P], or of [W P]."""
-        return PartitionSpec(*[None] * leaf.stack, self.axis)
+        return PartitionSpec(*[None] * leaf.stack, self._axes)
+
+    def manual_spec(self, leaf: Leaf) -> PartitionSpec:
+        """Of it what `jax.shard_map` is told, which only knows of "data"."""
+        return PartitionSpec(*[None] * leaf.stack, AXIS)
 
     def place(self, leaf: Leaf, whole: np.ndarray, memory: str | None = None) -> jax.Array:
         """`whole`, which every process has alike, in pieces, in that kind of memory; None: the devices' own. Copies
@@ -52,14 +59,13 @@ class FullSharding:
 
         return self._from_pieces(leaf, piece, memory)
 
-    def read(self, leaf: Leaf, source: TensorSource, kind: str | None, memory: str | None = None) -> jax.Array:
+    def read(self, leaf: Leaf, source: TensorSource, kind: StateKind | None, memory: str | None = None) -> jax.Array:
         """The parameters, or their state of a kind, out of a checkpoint: only what this process keeps of them is read.
         Raises as `read_part` does."""
+        name = None if kind is None else kind.name
 
         def piece(start: int, stop: int) -> np.ndarray:
-            parts = [
-                read_part(source, tensor_name(spec.name, kind), spec.shape, start, stop) for spec in leaf.parameters
-            ]
+            parts = [read_part(source, spec.tensor_name(name), spec.shape, start, stop) for spec in leaf.parameters]
             return np.stack(parts).astype(np.float32, copy=False).reshape(*leaf.shape[: leaf.stack], -1)
 
         return self._from_pieces(leaf, piece, memory)
@@ -72,7 +78,7 @@ class FullSharding:
             for leaf, array in zip(leaves, arrays, strict=True)
             for shard in array.addressable_shards
         ]
-        hosts = begun_ahead((shard.data for _, _, shard in stored), _begin_fetch, _FETCHED_AHEAD)
+        hosts = begun_ahead((shard.data for _, _, shard in stored), begin_fetch, FETCHED_AHEAD)
         for (leaf, kind, shard), host in zip(stored, hosts, strict=True):
             start = shard.index[-1].start or 0
             for spec, layer in zip(leaf.parameters, np.asarray(host).reshape(len(leaf.parameters), -1), strict=True):
@@ -95,13 +101,16 @@ class FullSharding:
         )
 
     def _whole(self, pieces: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        if len(self._axes) > 1:
+            pieces = jax.lax.with_sharding_constraint(pieces, PartitionSpec())
         padded = jax.lax.all_gather(pieces, self.axis, axis=pieces.ndim - 1, tiled=True)
         stacked = shape[: pieces.ndim - 1]
         return padded[..., : math.prod(shape[len(stacked) :])].reshape(shape)
 
     def _from_pieces(self, leaf: Leaf, piece: Callable[[int, int], np.ndarray], memory: str | None) -> jax.Array:
         size = leaf.parameters[0].size
-        length = -(-size // self._mesh.size) * self._mesh.size
+        devices = math.prod(self._mesh.shape[axis] for axis in self._axes)
+        length = -(-size // devices) * devices
 
         def padded(index: tuple[slice, ...] | None) -> np.ndarray:
             assert index is not None
@@ -113,8 +122,3 @@ class FullSharding:
 
         sharding = NamedSharding(self._mesh, self.spec(leaf), memory_kind=memory)
         return jax.make_array_from_callback((*leaf.shape[: leaf.stack], length), sharding, padded)
-
-
-def _begin_fetch(piece: jax.Array) -> jax.Array:
-    piece.copy_to_host_async()
-    return piece

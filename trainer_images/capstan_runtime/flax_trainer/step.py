@@ -1,38 +1,36 @@
 """The two compiled functions: one optimizer step, and one evaluation step.
 
-Axes: M micro-steps, G samples of one micro-step on all devices, b samples on one device.
+Axes: M micro-steps, G samples of one micro-step of all replicas, b samples of one replica.
 """
 
 # JAX leaves these parts of its interface untyped.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 
 from capstan_runtime.contract.training import LossScale
 from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.custom import CustomStructure
+from capstan_runtime.flax_trainer.cuts import Cuts
 from capstan_runtime.flax_trainer.forward_pass import Pass, Said
 from capstan_runtime.flax_trainer.leaves import Leaf, Structure
 from capstan_runtime.flax_trainer.loss_scaling import next_state
+from capstan_runtime.flax_trainer.mesh import AXIS, BY_SAMPLE, REPLICATED, manual_axes, on_each_device, put_out
 from capstan_runtime.flax_trainer.objective import Model, Objective, cross_entropy
 from capstan_runtime.flax_trainer.optimizers.gauss_newton import sampled_objective
 from capstan_runtime.flax_trainer.optimizers.gradients import Leaves
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
+from capstan_runtime.flax_trainer.partition import Partition
 from capstan_runtime.flax_trainer.recomputation import Keeps
 from capstan_runtime.flax_trainer.sharding import FullSharding
-
-AXIS = "data"
-REPLICATED = PartitionSpec()
-BY_SAMPLE = PartitionSpec(None, AXIS)
-"""Of [M, G, …]: each device has its share of every micro-step."""
 
 TrainStep = Callable[..., tuple[Leaves, list[Leaves], Leaves, jax.Array | None, jax.Array]]
 EvaluationStep = Callable[..., jax.Array]
@@ -40,7 +38,7 @@ Sums = TypeVar("Sums")
 Arrays = TypeVar("Arrays")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class StepPlan:
     """What the compiled functions are made from."""
 
@@ -49,12 +47,16 @@ class StepPlan:
     objective: Objective
     dtype: jnp.dtype
     """Of activations and of weights as they are used; the stored weights and all sums are fp32."""
+    partition: Partition
+    """Which devices of a replica have which part of parameters and their state."""
     keeps: Keeps | None = None
     """Which activations of a block are kept for the backward pass. None: all."""
     scaling: LossScale | None = None
     """How the loss is scaled. None: it is not."""
+    cuts: Cuts | None = None
+    """How activations are cut over the devices of a replica. None: they are not."""
     sharding: FullSharding | None = None
-    """How parameters and their state are cut over the devices. None: each device has all of them."""
+    """How parameters and their state are cut over the replicas. None: each has all of them."""
     is_offloaded: bool = False
     """Whether the state comes out of the host's memory, and goes back there."""
     teacher: Structure | None = None
@@ -66,6 +68,26 @@ class StepPlan:
             parameters = self.sharding.usable(self.structure.leaves, parameters)
         return self.structure.assemble([*parameters, *buffers])
 
+    def call(self, batch: Batch[jax.Array]) -> Pass:
+        """Of the model with a micro-step of training, or of evaluation, which has no keys."""
+        keeps = self.keeps if batch.keys is not None else None
+        return Pass(self.dtype, batch.keys, conditions=batch.conditions, keeps=keeps, cuts=self.cuts)
+
+    def manual_specs(self) -> tuple[Any, Any]:
+        """Of parameters and of their state, what `jax.shard_map` is told."""
+        if self.sharding is None:
+            return REPLICATED, REPLICATED
+        cut = [self.sharding.manual_spec(leaf) for leaf in self.structure.leaves]
+        return cut, [cut] * len(self.update.kinds)
+
+    def specs(self) -> tuple[Any, Any]:
+        """Of parameters and of their state, how the devices keep them."""
+        leaves, kinds = self.structure.leaves, self.update.kinds
+        if self.sharding is None:
+            return self.partition.specs(leaves), [self.partition.specs(leaves, kind) for kind in kinds]
+        cut = [self.sharding.spec(leaf) for leaf in leaves]
+        return cut, [cut] * len(kinds)
+
 
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     """`step(parameters, state, buffers, scale, batch, numbers, taught_by)`.
@@ -76,29 +98,29 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     with a scale, [loss, norm, this step's scale, skipped steps], and after that what the model measures, flattened, by
     name.
     """
-    devices = mesh.size
+    replicas = mesh.shape[AXIS]
+    cut_gradients = plan.partition.specs(plan.structure.leaves)
 
     def loss_of(
         parameters: Leaves, buffers: Leaves, taught_by: Leaves, factor: jax.Array, batch: Batch[jax.Array]
     ) -> tuple[jax.Array, tuple[Said, Said]]:
         gather_layer = plan.sharding.gather_layer if plan.sharding is not None else None
-        here = Pass(plan.dtype, batch.keys, conditions=batch.conditions, keeps=plan.keeps, gather_layer=gather_layer)
+        here = dataclasses.replace(plan.call(batch), gather_layer=gather_layer)
         teacher = plan.teacher.assemble(taught_by) if plan.teacher is not None else None
         loss = plan.objective(plan.assemble(parameters, buffers), batch, here, teacher)
         return loss * factor, (here.proposals, here.measured)
 
     def sampled_loss_of(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
         model = plan.structure.assemble([*parameters, *buffers])
-        here = Pass(plan.dtype, batch.keys, conditions=batch.conditions, keeps=plan.keeps)
-        return sampled_objective(model, batch, here)
+        return sampled_objective(model, batch, plan.call(batch))
 
     def sampled_hessian(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array) -> Leaves:
         """An estimate of its diagonal if one is due in this step, else zeros."""
 
         def estimate() -> Leaves:
             sums = _sum_over_micro_steps(functools.partial(jax.grad(sampled_loss_of), parameters, buffers), batch)
-            means = _mean_over_devices(sums, devices * len(batch.inputs), devices)
-            return plan.update.hessian(means, devices * batch.targets.size)
+            means = _mean_over_replicas(sums, replicas * len(batch.inputs), replicas, cut_gradients)
+            return plan.update.hessian(means, replicas * batch.targets.size)
 
         is_due = plan.update.named(numbers)["hessian_rate"] > 0
         return jax.lax.cond(is_due, estimate, lambda: [jnp.zeros_like(parameter) for parameter in parameters])
@@ -115,11 +137,12 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         factor = numbers[-1] if scale is None else numbers[-1] * scale[0]
         gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, taught_by, factor)
         sums = _sum_over_micro_steps(gradient, batch)
-        terms = devices * len(batch.inputs)
+        terms = replicas * len(batch.inputs)
         if plan.sharding is None:
-            (loss, (proposals, measured)), gradients = _mean_over_devices(sums, terms, devices)
-        else:  # whose gradients are summed over the devices where weights were gathered
-            loss, (proposals, measured) = _mean_over_devices(sums[0], terms, devices)
+            cut = REPLICATED, cut_gradients
+            (loss, (proposals, measured)), gradients = _mean_over_replicas(sums, terms, replicas, cut)
+        else:  # whose gradients are summed over the replicas where weights were gathered
+            loss, (proposals, measured) = _mean_over_replicas(sums[0], terms, replicas, REPLICATED)
             gradients = [total / terms for total in sums[1]]
         if scale is not None:
             loss, gradients = jax.tree.map(lambda scaled: scaled / scale[0], (loss, gradients))
@@ -135,8 +158,7 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         told = jnp.stack([loss, norm, scale[0], new_scale[-1]])
         return parameters, state, buffers, new_scale, jnp.concatenate([told, *more])
 
-    cut: Any = REPLICATED if plan.sharding is None else [plan.sharding.spec(leaf) for leaf in plan.structure.leaves]
-    cut_state: Any = REPLICATED if plan.sharding is None else [cut] * len(plan.update.kinds)
+    cut, cut_state = plan.manual_specs()
     spread = jax.shard_map(
         step,
         mesh=mesh,
@@ -144,8 +166,11 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         out_specs=(cut, cut_state, REPLICATED, REPLICATED, REPLICATED),
         # Unchecked, gradients stay local until the one sum after the last micro-step.
         check_vma=False,
+        **manual_axes(mesh),
     )
-    return jax.jit(_with_state_in_host_memory(spread) if plan.is_offloaded else spread, donate_argnums=(0, 1, 2, 3))
+    put = put_out(mesh, (*plan.specs(), REPLICATED, REPLICATED, REPLICATED))
+    whole = _with_state_in_host_memory(spread) if plan.is_offloaded else spread
+    return jax.jit(whole, donate_argnums=(0, 1, 2, 3), **put)
 
 
 def _with_state_in_host_memory(step: TrainStep) -> TrainStep:
@@ -181,20 +206,24 @@ def _sum_over_micro_steps(function: Callable[[Batch[jax.Array]], Sums], batch: B
     return sums
 
 
-def _mean_over_devices(sums: Sums, terms: int, devices: int) -> Sums:
-    """The sums over all devices divided by `terms`."""
-    if devices > 1 and jax.default_backend() == "cpu":
-        # As one array: gloo pays per message, and nobody combines them for it as XLA does for NCCL. 2.7 times faster
-        # steps for a CNN of 20 parameters on two processes.
-        flat, restore = ravel_pytree(sums)
-        sums = restore(jax.lax.psum(flat, AXIS))
-    elif devices > 1:
+def _mean_over_replicas(sums: Sums, terms: int, replicas: int, specs: Any) -> Sums:
+    """The sums over all replicas divided by `terms`; `specs` says how the devices of a replica share them."""
+    if replicas > 1 and jax.default_backend() == "cpu":
+
+        def total(sums: Sums) -> Sums:
+            # As one array: gloo pays per message, and nobody combines them for it as XLA does for NCCL. 2.7 times
+            # faster steps for a CNN of 20 parameters on two processes.
+            flat, restore = ravel_pytree(sums)
+            return restore(jax.lax.psum(flat, AXIS))
+
+        sums = on_each_device(total, (specs,), specs)(sums)
+    elif replicas > 1:
         sums = jax.lax.psum(sums, AXIS)
     return jax.tree.map(lambda total: total / terms, sums)
 
 
 def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
-    """`step(values, batch)` over this process's devices alone, so nobody waits for anybody.
+    """`step(values, batch)` over the replicas of this process alone, so nobody waits for others.
 
     values are the parameters, then the buffers.
     Returns [loss, correct, count], fp32 [3]: sums over samples, or over tokens, each times its sample's weight.
@@ -204,7 +233,7 @@ def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
         model = plan.structure.assemble(values)
 
         def sums_of(batch: Batch[jax.Array]) -> jax.Array:
-            logits, targets = model(batch.inputs, Pass(plan.dtype, conditions=batch.conditions)), batch.targets
+            logits, targets = model(batch.inputs, plan.call(batch)), batch.targets
             assert batch.weights is not None
             weights = jnp.broadcast_to(batch.weights.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
             loss = jnp.sum(cross_entropy(logits, targets) * weights)
@@ -213,8 +242,9 @@ def compile_evaluation_step(plan: StepPlan, mesh: Mesh) -> EvaluationStep:
 
         return jax.lax.psum(_sum_over_micro_steps(sums_of, batch), AXIS)
 
-    spread = jax.shard_map(step, mesh=mesh, in_specs=(REPLICATED, BY_SAMPLE), out_specs=REPLICATED, check_vma=False)
-    return jax.jit(spread)
+    specs: Any = {"in_specs": (REPLICATED, BY_SAMPLE), "out_specs": REPLICATED, **manual_axes(mesh)}
+    spread = jax.shard_map(step, mesh=mesh, check_vma=False, **specs)
+    return jax.jit(spread, **put_out(mesh, REPLICATED))
 
 
 def compile_gathering(leaves: Sequence[Leaf], sharding: FullSharding, mesh: Mesh) -> Callable[[Leaves], Leaves]:
@@ -223,5 +253,6 @@ def compile_gathering(leaves: Sequence[Leaf], sharding: FullSharding, mesh: Mesh
     def gather(pieces: Leaves) -> Leaves:
         return [sharding.gather(leaf, piece) for leaf, piece in zip(leaves, pieces, strict=True)]
 
-    specs = [sharding.spec(leaf) for leaf in leaves]
-    return jax.jit(jax.shard_map(gather, mesh=mesh, in_specs=(specs,), out_specs=REPLICATED, check_vma=False))
+    specs: Any = {"in_specs": ([sharding.manual_spec(leaf) for leaf in leaves],), "out_specs": REPLICATED}
+    spread = jax.shard_map(gather, mesh=mesh, check_vma=False, **specs, **manual_axes(mesh))
+    return jax.jit(spread, **put_out(mesh, REPLICATED))

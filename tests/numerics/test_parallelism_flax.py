@@ -1,0 +1,150 @@
+"""A Flax run whose replicas are spread over devices: the run of whole replicas, in a part of the memory."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.numerics.test_state import Tensors, bits, gather
+from tests.support.engines import FLAX, Saved, batch_of, context_of, make_engine, train
+from tests.support.ranks import run_ranks
+
+Document = dict[str, Any]
+DECODER: Document = {"transformer": {"layers": 2, "dim": 32, "heads": 8, "kvHeads": 4}}
+EVERYTHING: Document = {
+    "transformer": {
+        "layers": 3,
+        "dim": 32,
+        "heads": 4,
+        "tied": True,
+        "alibi": {},
+        "layerScale": {},
+        "dropout": {"rate": 0.1},
+        "temporalDropout": {"rate": 0.1},
+        "stochasticDepth": {"rate": 0.2},
+        "adaptiveDropout": {},
+    }
+}
+PLAIN: Document = {"virtual_ranks": 4, "batch": 8}
+MIDDLE, STEPS = 3, 6
+
+
+def spread(options: Document, parallelism: Document | None, world: int, devices: int) -> Document:
+    """The options of a run in which each of `world` workers has so many devices."""
+    if parallelism is None:
+        return options
+    a_replica = int(np.prod(list(parallelism.values())))
+    return {**options, "parallelism": parallelism, "workersPerReplica": max(1, a_replica // devices)}
+
+
+def begun(rank: int, world: int, coordinator: str, devices: int, model: Document, options: Document) -> Any:
+    """Context and engine of a rank with so many devices."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    context = context_of(options.get("framework", FLAX), model, rank, world, coordinator, **_without(options))
+    return context, make_engine(context)
+
+
+def _without(options: Document) -> Document:
+    return {name: value for name, value in options.items() if name != "framework"}
+
+
+def life(rank: int, world: int, coordinator: str, devices: int, model: Document, options: Document) -> Any:
+    """A curve, what is exported in its middle, evaluations, and the bytes of weights and moments on a device."""
+    context, engine = begun(rank, world, coordinator, devices, model, options)
+    curve = train(engine, context, 0, MIDDLE)
+    saved = gather(engine)
+    curve += train(engine, context, MIDDLE, STEPS)
+    # Another number of batches in each replica: none waits for the others.
+    found = engine.evaluate([batch_of(context, 0)] * (1 + context.data_rank))
+    kept = [*engine._parameters, *(array for arrays in engine._state for array in arrays)]
+    sizes = sum(array.addressable_data(0).nbytes for array in kept), sum(array.nbytes for array in kept)
+    engine.close()
+    return curve, saved, (found.loss, found.correct, found.count), sizes
+
+
+def onwards(
+    rank: int, world: int, coordinator: str, devices: int, model: Document, options: Document, saved: Tensors
+) -> Any:
+    """What is exported right after importing `saved`, and the curve from there."""
+    context, engine = begun(rank, world, coordinator, devices, model, options)
+    engine.import_state(Saved(saved))
+    state = gather(engine)
+    curve = train(engine, context, MIDDLE, STEPS)
+    engine.close()
+    return bits(state), curve
+
+
+def test_a_spread_replica_learns_as_a_whole_one_and_another_layout_resumes_it() -> None:
+    ((curve, saved, evaluated, (own, everything)),) = run_ranks(
+        life, 1, 4, DECODER, spread(PLAIN, {"tensor": 2, "sequence": 2}, 1, 4)
+    )
+    ((exact, exactly_saved, exactly, _),) = run_ranks(life, 1, 1, DECODER, PLAIN)
+    assert curve[-1][0] < curve[0][0]
+    np.testing.assert_allclose(curve, exact, rtol=1e-5)
+    np.testing.assert_allclose(evaluated, exactly, rtol=1e-5)
+    assert set(saved) == set(exactly_saved)
+    assert own == pytest.approx(everything / 2, rel=0.02), "all but gains is cut in two"
+    for state, resumed in run_ranks(onwards, 2, 1, DECODER, spread(PLAIN, {"tensor": 2}, 2, 1), saved):
+        assert state == bits(saved)
+        np.testing.assert_allclose(resumed, exact[MIDDLE:], rtol=1e-5)
+
+
+LAYOUTS = {
+    "tensor over workers, replicated": ({"tensor": 2}, 4, 1),
+    "sequence over workers": ({"sequence": 2}, 2, 1),
+    "both over workers": ({"tensor": 2, "sequence": 2}, 4, 1),
+    "tensor over workers of two devices": ({"tensor": 4}, 2, 2),
+    "two replicas in each of two workers": ({"sequence": 2}, 2, 4),
+    "nothing over anything": ({}, 2, 1),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("parallelism", "world", "devices"), LAYOUTS.values(), ids=LAYOUTS)
+def test_any_layout_is_no_layout(parallelism: Document, world: int, devices: int) -> None:
+    ranks = run_ranks(life, world, devices, DECODER, spread(PLAIN, parallelism, world, devices))
+    ((exact, _, exactly, _),) = run_ranks(life, 1, 1, DECODER, PLAIN)
+    for curve, _, _, _ in ranks:
+        np.testing.assert_allclose(curve, exact, rtol=1e-5)
+    assert sum(count for _, _, (_, _, count), _ in ranks) % exactly[2] == 0
+    _, saved, _, _ = ranks[0]
+    ((state, resumed),) = run_ranks(onwards, 1, 1, DECODER, PLAIN, saved)
+    assert state == bits(saved)
+    np.testing.assert_allclose(resumed, exact[MIDDLE:], rtol=1e-5)
+
+
+COMPANY: dict[str, tuple[Document, Document]] = {
+    "everything on the way, averaged": (
+        EVERYTHING,
+        {"training": {"ema": {}, "lookahead": {"steps": 2}, "activationCheckpointing": {"policy": "dots"}}},
+    ),
+    "layer-wise": (
+        DECODER,
+        {
+            "optimizer": {"novograd": {"learningRate": 0.01}},
+            "training": {"centralizeGradients": {}, "adaptiveClip": {}, "ema": {}},
+        },
+    ),
+    "sampled Hessian": (DECODER, {"optimizer": {"sophia": {"learningRate": 0.01, "hessianEverySteps": 2}}}),
+    "pruned": (DECODER, {"compression": {"prune": {"magnitude": {"sparsity": 0.5, "endStep": 2, "everySteps": 1}}}}),
+    "attacked": (DECODER, {"regularization": {"adversarial": {"fgsm": {"epsilon": 0.01}}, "consistency": {}}}),
+    "reversible": ({"transformer": {**DECODER["transformer"], "reversible": {}}}, {}),
+    "16 bits": (DECODER, {"precision": "bf16"}),
+    "fully sharded": (DECODER, {"framework": {"flax": {"fsdp": {}}}}),
+}
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("model", "options"), COMPANY.values(), ids=COMPANY)
+def test_what_else_a_run_does_is_the_same_over_devices(model: Document, options: Document) -> None:
+    parallelism = {"sequence": 2} if "framework" in options else {"tensor": 2, "sequence": 2}
+    options = {**PLAIN, **options}
+    ((curve, saved, evaluated, _),) = run_ranks(life, 1, 4, model, spread(options, parallelism, 1, 4))
+    ((exact, exactly_saved, exactly, _),) = run_ranks(life, 1, 1, model, options)
+    tolerance = 1e-2 if "precision" in options else 2e-5
+    np.testing.assert_allclose(curve, exact, rtol=tolerance)
+    np.testing.assert_allclose(evaluated, exactly, rtol=tolerance)
+    assert set(saved) == set(exactly_saved)
+    ((state, _),) = run_ranks(onwards, 1, 1, model, options, saved)
+    assert state == bits(saved)

@@ -1,0 +1,168 @@
+"""Which devices have which part of the parameters and their state, where the devices of a replica share its matrices.
+
+A matrix is cut by rows or by columns over "tensor" (`_CUTS`), or whole on every device. Where it is several, one under
+the other (queries, keys and values; gate and up), a device has its part of each: rows are kept in the order in which
+they lie on the devices, of which checkpoints know nothing.
+"""
+
+# JAX leaves these parts of its interface untyped.
+# mypy: disable-error-code="no-untyped-call,no-any-return"
+
+import functools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from capstan_runtime.contract.models import Model, Transformer
+from capstan_runtime.engine import LocalTensor, TensorSource
+from capstan_runtime.flax_trainer.export import Index, Piece, Stretch, export_pieces, own_pieces
+from capstan_runtime.flax_trainer.leaves import Leaf, replicate
+from capstan_runtime.flax_trainer.mesh import REPLICATED
+from capstan_runtime.model_spec import kv_heads, read_part
+from capstan_runtime.updates import StateKind
+
+_AXIS = "tensor"
+_ROWS, _COLUMNS = -2, -1
+_CUTS = {
+    "embed": _ROWS,
+    "head": _ROWS,
+    "layers.attention.qkv": _ROWS,
+    "layers.attention.out": _COLUMNS,
+    "layers.feed_forward.gate_up": _ROWS,
+    "layers.feed_forward.down": _COLUMNS,
+}
+"""The layers whose weights are cut, and along which dimension. Norms, gains and routers are whole."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cut:
+    dim: int
+    """`_ROWS` or `_COLUMNS`."""
+    parts: tuple[int, ...]
+    """Rows of the matrices that lie one under the other."""
+
+
+class Partition:
+    """How the leaves of a model are cut over the devices of `mesh`; not at all where nothing is parallel but data."""
+
+    def __init__(self, leaves: Sequence[Leaf], mesh: Mesh, model: Model) -> None:
+        self._mesh = mesh
+        self._degree: int = mesh.shape.get(_AXIS, 1)
+        self._cuts: dict[str, _Cut] = {}
+        if model.transformer is not None and self._degree > 1:
+            found = ((leaf.name, _cut_of(leaf, model.transformer, self._degree)) for leaf in leaves)
+            self._cuts = {name: cut for name, cut in found if cut is not None}
+
+    def specs(self, leaves: Sequence[Leaf], kind: StateKind | None = None) -> list[PartitionSpec]:
+        """Of the parameters, or of their state of a kind."""
+        return [self._spec_of(leaf, kind) for leaf in leaves]
+
+    def place(self, leaf: Leaf, whole: np.ndarray, memory: str | None = None) -> jax.Array:
+        """`whole`, parameters or their state, which every process has alike, in that kind of memory; None: the devices'
+        own. Copies nothing between processes."""
+        if whole.shape != leaf.shape:
+            return replicate(whole, NamedSharding(self._mesh, REPLICATED, memory_kind=memory))
+        order = self._order(leaf)
+        if order is not None:
+            whole = np.take(whole, order, axis=_ROWS)
+        return replicate(whole, NamedSharding(self._mesh, self._spec_of(leaf, None), memory_kind=memory))
+
+    def read(self, leaf: Leaf, source: TensorSource, kind: StateKind | None, memory: str | None = None) -> jax.Array:
+        """The parameters, or their state of a kind, out of a checkpoint: rows that this process does not keep are not
+        read. Raises as `read_part` does."""
+        shape = leaf.shape if kind is None else leaf.state_shape(kind)
+
+        def part(index: Index | None) -> np.ndarray:
+            assert index is not None
+            rows = [
+                read_part(source, stretch.name, stretch.shape, stretch.start, stretch.start + stretch.size)
+                for stretch in self._stretches(leaf, shape, None if kind is None else kind.name, index)
+            ]
+            flat = np.concatenate(rows) if len(rows) > 1 else rows[0]
+            kept = [len(range(*each.indices(size))) for each, size in zip(index, shape, strict=True)]
+            if shape == leaf.shape and self._is_cut(leaf, _COLUMNS):
+                return flat.reshape(*kept[:-1], shape[-1])[..., index[-1]].astype(np.float32, copy=False)
+            return flat.astype(np.float32, copy=False).reshape(kept)
+
+        sharding = NamedSharding(self._mesh, self._spec_of(leaf, kind), memory_kind=memory)
+        return jax.make_array_from_callback(shape, sharding, part)
+
+    def export(
+        self, values: Sequence[tuple[str | None, Sequence[Leaf], Sequence[jax.Array]]], rank: int
+    ) -> Iterator[LocalTensor]:
+        """This process's share of parameters and buffers (kind None) and of parameters' state. Collective."""
+        stored = [
+            (leaf, kind, array) for kind, leaves, arrays in values for leaf, array in zip(leaves, arrays, strict=True)
+        ]
+        by_columns = [each for each in stored if each[2].shape == each[0].shape and self._is_cut(each[0], _COLUMNS)]
+        others = [each for each in stored if each[2].shape != each[0].shape or not self._is_cut(each[0], _COLUMNS)]
+        yield from export_pieces([piece for each in others for piece in self._pieces(*each)], rank)
+        # One by one, for each is there twice meanwhile; and all processes in the same order, for they exchange.
+        for leaf, kind, array in by_columns:
+            by_rows = NamedSharding(self._mesh, self._spec(leaf, _ROWS))
+            yield from export_pieces(list(self._pieces(leaf, kind, _moved(array, by_rows))), rank)
+
+    def _pieces(self, leaf: Leaf, kind: str | None, array: jax.Array) -> Iterator[Piece]:
+        return own_pieces(array, lambda index: list(self._stretches(leaf, array.shape, kind, index)))
+
+    def _stretches(self, leaf: Leaf, shape: tuple[int, ...], kind: str | None, index: Index) -> Iterator[Stretch]:
+        """What of which tensors is in the rows of `index` of an array of `shape`, first to last."""
+        one = shape[leaf.stack :]
+        layers, inside = (index[0], index[1:]) if leaf.stack else (slice(None), index)
+        for parameter in leaf.parameters[layers]:
+            for start, stop in self._ranges(leaf, one, inside):
+                yield Stretch(parameter.tensor_name(kind), one, start, stop - start)
+
+    def _ranges(self, leaf: Leaf, one: tuple[int, ...], index: Index) -> Iterator[tuple[int, int]]:
+        """Where the rows of `index` are in the tensor of `one` parameter, flattened."""
+        rows = np.arange(math.prod(one[:-1])).reshape(one[:-1])
+        order = self._order(leaf)
+        if order is not None and rows.ndim:
+            rows = rows[..., order]
+        wanted = rows[index[: rows.ndim]].reshape(-1)
+        columns = one[-1] if one else 1
+        for run in np.split(wanted, np.flatnonzero(np.diff(wanted) != 1) + 1):
+            yield int(run[0]) * columns, (int(run[-1]) + 1) * columns
+
+    def _spec_of(self, leaf: Leaf, kind: StateKind | None) -> PartitionSpec:
+        cut = self._cuts.get(leaf.name)
+        return REPLICATED if cut is None or (kind is not None and kind.per_parameter) else self._spec(leaf, cut.dim)
+
+    def _is_cut(self, leaf: Leaf, dim: int) -> bool:
+        return leaf.name in self._cuts and self._cuts[leaf.name].dim == dim
+
+    def _spec(self, leaf: Leaf, dim: int) -> PartitionSpec:
+        return PartitionSpec(*[None] * (len(leaf.shape) + dim), _AXIS)
+
+    def _order(self, leaf: Leaf) -> np.ndarray | None:
+        """Which row of each matrix is where. None: each is in its place."""
+        cut = self._cuts.get(leaf.name)
+        if cut is None or len(cut.parts) < 2:
+            return None
+        parts = np.split(np.arange(sum(cut.parts)), np.cumsum(cut.parts)[:-1])
+        return np.concatenate([part.reshape(self._degree, -1) for part in parts], axis=1).reshape(-1)
+
+
+def _cut_of(leaf: Leaf, config: Transformer, degree: int) -> _Cut | None:
+    """None: every device has all of it."""
+    name = leaf.name.removesuffix(".weight")
+    if name not in _CUTS or leaf.shape[_CUTS[name]] % degree:
+        return None
+    head_dim, rows = config.dim // config.heads, leaf.shape[_ROWS]
+    if name == "layers.attention.qkv":
+        if config.heads % degree or kv_heads(config) % degree:
+            return None
+        return _Cut(_ROWS, (config.heads * head_dim, kv_heads(config) * head_dim, kv_heads(config) * head_dim))
+    if name == "layers.feed_forward.gate_up":
+        return None if rows // 2 % degree else _Cut(_ROWS, (rows // 2, rows // 2))
+    return _Cut(_CUTS[name], (rows,))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _moved(array: jax.Array, sharding: NamedSharding) -> jax.Array:
+    """`array`, cut otherwise."""
+    return jax.lax.with_sharding_constraint(array, sharding)
