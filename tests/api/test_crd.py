@@ -32,7 +32,14 @@ COMPILED = compile_schema(SCHEMA)
 
 CLAIM = {"claim": {"name": "store"}}
 TEXT = {"text": {"path": "/data", "sequenceLength": 8}}
+ODD_TEXT = {"text": {"path": "/data", "sequenceLength": 7}}
 DECODER = {"model": {"transformer": {"layers": 2, "dim": 16, "heads": 4}}, "data": TEXT}
+NOVOGRAD = {"novograd": {"learningRate": 0.1}}
+DROPLESS = {"count": 2, "dropless": {}}
+
+
+def decoder(**changes: Any) -> dict[str, Any]:
+    return {"model": {"transformer": {"layers": 2, "dim": 16, "heads": 4, **changes}}}
 
 
 def a_spec(**changes: Any) -> dict[str, Any]:
@@ -239,6 +246,27 @@ REFUSED = {
         a_spec(workers={"max": 4}, parallelism={"pipeline": 4}, **DECODER),
         "parallelism: pipeline 4 does not divide model.transformer.layers 2; choose a divisor",
     ),
+    **{
+        f"parallelism with {name}": (
+            a_spec(**{"workers": {"max": 2}, "framework": {"deepspeed": {}}, **DECODER, **changes}),
+            f"parallelism: {reason}",
+        )
+        for name, reason, changes in (
+            ("norms of matrices", "tensor leaves each worker", {"parallelism": {"tensor": 2}, "optimizer": NOVOGRAD}),
+            (
+                "an odd width",
+                "tensor does not divide the width",
+                {"parallelism": {"tensor": 2}, **decoder(hiddenDim=3)},
+            ),
+            (
+                "experts",
+                "sequence leaves each worker",
+                {"parallelism": {"sequence": 2}, **decoder(experts={"count": 2})},
+            ),
+            ("an odd length", "sequence does not divide", {"parallelism": {"sequence": 2}, "data": ODD_TEXT}),
+            ("dropless", "expert leaves each worker", {"parallelism": {"expert": 2}, **decoder(experts=DROPLESS)}),
+        )
+    },
     "parallelism of a program": (
         a_program(parallelism={"tensor": 2}, workers={"max": 2}),
         "parallelism: the program decides that itself; remove it",

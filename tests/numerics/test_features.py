@@ -42,16 +42,16 @@ def losses(ranks: list[Attempted]) -> dict[int, float]:
 
 def survives(spec: Document, folder: Path) -> None:
     """An undisturbed run, and one that is killed after its first save and resumed by half as many workers."""
-    config = run_config(spec)
-    undisturbed = attempt(FeatureRun(folder / "undisturbed", config), 2)
-    assert [each.failure for each in undisturbed] == [None, None]
+    config, most, fewest = run_config(spec), spec["workers"]["max"], spec["workers"]["min"]
+    undisturbed = attempt(FeatureRun(folder / "undisturbed", config), most)
+    assert [each.failure for each in undisturbed] == [None] * most
     whole = losses(undisturbed)
     run = FeatureRun(folder / "killed", config)
     kill: dict[str, Any] = {"chaos": [Injection(name="oom", fault=Fault.GPU_OUT_OF_MEMORY, step=STEPS // 2 + 1)]}
-    killed = attempt(run, 2, more=lambda rank: kill)
+    killed = attempt(run, most, more=lambda rank: kill)
     assert all((each.failure or "").startswith("GpuOutOfMemory") for each in killed)
-    resumed = attempt(run, 1, fence=2, floor_step=STEPS // 2)
-    assert [each.failure for each in resumed] == [None]
+    resumed = attempt(run, fewest, fence=2, floor_step=STEPS // 2)
+    assert [each.failure for each in resumed] == [None] * fewest
     found = losses(resumed)
     # Half as many workers sum in another order; what is rounded otherwise grows over the steps, with some combinations
     # beyond the 1e-5 that each feature's own test asks for.

@@ -61,3 +61,10 @@ def test_keys_do_not_depend_on_how_a_batch_is_cut() -> None:
     whole = randomness.sample_keys(7, 3, ids)
     assert np.array_equal(whole.ravel(), randomness.sample_keys(7, 3, ids.ravel()))
     assert np.array_equal(whole[1], randomness.sample_keys(7, 3, ids[1]))
+
+
+def test_a_part_of_the_elements_has_the_numbers_that_they_have_in_the_whole() -> None:
+    keys_B = torch.tensor([5, 6])
+    whole = torch_random.uniform(keys_B, 6, 8)
+    assert torch.equal(torch_random.uniform(keys_B, 2, 8, first=3 * 8), whole[:, 3:5])
+    assert torch.equal(torch_random.uniform(keys_B, 2, 3, first=3 * 8 + 4, row=8), whole[:, 3:5, 4:7])

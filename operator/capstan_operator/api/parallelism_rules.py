@@ -8,7 +8,7 @@ _OF_DECODERS = (
 _AXES = ("tensor", "sequence", "pipeline", "expert")
 _NOT_YET = {
     "flax": _AXES,
-    "deepspeed": _AXES,
+    "deepspeed": ("pipeline",),
 }
 """Axes that a trainer does not know."""
 

@@ -9,6 +9,10 @@ from capstan_operator.api.augmentation_rules import AUGMENTATION_RULES, require_
 from capstan_operator.api.checkpoint_spec import CheckpointSpec
 from capstan_operator.api.compression_rules import COMPRESSION_RULES, require_compression_fits
 from capstan_operator.api.custom_rules import CUSTOM_RULES, require_custom_fits
+from capstan_operator.api.deepspeed_parallelism_rules import (
+    DEEPSPEED_PARALLELISM_RULES,
+    require_exact_with_deepspeed,
+)
 from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.memory_rules import MEMORY_RULES, require_memory_fits
@@ -96,6 +100,7 @@ class Run(Record):
         *UPDATE_RULES,
         *LOSS_RULES,
         *PARALLELISM_RULES,
+        *DEEPSPEED_PARALLELISM_RULES,
     )
 
     framework: Annotated[Framework, Field(description="Which trainer runs the job.")]
@@ -309,6 +314,7 @@ def _of_trainers() -> tuple[Callable[[Run], None], ...]:
         require_loss_fits,
         require_custom_fits,
         require_parallelism_fits,
+        require_exact_with_deepspeed,
     )
 
 

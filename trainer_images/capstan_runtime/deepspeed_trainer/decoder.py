@@ -53,14 +53,16 @@ class Attention(nn.Module):
         self.head_dim = config.dim // config.heads
         self.qkv = Linear(config.dim, (self.heads + 2 * self.kv_heads) * self.head_dim)
         self.out = Linear(config.dim, config.dim)
+        self.attend: Attend = causal_attention
+        """Where nobody brings another."""
 
-    def forward(self, x_BTD: Tensor, where: Positions, attend: Attend = causal_attention) -> Tensor:
+    def forward(self, x_BTD: Tensor, where: Positions, attend: Attend | None = None) -> Tensor:
         batch, length, _ = x_BTD.shape
         heads = self.qkv(x_BTD).view(batch, length, -1, self.head_dim)
         q_BTNH, k_BTKH, v_BTKH = heads.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         if where.rotary is not None:
             q_BTNH, k_BTKH = rotate(q_BTNH, where.rotary), rotate(k_BTKH, where.rotary)
-        mixed_BTNH = attend(q_BTNH, k_BTKH, v_BTKH, where)
+        mixed_BTNH = (attend or self.attend)(q_BTNH, k_BTKH, v_BTKH, where)
         return self.out(mixed_BTNH.reshape(batch, length, -1))
 
 
@@ -73,12 +75,14 @@ class FeedForward(nn.Module):
         self.gate_up = Linear(config.dim, 2 * width)
         self.down = Linear(width, config.dim)
         self.adaptive_dropout = config.adaptive_dropout
+        self.first_unit, self.units = 0, width
+        """Which of the layer's units are here from its first on, and how many the layer has."""
 
     def forward(self, x_BTD: Tensor, here: Pass) -> Tensor:
         gate, up = self.gate_up(x_BTD).chunk(2, dim=-1)
         units = F.silu(gate) * up
         if self.adaptive_dropout is not None:
-            units = drop_units(self.adaptive_dropout, units, gate, here)
+            units = drop_units(self.adaptive_dropout, units, gate, here, self.first_unit, self.units)
         return self.down(units)
 
 
@@ -95,7 +99,7 @@ class DecoderLayer(nn.Module):
         self.feed_forward = FeedForward(config) if config.experts is None else Experts(config)
         self.feed_forward_scale = None if config.layer_scale is None else LayerScale(config.dim)
 
-    def forward(self, state: State, where: Positions, here: Pass, attend: Attend = causal_attention) -> State:
+    def forward(self, state: State, where: Positions, here: Pass, attend: Attend | None = None) -> State:
         if isinstance(state, tuple):
             first_BTD, second_BTD = state
             first_BTD = first_BTD + self.attention_branch(second_BTD.to(here.dtype), where, here, attend)
@@ -106,11 +110,11 @@ class DecoderLayer(nn.Module):
     def branches(self, where: Positions) -> tuple[Branch, Branch]:
         """What each of the two adds to what it is given."""
         return (
-            lambda x_BTD, here: self.attention_branch(x_BTD, where, here, causal_attention),
+            lambda x_BTD, here: self.attention_branch(x_BTD, where, here, None),
             lambda x_BTD, here: self.feed_forward_branch(x_BTD, where, here),
         )
 
-    def attention_branch(self, x_BTD: Tensor, where: Positions, here: Pass, attend: Attend) -> Tensor:
+    def attention_branch(self, x_BTD: Tensor, where: Positions, here: Pass, attend: Attend | None) -> Tensor:
         """What attention adds to `x_BTD`."""
         delta_BTD = self.attention(self.attention_norm(where.take(x_BTD)), where, attend)
         return self._added(delta_BTD, self.attention_scale, x_BTD, where, here.named("attention"))

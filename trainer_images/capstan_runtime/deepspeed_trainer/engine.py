@@ -17,9 +17,12 @@ from capstan_runtime.contract.framework import DeepSpeed, DeepSpeedOffload
 from capstan_runtime.contract.models import Model
 from capstan_runtime.decoder_spec import figures
 from capstan_runtime.deepspeed_trainer.custom import build_custom, model_call, require_same_weights, table_of
+from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
 from capstan_runtime.deepspeed_trainer.fragments import (
+    Fragment,
     buffers_of,
+    even_share,
     export_fragments,
     fragments_of,
     import_buffers,
@@ -31,6 +34,11 @@ from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
 from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_weights
 from capstan_runtime.deepspeed_trainer.optimizers.gauss_newton import hessian_diagonal
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
+from capstan_runtime.deepspeed_trainer.parallel.experts import tell_deepspeed
+from capstan_runtime.deepspeed_trainer.parallel.groups import DeepSpeedUnit, Groups, layout_of
+from capstan_runtime.deepspeed_trainer.parallel.saving import saved_by
+from capstan_runtime.deepspeed_trainer.parallel.shards import Shard, shards_of
+from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequences, spread
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
@@ -83,28 +91,43 @@ class DeepSpeedEngine:
         self._architecture = run.model
         distill = run.compression.distill if run.compression is not None else None
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model), distill)
-        custom = run.model.custom
+        custom, membership = run.model.custom, context.membership
+        layout = layout_of(run.parallelism, membership.world)
+        shards = None
         if custom is None:
-            model = build_model(run.model, context.data, training.seed)
             table = parameter_table(run.model, context.data)
+            if layout is not None:
+                shards = shards_of(run.model, table, layout, membership.rank)
+            model = build_model(run.model, context.data, training.seed, shards)
         else:
             model = build_custom(custom, context.data, training.seed)
             table = table_of(model)
-        self._table = [spec for spec in table if spec.is_trained]
+        self._shards = shards or {spec.name: Shard.all_of(spec) for spec in table}
+        self._table = [self._shards[spec.name].part for spec in table if spec.is_trained]
         model.to(self._device)
-        self._world = World(context.membership, context.deadlines, self._device)
+        self._world = World(membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
+        self._groups = None if layout is None else Groups(layout, self.rank, self._world.patience)
+        self._tokens = slice(None)
+        if self._groups is not None:
+            assert isinstance(model, TransformerModel)
+            spread(model, self._groups)
+            self._tokens = slice_of_sequences(self._groups, context.data)
         if custom is not None:
             require_same_weights(model, self.exchange)
         parameters = dict(model.named_parameters())
-        self.parameters = sum(parameter.numel() for parameter in parameters.values())
+        self.parameters = sum(spec.size for spec in table if spec.is_trained)
         updated_on = self._device if self._offload is None or self._offload.optimizer is None else torch.device("cpu")
-        self._updates = Updates(run, parameters, self._table, self._stage, updated_on)
+        self._updates = Updates(run, parameters, self._table, self._stage, updated_on, self._groups)
+        deepspeed = load_deepspeed(self._device)
+        if self._groups is not None and self._groups.experts.size > 1:
+            tell_deepspeed(model, self._groups)
         with translated_errors():
-            self._engine = load_deepspeed(self._device).initialize(
+            self._engine = deepspeed.initialize(
                 model=model,
                 optimizer=self._updates.optimizer,
                 config=self._config(context),
+                mpu=None if self._groups is None else DeepSpeedUnit(self._groups),
                 dist_init_required=False,
             )[0]
         # Beside DeepSpeed, which neither trains it nor cuts it up: whole on every rank, and no part of the state.
@@ -148,7 +171,8 @@ class DeepSpeedEngine:
                 named = dict(self._engine.module.named_parameters())
                 passes = map(self._training_pass, micro_batches, batch.keys)
                 calls = list(zip(micro_batches, passes, strict=True))
-                diagonal = hessian_diagonal(self._module, list(named.values()), calls)
+                copies = None if self._groups is None else self._groups.copies.process_group
+                diagonal = hessian_diagonal(self._module, list(named.values()), calls, copies)
                 self._updates.give_hessian(dict(zip(named, diagonal, strict=True)), self._fragments)
             computed = time.perf_counter()
             self._engine.step()
@@ -167,6 +191,7 @@ class DeepSpeedEngine:
             self._dtype,
             micro_batch.keys,
             seed=int(keys[0]),
+            first=self._tokens.start or 0,
             conditions=micro_batch.conditions,
             recompute=self._recompute,
         )
@@ -193,6 +218,8 @@ class DeepSpeedEngine:
                     loss = (cross_entropy(logits, targets) * weights).sum()
                     correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
                     sums += torch.stack([loss, correct, weights.sum()])
+            if self._groups is not None and self._groups.tensor.position > 0:
+                sums.zero_()  # the first of the group has found the same
             loss, correct, count = sums.tolist()
         self._engine.train()
         return EvaluationSums(loss, correct, count)
@@ -203,11 +230,16 @@ class DeepSpeedEngine:
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
-            own, replicated = ([], self._fragments) if self._stage == 0 else (self._fragments, [])
-            everywhere = [*replicated, *self._buffers]
-            yield from export_fragments(own, everywhere, self._step, self.rank, self.world)
+            yield from export_fragments(self._saved(), self._step if self.rank == 0 else None)
         if self._scale is not None and self.rank == 0:
             yield from self._scale.export()
+
+    def _saved(self) -> Iterable[Fragment]:
+        """What this rank saves."""
+        if self._groups is not None:
+            return saved_by(self._groups, self._shards, self._fragments, self._stage)
+        own, replicated = ([], self._fragments) if self._stage == 0 else (self._fragments, [])
+        return [*own, *even_share([*replicated, *self._buffers], self.rank, self.world)]
 
     def import_state(self, source: TensorSource) -> None:
         self._step = int(read_tensor(source, STEP_NAME, ()))
@@ -215,7 +247,8 @@ class DeepSpeedEngine:
             self._scale = read_scale(source, self._scaling)
         with translated_errors(), torch.no_grad():
             self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
-            import_fragments(self._engine, self._fragments, self._table, source)
+            trained = {spec.name: self._shards[spec.name] for spec in self._table}
+            import_fragments(self._engine, self._fragments, trained, source)
             import_buffers(self._buffers, source)
 
     def exchange(self, payload: bytes) -> list[bytes]:
@@ -224,8 +257,8 @@ class DeepSpeedEngine:
     def busy_seconds(self) -> float | None:
         """Forward and backward passes, before the gradients are summed; alone in the world, whole steps. Not known on
         GPUs, where they go on after the call, nor where ranks sum or gather on the way, because ZeRO cuts up gradients
-        (stage 2) or weights (stage 3)."""
-        if self._device.type == "cuda" or (self._stage > 1 and self.world > 1):
+        (stage 2) or weights (stage 3), or several compute one model."""
+        if self._device.type == "cuda" or (self._stage > 1 and self.world > 1) or self._groups is not None:
             return None
         return self._seconds_in_steps
 
@@ -255,9 +288,12 @@ class DeepSpeedEngine:
         self._world.leave()
 
     def _micro_batches(self, batch: Batch[Array]) -> list[Batch[Tensor]]:
-        """The micro-steps of a batch, on the device. Keys are int64 there (`random.py`)."""
+        """The micro-steps of a batch, on the device: of sequences what this rank has. Keys are int64 there
+        (`random.py`)."""
         if batch.keys is not None:
             batch = batch._replace(keys=batch.keys.astype(np.int64))
+        if self._tokens != slice(None):
+            batch = batch._replace(inputs=batch.inputs[..., self._tokens], targets=batch.targets[..., self._tokens])
         tensors = [None if array is None else self._to_device(array) for array in batch]
         cut = (tuple(None if each is None else each[number] for each in tensors) for number in range(len(batch.inputs)))
         return [Batch._make(arrays) for arrays in cut]

@@ -24,6 +24,8 @@ class Pass:
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
     conditions: Tensor | None = None
     """[B, K] fp32: what the data says of each sample beside its input. None: nothing."""
+    first: int = 0
+    """Which of a sequence's tokens the first is that this rank computes."""
     number: int | None = None
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     seed: int | None = None

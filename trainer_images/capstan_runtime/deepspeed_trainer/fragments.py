@@ -5,16 +5,18 @@ each rank one: a parameter may begin on one rank and end on the next. Stage 3 cu
 Weights and state are cut alike, so one address serves both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from capstan_runtime.deepspeed_trainer.optimizers.state import make_state
+from capstan_runtime.deepspeed_trainer.parallel.shards import Shard
 from capstan_runtime.engine import Array, LocalTensor, TensorSource
-from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, read_part, read_tensor, tensor_name
+from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, read_tensor, tensor_name
 from capstan_runtime.parallel.ahead import begun_ahead
 from capstan_runtime.parallel.tiling import tile_evenly
 from capstan_runtime.updates import StateKind
@@ -33,9 +35,17 @@ class Fragment:
     """By kind of state, None for the weights themselves; [n], fp32. What there is one of per parameter is [1], with the
     parameter's first element."""
 
+    @property
+    def size(self) -> int:
+        """n."""
+        return self.tensors[None].numel()
+
     def narrowed(self, start: int, stop: int) -> "Fragment":
         """Elements [start, stop) of this fragment."""
-        tensors = {kind: tensor[start:stop] for kind, tensor in self.tensors.items()}
+        tensors = {
+            kind: tensor if kind is not None and kind.per_parameter else tensor[start:stop]
+            for kind, tensor in self.tensors.items()
+        }
         return Fragment(self.spec, self.start + start, tensors)
 
 
@@ -92,27 +102,28 @@ def _locate_flattened(engine: Any, parameter: Any) -> _Address | None:
 def _locate_partitioned(engine: Any, parameter: Any) -> _Address | None:
     optimizer = engine.optimizer
     group, offset, size = optimizer.grad_position[optimizer.get_param_id(parameter)]
-    start = size * engine.global_rank
+    start = size * dist.get_rank(optimizer.dp_process_group)
     # The last parts are padded, or padding altogether.
     size = min(size, parameter.ds_numel - start)
     return (optimizer.fp32_partitioned_groups_flat[group], offset, start, size) if size > 0 else None
 
 
-def export_fragments(
-    own: Sequence[Fragment], replicated: Sequence[Fragment], step: int, rank: int, world: int
-) -> Iterator[LocalTensor]:
-    """This rank's own fragments, its even share of those that every rank has, and the step, once over all ranks."""
-    mine = [*own, *_even_share(replicated, rank, world)]
-    stored = [(fragment, kind, tensor) for fragment in mine for kind, tensor in fragment.tensors.items()]
-    fetches = begun_ahead((tensor for _, _, tensor in stored), _Fetch, _FETCHED_AHEAD)
-    for (fragment, kind, _), fetch in zip(stored, fetches, strict=True):
+def export_fragments(saved: Iterable[Fragment], step: int | None) -> Iterator[LocalTensor]:
+    """Fragments of whole parameters, and the step, if it is given."""
+    stored = ((fragment, kind) for fragment in saved for kind in fragment.tensors)
+    for fragment, kind, fetch in begun_ahead(stored, _begin_fetch, _FETCHED_AHEAD):
         if kind is None or not kind.per_parameter:
             name = tensor_name(fragment.spec.name, kind.name if kind is not None else None)
             yield LocalTensor(name, fragment.spec.shape, fragment.start, fetch.data())
         elif fragment.start == 0:
             yield LocalTensor(tensor_name(fragment.spec.name, kind.name), (), 0, fetch.data())
-    if rank == 0:
+    if step is not None:
         yield LocalTensor(STEP_NAME, (), 0, torch.tensor([step], dtype=torch.int64).numpy())
+
+
+def _begin_fetch(stored: tuple[Fragment, StateKind | None]) -> tuple[Fragment, StateKind | None, "_Fetch"]:
+    fragment, kind = stored
+    return fragment, kind, _Fetch(fragment.tensors[kind])
 
 
 class _Fetch:
@@ -135,49 +146,50 @@ class _Fetch:
         return self._host.numpy()
 
 
-def _even_share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fragment]:
-    sizes = [fragment.spec.size for fragment in fragments]
+def even_share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fragment]:
+    """Of what `world` ranks have in common, what one of them saves."""
+    sizes = [fragment.size for fragment in fragments]
     return [fragments[part.tensor].narrowed(part.start, part.stop) for part in tile_evenly(sizes, rank, world)]
 
 
 def import_buffers(buffers: Sequence[Fragment], source: TensorSource) -> None:
     """Fills the buffers. Raises as `read_tensor` does."""
     for buffer in buffers:
-        _fill(buffer, None, source)
+        _fill(buffer, None, Shard.all_of(buffer.spec), source)
 
 
 def import_fragments(
-    engine: Any, fragments: Sequence[Fragment], table: Sequence[ParameterSpec], source: TensorSource
+    engine: Any, fragments: Sequence[Fragment], shards: Mapping[str, Shard], source: TensorSource
 ) -> None:
     """Fills the fragments, and the weights that the forward pass reads. Of masters and state only this rank's part is
-    read; of weights that are whole here, all. Raises as `read_tensor` does."""
+    read; of weights that are whole here, all. Raises as `read_tensor` does. `shards`: this rank's part of each
+    parameter, of which the fragments are."""
     here = {fragment.spec.name: fragment for fragment in fragments}
     parameters = dict(engine.module.named_parameters())
-    for spec in table:
-        fragment, parameter = here.get(spec.name), parameters[spec.name]
+    for name, shard in shards.items():
+        fragment, parameter = here.get(name), parameters[name]
         if _is_whole(parameter):
-            weights = _tensor(read_tensor(source, tensor_name(spec.name), spec.shape))
+            weights = _tensor(shard.read(source, tensor_name(name)))
             parameter.data.copy_(weights)
             if fragment is not None:
                 master = fragment.tensors[None]
                 master.copy_(weights.view(-1)[fragment.start : fragment.start + master.numel()])
         elif fragment is not None:
-            _fill(fragment, None, source)
+            _fill(fragment, None, shard, source)
         if fragment is not None:
             for kind in fragment.tensors:
                 if kind is not None:
-                    _fill(fragment, kind, source)
+                    _fill(fragment, kind, shard, source)
             _spread_master(fragment, parameter)
 
 
-def _fill(fragment: Fragment, kind: StateKind | None, source: TensorSource) -> None:
-    tensor, spec = fragment.tensors[kind], fragment.spec
-    name = tensor_name(spec.name, kind.name if kind is not None else None)
+def _fill(fragment: Fragment, kind: StateKind | None, shard: Shard, source: TensorSource) -> None:
+    tensor = fragment.tensors[kind]
+    name = tensor_name(fragment.spec.name, kind.name if kind is not None else None)
     if kind is not None and kind.per_parameter:
         tensor.copy_(_tensor(read_tensor(source, name, ())))
     else:
-        stop = fragment.start + tensor.numel()
-        tensor.copy_(_tensor(read_part(source, name, spec.shape, fragment.start, stop)))
+        tensor.copy_(_tensor(shard.read_range(source, name, fragment.start, fragment.start + tensor.numel())))
 
 
 def _spread_master(fragment: Fragment, parameter: Any) -> None:

@@ -1,6 +1,7 @@
 """Whichever architecture a run asks for, as a torch module."""
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import nn
@@ -12,6 +13,8 @@ from capstan_runtime.decoder_spec import as_served
 from capstan_runtime.deepspeed_trainer.cnn import CnnModel
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.mlp import MlpModel
+from capstan_runtime.deepspeed_trainer.parallel.shards import Shard
+from capstan_runtime.deepspeed_trainer.parallel.spreading import cut
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.model_signature import data_spec_of
 from capstan_runtime.model_spec import initial_parameter, parameter_table, read_tensor, served_kind
@@ -19,18 +22,23 @@ from capstan_runtime.model_spec import initial_parameter, parameter_table, read_
 AnyModel = MlpModel | CnnModel | TransformerModel
 
 
-def build_model(model: Model, data: DataSpec, seed: int) -> nn.Module:
-    """The module in fp32 on the CPU, with the initial values of `seed`.
+def build_model(model: Model, data: DataSpec, seed: int, shards: Mapping[str, Shard] | None = None) -> nn.Module:
+    """The module in fp32 on the CPU, with the initial values of `seed`; of a decoder perhaps `shards` of its parameters
+    alone, and no whole ones but one at a time.
 
     Call it with inputs [B, *sample] and a `Pass`; it returns logits [B, classes] or [B, T, vocabulary].
     Raises ConfigError if the model cannot take such data.
     """
     table = parameter_table(model, data)
     module = bare_model(model, data)
+    if shards is not None:
+        assert isinstance(module, TransformerModel)
+        cut(module, shards)
     tensors = dict([*module.named_parameters(), *module.named_buffers()])
     with torch.no_grad():
         for spec in table:
-            tensors.pop(spec.name).copy_(torch.from_numpy(initial_parameter(spec, seed)))
+            first = initial_parameter(spec, seed)
+            tensors.pop(spec.name).copy_(torch.from_numpy(first if shards is None else shards[spec.name].of(first)))
     if tensors:
         raise AssertionError(f"tensors without a specification: {', '.join(tensors)}")
     return module

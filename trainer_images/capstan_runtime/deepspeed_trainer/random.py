@@ -29,9 +29,13 @@ def at(keys_B: Tensor, place: int) -> Tensor:
     return mix(keys_B ^ number)
 
 
-def uniform(keys_B: Tensor, *shape: int) -> Tensor:
-    """Numbers in [0, 1), float32 [B, *shape]."""
-    elements = mix((torch.arange(math.prod(shape), device=keys_B.device) * STRIDE) & _WORD).view(shape)
+def uniform(keys_B: Tensor, *shape: int, first: int = 0, row: int | None = None) -> Tensor:
+    """Numbers in [0, 1), float32 [B, *shape]. Where others have the rest: `first` is the number of the first element
+    and, where two dimensions are a part of wider rows, `row` how far the next of these is."""
+    numbers = torch.arange(math.prod(shape), device=keys_B.device).view(shape)
+    if row is not None:
+        numbers = numbers + (row - shape[1]) * torch.arange(shape[0], device=keys_B.device)[:, None]
+    elements = mix(((numbers + first) * STRIDE) & _WORD)
     words = mix(keys_B.view(-1, *[1] * len(shape)) ^ elements)
     return (words >> 8).float() * UNIT
 

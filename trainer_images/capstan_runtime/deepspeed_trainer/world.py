@@ -28,6 +28,8 @@ class World:
         """Waits until all processes have joined. Raises PeerLost if they have not by `deadlines.form`."""
         self.rank, self.size = membership.rank, membership.world
         patience_seconds = max(deadlines.first_step, deadlines.save)
+        self.patience = timedelta(seconds=patience_seconds)
+        """How long anyone waits in a collective of training's."""
         with translated_errors():
             store = _meeting_place(membership, deadlines.form)
             dist.init_process_group(
@@ -35,7 +37,7 @@ class World:
                 store=store,
                 rank=self.rank,
                 world_size=self.size,
-                timeout=timedelta(seconds=patience_seconds),
+                timeout=self.patience,
                 device_id=device if device.type == "cuda" else None,
             )
             self._star = form_star(

@@ -22,14 +22,14 @@ class LayerScale(nn.Module):
         return x_BTD * self.weight.to(x_BTD.dtype)
 
 
-def drop(x_BTD: Tensor, here: Pass, name: str, rate: float, *shape: int) -> Tensor:
+def drop(x_BTD: Tensor, here: Pass, name: str, rate: float, *shape: int, first: int = 0) -> Tensor:
     """`x_BTD` with 0 where chance drops it, and divided by 1 - `rate` elsewhere: `shape` is that of the mask, without
-    the batch, and is stretched. Where nothing is random, as it is."""
+    the batch, and is stretched; `first` is the number of its first element. Where nothing is random, as it is."""
     keys_B = here.named(name).keys_B
     if keys_B is None:
         return x_BTD
     single = np.float32(rate)
-    kept = random.uniform(keys_B, *shape) >= float(single)
+    kept = random.uniform(keys_B, *shape, first=first) >= float(single)
     return torch.where(kept, x_BTD.float() / float(np.float32(1.0) - single), 0.0).to(x_BTD.dtype)
 
 
@@ -37,7 +37,7 @@ def drop_elements(config: Transformer, x_BTD: Tensor, here: Pass) -> Tensor:
     """After dropout and temporal dropout, those that there are."""
     _, length, dim = x_BTD.shape
     if config.dropout is not None:
-        x_BTD = drop(x_BTD, here, "dropout", config.dropout.rate, length, dim)
+        x_BTD = drop(x_BTD, here, "dropout", config.dropout.rate, length, dim, first=here.first * dim)
     if config.temporal_dropout is not None:
         x_BTD = drop(x_BTD, here, "temporal_dropout", config.temporal_dropout.rate, 1, dim)
     return x_BTD
@@ -53,11 +53,14 @@ def drop_branch(config: Transformer, x_BTD: Tensor, here: Pass) -> Tensor:
     )
 
 
-def drop_units(config: AdaptiveDropout, units_BTF: Tensor, gate_BTF: Tensor, here: Pass) -> Tensor:
+def drop_units(
+    config: AdaptiveDropout, units_BTF: Tensor, gate_BTF: Tensor, here: Pass, first: int, count: int
+) -> Tensor:
     """Units that are kept with a probability that their gates say (standout: Ba and Frey, NIPS 2013); where nothing is
-    random, times that probability."""
+    random, times that probability. They are number `first` and those after it of `count`."""
     kept_share = torch.sigmoid(config.scale * gate_BTF.float() + config.shift)
     keys_B = here.named("adaptive_dropout").keys_B
     if keys_B is None:
         return (units_BTF * kept_share).to(units_BTF.dtype)
-    return torch.where(random.uniform(keys_B, *gate_BTF.shape[1:]) < kept_share, units_BTF, 0.0)
+    chance = random.uniform(keys_B, *gate_BTF.shape[1:], first=here.first * count + first, row=count)
+    return torch.where(chance < kept_share, units_BTF, 0.0)

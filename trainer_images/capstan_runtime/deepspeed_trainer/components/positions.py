@@ -50,9 +50,12 @@ class PositionsOf:
     def all(self, length: int, device: torch.device, dtype: torch.dtype) -> Positions:
         """Of a whole sequence."""
         if self._kept != (length, device, dtype):
-            self._whole = self.at(torch.arange(length, device=device), dtype)
+            self._whole = self._of_all(torch.arange(length, device=device), dtype)
             self._kept = length, device, dtype
         return self._whole
+
+    def _of_all(self, numbers: Tensor, dtype: torch.dtype) -> Positions:
+        return self.at(numbers, dtype)
 
     def some(self, length: int, here: Pass) -> Positions:
         """Of the tokens that the layer `here` takes out of `length`, other ones of each sequence."""
@@ -70,6 +73,29 @@ class PositionsOf:
             return Positions(rotary_table(numbers, config.dim // config.heads, config.rope_theta), None)
         bias = alibi_bias(config.heads, numbers, numbers).to(dtype)
         return Positions(None, bias if bias.ndim == 4 else bias[None])
+
+
+class PartOfPositions(PositionsOf):
+    """For a rank that computes some of a decoder's heads and, outside of attention, a slice of each sequence."""
+
+    def __init__(self, config: Transformer, heads: slice, slices: int, number: int) -> None:
+        """`number`: which of `slices` of a sequence it has."""
+        super().__init__(config)
+        self._heads, self._slices, self._number = heads, slices, number
+
+    def at(self, numbers: Tensor, dtype: torch.dtype) -> Positions:
+        where = super().at(numbers, dtype)
+        return where if where.bias is None else where._replace(bias=where.bias[:, self._heads])
+
+    def _of_all(self, numbers: Tensor, dtype: torch.dtype) -> Positions:
+        """Attention, where scores get their bias, sees whole sequences; turned are queries and keys before it."""
+        length = len(numbers)
+        where = self.at(torch.arange(length * self._slices, device=numbers.device), dtype)
+        if where.rotary is None:
+            return where
+        mine = slice(self._number * length, (self._number + 1) * length)
+        cos, sin = where.rotary
+        return where._replace(rotary=(cos[mine], sin[mine]))
 
 
 def alibi_bias(heads: int, queries: Tensor, keys: Tensor) -> Tensor:

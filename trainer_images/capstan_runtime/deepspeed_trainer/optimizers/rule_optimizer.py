@@ -21,6 +21,7 @@ from capstan_runtime.contract.optimizers import (
 )
 from capstan_runtime.deepspeed_trainer.optimizers.adam import adabelief, adan, diffgrad, radam, yogi
 from capstan_runtime.deepspeed_trainer.optimizers.momentum import lion, novograd, sgd, sophia
+from capstan_runtime.deepspeed_trainer.parallel.experts import SHARED, is_shared
 
 Rule = Callable[..., None]
 """`rule(config, numbers, weights, gradients, *state)` over lists of tensors, in place."""
@@ -81,6 +82,11 @@ def build_optimizer(
         {"params": decaying, "weight_decay": optimizer.value.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
+    if any(map(is_shared, decaying)):
+        # DeepSpeed cuts their state over other ranks. All of them are matrices.
+        groups[0]["params"] = [parameter for parameter in decaying if not is_shared(parameter)]
+        shared = [parameter for parameter in decaying if is_shared(parameter)]
+        groups.append({**groups[0], "params": shared, "moe": True, "name": SHARED})
     match optimizer.value:
         case AdamW() as config:
             return torch.optim.AdamW(

@@ -13,6 +13,8 @@ from capstan_runtime.deepspeed_trainer.optimizers.gradients import centralize_gr
 from capstan_runtime.deepspeed_trainer.optimizers.pruning import Pruning
 from capstan_runtime.deepspeed_trainer.optimizers.rule_optimizer import build_optimizer
 from capstan_runtime.deepspeed_trainer.optimizers.state import count_step
+from capstan_runtime.deepspeed_trainer.parallel.groups import Groups
+from capstan_runtime.deepspeed_trainer.parallel.norms import total_norm
 from capstan_runtime.model_spec import ParameterSpec, output_layer
 from capstan_runtime.pruning import is_pruned, pruning_numbers
 from capstan_runtime.updates import EMA, HESSIAN, SLOW_WEIGHTS, state_kinds, update_numbers
@@ -32,10 +34,11 @@ class Updates:
         table: Sequence[ParameterSpec],
         stage: int,
         device: torch.device,
+        groups: Groups | None = None,
     ) -> None:
         self.kinds = state_kinds(run.optimizer, run.training)
         self._optimizer_config, self._training = run.optimizer, run.training
-        self._stage = stage
+        self._stage, self._groups = stage, groups
         self._drops_non_finite = run.numerical.non_finite == "ignore"
         self._numbers: dict[str, float] = {}
         self._norm: Tensor | float = 0.0
@@ -43,11 +46,11 @@ class Updates:
         self._clipped_by_unit = [(parameters[spec.name], spec) for spec in table if spec.name not in spared]
         if self._training.centralize_gradients is not None:
             centralize_gradients(parameters, table)
-        groups: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
+        decaying_or_not: tuple[list[nn.Parameter], list[nn.Parameter]] = ([], [])
         for spec in table:
-            groups[0 if spec.decays else 1].append(parameters[spec.name])
+            decaying_or_not[0 if spec.decays else 1].append(parameters[spec.name])
         own = [kind.name for kind in self.kinds if kind.name not in (SLOW_WEIGHTS, EMA)]
-        self.optimizer = build_optimizer(run.optimizer, own, *groups, self._numbers, device)
+        self.optimizer = build_optimizer(run.optimizer, own, *decaying_or_not, self._numbers, device)
         if stage == 0:
             self.optimizer.register_step_pre_hook(self._measure_and_clip)
         self._found: list[tuple[Tensor, Tensor]] = []
@@ -109,7 +112,7 @@ class Updates:
     def _measure_and_clip(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
         """At stage 0, where DeepSpeed forgets the norm; without waiting for the device, unless updates are dropped."""
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        self._norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self._norm = total_norm(parameters, self._groups)
         if self._drops_non_finite and not math.isfinite(self._norm):
             for parameter in parameters:
                 parameter.grad = None  # whose weights and state an optimizer then leaves alone
