@@ -199,6 +199,20 @@ REFUSED = {
         ),
         "registry: give version, which never changes, or stage, of which the meaning now holds; exactly one",
     ),
+    "factors of a model that is not ours": (
+        a_spec(compression={"lowRank": {"rank": 4}}, model={"custom": {"target": "mine:make"}}),
+        "compression: lowRank does not know how the weights of model.custom lie; remove one of the two",
+    ),
+    "factors that are to be spread": (
+        a_spec(
+            model={"transformer": {"layers": 1, "dim": 8, "heads": 2}},
+            data={"text": {"path": "t", "sequenceLength": 8}},
+            compression={"lowRank": {"rank": 1}},
+            parallelism={},
+        ),
+        "compression: lowRank has products where parallelism looks for matrices to spread; remove one of the two",
+    ),
+    "a rank of nothing": (a_spec(compression={"lowRank": {"rank": 0}}), "spec.compression.lowRank.rank"),
     "a teacher that is nobody": (a_spec(compression={"distill": {"teacher": {}}}), "got none: set exactly one of"),
     "neither steps nor epochs": (a_spec(training={"globalBatchSize": 8}), "set exactly one of steps, epochs"),
     "steps and epochs": (

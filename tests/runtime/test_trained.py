@@ -64,7 +64,7 @@ def test_a_run_keeps_the_teacher_that_it_began_with_whatever_is_promoted_meanwhi
     assert find(tmp_path, STAGE, uid="u-2").root == second, "another run begins with what the stage means now"
     decided = json.loads((tmp_path / "tests/small/u-1" / TEACHER).read_bytes().splitlines()[0])
     assert decided == {
-        "format": "capstan-teacher/1",
+        "format": "capstan-trained/1",
         "asked": "teacher@1.0.0",
         "run": run_of_teacher("teacher"),
         "root": first,

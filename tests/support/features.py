@@ -192,10 +192,12 @@ class FeatureRun:
             return
         prepared = loop.prepare(self.environ())
         document = {"image": MODELS["cnn"], "vector": MODELS["mlp"], "tokens": MODELS["transformer"]}
-        teacher = self.config.model_copy(update={"model": Model.parse(document[prepared.dataset.spec.kind])})
-        signature = signature_of(teacher, prepared.dataset.spec)
-        assert signature is not None
-        write_teacher(self.folder, signature, values_of(signature, seed=1))
+        teacher = Model.parse(document[prepared.dataset.spec.kind])
+        for name, model in (("teacher", teacher), ("origin", self.config.model)):
+            whole = self.config.model_copy(update={"model": model, "compression": None})
+            signature = signature_of(whole, prepared.dataset.spec)
+            assert signature is not None
+            write_teacher(self.folder, signature, values_of(signature, seed=1), name)
 
 
 def cells() -> Iterator[tuple[Feature, str]]:

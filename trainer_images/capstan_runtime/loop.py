@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from capstan_runtime.activity import Activity, ObservedEngine
 from capstan_runtime.agreement import CARRY_ON, Agreement, Wishes
 from capstan_runtime.beat import Beat, data_comes_nearer
+from capstan_runtime.beginning import begin_from_trained
 from capstan_runtime.callbacks.early_stopping import EarlyStopping
 from capstan_runtime.callbacks.profiler import Profiler
 from capstan_runtime.callbacks.system_monitor import watch_system
@@ -129,6 +130,8 @@ def run_attempt(
     voice.report(phase=Phase.RESTORING, steps=steps)
     registering = RegisterAtEnd(context, store) if run.register_as is not None and membership.rank == 0 else None
     start = restore(context, engine, store, voice)
+    if start.root is None:
+        begin_from_trained(context, engine, store, voice)
     stop.from_now_on_save_first()
     activity.step = start.step
     recording = Recording(context, start.step) if run.record else None

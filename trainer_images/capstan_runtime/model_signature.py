@@ -31,9 +31,16 @@ def signature_of(run: RunConfig, data: DataSpec) -> Signature | None:
         input_shape=data.input_shape,
         outputs=data.outputs,
         condition=data.condition or None,
+        low_rank=rank_of(run),
         normalize=run.augmentation.normalize if run.augmentation is not None else None,
         text=run.data.text is not None,
     )
+
+
+def rank_of(run: RunConfig) -> int | None:
+    """The rank of its model's matrices; None: they are whole."""
+    low_rank = run.compression.low_rank if run.compression is not None else None
+    return low_rank.rank if low_rank is not None else None
 
 
 def data_spec_of(signature: Signature) -> DataSpec:

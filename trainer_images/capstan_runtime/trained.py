@@ -1,8 +1,8 @@
-"""A trained model that a run learns from: which checkpoint it is, decided once, and where its tensors are.
+"""A trained model that a run learns or begins from: which checkpoint it is, decided once, and where its tensors are.
 
-The first rank that finds it writes its digest beside the run's own checkpoints (`layout.TEACHER`), by a write of which
-one wins; whoever comes later, in this attempt or after a restart, takes what is written there. So all ranks learn from
-the same bytes for as long as the run lives, whatever a stage of the registry has come to mean.
+The first rank that finds it writes its digest beside the run's own checkpoints (`layout.TEACHER`, `layout.ORIGIN`), by
+a write of which one wins; whoever comes later, in this attempt or after a restart, takes what is written there. So all
+ranks have the same bytes for as long as the run lives, whatever a stage of the registry has come to mean.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from capstan_runtime.voice import Voice
 class Decided(Record):
     """Which checkpoint a reference means for one run, for good."""
 
-    format: Literal["capstan-teacher/1"] = "capstan-teacher/1"
+    format: Literal["capstan-trained/1"] = "capstan-trained/1"
     asked: str
     """The reference, in words."""
     run: Annotated[str, Field(pattern=RUN_FOLDER)]

@@ -11,6 +11,10 @@ _AVERAGED = (
     "one of the two"
 )
 _NOT_OURS = "compression: prune does not know how the weights of model.custom lie; remove one of the two"
+_NO_FACTORS = "compression: lowRank does not know how the weights of model.custom lie; remove one of the two"
+_UNSPREAD_FACTORS = (
+    "compression: lowRank has products where parallelism looks for matrices to spread; remove one of the two"
+)
 _LAST_CUT = (
     "(has(self.compression.prune.magnitude) ? self.compression.prune.magnitude.endStep"
     " : self.compression.prune.nm.beginStep + 1)"
@@ -32,6 +36,8 @@ COMPRESSION_RULES: tuple[tuple[str, str], ...] = (
         f"'compression: prune makes its last cut at step ' + string({_LAST_CUT})"
         " + ', after the last of training.steps ' + string(self.training.steps) + '; lower it'",
     ),
+    (f"{_NO_TRAINER} || !has(self.compression.lowRank) || !has(self.model.custom)", f"'{_NO_FACTORS}'"),
+    (f"{_NO_TRAINER} || !has(self.compression.lowRank) || !has(self.parallelism)", f"'{_UNSPREAD_FACTORS}'"),
 )
 """The twins of `require_compression_fits` in CEL."""
 
@@ -39,8 +45,14 @@ COMPRESSION_RULES: tuple[tuple[str, str], ...] = (
 def require_compression_fits(spec: Any) -> None:
     """Raises ValueError when compression and what else `spec`, a TrainingJobSpec without a program, says do not go
     together."""
-    if spec.compression is not None and spec.compression.prune is not None:
+    if spec.compression is None:
+        return
+    if spec.compression.prune is not None:
         _require_prune_fits(spec, spec.compression.prune)
+    if spec.compression.low_rank is not None and spec.model.custom is not None:
+        raise ValueError(_NO_FACTORS)
+    if spec.compression.low_rank is not None and spec.parallelism is not None:
+        raise ValueError(_UNSPREAD_FACTORS)
 
 
 def _require_prune_fits(spec: Any, prune: Prune) -> None:

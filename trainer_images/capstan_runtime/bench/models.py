@@ -14,8 +14,8 @@ from capstan_runtime.contract.workloads import CheckpointModel, Input, MeasuredM
 from capstan_runtime.decoder_spec import feed_forward_rows
 from capstan_runtime.engine import Array, TensorSource
 from capstan_runtime.errors import ConfigError
-from capstan_runtime.model_signature import data_spec_of
-from capstan_runtime.model_spec import feed_forward_width, initial_parameter, kv_heads, parameter_table, tensor_name
+from capstan_runtime.low_rank import table_of
+from capstan_runtime.model_spec import feed_forward_width, initial_parameter, kv_heads, tensor_name
 from capstan_runtime.serving.load import find_checkpoint
 
 _FP32_BYTES = 4
@@ -34,7 +34,7 @@ class RandomTensors:
 
     def __init__(self, signature: Signature, seed: int) -> None:
         """Raises ConfigError if the model cannot take such input."""
-        table = parameter_table(signature.model, data_spec_of(signature))
+        table = table_of(signature)
         self._specs = {tensor_name(spec.name): spec for spec in table}
         self._seed = seed
 
@@ -106,7 +106,7 @@ def _open_checkpoint(
 
 def parameter_bytes(signature: Signature) -> int:
     """Of all weights, in fp32."""
-    return _FP32_BYTES * sum(spec.size for spec in parameter_table(signature.model, data_spec_of(signature)))
+    return _FP32_BYTES * sum(spec.size for spec in table_of(signature))
 
 
 def input_bytes(signature: Signature, batch: int) -> int:

@@ -12,6 +12,7 @@
     PINNED                         written by a person: retention never removes it
   claims/000000000003.5f0c2ea91b77.json   the commits that attempt saw when it took over
   teacher.json                     which checkpoint the run learns from, where spec.compression.distill asks
+  origin.json                      which one it began from, where spec.compression.lowRank.from asks
   data-quality.json                what was found in the data, where spec.dataQuality asks
   record.3.r0.json                 how long the steps of that attempt took on rank 0, where the run records them
   tracking/                        what trackers write, where the run has some that write files
@@ -38,6 +39,7 @@ CLAIMS = "claims"
 TRACKING = "tracking"
 PROFILE = "profile"
 TEACHER = "teacher.json"
+ORIGIN = "origin.json"
 MODELS = "_models"
 """In the store above those of the runs: the registry (`registry/entry.py`). No namespace can be called so."""
 PART = ".part"
@@ -103,4 +105,4 @@ def record_name(fence: int, rank: int) -> str:
 
 def is_beside_checkpoints(name: str) -> bool:
     """Whether what has this name is ours and none of a checkpoint: a record, a report, the folder of trackers, …"""
-    return name in (REPORT, TRACKING, PROFILE, TEACHER) or _RECORD.fullmatch(name) is not None
+    return name in (REPORT, TRACKING, PROFILE, TEACHER, ORIGIN) or _RECORD.fullmatch(name) is not None

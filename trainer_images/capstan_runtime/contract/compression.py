@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Record, cel
 from capstan_runtime.contract.distillation import Distill
+from capstan_runtime.contract.low_rank import LowRank
 from capstan_runtime.contract.trained_model import TrainedModel
 
 _NOTHING_LEFT_OUT = "prune.nm: n must be below m, or nothing is left out; lower n, such as 2 of 4"
@@ -107,11 +108,17 @@ class Compression(Record):
         Distill | None,
         Field(description="Learn from a larger model that is trained already. Evaluation is of this model alone."),
     ] = None
+    low_rank: Annotated[
+        LowRank | None, Field(description="Products of two small matrices in the place of large ones.")
+    ] = None
 
     @property
     def models(self) -> dict[str, TrainedModel]:
         """The trained models that the run needs, by the field that names them."""
-        return {} if self.distill is None else {"distill.teacher": self.distill.teacher}
+        named = {} if self.distill is None else {"distill.teacher": self.distill.teacher}
+        if self.low_rank is not None and self.low_rank.origin is not None:
+            named["lowRank.from"] = self.low_rank.origin
+        return named
 
     @property
     def settled_from(self) -> int:

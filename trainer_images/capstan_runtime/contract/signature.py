@@ -25,14 +25,20 @@ class Signature(Record):
     """What is done to inputs before the model sees them; None: nothing."""
     condition: int | None = None
     """Numbers that it takes of each sample beside the input. None: it takes none."""
+    low_rank: Annotated[int | None, Field(ge=1, exclude_if=lambda rank: rank is None)] = None
+    """Units between the two matrices that are in the place of each that they make smaller (`low_rank.py`). None, and
+    then not spelled: matrices are whole."""
     text: bool = False
     """Tokens are the bytes of UTF-8 text: what goes in and comes out can be shown to people."""
 
     @property
     def architecture(self) -> str:
-        """For people: `cnn: channels [8, 16], groups 4`."""
+        """For people: `cnn: channels [8, 16], groups 4`, and `, low rank 8` where it is."""
         settings = self.model.value.document()
-        return f"{self.model.kind}: " + ", ".join(f"{name} {json.dumps(value)}" for name, value in settings.items())
+        words = [f"{name} {json.dumps(value)}" for name, value in settings.items()]
+        if self.low_rank is not None:
+            words.append(f"low rank {self.low_rank}")
+        return f"{self.model.kind}: " + ", ".join(words)
 
     @property
     def task(self) -> str:

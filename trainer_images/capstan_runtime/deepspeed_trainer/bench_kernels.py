@@ -18,8 +18,9 @@ from capstan_runtime.deepspeed_trainer.models import bare_model
 from capstan_runtime.deepspeed_trainer.world import translated_errors
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.low_rank import table_of
 from capstan_runtime.model_signature import data_spec_of
-from capstan_runtime.model_spec import parameter_table, read_tensor, served_kind
+from capstan_runtime.model_spec import read_tensor, served_kind
 
 _DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,14 +75,14 @@ class TorchKernels:
         served = served_kind(source)
         with translated_errors():
             with torch.device("meta"):
-                module = bare_model(signature.model, data)
+                module = bare_model(signature.model, data, signature.low_rank)
             tensors = {
                 # Matrices and kernels are not cast in every call; gains and biases stay what layers expect.
                 spec.name: torch.tensor(
                     read_tensor(source, spec.tensor_name(served), spec.shape),
                     dtype=kind if spec.decays else torch.float32,
                 )
-                for spec in parameter_table(signature.model, data)
+                for spec in table_of(signature)
             }
             module.load_state_dict(tensors, assign=True)
             module = module.to(self._device).eval().requires_grad_(False)

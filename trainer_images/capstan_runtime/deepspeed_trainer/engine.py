@@ -45,7 +45,9 @@ from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, Te
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
-from capstan_runtime.model_spec import STEP_NAME, parameter_table, read_tensor
+from capstan_runtime.low_rank import model_table
+from capstan_runtime.model_signature import rank_of
+from capstan_runtime.model_spec import STEP_NAME, read_tensor
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MORE_THAN_THERE_IS = 1 << 56
@@ -95,10 +97,11 @@ class DeepSpeedEngine:
         layout = layout_of(run.parallelism, membership.world)
         shards = None
         if custom is None:
-            table = parameter_table(run.model, context.data)
+            rank = rank_of(run)
+            table = model_table(run.model, context.data, rank)
             if layout is not None:
                 shards = shards_of(run.model, table, layout, membership.rank)
-            model = build_model(run.model, context.data, training.seed, shards)
+            model = build_model(run.model, context.data, training.seed, shards, rank)
         else:
             model = build_custom(custom, context.data, training.seed)
             table = table_of(model)

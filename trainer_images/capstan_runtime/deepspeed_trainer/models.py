@@ -11,26 +11,34 @@ from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.decoder_spec import as_served
 from capstan_runtime.deepspeed_trainer.cnn import CnnModel
+from capstan_runtime.deepspeed_trainer.components.low_rank import factor
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.mlp import MlpModel
 from capstan_runtime.deepspeed_trainer.parallel.shards import Shard
 from capstan_runtime.deepspeed_trainer.parallel.spreading import cut
 from capstan_runtime.engine import TensorSource
+from capstan_runtime.low_rank import factored_layers, model_table, table_of
 from capstan_runtime.model_signature import data_spec_of
 from capstan_runtime.model_spec import initial_parameter, parameter_table, read_tensor, served_kind
 
 AnyModel = MlpModel | CnnModel | TransformerModel
 
 
-def build_model(model: Model, data: DataSpec, seed: int, shards: Mapping[str, Shard] | None = None) -> nn.Module:
+def build_model(
+    model: Model,
+    data: DataSpec,
+    seed: int,
+    shards: Mapping[str, Shard] | None = None,
+    rank: int | None = None,
+) -> nn.Module:
     """The module in fp32 on the CPU, with the initial values of `seed`; of a decoder perhaps `shards` of its parameters
     alone, and no whole ones but one at a time.
 
     Call it with inputs [B, *sample] and a `Pass`; it returns logits [B, classes] or [B, T, vocabulary].
-    Raises ConfigError if the model cannot take such data.
+    `rank`: of products in the place of matrices. Raises as `model_table`.
     """
-    table = parameter_table(model, data)
-    module = bare_model(model, data)
+    table = model_table(model, data, rank)
+    module = bare_model(model, data, rank)
     if shards is not None:
         assert isinstance(module, TransformerModel)
         cut(module, shards)
@@ -44,8 +52,14 @@ def build_model(model: Model, data: DataSpec, seed: int, shards: Mapping[str, Sh
     return module
 
 
-def bare_model(model: Model, data: DataSpec) -> AnyModel:
+def bare_model(model: Model, data: DataSpec, rank: int | None = None) -> AnyModel:
     """The module with parameters of the right shapes and no meaningful values, on torch's default device."""
+    module = _whole_model(model, data)
+    factor(module, factored_layers(parameter_table(model, data), rank), rank or 0)
+    return module
+
+
+def _whole_model(model: Model, data: DataSpec) -> AnyModel:
     match model.value:
         case Mlp() as config:
             return MlpModel(config, math.prod(data.input_shape), data.outputs, data.condition)
@@ -64,9 +78,9 @@ def trained_model(signature: Signature, source: TensorSource, device: torch.devi
     Raises CorruptCheckpoint from `source`, ConfigError if its tensors are not those of `signature`.
     """
     data = data_spec_of(signature)
-    table = parameter_table(signature.model, data)
+    table = table_of(signature)
     with torch.device("meta"):  # shapes without memory: the tensors that were read become the parameters
-        module = bare_model(as_served(signature.model), data)
+        module = bare_model(as_served(signature.model), data, signature.low_rank)
     tensors, kind = {}, served_kind(source)
     for spec in table:
         array = read_tensor(source, spec.tensor_name(kind), spec.shape).astype("float32", copy=False)

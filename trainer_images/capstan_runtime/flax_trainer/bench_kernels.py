@@ -78,7 +78,7 @@ class FlaxKernels:
         """Operations are XLA's count for the program as it was written, traffic its count for the compiled one: every
         operation that is left after fusing reads and writes memory."""
         _require_arithmetic(self._device, dtype)
-        structure = Structure(signature.model, data_spec_of(signature))
+        structure = Structure(signature.model, data_spec_of(signature), signature.low_rank)
         kind, served = _DTYPES[dtype], served_kind(source)
         with translated_errors():
             parameters = [

@@ -40,7 +40,7 @@ from capstan_runtime.flax_trainer.step import (
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
-from capstan_runtime.model_signature import data_spec_of
+from capstan_runtime.model_signature import data_spec_of, rank_of
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
 from capstan_runtime.updates import EMA, StateKind
 
@@ -135,7 +135,7 @@ class FlaxEngine:
     def _structure_of(self, context: TrainContext) -> Structure | CustomStructure:
         custom = context.run.model.custom
         if custom is None:
-            return Structure(context.run.model, context.data)
+            return Structure(context.run.model, context.data, rank_of(context.run))
         structure = CustomStructure(custom, context.data, context.run.training.seed)
         structure.require_same_weights(self.exchange)
         return structure
@@ -146,7 +146,7 @@ class FlaxEngine:
         if context.teacher is None:
             return None
         signature = context.teacher.signature
-        structure = Structure(as_served(signature.model), data_spec_of(signature))
+        structure = Structure(as_served(signature.model), data_spec_of(signature), signature.low_rank)
         self._taught_by = [self._place(value) for value in structure.read_served(context.teacher.tensors)]
         return structure
 

@@ -17,10 +17,10 @@ from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.flax_trainer.forward_pass import Buffer
 from capstan_runtime.flax_trainer.models import AnyModel, build_model
+from capstan_runtime.low_rank import model_table
 from capstan_runtime.model_spec import (
     ParameterSpec,
     initial_parameter,
-    parameter_table,
     read_tensor,
     served_kind,
 )
@@ -80,10 +80,10 @@ class Structure:
     buffers: list[Leaf]
     """The state that no gradient moves."""
 
-    def __init__(self, model: Model, data: DataSpec) -> None:
-        """Raises ConfigError if the model cannot take such data."""
-        by_name = {spec.name: spec for spec in parameter_table(model, data)}
-        module = nnx.eval_shape(lambda: build_model(model, data))
+    def __init__(self, model: Model, data: DataSpec, rank: int | None = None) -> None:
+        """`rank`: of products in the place of matrices. Raises as `model_table`."""
+        by_name = {spec.name: spec for spec in model_table(model, data, rank)}
+        module = nnx.eval_shape(lambda: build_model(model, data, rank))
         for path, buffer in nnx.to_flat_state(nnx.state(module, Buffer)):
             buffer.set_metadata(leaf=".".join(map(str, path)))
         self._graph, *states = nnx.split(module, nnx.Param, Buffer)

@@ -24,7 +24,7 @@ def build(signature: Signature, source: TensorSource, slots: int) -> Classifier 
     """
     require_servable(signature)
     configure_jax("fp32", os.environ)
-    structure = Structure(as_served(signature.model), data_spec_of(signature))
+    structure = Structure(as_served(signature.model), data_spec_of(signature), signature.low_rank)
     with translated_errors():
         parameters = [jax.device_put(value) for value in structure.read_served(source)]
         if signature.kind == "tokens":
