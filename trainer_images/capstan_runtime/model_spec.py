@@ -55,6 +55,9 @@ class ParameterSpec:
     """False: a buffer. It is state of the model, saved and served like a parameter, but no gradient moves it: its next
     value is the mean of what the micro-steps of all ranks propose (`Pass.propose`), or what it was if none does."""
 
+    is_constant: bool = False
+    """A buffer that keeps its first value."""
+
     unit_dims: int = 1
     """How many of the first dimensions of a matrix or kernel number its units, each of which gives one output: more
     than 1 where several matrices are one parameter."""
@@ -73,9 +76,16 @@ class ParameterSpec:
         """The dimensions of one unit; a gain or bias is a unit as a whole."""
         return tuple(range(self.unit_dims if len(self.shape) > self.unit_dims else 0, len(self.shape)))
 
+    @property
+    def is_averaged(self) -> bool:
+        """Whether a run with a moving average of its model has one of this: of all but constants."""
+        return not self.is_constant
+
     def tensor_name(self, kind: str | None = None) -> str:
-        """What a checkpoint calls it, or what there is of a kind for it. Of a buffer there is no kind but itself."""
-        return tensor_name(self.name, kind if self.is_trained else None)
+        """What a checkpoint calls it, or what there is of a kind for it. Of a buffer there is its average alone, of a
+        constant nothing but itself."""
+        has_kind = self.is_trained or (kind == EMA and self.is_averaged)
+        return tensor_name(self.name, kind if has_kind else None)
 
 
 def parameter_table(model: Model, data: DataSpec) -> tuple[ParameterSpec, ...]:
@@ -137,7 +147,7 @@ def _mlp(config: Mlp, inputs: int, outputs: int, condition: int) -> Iterator[Par
     if config.fourier_features is not None:
         count = config.fourier_features.count
         waves = Normal(config.fourier_features.scale)
-        yield ParameterSpec("fourier.weight", (count, inputs), waves, decays=False, is_trained=False)
+        yield ParameterSpec("fourier.weight", (count, inputs), waves, decays=False, is_trained=False, is_constant=True)
         inputs = 2 * count
     widths = [inputs, *config.hidden]
     for layer, (width_in, width_out) in enumerate(zip(widths, config.hidden, strict=False)):
@@ -253,14 +263,14 @@ STEP_NAME = "optimizer/step"
 
 
 def tensor_name(parameter: str, kind: str | None = None) -> str:
-    """What a checkpoint calls a parameter, its average (kind `ema`), or a kind of optimizer state."""
+    """What a checkpoint calls a parameter or a buffer, its average (kind `ema`), or a kind of optimizer state."""
     if kind is None:
         return f"params/{parameter}"
     return f"ema/{parameter}" if kind == EMA else f"optimizer/{kind}/{parameter}"
 
 
 def served_kind(source: TensorSource) -> str | None:
-    """What is served of a checkpoint: the weights' average where it has one, else the weights (None)."""
+    """What is served of a checkpoint: the model's average where it has one, else the model itself (None)."""
     return EMA if any(name.startswith(tensor_name("", EMA)) for name in source.names()) else None
 
 

@@ -5,6 +5,10 @@ Both are the same in every framework: state has the same names, shapes and first
 a checkpoint of the other; and the numbers are computed here, in double precision, so that both round the same ones. The
 step enters them as a power or a remainder: nothing is carried that a resume would have to restore. What is done with
 them to tensors is in `flax_trainer/optimizers` and `deepspeed_trainer/optimizers`.
+
+The average of `training.ema` is one of the whole model: running statistics are averaged as weights are, at the same
+rate, because those of the newest weights are not those of averaged ones. So does timm's `ModelEmaV3`, with all that is
+in the state dict, and torch's `AveragedModel` with `use_buffers`.
 """
 
 import math

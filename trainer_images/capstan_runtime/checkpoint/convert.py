@@ -100,8 +100,7 @@ def convert(
 
 
 def _chosen(manifest: Manifest, with_optimizer: bool) -> list[_Tensor]:
-    """Under the names of their modules: the weights' average, where the run kept one, else the weights; and buffers, of
-    which there is no average."""
+    """Under the names of their modules: of what the run kept an average of, the average, else the tensor itself."""
     averaged = {entry.name.removeprefix(_AVERAGES) for entry in manifest.tensors if entry.name.startswith(_AVERAGES)}
     chosen = {
         entry.name: entry.name.removeprefix(prefix)

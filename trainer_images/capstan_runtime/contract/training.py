@@ -59,8 +59,8 @@ class Lookahead(Record):
 
 
 class Ema(Record):
-    """An exponential moving average of the weights, in fp32, beside them. It is what is evaluated, served and
-    converted; training goes on from the weights themselves."""
+    """An exponential moving average of the weights and of running statistics, in fp32, beside them. It is what is
+    evaluated, served and converted; training goes on from the weights themselves."""
 
     decay: Annotated[
         float, Field(gt=0.0, lt=1.0, description="Share of the average that stays in each step; 1 - decay is new.")

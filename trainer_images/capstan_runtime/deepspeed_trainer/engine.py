@@ -31,7 +31,7 @@ from capstan_runtime.deepspeed_trainer.fragments import (
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model, trained_model
 from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
-from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_weights
+from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_model
 from capstan_runtime.deepspeed_trainer.optimizers.gauss_newton import hessian_diagonal
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
 from capstan_runtime.deepspeed_trainer.parallel.experts import tell_deepspeed
@@ -147,7 +147,7 @@ class DeepSpeedEngine:
         self._loss_factor = 1.0
         # Found once: DeepSpeed never moves them.
         self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
-        self._buffers = buffers_of(self._engine, table)
+        self._buffers = buffers_of(self._engine, table, self._updates.kinds)
 
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
         began = time.perf_counter()
@@ -184,6 +184,7 @@ class DeepSpeedEngine:
             norm, was_dropped = self._updates.settle(self._engine)
             if not was_dropped:
                 proposals.settle(len(micro_batches) * self.world)
+                self._updates.average_buffers(self._buffers)
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
         return DeepSpeedStepResult(self._architecture, said, reduced, norm, self.world, self._scaled(was_dropped))
@@ -211,7 +212,7 @@ class DeepSpeedEngine:
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         self._engine.eval()
-        with translated_errors(), torch.no_grad(), averaged_weights(self._engine):
+        with translated_errors(), torch.no_grad(), averaged_model(self._engine, self._buffers):
             for batch in batches:
                 for micro_batch in self._micro_batches(batch._replace(keys=None)):
                     targets, weights = micro_batch.targets, micro_batch.weights

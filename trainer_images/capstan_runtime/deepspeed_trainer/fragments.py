@@ -19,7 +19,7 @@ from capstan_runtime.engine import Array, LocalTensor, TensorSource
 from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, read_tensor, tensor_name
 from capstan_runtime.parallel.ahead import begun_ahead
 from capstan_runtime.parallel.tiling import tile_evenly
-from capstan_runtime.updates import StateKind
+from capstan_runtime.updates import EMA, StateKind
 
 _FETCHED_AHEAD = 2
 """Tensors on their way to the host while one is being saved: enough to keep the device's link busy."""
@@ -49,10 +49,17 @@ class Fragment:
         return Fragment(self.spec, self.start + start, tensors)
 
 
-def buffers_of(engine: Any, table: Sequence[ParameterSpec]) -> list[Fragment]:
-    """The buffers of `table`, which every rank has whole at every stage."""
+def buffers_of(engine: Any, table: Sequence[ParameterSpec], kinds: tuple[StateKind, ...]) -> list[Fragment]:
+    """The buffers of `table`, which every rank has whole at every stage. Of `kinds` they have their average alone, made
+    here."""
     buffers = dict(engine.module.named_buffers())
-    return [Fragment(spec, 0, {None: buffers[spec.name].view(-1)}) for spec in table if not spec.is_trained]
+    average = [kind for kind in kinds if kind.name == EMA]
+    found = []
+    for spec in table:
+        if not spec.is_trained:
+            own = buffers[spec.name].view(-1)
+            found.append(Fragment(spec, 0, {None: own, **{k: own.clone() for k in average if spec.is_averaged}}))
+    return found
 
 
 def fragments_of(
@@ -153,9 +160,10 @@ def even_share(fragments: Sequence[Fragment], rank: int, world: int) -> list[Fra
 
 
 def import_buffers(buffers: Sequence[Fragment], source: TensorSource) -> None:
-    """Fills the buffers. Raises as `read_tensor` does."""
+    """Fills the buffers and their averages. Raises as `read_tensor` does."""
     for buffer in buffers:
-        _fill(buffer, None, Shard.all_of(buffer.spec), source)
+        for kind in buffer.tensors:
+            _fill(buffer, kind, Shard.all_of(buffer.spec), source)
 
 
 def import_fragments(

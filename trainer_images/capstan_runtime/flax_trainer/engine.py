@@ -31,6 +31,7 @@ from capstan_runtime.flax_trainer.partition import Partition
 from capstan_runtime.flax_trainer.recomputation import kept_activations
 from capstan_runtime.flax_trainer.sharding import FullSharding
 from capstan_runtime.flax_trainer.step import (
+    Buffers,
     StepPlan,
     compile_evaluation_step,
     compile_gathering,
@@ -125,7 +126,12 @@ class FlaxEngine:
         self._step = 0
         self._parameters = [self._place_leaf(leaf, leaf.initial_value(training.seed)) for leaf in leaves]
         self.parameters = sum(math.prod(leaf.shape) for leaf in leaves)
-        self._buffers = [self._place(leaf.initial_value(training.seed)) for leaf in self._structure.buffers]
+        buffers = self._structure.buffers
+        self._averaged_buffers = [leaf for leaf in buffers if leaf.is_averaged] if training.ema is not None else []
+        self._buffers: Buffers = (
+            [self._place(leaf.initial_value(training.seed)) for leaf in buffers],
+            [self._place(leaf.initial_value(training.seed)) for leaf in self._averaged_buffers],
+        )
         self._state = [
             [self._place_leaf(leaf, leaf.initial_state(kind, training.seed), self._state_memory) for leaf in leaves]
             for kind in self._update.kinds
@@ -166,10 +172,10 @@ class FlaxEngine:
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         began = native_threads_seconds()
         with translated_errors():
-            parameters = self._evaluated()
+            parameters, buffers = self._evaluated()
             if self._sharding is not None:
                 parameters = self._gather(parameters)
-            values = [self._of_own_replicas(value) for value in (*parameters, *self._buffers)]
+            values = [self._of_own_replicas(value) for value in (*parameters, *buffers)]
             sums = [self._evaluation_step(values, self._spread_here(batch._replace(keys=None))) for batch in batches]
             found = [np.asarray(each.addressable_data(0), np.float64) for each in sums]
             loss, correct, count = np.sum(found, axis=0).tolist()
@@ -189,7 +195,7 @@ class FlaxEngine:
         with translated_errors():
             everywhere, cut = self._values(), []
             if self._sharding is not None:
-                cut, everywhere = everywhere[:-1], everywhere[-1:]
+                cut, everywhere = everywhere[:-2], everywhere[-2:]
                 yield from self._sharding.export(cut)
             yield from self._partition.export(everywhere, self.rank)
             if self.rank == 0:
@@ -203,8 +209,10 @@ class FlaxEngine:
             self._parameters[number] = self._read_leaf(leaf, source, None)
             for kind, arrays in self._states():
                 arrays[number] = self._read_leaf(leaf, source, kind)
-        for number, leaf in enumerate(self._structure.buffers):
-            self._buffers[number] = self._place(leaf.read(source, None))
+        self._buffers = (
+            [self._place(leaf.read(source, None)) for leaf in self._structure.buffers],
+            [self._place(leaf.read(source, EMA)) for leaf in self._averaged_buffers],
+        )
         if self._scaling is not None:
             self._scale = self._place(as_array(read_scale(source, self._scaling)))
         self._step = int(read_tensor(source, STEP_NAME, ()))
@@ -241,18 +249,23 @@ class FlaxEngine:
         return [
             (None, structure.leaves, self._parameters),
             *((kind.name, structure.leaves, arrays) for kind, arrays in self._states()),
-            (None, structure.buffers, self._buffers),
+            (None, structure.buffers, self._buffers[0]),
+            (EMA, self._averaged_buffers, self._buffers[1]),
         ]
 
     def _states(self) -> Iterable[tuple[StateKind, list[jax.Array]]]:
         return zip(self._update.kinds, self._state, strict=True)
 
-    def _evaluated(self) -> list[jax.Array]:
-        """The weights' average, where the run keeps one, or the weights; on the devices."""
-        averages = next((arrays for kind, arrays in self._states() if kind.name == EMA), None)
-        if averages is None:
-            return self._parameters
-        return averages if self._state_memory is None else self._on_devices(averages)
+    def _evaluated(self) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Parameters and buffers, or their averages, where the run keeps them; on the devices."""
+        parameters = next((arrays for kind, arrays in self._states() if kind.name == EMA), None)
+        if parameters is None:
+            return self._parameters, self._buffers[0]
+        if self._state_memory is not None:
+            parameters = self._on_devices(parameters)
+        averages = dict(zip((leaf.name for leaf in self._averaged_buffers), self._buffers[1], strict=True))
+        named = zip(self._structure.buffers, self._buffers[0], strict=True)
+        return parameters, [averages.get(leaf.name, own) for leaf, own in named]
 
     def _spread(self, batch: Batch[Array]) -> Batch[jax.Array]:
         """This rank's [M, b, …] as its part of [M, G, …], which is spread over all replicas."""

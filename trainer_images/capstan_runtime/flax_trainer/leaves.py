@@ -42,6 +42,11 @@ class Leaf:
         return self.parameters[0].decays
 
     @property
+    def is_averaged(self) -> bool:
+        """Whether a run with a moving average of its model has one of this leaf."""
+        return self.parameters[0].is_averaged
+
+    @property
     def stack(self) -> int:
         """How many of the first dimensions count parameters: 1 where layers are stacked, else 0."""
         return len(self.shape) - len(self.parameters[0].shape)

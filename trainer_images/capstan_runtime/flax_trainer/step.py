@@ -32,7 +32,9 @@ from capstan_runtime.flax_trainer.partition import Partition
 from capstan_runtime.flax_trainer.recomputation import Keeps
 from capstan_runtime.flax_trainer.sharding import FullSharding
 
-TrainStep = Callable[..., tuple[Leaves, list[Leaves], Leaves, jax.Array | None, jax.Array]]
+Buffers = tuple[Leaves, Leaves]
+"""Themselves, and the averages of those that have one; of none in a run without `training.ema`."""
+TrainStep = Callable[..., tuple[Leaves, list[Leaves], Buffers, jax.Array | None, jax.Array]]
 EvaluationStep = Callable[..., jax.Array]
 Sums = TypeVar("Sums")
 Arrays = TypeVar("Arrays")
@@ -92,11 +94,11 @@ class StepPlan:
 def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     """`step(parameters, state, buffers, scale, batch, numbers, taught_by)`.
 
-    `scale` is the state of the loss's scale, or None without one; `taught_by` the teacher's values, none without one.
-    The arrays of the batch, [M, G, …], are spread over the devices; numbers as `UpdatePlan` gives them. Returns new
-    parameters, state, buffers and scale, in the memory of the old ones, and [loss, gradient norm before clipping] or,
-    with a scale, [loss, norm, this step's scale, skipped steps], and after that what the model measures, flattened, by
-    name.
+    `buffers` are `Buffers`; `scale` is the state of the loss's scale, or None without one; `taught_by` the teacher's
+    values, none without one. The arrays of the batch, [M, G, …], are spread over the devices; numbers as `UpdatePlan`
+    gives them. Returns new parameters, state, buffers and scale, in the memory of the old ones, and [loss, gradient
+    norm before clipping] or, with a scale, [loss, norm, this step's scale, skipped steps], and after that what the
+    model measures, flattened, by name.
     """
     replicas = mesh.shape[AXIS]
     cut_gradients = plan.partition.specs(plan.structure.leaves)
@@ -128,12 +130,13 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     def step(
         parameters: Leaves,
         state: list[Leaves],
-        buffers: Leaves,
+        all_buffers: Buffers,
         scale: jax.Array | None,
         batch: Batch[jax.Array],
         numbers: jax.Array,
         taught_by: Leaves,
-    ) -> tuple[Leaves, list[Leaves], Leaves, jax.Array | None, jax.Array]:
+    ) -> tuple[Leaves, list[Leaves], Buffers, jax.Array | None, jax.Array]:
+        buffers, averages = all_buffers
         factor = numbers[-1] if scale is None else numbers[-1] * scale[0]
         gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, taught_by, factor)
         sums = _sum_over_micro_steps(gradient, batch)
@@ -150,13 +153,14 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
         parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers, hessian)
         named = zip(plan.structure.buffers, buffers, strict=True)
         moved = [proposals.get(leaf.name, buffer) for leaf, buffer in named]
-        buffers = plan.update.unless_dropped(norm, moved, buffers)
+        averaged = plan.update.averaged(plan.structure.buffers, moved, averages, numbers)
+        all_buffers = plan.update.unless_dropped(norm, (moved, averaged), all_buffers)
         more = [measured[name].reshape(-1) for name in sorted(measured)]
         if scale is None or plan.scaling is None:
-            return parameters, state, buffers, None, jnp.concatenate([jnp.stack([loss, norm]), *more])
+            return parameters, state, all_buffers, None, jnp.concatenate([jnp.stack([loss, norm]), *more])
         new_scale = next_state(plan.scaling, scale, jnp.isfinite(norm))
         told = jnp.stack([loss, norm, scale[0], new_scale[-1]])
-        return parameters, state, buffers, new_scale, jnp.concatenate([told, *more])
+        return parameters, state, all_buffers, new_scale, jnp.concatenate([told, *more])
 
     cut, cut_state = plan.manual_specs()
     spread = jax.shard_map(

@@ -19,6 +19,7 @@ import jax
 from jax._src import distributed
 
 from capstan_runtime.contract.run_config import Deadlines, Membership
+from capstan_runtime.engine import Batch
 from capstan_runtime.errors import GpuOutOfMemory, PeerLost
 from capstan_runtime.parallel.star import Star, form_star
 
@@ -65,7 +66,7 @@ def cached_by_every_rank(function: Callable[..., Result]) -> Callable[..., Resul
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Result:
-        batches = (argument for argument in arguments if isinstance(argument, tuple))
+        batches = (argument for argument in arguments if isinstance(argument, Batch))
         shapes = tuple(each.shape for batch in batches for each in batch if each is not None)
         if shapes in compiled or jax.default_backend() != "cpu":
             return function(*arguments)

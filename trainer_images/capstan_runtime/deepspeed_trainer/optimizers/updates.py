@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.deepspeed_trainer.fragments import Fragment
+from capstan_runtime.deepspeed_trainer.optimizers.averaged import average_buffers
 from capstan_runtime.deepspeed_trainer.optimizers.gradients import centralize_gradients, clip_by_unit
 from capstan_runtime.deepspeed_trainer.optimizers.pruning import Pruning
 from capstan_runtime.deepspeed_trainer.optimizers.rule_optimizer import build_optimizer
@@ -79,6 +80,11 @@ class Updates:
     def sparsity(self) -> float | None:
         """As the engine says."""
         return None if self._pruning is None else self._pruning.sparsity()
+
+    def average_buffers(self, buffers: Sequence[Fragment]) -> None:
+        """After a step that was not dropped, if the run keeps an average of its model."""
+        if self._training.ema is not None:
+            average_buffers(buffers, self._numbers["ema_rate"])
 
     @property
     def wants_hessian(self) -> bool:

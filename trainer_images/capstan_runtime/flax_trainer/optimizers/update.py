@@ -134,6 +134,14 @@ class UpdatePlan:
         updated = self._updated(parameters, known, gradients, at)
         return *self.unless_dropped(norm, updated, (parameters, state)), norm
 
+    def averaged(self, buffers: Sequence[Leaf], values: Leaves, averages: Leaves, numbers: jax.Array) -> Leaves:
+        """The new averages of those of `buffers` that have one, as of the weights; none if the run keeps no average."""
+        if not averages:
+            return averages
+        moving = [value for leaf, value in zip(buffers, values, strict=True) if leaf.is_averaged]
+        rate = self.named(numbers)["ema_rate"]
+        return [average + (new - average) * rate for average, new in zip(averages, moving, strict=True)]
+
     def unless_dropped(self, norm: jax.Array, updated: Tree, old: Tree) -> Tree:
         """What an update with a gradient of that norm leaves: `updated` or, where it is dropped, what was there."""
         if not self.drops_non_finite:
