@@ -15,6 +15,7 @@ from tests.support.engines import (
     FLAX,
     IMAGES,
     TOKENS,
+    Saved,
     WholeTensors,
     batch_of,
     context_of,
@@ -22,6 +23,7 @@ from tests.support.engines import (
     make_engine,
     train,
 )
+from tests.support.own_models import MARK
 from tests.support.ranks import run_ranks
 
 Document = dict[str, Any]
@@ -52,14 +54,23 @@ def curve(rank: int, world: int, coordinator: str, framework: Document, model: D
 
 
 def resumed(rank: int, world: int, coordinator: str, framework: Document, model: Document) -> Any:
-    """Losses of steps 0 to 3, those of 2 and 3 once more after what step 1 left was restored, and what is saved."""
+    """Losses of steps 0 to 3, those of 2 and 3 once more after what step 1 left was restored, what is saved, and the
+    constants after they were restored as others than they are made."""
     context = context_of(framework, model, rank, world, coordinator, optimizer=OPTIMIZER, virtual_ranks=4)
     engine: Engine = make_engine(context)
     began = train(engine, context, 0, 2)
     saved = WholeTensors([_copied(part) for part in engine.export_state()])
     went_on = train(engine, context, 2, 4)
     engine.import_state(saved)
-    return began + went_on, train(engine, context, 2, 4), sorted(saved.names())
+    again = train(engine, context, 2, 4)
+    others = {name: np.array(saved.read(name)) for name in saved.names()}
+    others["params/scale"] *= 3
+    others["params/mark"] += 2
+    engine.import_state(Saved(others))
+    train(engine, context, 2, 3)
+    found = WholeTensors([_copied(part) for part in engine.export_state()])
+    constants = found.read("params/scale").tolist(), found.read("params/mark").tolist()
+    return began + went_on, again, sorted(saved.names()), constants
 
 
 def _copied(part: Any) -> Any:
@@ -69,12 +80,13 @@ def _copied(part: Any) -> Any:
 @pytest.mark.parametrize("framework", FRAMEWORKS.values(), ids=FRAMEWORKS)
 def test_dropout_and_all_else_are_the_same_in_every_world_and_after_a_resume(framework: Document) -> None:
     model = of_framework(framework, "classifier", dropout=0.5)
-    ((alone, again, names),) = run_ranks(resumed, 1, framework, model)
+    ((alone, again, names, constants),) = run_ranks(resumed, 1, framework, model)
     assert again == alone[2:], "with the same number of workers, bit for bit"
+    assert constants == (6.0, [MARK + 2, MARK + 2])
     (first, own_names), (second, other_names) = run_ranks(curve, 2, framework, model, 4)
     assert first == second
     np.testing.assert_allclose(first, alone, rtol=2e-5)
-    assert {name for name in names if name.startswith("params/")} == (
+    assert {name for name in names if name.startswith("params/")} - {"params/scale", "params/mark"} == (
         {f"params/{layer}.{kind}" for layer in ("stem", "head") for kind in ("kernel", "bias")}
         | {"params/norm.scale", "params/norm.bias"}
         if "flax" in framework
@@ -165,6 +177,11 @@ REFUSED: dict[str, tuple[str, Document, str]] = {
         "changes when the module is called, so its value would depend on the number of workers; use a layer without "
         "running statistics, such as GroupNorm or LayerNorm",
     ),
+    "what no checkpoint holds": (
+        "tests.support.own_models:{framework}_complex",
+        {},
+        "spec.model.custom: waves is of type complex64, which checkpoints cannot hold; use one of float64, float32, ",
+    ),
     "other outputs": (
         "tests.support.own_models:{framework}_wrong_outputs",
         {},
@@ -200,6 +217,21 @@ def test_tied_weights_are_one_parameter() -> None:
 
     module = build_custom(Custom(target="tests.support.own_models:torch_decoder"), TOKENS, 0)
     assert [(spec.name, spec.shape, spec.decays) for spec in table_of(module)] == [("embed.weight", (64, 16), True)]
+
+
+def test_a_buffer_that_changes_in_a_later_call_ends_the_run_before_it_is_saved() -> None:
+    (said,) = run_ranks(changes_late, 1)
+    assert said == (
+        "spec.model.custom: scale changes when the module is called, so its value would depend on the number of "
+        "workers; use a layer without running statistics, such as GroupNorm or LayerNorm"
+    )
+
+
+def changes_late(rank: int, world: int, coordinator: str) -> str:
+    context = context_of(deepspeed(1), own("torch_late"), rank, world, coordinator)
+    with pytest.raises(ConfigError) as refused:
+        train(make_engine(context), context, 0, 3)
+    return str(refused.value)
 
 
 def start(rank: int, world: int, coordinator: str, framework: Document, model: Document) -> str | None:

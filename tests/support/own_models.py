@@ -12,6 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+MARK = 2**25 + 1
+"""A count that fp32 does not hold."""
+
 
 class TorchClassifier(nn.Module):
     """Images of [B, C, H, W]."""
@@ -23,10 +26,12 @@ class TorchClassifier(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.head = nn.Linear(width, classes)
         self.register_buffer("scale", torch.tensor(2.0))
+        self.register_buffer("mark", torch.tensor([MARK]).expand(2))
+        self.register_buffer("zero", torch.tensor(0.0), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         x = torch.relu(self.norm(self.stem(images)))
-        return self.head(self.drop(x.mean(dim=(2, 3)))) * self.scale
+        return self.head(self.drop(x.mean(dim=(2, 3)))) * self.scale + self.zero
 
 
 def torch_classifier(data: Any, width: int = 8, dropout: float = 0.0) -> nn.Module:
@@ -57,6 +62,7 @@ class FlaxClassifier(nnx.Module):
         self.drop = nnx.Dropout(dropout, rngs=rngs)
         self.head = nnx.Linear(width, classes, rngs=rngs)
         self.scale = jnp.asarray(2.0)
+        self.mark = nnx.Variable(jnp.asarray([MARK, MARK]))
 
     def __call__(self, images: jax.Array) -> jax.Array:
         x = nnx.relu(self.norm(self.stem(images)))
@@ -82,6 +88,45 @@ def torch_statistics(data: Any) -> nn.Module:
 
 def flax_statistics(data: Any, rngs: nnx.Rngs) -> nnx.Module:
     return FlaxStatistics(rngs)
+
+
+class TorchLate(nn.Module):
+    """Changes a buffer, but not at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(64, 10)
+        self.calls = 0
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls > 3:
+            self.scale *= 0.9
+        return self.head(images.flatten(1)) * self.scale
+
+
+def torch_late(data: Any) -> nn.Module:
+    return TorchLate()
+
+
+def torch_complex(data: Any) -> nn.Module:
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    module.register_buffer("waves", torch.zeros(3, dtype=torch.complex64))
+    return module
+
+
+class FlaxComplex(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.waves = nnx.Variable(jnp.zeros(3, jnp.complex64))
+        self.head = nnx.Linear(64, 10, rngs=rngs)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.head(images.reshape(len(images), -1))
+
+
+def flax_complex(data: Any, rngs: nnx.Rngs) -> nnx.Module:
+    return FlaxComplex(rngs)
 
 
 def torch_frozen(data: Any) -> nn.Module:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from blake3 import blake3
 
+from capstan_runtime.checkpoint.safetensors import TYPES
 from capstan_runtime.contract.custom_model import Custom
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import Array
@@ -74,13 +75,22 @@ def parameter_spec(name: str, shape: Sequence[int]) -> ParameterSpec:
     return ParameterSpec(name, tuple(shape), Given(), decays=len(shape) > 1)
 
 
+def constant_spec(name: str, dtype: str, shape: Sequence[int]) -> ParameterSpec:
+    """Of what the module holds beside parameters, of numpy's `dtype`. Raises ConfigError if no checkpoint holds it."""
+    if dtype not in TYPES:
+        raise ConfigError(
+            f"{_FIELD}: {name} is of type {dtype}, which checkpoints cannot hold; use one of {', '.join(TYPES)}"
+        )
+    return ParameterSpec(name, tuple(shape), Given(), decays=False, is_trained=False, is_constant=True)
+
+
 def require_parameters(table: Sequence[ParameterSpec]) -> None:
     """Raises ConfigError when there is nothing to train, or something without an element."""
-    if not table:
+    if not any(spec.is_trained for spec in table):
         raise ConfigError(f"{_FIELD}: the module has no parameters; there is nothing to train")
     empty = next((spec.name for spec in table if math.prod(spec.shape) == 0), None)
     if empty is not None:
-        raise ConfigError(f"{_FIELD}: parameter {empty} has no element; leave it out")
+        raise ConfigError(f"{_FIELD}: {empty} has no element; leave it out")
 
 
 def trial_failed(error: Exception, data: DataSpec) -> ConfigError:

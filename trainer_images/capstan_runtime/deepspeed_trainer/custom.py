@@ -17,6 +17,7 @@ from capstan_runtime.contract.custom_model import Custom
 from capstan_runtime.custom_model import (
     TRIAL_SAMPLES,
     changes_as_it_is_called,
+    constant_spec,
     make_module,
     parameter_spec,
     require_logits,
@@ -42,14 +43,23 @@ def build_custom(custom: Custom, data: DataSpec, seed: int) -> nn.Module:
             raise ConfigError(
                 f"spec.model.custom: parameter {name} needs no gradient; register it as a buffer, or let it be trained"
             )
+    for buffer in module.buffers():
+        buffer.data = buffer.data.contiguous()  # each element once, where a checkpoint can be read into it
     require_parameters(table_of(module))
     _try(module, data)
     return module
 
 
 def table_of(module: nn.Module) -> tuple[ParameterSpec, ...]:
-    """The module's parameters, in its order; what is tied is there once."""
-    return tuple(parameter_spec(name, parameter.shape) for name, parameter in module.named_parameters())
+    """The module's parameters, in its order, and the buffers of its state dict; what is tied is there once."""
+    parameters = [parameter_spec(name, parameter.shape) for name, parameter in module.named_parameters()]
+    saved = module.state_dict(keep_vars=True).keys()
+    buffers = [(name, buffer) for name, buffer in module.named_buffers() if name in saved]
+    dtypes = [str(buffer.dtype).removeprefix("torch.") for _, buffer in buffers]
+    constants = [
+        constant_spec(name, dtype, buffer.shape) for (name, buffer), dtype in zip(buffers, dtypes, strict=True)
+    ]
+    return (*parameters, *constants)
 
 
 def _try(module: nn.Module, data: DataSpec) -> None:
@@ -69,6 +79,26 @@ def _try(module: nn.Module, data: DataSpec) -> None:
     for name, buffer in module.named_buffers():
         if name not in before or not torch.equal(buffer, before[name]):
             raise changes_as_it_is_called(name)
+
+
+class Constants:
+    """The buffers of a module, which stay what they are: a module could change them after its trial, say in its
+    hundredth call, and each rank would have others then."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.note()
+
+    def note(self) -> None:
+        """They are what they should be now."""
+        # torch counts what is written to a tensor; to look costs nothing on the device.
+        self._known = {name: (id(buffer), buffer._version) for name, buffer in self._module.named_buffers()}
+
+    def require_unchanged(self) -> None:
+        """Raises ConfigError unless they are as they were noted."""
+        for name, buffer in self._module.named_buffers():
+            if self._known.get(name) != (id(buffer), buffer._version):
+                raise changes_as_it_is_called(name)
 
 
 def require_same_weights(module: nn.Module, exchange: Callable[[bytes], Sequence[bytes]]) -> None:

@@ -16,7 +16,7 @@ from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed, DeepSpeedOffload
 from capstan_runtime.contract.models import Model
 from capstan_runtime.decoder_spec import figures
-from capstan_runtime.deepspeed_trainer.custom import build_custom, model_call, require_same_weights, table_of
+from capstan_runtime.deepspeed_trainer.custom import Constants, build_custom, model_call, require_same_weights, table_of
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
 from capstan_runtime.deepspeed_trainer.fragments import (
@@ -148,6 +148,7 @@ class DeepSpeedEngine:
         # Found once: DeepSpeed never moves them.
         self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
         self._buffers = buffers_of(self._engine, table, self._updates.kinds)
+        self._constants = Constants(model) if custom is not None else None
 
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
         began = time.perf_counter()
@@ -185,6 +186,8 @@ class DeepSpeedEngine:
             if not was_dropped:
                 proposals.settle(len(micro_batches) * self.world)
                 self._updates.average_buffers(self._buffers)
+        if self._constants is not None:
+            self._constants.require_unchanged()
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
         return DeepSpeedStepResult(self._architecture, said, reduced, norm, self.world, self._scaled(was_dropped))
@@ -254,6 +257,8 @@ class DeepSpeedEngine:
             trained = {spec.name: self._shards[spec.name] for spec in self._table}
             import_fragments(self._engine, self._fragments, trained, source)
             import_buffers(self._buffers, source)
+        if self._constants is not None:
+            self._constants.note()
 
     def exchange(self, payload: bytes) -> list[bytes]:
         return self._world.exchange(payload)

@@ -214,4 +214,5 @@ def _is_whole(parameter: Any) -> bool:
 
 
 def _tensor(array: Array) -> Tensor:
-    return torch.from_numpy(array.astype("float32", copy=False))
+    """Numbers with a fraction as fp32, counts and truths as they are."""
+    return torch.from_numpy(array if array.dtype.kind in "iub" else array.astype("float32", copy=False))

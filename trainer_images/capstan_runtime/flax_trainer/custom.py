@@ -20,6 +20,7 @@ from capstan_runtime.contract.custom_model import Custom
 from capstan_runtime.custom_model import (
     TRIAL_SAMPLES,
     changes_as_it_is_called,
+    constant_spec,
     make_module,
     parameter_spec,
     require_logits,
@@ -28,20 +29,26 @@ from capstan_runtime.custom_model import (
     trial_failed,
 )
 from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import Failure
 from capstan_runtime.flax_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.leaves import Leaf, dotted
+from capstan_runtime.model_spec import ParameterSpec, read_tensor
 
 
 @dataclass(frozen=True, slots=True)
 class CustomLeaf(Leaf):
-    """One parameter of the module."""
+    """One parameter of the module, or a variable that is none."""
 
     first: np.ndarray
     """What its factory has made of the run's seed."""
 
     def initial_value(self, seed: int) -> np.ndarray:
         return self.first
+
+    def read(self, source: TensorSource, kind: str | None) -> np.ndarray:
+        found = read_tensor(source, self.parameters[0].tensor_name(kind), self.shape)
+        return found.astype(self.first.dtype, copy=False)
 
 
 class CustomStructure:
@@ -60,28 +67,26 @@ class CustomStructure:
             self._graphs[is_training] = graph
         paths, self._tree = jax.tree_util.tree_flatten_with_path(parameters)
         first = [
-            CustomLeaf(
-                (parameter_spec(dotted(path), value.shape),), value.shape, dotted(path), np.asarray(value, np.float32)
-            )
-            for path, value in paths
+            _leaf(parameter_spec(dotted(path), value.shape), np.asarray(value, np.float32)) for path, value in paths
         ]
-        self._first = [leaf.first for leaf in first]
+        paths, self._constants_tree = jax.tree_util.tree_flatten_with_path(constants)
+        held = [(dotted(path), np.asarray(value)) for path, value in paths]
+        constant = [_leaf(constant_spec(name, value.dtype.name, value.shape), value) for name, value in held]
+        self._first = [leaf.first for leaf in (*first, *constant)]
         self.leaves: list[Leaf] = [*first]
-        self.buffers: list[Leaf] = []
-        """None: what is no parameter does not change."""
-        require_parameters([leaf.parameters[0] for leaf in self.leaves])
+        self.buffers: list[Leaf] = [*constant]
+        """What is no parameter, which does not change."""
+        require_parameters([leaf.parameters[0] for leaf in self.everything])
         self._chances = chances
-        # Of the host, so that they are part of the program on whatever devices it runs.
-        self._constants = jax.tree.map(np.asarray, constants)
         self._try()
 
     @property
     def everything(self) -> list[Leaf]:
-        """The parameters."""
-        return self.leaves
+        """The parameters, then the constants."""
+        return [*self.leaves, *self.buffers]
 
     def assemble(self, values: Sequence[jax.Array]) -> Callable[[jax.Array, Pass], jax.Array]:
-        """The model whose parameters are `values`, in the order of `leaves`."""
+        """The model whose arrays are `values`, in the order of `everything`."""
 
         def call(inputs: jax.Array, here: Pass) -> jax.Array:
             return self._module(values, here)(_perturbed(inputs, here))
@@ -90,15 +95,13 @@ class CustomStructure:
 
     def require_same_weights(self, exchange: Callable[[bytes], Sequence[bytes]]) -> None:
         """Raises ConfigError unless all ranks have made the same, constants too. Collective."""
-        constants = ((dotted(path), value) for path, value in jax.tree_util.tree_flatten_with_path(self._constants)[0])
-        parameters = zip((leaf.name for leaf in self.leaves), self._first, strict=True)
-        require_same_start((*parameters, *constants), exchange)
+        require_same_start(zip((leaf.name for leaf in self.everything), self._first, strict=True), exchange)
 
     def _module(self, values: Sequence[jax.Array], here: Pass) -> Any:
-        parameters = jax.tree_util.tree_unflatten(self._tree, values)
+        parameters = jax.tree_util.tree_unflatten(self._tree, values[: len(self.leaves)])
+        constants = jax.tree_util.tree_unflatten(self._constants_tree, values[len(self.leaves) :])
         base = jax.random.key(0 if here.keys_B is None else here.keys_B[0])
         chances = self._chances_from(base)
-        constants = jax.tree.map(jnp.asarray, self._constants)
         return nnx.merge(self._graphs[here.is_training], parameters, chances, constants)
 
     def _chances_from(self, base: jax.Array) -> Any:
@@ -135,6 +138,10 @@ class CustomStructure:
         require_logits(found, self._data)
         if changed:
             raise changes_as_it_is_called(changed[0])
+
+
+def _leaf(spec: ParameterSpec, first: np.ndarray) -> CustomLeaf:
+    return CustomLeaf((spec,), first.shape, spec.name, first)
 
 
 def _perturbed(inputs: jax.Array, here: Pass) -> jax.Array:
