@@ -3,12 +3,15 @@
 import csv
 import json
 import math
+import os
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -417,3 +420,74 @@ def test_all_attempts_of_a_run_are_one_run_of_an_mlflow_server(tmp_path: Path) -
             if "loss" in each.values
         )
         assert {(each.step, each.value) for each in fence} == {(10, 1), (20, 1), (30, 1), (20, 2), (30, 2)}
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "/api/2.0/mlflow/experiments/get-by-name": {"experiment": {"experiment_id": "1", "name": "digits"}},
+    "/api/2.0/mlflow/runs/search": {"runs": [{"info": {"run_id": "run", "experiment_id": "1", "status": "RUNNING"}}]},
+}
+
+
+@contextmanager
+def recording_server() -> Iterator[tuple[str, list[str]]]:
+    """Address of a server that knows a run, and the accounts it was asked with."""
+    seen: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            seen.append(self.headers.get("Authorization", ""))
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            answer = json.dumps(ANSWERS.get(self.path.partition("?")[0], {})).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        do_POST = do_GET
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}", seen
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"username": "ada", "password": "quite-secret"}, "Basic YWRhOnF1aXRlLXNlY3JldA=="),
+        ({"token": "quite-secret"}, "Bearer quite-secret"),
+    ],
+    ids=["a user", "a token"],
+)
+def test_an_mlflow_server_is_told_who_asks_and_no_other_process_is(
+    keys: dict[str, str], expected: str, tmp_path: Path
+) -> None:
+    for key, value in keys.items():
+        (tmp_path / key).write_text(f"{value}\n")
+    with recording_server() as (address, accounts):
+        sink = MlflowSink(contract.MLflow(uri=address, experiment="digits"), FACTS, tmp_path)
+        sink.write(FIRST_LIFE)
+        sink.close(is_finished=True)
+    assert set(accounts) == {expected}
+    assert len(accounts) > 4
+    assert not [name for name, value in os.environ.items() if "quite-secret" in value]
+
+
+def test_the_key_of_wandb_is_in_no_variable_of_the_process(tmp_path: Path) -> None:
+    (tmp_path / "keys").mkdir()
+    key = "0123456789abcdef" * 2 + "01234567"
+    (tmp_path / "keys" / "api-key").write_text(key)
+    plan = contract.WeightsAndBiases(project="digits", mode="offline")
+    sink = WandbSink(plan, SharedFolder(tmp_path), FACTS, tmp_path / "keys")
+    found = [name for name, value in os.environ.items() if key in value]
+    sink.close(is_finished=True)
+    assert found == []

@@ -22,7 +22,7 @@ MEMORY = "CAPSTAN_MEMORY"
 """Folder in this pod's memory (tmpfs) that outlives its trainers: the memory tier. Unset: there is none."""
 SIGNING_KEY = "CAPSTAN_SIGNING_KEY"
 """Path of the PEM private key that signs manifests. Unset: they are not signed."""
-TRACKER_SECRETS = "CAPSTAN_TRACKER_SECRETS"  # nosec B105  # a name
+TRACKER_SECRETS = "CAPSTAN_TRACKER_SECRETS"
 """Folder in which each tracker that has a Secret has a folder of its keys, a file each: `wandb/api-key`."""
 SPARE = "CAPSTAN_SPARE"
 """Set for a trainer started ahead of its membership: the number of the inherited descriptor from which it reads one
