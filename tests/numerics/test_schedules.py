@@ -181,11 +181,14 @@ def test_a_plateau_falls_when_torch_s_does_and_goes_on_from_its_state(
     assert len(said) == falls
 
 
-def test_evaluations_in_the_warm_up_are_not_held_against_a_run() -> None:
-    plateau = Schedule.parse({"plateau": {"patience": 0, "warmupSteps": 20, "factor": 0.5}}).plateau
+@pytest.mark.parametrize(("warmup_steps", "judged_from"), [(20, 0), (0, 21), (5, 30)])
+def test_evaluations_in_the_warm_up_or_before_the_last_cut_of_pruning_are_not_held_against_a_run(
+    warmup_steps: int, judged_from: int
+) -> None:
+    plateau = Schedule.parse({"plateau": {"patience": 0, "warmupSteps": warmup_steps, "factor": 0.5}}).plateau
     assert plateau is not None
     said: list[str] = []
-    follower = PlateauFollower(plateau, {}, said.append)
+    follower = PlateauFollower(plateau, {}, said.append, judged_from)
     for done in (10, 20, 30, 40):
         follower.after_evaluation(done, {"validation_loss": 2.0})
     assert follower.fraction == 0.5

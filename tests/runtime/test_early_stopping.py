@@ -83,7 +83,7 @@ def test_what_was_best_when_less_was_better_says_nothing_once_more_is() -> None:
 
 def test_evaluations_of_a_model_that_is_still_to_be_pruned_count_for_nothing() -> None:
     plan = contract.EarlyStopping(patience=1)
-    each = EarlyStopping(plan, {}, Voice(Reporter(None), rank=1, steps=100), counts_from=8)
+    each = EarlyStopping(plan, {}, Voice(Reporter(None), rank=1, steps=100), judged_from=8)
     for done, value in ((2, 0.1), (4, 0.2), (6, 0.3)):
         each.after_evaluation(done, {"validation_loss": value})
         assert (each.is_over, each.state()) == (False, {"metric": "validation_loss", "mode": "min", "since": 0})
@@ -108,6 +108,22 @@ def test_a_run_that_is_pruned_is_stopped_early_only_after_its_last_cut_and_refus
     (refused,) = train(stopping_run(tmp_path / "too late", compression={"prune": prune}, training={"steps": 39}))
     assert refused.code == ExitCode.CONFIG, refused.output
     assert "makes its last cut at step 40, after the last of spec.training.steps 39; lower it" in refused.output
+
+
+def test_a_checkpoint_of_a_pruned_model_has_no_figures_of_what_it_was_before(tmp_path: Path) -> None:
+    prune = {"magnitude": {"sparsity": 0.5, "endStep": 40, "everySteps": 10}}
+    run = stopping_run(
+        tmp_path,
+        compression={"prune": prune},
+        training={"evaluation": {"everySteps": 12}},
+        checkpoint={"interval": {"steps": EVERY}, "retention": {"last": 20}},
+    )
+    (ended,) = train(run)
+    assert ended.code == ExitCode.OK, ended.output
+    manifests = [each.manifest for each in list_candidates(FolderStore(run.store), "3f1c-uid").candidates]
+    measured = sorted(each.step for each in manifests if each is not None and "validation_loss" in each.metrics)
+    assert measured == [12, 16, 20, 24, 28, 32, 36, 48, 52, 56, 60]
+    assert len(manifests) == 60 // EVERY
 
 
 def test_the_step_after_which_patience_is_over_is_the_last() -> None:

@@ -138,6 +138,13 @@ def test_a_broken_run_of_newer_ones_does_not_cost_the_older_proven_ones() -> Non
     assert {name.step for name in kept(found, Retention(last=2), NOW)} == {10, 20, 40, 50}
 
 
+def test_what_did_best_before_the_last_cut_of_pruning_is_no_best() -> None:
+    found = [held(step, accuracy=1.0 - step / 100) for step in (10, 20, 30, 40, 50)]
+    rule = Retention(last=2, best=Best(metric="accuracy", mode="max"))
+    assert {name.step for name in kept(found, rule, NOW)} == {10, 40, 50}
+    assert {name.step for name in kept(found, rule, NOW, judged_from=20)} == {20, 40, 50}
+
+
 def test_a_step_done_twice_is_kept_once() -> None:
     found = [held(10), held(20), held(20, fence=2), held(30, fence=2), held(40, fence=2)]
     stay = kept(found, Retention(last=2, every_steps=20), NOW)

@@ -181,7 +181,7 @@ class _Attempt:
             raise located(error, self.context, self.activity.step, "spec.model") from error
 
     def _train(self) -> bool:
-        retention = begin_retention(self.context, self.store, self.start, self.voice)
+        retention = begin_retention(self.context, self.store, self.start, self.voice, self.context.run.judged_from)
         guard = self._guard()
         early_stopping = self._early_stopping()
         plateau = self._plateau()
@@ -320,10 +320,10 @@ class _Attempt:
         return Guard(run.numerical, lambda done: batch_index(done - 1, skips), tell, self.start.loss)
 
     def _plateau(self) -> PlateauFollower | None:
-        plateau = self.context.run.schedule.plateau
-        if plateau is None:
-            return None
-        return PlateauFollower(plateau, self.start.callbacks.get(PlateauFollower.name, {}), self.voice.say)
+        plateau, saved = self.context.run.schedule.plateau, self.start.callbacks.get(PlateauFollower.name, {})
+        return (
+            None if plateau is None else PlateauFollower(plateau, saved, self.voice.say, self.context.run.judged_from)
+        )
 
     def _profiler(self) -> Profiler | None:
         plan = self.context.run.callbacks.profiler
@@ -332,11 +332,8 @@ class _Attempt:
         return Profiler(plan, self.context, self.engine.trace, self.store, self.voice, self.start.step)
 
     def _early_stopping(self) -> EarlyStopping | None:
-        plan, compression = self.context.run.callbacks.early_stopping, self.context.run.compression
-        if plan is None:
-            return None
-        counts_from = 0 if compression is None else compression.settled_from
-        return EarlyStopping(plan, self.start.callbacks.get(EarlyStopping.name, {}), self.voice, counts_from)
+        plan, saved = self.context.run.callbacks.early_stopping, self.start.callbacks.get(EarlyStopping.name, {})
+        return None if plan is None else EarlyStopping(plan, saved, self.voice, self.context.run.judged_from)
 
     def _save_state(self, retention: Retention | None, guard: Guard, carried: list[Carried]) -> SaveState:
         run = self.context.run
@@ -352,6 +349,7 @@ class _Attempt:
             run.framework.kind,
             signature_of(run, self.context.data),
             carried,
+            run.judged_from,
         )
 
     def _introduce(self) -> None:

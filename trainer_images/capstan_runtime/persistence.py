@@ -34,6 +34,7 @@ def make_save_state(
     framework: str,
     signature: Signature | None,
     carried: Sequence[Carried] = (),
+    judged_from: int = 0,
 ) -> SaveState:
     """What saves `state`. `framework` is who wrote a checkpoint, as its manifest says; `signature` None: what is saved
     cannot be served. Raises ConfigError if manifests are to be signed and cannot be."""
@@ -61,7 +62,7 @@ def make_save_state(
         on_trouble=voice.warn,
     )
     save_clock = SaveClock(run.checkpoint.interval.seconds, time.monotonic, is_owed=not start.is_in_store)
-    return SaveState(voice, meter, context, state, saver, save_clock, retention, newest_loss, carried)
+    return SaveState(voice, meter, context, state, saver, save_clock, retention, newest_loss, carried, judged_from)
 
 
 def settle(

@@ -47,9 +47,13 @@ class PlateauFollower:
 
     name = "plateau"
 
-    def __init__(self, plateau: Plateau, saved: Mapping[str, Value], say: Callable[[str], None]) -> None:
-        """`saved` is what `state` returned before, empty at step 0; `say` takes a line for people."""
+    def __init__(
+        self, plateau: Plateau, saved: Mapping[str, Value], say: Callable[[str], None], judged_from: int = 0
+    ) -> None:
+        """`saved` is what `state` returned before, empty at step 0; `say` takes a line for people; `judged_from` is the
+        run's."""
         self._plateau = plateau
+        self._judged_from = judged_from
         self._say = say
         self._judgement = Judgement(
             fraction=float(saved.get("fraction", 1.0)),
@@ -64,8 +68,9 @@ class PlateauFollower:
         return self._judgement.fraction
 
     def after_evaluation(self, done: int, metrics: Mapping[str, float]) -> None:
-        """Those in the warm-up count for nothing: a rate that is still growing has not been tried."""
-        if done <= self._plateau.warmup_steps:
+        """Those in the warm-up count for nothing: a rate that is still growing has not been tried. Nor do those of a
+        model that pruning has yet to cut."""
+        if done <= self._plateau.warmup_steps or done < self._judged_from:
             return
         before, metric = self._judgement, self._plateau.metric
         self._judgement = judged(self._plateau, before, metrics[metric])

@@ -60,9 +60,11 @@ class SaveState:
         retention: Retention | None,
         newest_loss: Callable[[], float | None],
         carried: Sequence[Carried] = (),
+        judged_from: int = 0,
     ) -> None:
         """`retention` is rank 0's; None elsewhere. `newest_loss` knows every step that `run` is given; None: nobody
-        has told any. What is `carried` is saved as it is when a save begins."""
+        has told any. What is `carried` is saved as it is when a save begins. Of metrics, a save from `judged_from` on
+        has none of steps before that: they are of another model."""
         self._context = context
         self._voice = voice
         self._meter = meter
@@ -72,6 +74,7 @@ class SaveState:
         self._retention = retention
         self._newest_loss = newest_loss
         self._carried = carried
+        self._judged_from = judged_from
         self._every = context.run.checkpoint.interval.steps
         self._failures = 0
         self._blocked_seconds = 0.0
@@ -123,7 +126,8 @@ class SaveState:
     def _begin(self, done: int, loss: float | None) -> None:
         """Blocks the loop until the state is staged."""
         started = time.perf_counter()
-        metrics = self._voice.metrics if loss is None else {**self._voice.metrics, "loss": loss}
+        metrics = self._voice.metrics_since(self._judged_from if done >= self._judged_from else 0)
+        metrics |= {} if loss is None else {"loss": loss}
         state = trainer_state(self._context, done, loss, self._carried)
         self._saver.begin(state, self._state.export_state(), metrics)
         self._blocked_seconds = time.perf_counter() - started
@@ -177,8 +181,10 @@ class SaveState:
         raise StoreUnavailable(f"checkpoint not saved, {self._failures} times in a row: {outcome.problem}")
 
 
-def begin_retention(context: JobContext, store: Store, start: Start, voice: Voice) -> Retention | None:
-    """Rank 0's, which alone removes old checkpoints; None elsewhere."""
+def begin_retention(
+    context: JobContext, store: Store, start: Start, voice: Voice, judged_from: int = 0
+) -> Retention | None:
+    """Rank 0's, which alone removes old checkpoints; None elsewhere. `judged_from` is the run's."""
     run, membership = context.run, context.membership
     if membership.rank != 0:
         return None
@@ -198,6 +204,7 @@ def begin_retention(context: JobContext, store: Store, start: Start, voice: Voic
             verify.public_key,
             membership.floor_step,
             lambda: read_keep_list(context.environ),
+            judged_from,
         ),
         on_checkpoint=lambda checkpoint: voice.report(checkpoint=checkpoint),
         on_quarantine=tell_quarantine,

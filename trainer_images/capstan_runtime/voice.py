@@ -20,6 +20,8 @@ class Voice:
     steps: int
     metrics: dict[str, float] = field(default_factory=dict)
     """Newest value of each."""
+    measured_after: dict[str, int] = field(default_factory=dict)
+    """How many steps were done when it was reported."""
     tracker: Tracker | None = None
     """Who else is told of metrics; None: nobody."""
 
@@ -33,8 +35,14 @@ class Voice:
             self.tracker.report(step, fresh)
             if self.tracker.dropped:
                 fresh = {**fresh, "tracking_dropped_points": self.tracker.dropped}
+        after = max(self.measured_after.values(), default=0) if step is None else step
+        self.measured_after |= dict.fromkeys(fresh, after)
         self.metrics = {name: value for name, value in {**self.metrics, **fresh}.items() if math.isfinite(value)}
         self.report(step=step, metrics=dict(self.metrics))
+
+    def metrics_since(self, step: int) -> dict[str, float]:
+        """The newest value of each that was measured after `step` steps or later."""
+        return {name: value for name, value in self.metrics.items() if self.measured_after[name] >= step}
 
     def report_system(self, figures: Mapping[str, float]) -> None:
         """What this worker uses of its machine. From any thread."""

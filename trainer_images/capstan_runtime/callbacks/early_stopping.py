@@ -21,14 +21,14 @@ class EarlyStopping:
     section = Section.HOST
 
     def __init__(
-        self, plan: contract.EarlyStopping, saved: Mapping[str, Value], voice: Voice, counts_from: int = 0
+        self, plan: contract.EarlyStopping, saved: Mapping[str, Value], voice: Voice, judged_from: int = 0
     ) -> None:
         """`saved` is what `state` returned before, empty at step 0. State of another metric, or of the other end of
-        this one, says nothing about what is followed now, and is forgotten. `counts_from`: the step with which the
-        model has become what it is to stay, so that evaluations of earlier ones count for nothing."""
+        this one, says nothing about what is followed now, and is forgotten. `judged_from` is the run's: evaluations of
+        earlier steps count for nothing."""
         self._plan = plan
         self._voice = voice
-        self._counts_from = counts_from
+        self._judged_from = judged_from
         self._mode = "max" if plan.more_is_better else "min"
         # What was saved before states said their mode is of this one.
         is_of_this = saved.get("metric") == plan.metric and saved.get("mode", self._mode) == self._mode
@@ -52,7 +52,7 @@ class EarlyStopping:
 
     def after_evaluation(self, done: int, metrics: Mapping[str, float]) -> None:
         """Takes in what was measured after `done` steps. A value that is not finite is no better than any."""
-        if done < self._counts_from:
+        if done < self._judged_from:
             return
         value = metrics[self._plan.metric]
         if self._is_better(value):

@@ -24,9 +24,9 @@ class Held:
     """All its bytes were read back, and were what was committed."""
 
 
-def kept(saves: Collection[Held], rules: Retention, now: float) -> frozenset[SaveName]:
+def kept(saves: Collection[Held], rules: Retention, now: float, judged_from: int = 0) -> frozenset[SaveName]:
     """Those that stay: the newest `rules.last`, those of which any other rule says so, the pinned ones, and the newest
-    two that are proven. As long as fewer than two are proven, all of them.
+    two that are proven. As long as fewer than two are proven, all of them. None from before step `judged_from` is best.
 
     What has once been let go never comes to be kept by later saves, or as time passes.
     """
@@ -38,7 +38,7 @@ def kept(saves: Collection[Held], rules: Retention, now: float) -> frozenset[Sav
     if rules.every_steps is not None:
         stay += _one_of_each_step(save for save in newest_first if save.name.step % rules.every_steps == 0)
     if rules.best is not None:
-        stay += _best(newest_first, rules.best)
+        stay += _best((save for save in newest_first if save.name.step >= judged_from), rules.best)
     if rules.newer_than_seconds is not None:
         stay += [save for save in saves if now - save.committed_at <= rules.newer_than_seconds]
     return frozenset(save.name for save in stay)

@@ -40,6 +40,8 @@ class Rules:
     """Of the newest checkpoint that the operator had seen when this attempt began."""
     in_use: Callable[[], Collection[str]] = tuple
     """Roots of the checkpoints that somebody serves, as is known now: they stay, as if pinned. May raise OSError."""
+    judged_from: int = 0
+    """Checkpoints of earlier steps are never best."""
 
 
 class Retention:
@@ -127,9 +129,8 @@ class Retention:
         sound = proved(of_use, self._is_proven, self._prove)
         sound += [(each, False) for each in good if each not in of_use]
         in_use = self._rules.in_use()
-        stay = kept(
-            [held(each, is_proven, each.root in in_use) for each, is_proven in sound], self._rules.keep, time.time()
-        )
+        saves = [held(each, is_proven, each.root in in_use) for each, is_proven in sound]
+        stay = kept(saves, self._rules.keep, time.time(), self._rules.judged_from)
         for each, _ in sorted(
             sound, key=lambda pair: pair[0].name
         ):  # the oldest first: killed half-way, what is newer is still there

@@ -103,6 +103,12 @@ class RunConfig(JobConfig):
     record: bool = False
     """Every rank keeps a TrainingRecord of each attempt in the store."""
 
+    @property
+    def judged_from(self) -> int:
+        """Optimizer step before which evaluations are of another kind of model than the run ends with: nothing goes by
+        them."""
+        return 0 if self.compression is None else self.compression.settled_from
+
 
 class ProgramConfig(JobConfig):
     """A run of the user's own program, which attaches itself (`capstan_runtime.attach`)."""
