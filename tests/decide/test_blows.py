@@ -168,6 +168,17 @@ def test_a_rank_that_never_makes_a_step_is_given_up_when_its_supervisor_does_not
     )
 
 
+def test_a_start_in_which_data_still_comes_nearer_is_not_given_up() -> None:
+    life = Life("running", recovery={"deadlines": {"form": 100, "firstStep": 200}})
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH)
+    life.decide(31.0)
+    life.say(ZERO, fence=2, phase="Starting", exit=None)
+    life.say(ONE, fence=2, phase="Starting", exit=None, dataAt=300.0, hasData=False)
+    life.decide(391.0)
+    assert life.decide(659.0) == []
+    assert life.decide(661.0)[0].startswith("Restarting: rank 0 (pod digits-worker-0): it made no step within 360 s")
+
+
 def test_of_ranks_that_stopped_together_the_one_that_was_asked_is_replaced() -> None:
     life = Life()
     life.say(ONE, phase="Stopping")

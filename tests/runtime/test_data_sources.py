@@ -355,3 +355,26 @@ def test_a_folder_with_other_contents_of_the_same_sizes_has_another_name(tmp_pat
         (tmp_path / str(number) / "chunk").write_bytes(contents)
         prints.append(fingerprint_of_folder(tmp_path / str(number)))
     assert prints[0] == prints[1] != prints[2]
+
+
+def test_whoever_waits_for_many_files_is_told_that_they_are_being_read(tmp_path: Path) -> None:
+    told: list[bool] = []
+
+    def beats_of(document: dict[str, Any]) -> int:
+        told.clear()
+        open_dataset(Data.parse(document), 0, {}, alive=lambda: told.append(True))
+        return len(told)
+
+    group = zarr.open_group(str(tmp_path / "x.zarr"), mode="w")
+    for name, values in (("x", np.ones((40, 2))), ("y", np.ones(40, int))):
+        group.create_array(name, data=values, chunks=(1, *values.shape[1:]))
+    files = sum(1 for _ in (tmp_path / "x.zarr").rglob("*"))
+    assert files > 40
+    assert beats_of(arrays(tmp_path / "x.zarr")) == files + 1
+    (tmp_path / "texts").mkdir()
+    for number in range(9):
+        (tmp_path / "texts" / f"{number}.txt").write_text("some words")
+        np.arange(20, dtype="<u2").tofile(tmp_path / "texts" / f"{number}.bin")
+    text = {"path": str(tmp_path / "texts"), "pattern": "*.txt", "sequenceLength": 8}
+    assert beats_of({"text": text}) > 2 * 9
+    assert beats_of({"tokens": {"path": str(tmp_path / "texts"), "vocabulary": 20, "sequenceLength": 8}}) == 9

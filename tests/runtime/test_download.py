@@ -1,5 +1,6 @@
 """Data in a bucket: copied once, checked to be what was listed, within its room."""
 
+import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -171,3 +172,20 @@ def test_a_run_trains_on_arrays_that_are_in_a_bucket(bucket: S3Store, environ: d
     here = open_dataset(Data.parse({"arrays": {"path": str(tmp_path / "data.npz")}}), 0, {})
     assert there.spec == here.spec
     assert fetched(Data.parse({"digits": {}}), environ) == Data.parse({"digits": {}})
+
+
+def test_who_waits_for_another_process_of_the_pod_to_copy_is_alive(bucket: S3Store, environ: dict[str, str]) -> None:
+    obstore.put(bucket, "waits/x.bin", b"data")
+    cache = Path(environ[env.DATA_CACHE])
+    cache.mkdir()
+    other = (cache / ".lock").open("w")
+    fcntl.flock(other, fcntl.LOCK_EX)
+    beats: list[bool] = []
+
+    def alive() -> None:
+        beats.append(other.closed)
+        if len(beats) == 5:
+            other.close()
+
+    fetch(source("waits/x.bin"), environ, alive)
+    assert beats[:5] == [False] * 5

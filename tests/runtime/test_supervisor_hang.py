@@ -75,12 +75,13 @@ def test_the_page_counts_as_progress_of_training_and_not_of_starting_up() -> Non
 
 def test_what_the_page_shows_is_progress_for_as_long_as_a_trainer_starts() -> None:
     watched = watch()
-    watched.stir(at=8)
-    watched.stir(at=7)
+    watched.stir(Section.DATA, at=7)
+    watched.stir(Section.DATA, at=8)
+    assert (watched.has_data, watched.data_at) == (False, 8)
     assert watched.overdue(18) is None
     assert watched.overdue(19) == Overdue(Phase.STARTING, step=0, waited=11, limit=10)
     watched.note(Progress(phase=Phase.RESTORING), now=20)
-    watched.stir(at=119)
+    watched.stir(Section.HOST, at=119)
     assert watched.overdue(121) == Overdue(Phase.RESTORING, step=0, waited=101, limit=100)
 
 

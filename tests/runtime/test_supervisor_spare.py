@@ -67,6 +67,7 @@ def niceness_of_imports(pid: int) -> str | None:
 
 
 def blocked_signals(pid: int) -> int:
+    """Whose bit 9 is SIGUSR1's."""
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.findall(r"SigBlk:\s*(\w+)", status)[0], 16)
 
@@ -153,7 +154,9 @@ def test_a_first_trainer_that_still_imports_is_taken_as_it_is(tmp_path: Path, st
     (first,) = pod.children()
     assert pod.state().is_warm is False
     pod.put(alone(1, pod))
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
     while not blocked_signals(first) & 1 << 9:
+        assert time.monotonic() < give_up_at, pod.log.read_text()
         time.sleep(0.02)
     os.kill(first, 10)
     state = pod.wait_for(Phase.TRAINING)

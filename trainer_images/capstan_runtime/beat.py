@@ -54,14 +54,15 @@ class Beat:
         self._write(self._page, 0, now, section.encode(), step, now)
 
 
-def data_comes_nearer(environ: Mapping[str, str]) -> Callable[[], None]:
-    """What shows, each time it is called, that data is still being made ready. Any thread may call it, of a spare too:
-    on the pipe nobody hears that one before it has its membership, and what it says there would make it a trainer."""
+def data_comes_nearer(environ: Mapping[str, str], section: Section = Section.DATA) -> Callable[[], None]:
+    """What shows, each time it is called, that data is still being made ready or, in section EXCHANGE, waited for. Any
+    thread may call it, of a spare too: on the pipe nobody hears that one before it has its membership, and what it says
+    there would make it a trainer."""
     beat, lock = Beat.from_environ(environ), threading.Lock()
 
     def show() -> None:
         with lock:
-            beat.enter(Section.DATA, step=0)
+            beat.enter(section, step=0)
 
     return show
 

@@ -7,6 +7,7 @@ data that has changed meanwhile is other data. Of several processes that need th
 import fcntl
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from capstan_runtime.errors import ConfigError, StoreUnavailable
 Alive = Callable[[], None]
 """Called now and then while something long goes on."""
 _PIECE_BYTES = 16 << 20
+_LOCK_AGAIN_SECONDS = 0.2
 _AT_ONCE = 8
 """One connection gets some 100 MB/s out of S3, a node's network several times that."""
 _ACCOUNT_OF_NOBODY = ("AWS_ENDPOINT_URL", "AWS_REGION", "AWS_DEFAULT_REGION")
@@ -65,7 +67,7 @@ def fetch(source: Source, environ: Mapping[str, str], alive: Alive = lambda: Non
     folder = Path(environ.get(env.DATA_CACHE) or Path.home() / ".cache" / "capstan" / "data")
     listing = [(each.key, each.size, each.version) for each in objects]
     target = folder / fingerprint_of(source.url, listing).removeprefix("blake3:")[:32]
-    with _alone(folder):
+    with _alone(folder, alive):
         _require_room(source, folder, target, objects)
         _copy_all(store, objects, target, source, alive)
     return target / prefix if prefix else target
@@ -73,9 +75,9 @@ def fetch(source: Source, environ: Mapping[str, str], alive: Alive = lambda: Non
 
 def fetched(data: Data, environ: Mapping[str, str], alive: Alive = lambda: None) -> Data:
     """`data` with the copies' paths for those in buckets. Raises as `fetch`."""
-    config = data.value
-    if not isinstance(config, Located) or not config.is_in_bucket:
+    if not data.is_in_bucket:
         return data
+    config: Located = data.value
     copy = fetch(Source(f"spec.data.{data.kind}.path", config.path, config.bucket), environ, alive)
     return data.model_copy(update={data.kind: config.model_copy(update={"path": str(copy), "bucket": None})})
 
@@ -102,12 +104,23 @@ def _account(bucket: Bucket | None, environ: Mapping[str, str]) -> dict[str, str
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _alone(folder: Path, alive: Alive) -> Iterator[None]:
     """Only one process of the pod is in here. Waiting is bounded by the supervisor's watch over whoever is inside."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        while not _is_locked(lock.fileno()):
+            alive()
+            time.sleep(_LOCK_AGAIN_SECONDS)
         yield
+
+
+def _is_locked(descriptor: int) -> bool:
+    """By us, from now on."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _require_room(source: Source, folder: Path, target: Path, objects: list[Stored]) -> None:

@@ -29,6 +29,7 @@ from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
 from capstan_runtime.data_check import check_of, tell_of_data
+from capstan_runtime.data_of_peers import await_data_of_peers
 from capstan_runtime.distillation import find_teacher
 from capstan_runtime.download import Alive, fetched
 from capstan_runtime.engine import Batch, Engine
@@ -123,6 +124,8 @@ def run_attempt(
     voice = Voice(reporter, membership.rank, steps)
     activity = Activity(Beat.from_environ(environ))
     chaos = chaos_of(context, store, voice)
+    if run.data.is_in_bucket:
+        await_data_of_peers(context, data_comes_nearer(environ, Section.EXCHANGE))
     context = replace(context, teacher=find_teacher(context, store, voice))
     engine: Engine = make_engine(context)
     engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)

@@ -96,17 +96,22 @@ def _memory(context: JobContext) -> Memory | None:
     """The pods' memory; None when this run has no memory tier. Raises ConfigError."""
     if not context.run.memory_tier:
         return None
-    folder, token_file = context.environ.get(env.MEMORY), context.environ.get(env.TOKEN_FILE)
-    try:
-        token = Path(token_file).read_text().strip() if token_file else None
-    except OSError as error:
-        raise ConfigError(f"{env.TOKEN_FILE}: {token_file} cannot be read: {error}") from error
+    folder, token = context.environ.get(env.MEMORY), read_token(context.environ)
     return Memory(
         folder=Path(folder) if folder else None,
         rank=context.membership.rank,
         peers=context.membership.peers if token else (),
         token=token or "",
     )
+
+
+def read_token(environ: Mapping[str, str]) -> str | None:
+    """What the job's supervisors ask for; None: nobody has said. Raises ConfigError if it cannot be read."""
+    token_file = environ.get(env.TOKEN_FILE)
+    try:
+        return Path(token_file).read_text().strip() if token_file else None
+    except OSError as error:
+        raise ConfigError(f"{env.TOKEN_FILE}: {token_file} cannot be read: {error}") from error
 
 
 def _tell(context: JobContext, loaded: Loaded, voice: Voice) -> None:

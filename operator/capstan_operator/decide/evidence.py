@@ -267,11 +267,20 @@ def _is_overdue(worker: Worker, situation: Situation) -> bool:
     """It has been at its start for longer than its supervisor may let it: that one does not do its work."""
     if worker.word is None or worker.word.phase not in _STARTING:
         return False
-    return seconds_after(situation.status.attempt_started_at, situation.now) >= start_limit(situation)
+    return seconds_of_start(situation) >= start_limit(situation)
+
+
+def seconds_of_start(situation: Situation) -> float:
+    """Since the attempt began or, later, since any of its ranks showed that its data comes nearer, or that it waits for
+    a peer's: supervisors end what does not go on."""
+    words = [member.word for member in situation.members if member.is_answering]
+    nearer = [word.data_at for word in words if word and word.fence == situation.status.fence and word.data_at]
+    began = seconds_after(situation.status.attempt_started_at, situation.now)
+    return min([began, *(situation.now - at for at in nearer)])
 
 
 def start_limit(situation: Situation) -> float:
-    """Seconds from an attempt's beginning in which every rank has made a step, or its supervisor has ended it."""
+    """Seconds of a start in which every rank has made a step, or its supervisor has ended it."""
     deadlines = situation.blueprint.spec.recovery.deadlines
     return float(deadlines.form + deadlines.first_step) + SUPERVISORS_SLACK_SECONDS
 

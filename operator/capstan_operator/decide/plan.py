@@ -8,7 +8,7 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.secret import build_secret
 from capstan_operator.decide.actions import pause_seconds
 from capstan_operator.decide.conditions import is_true
-from capstan_operator.decide.evidence import is_saving, start_limit
+from capstan_operator.decide.evidence import is_saving, seconds_of_start, start_limit
 from capstan_operator.decide.failure import find_culprit, restart_sentence
 from capstan_operator.decide.gang import gang_problem, is_without_pods, plan_gang, with_gang
 from capstan_operator.decide.lifecycle import deactivate, end_of
@@ -19,7 +19,7 @@ from capstan_operator.decide.progress import MAKES_STEPS
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker, is_changed
 from capstan_operator.decide.sizing import choose_members, choose_next_world
-from capstan_operator.decide.times import rfc3339, seconds_after
+from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import Manifest, MembershipPush, PodDeletion
 from capstan_operator.decide.waiting import slow_start, waiting_for
 
@@ -176,9 +176,8 @@ def _attempt(situation: Situation) -> Plan:
     _, until_blame = find_culprit(situation)
     fence, members = situation.status.fence, situation.members
     is_running = _was_running(situation) or all(_is_training(worker, fence) for worker in members)
-    age = seconds_after(situation.status.attempt_started_at, situation.now)
     waits = (
-        None if is_running else max(0.0, start_limit(situation) - age) + 1.0,
+        None if is_running else max(0.0, start_limit(situation) - seconds_of_start(situation)) + 1.0,
         PUSH_AGAIN_SECONDS if pushes else None,
         until_stable,
         until_more,

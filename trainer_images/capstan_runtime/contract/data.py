@@ -196,3 +196,8 @@ class Data(OneOf):
     images: Annotated[Images | None, Field(description="Pictures, a folder for each class.")] = None
     text: Annotated[Text | None, Field(description="Text files, byte by byte.")] = None
     tokens: Annotated[Tokens | None, Field(description="Files of token ids.")] = None
+
+    @property
+    def is_in_bucket(self) -> bool:
+        """It is copied to each pod before it is read."""
+        return isinstance(self.value, Located) and self.value.is_in_bucket

@@ -216,6 +216,11 @@ class State(Record):
     """What this attempt started from; None: from step 0, or not known yet."""
     restored: Restored | None = None
     """How; None as `resumed_from`."""
+    data_at: float | None = None
+    """Seconds since 1970 when this attempt's trainer last showed that its data comes nearer. None: it is past that, or
+    has not shown it."""
+    has_data: bool | None = None
+    """Of a trainer that starts: its data is there. None: it has not said a word, or is past that."""
     is_warm: bool | None = None
     """A process that has done its imports waits for the next membership. False: one is still importing. None: there is
     none, because the run wants none or because it has ended, and waiting for it is of no use."""

@@ -2,7 +2,7 @@
 
 import errno
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ from capstan_runtime.errors import ConfigError
 
 _FIELD = "spec.data.arrays"
 _ENDINGS = ".npz, .h5, .hdf5, .zarr"
+_READ_AT_ONCE = 65536
 _MOST_NAMED = 20
 """Of a file's arrays in a message."""
 _STORAGE_FAILS = (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH)
@@ -67,25 +68,28 @@ class _ArraySamples:
         return inputs.reshape(len(ids), *self.input_shape), self.labels[ids], *more
 
 
-def open_arrays(config: Arrays, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
+def open_arrays(
+    config: Arrays, environ: Mapping[str, str], alive: Callable[[], None] = lambda: None
+) -> tuple[Samples, DataSpec]:
     """Inputs [N, H, W] or [N, H, W, C] are images, [N, F] are vectors; labels [N] are integers from 0.
 
     uint8 is scaled to [0, 1]; every other type keeps its values, as float32. There are as many classes as the largest
-    label says. An .npz file is unpacked into memory, because it is compressed as a whole.
+    label says. An .npz file is unpacked into memory, because it is compressed as a whole. `alive` is called for every
+    file of a folder, and every 65,536 labels and conditions that are read.
     """
     path = Path(host_path(config.path, environ))
     if not path.exists():
         raise ConfigError(f"{_FIELD}.path: {config.path} does not exist in the pod; mount it, or correct the path")
     inputs, labels = (_member(path, config, name, what) for name, what in _names(config))
     with _reading(config.path):
-        checked = _checked_labels(config, labels)
+        checked = _checked_labels(config, labels, alive)
         input_shape = _input_shape(config, inputs, len(checked))
-        conditions = _conditions(path, config, len(checked))
+        conditions = _conditions(path, config, len(checked), alive)
     spec = DataSpec(
         kind="vector" if len(input_shape) == 1 else "image",
         input_shape=input_shape,
         outputs=int(checked.max()) + 1,
-        fingerprint=_fingerprint(path, inputs, checked, conditions),
+        fingerprint=_fingerprint(path, inputs, checked, conditions, alive),
         condition=0 if conditions is None else conditions.shape[1],
     )
     return _ArraySamples(inputs, checked, input_shape, config.path, conditions), spec
@@ -150,11 +154,20 @@ def _open_container(path: Path, config: Arrays) -> Any:
             raise ConfigError(f"{_FIELD}.path: {config.path} must end in one of {_ENDINGS}")
 
 
-def _checked_labels(config: Arrays, labels: _Stored) -> Array:
+def _read(stored: Any, dtype: Any, alive: Callable[[], None]) -> Array:
+    """All of it; where each element is a file of its own, that takes its time."""
+    parts = []
+    for start in range(0, max(1, stored.shape[0]), _READ_AT_ONCE):
+        parts.append(np.asarray(stored[start : start + _READ_AT_ONCE], dtype))
+        alive()
+    return np.concatenate(parts)
+
+
+def _checked_labels(config: Arrays, labels: _Stored, alive: Callable[[], None]) -> Array:
     where = f"{_FIELD}.labels: {config.labels!r}"
     if len(labels.shape) != 1 or not np.issubdtype(labels.dtype, np.integer):
         raise ConfigError(f"{where} is {labels.dtype} of shape {labels.shape}; it must be one integer per sample")
-    values = np.asarray(labels[:], np.int64)  # type: ignore[index]
+    values = _read(labels, np.int64, alive)
     if not values.size:
         raise ConfigError(f"{where} is empty; give at least two samples")
     if values.min() < 0 or values.max() >= np.iinfo(np.int32).max:
@@ -175,7 +188,7 @@ def _input_shape(config: Arrays, inputs: _Stored, num_labels: int) -> tuple[int,
     return (*inputs.shape[1:], 1) if len(inputs.shape) == 3 else tuple(inputs.shape[1:])
 
 
-def _conditions(path: Path, config: Arrays, num_labels: int) -> Array | None:
+def _conditions(path: Path, config: Arrays, num_labels: int, alive: Callable[[], None]) -> Array | None:
     if config.condition is None:
         return None
     where = f"{_FIELD}.condition: {config.condition!r}"
@@ -184,15 +197,17 @@ def _conditions(path: Path, config: Arrays, num_labels: int) -> Array | None:
         raise ConfigError(
             f"{where} has shape {stored.shape}; it must be [N, K] with a row for each of {num_labels} labels"
         )
-    values = np.asarray(stored[:], np.float32)
+    values = _read(stored, np.float32, alive)
     if not np.isfinite(values).all():
         raise ConfigError(f"{where} holds a NaN or an infinity; every condition must be finite")
     return values
 
 
-def _fingerprint(path: Path, inputs: _Stored, labels: Array, conditions: Array | None) -> str:
+def _fingerprint(
+    path: Path, inputs: _Stored, labels: Array, conditions: Array | None, alive: Callable[[], None]
+) -> str:
     more = () if conditions is None else (conditions.tobytes(),)
     facts = ("arrays", inputs.shape, str(inputs.dtype), labels.tobytes(), *more)
     if path.is_file():
         return fingerprint_of_file(path, *facts)
-    return fingerprint_of_folder(path, *facts)
+    return fingerprint_of_folder(path, *facts, alive=alive)

@@ -1,6 +1,6 @@
 """Names for the contents of files."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -37,12 +37,16 @@ def fingerprint_of_file(path: Path, *facts: object) -> str:
     return fingerprint_of(*facts, size, digest.digest())
 
 
-def fingerprint_of_folder(folder: Path, *facts: object) -> str:
-    """Names the contents of a folder: name and size of every file, and the beginning of at most 64, evenly spaced."""
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return fingerprint_of_files(
-        folder, [(file.relative_to(folder).as_posix(), file.stat().st_size) for file in files], *facts
-    )
+def fingerprint_of_folder(folder: Path, *facts: object, alive: Callable[[], None] = lambda: None) -> str:
+    """Names the contents of a folder: name and size of every file, and the beginning of at most 64, evenly spaced.
+    `alive` is called for each."""
+    files = []
+    for file in folder.rglob("*"):
+        alive()
+        if file.is_file():
+            files.append((file, file.stat().st_size))
+    listing = [(file.relative_to(folder).as_posix(), size) for file, size in sorted(files)]
+    return fingerprint_of_files(folder, listing, *facts)
 
 
 def fingerprint_of_files(folder: Path, listing: Sequence[tuple[str, int]], *facts: object) -> str:

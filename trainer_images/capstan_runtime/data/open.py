@@ -88,12 +88,12 @@ def open_samples(
         case Digits():
             return open_digits()
         case Arrays() as config:
-            return open_arrays(config, environ)
+            return open_arrays(config, environ, alive)
         case Images() as config:
             return open_images(config, environ, alive)
         case Text() as config:
-            return open_text(config, environ)
+            return open_text(config, environ, alive)
         case Tokens() as config:
-            return open_tokens(config, environ)
+            return open_tokens(config, environ, alive)
         case other:  # pragma: no cover - a new kind of data without a reader
             raise TypeError(f"no reader for {type(other).__name__}")

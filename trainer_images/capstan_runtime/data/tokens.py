@@ -5,7 +5,7 @@ Sample i is the tokens [i T, i T + T] (T + 1 of them): the inputs are all but th
 
 import sysconfig
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,7 @@ _NOT_STDLIB = frozenset({"site-packages", "dist-packages"})
 """Folders that installers put inside the standard library's; what is in them differs from machine to machine."""
 _BYTE_VALUES = 256
 _USUAL_PATTERN = "*.bin"
+_PIECE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,20 +82,23 @@ class _Windows:
         )
 
 
-def open_text(config: Text, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
+def open_text(
+    config: Text, environ: Mapping[str, str], alive: Callable[[], None] = lambda: None
+) -> tuple[Samples, DataSpec]:
     """The bytes of the files under `config.path` that match its pattern, sorted by path, with a 0 byte between files.
 
     They are strung together once into a temporary file that has no name, and mapped: memory stays free, and the file
-    vanishes with the process.
+    vanishes with the process. `alive` is called for every file that is found, and every 16 MiB that are read.
     """
     field = "spec.data.text"
-    files = _matching_files(config, environ)
+    files = _matching_files(config, environ, alive)
     digest = blake3()
     with tempfile.TemporaryFile() as joined:
         for number, file in enumerate(files):
-            contents = (b"\0" if number else b"") + file.read_bytes()
-            digest.update(contents)
-            joined.write(contents)
+            for piece in _pieces(file, b"\0" if number else b""):
+                digest.update(piece)
+                joined.write(piece)
+                alive()
         joined.flush()
         total = joined.tell()
         _require_a_sample(total, config.sequence_length, field, f"{len(files)} files")
@@ -108,7 +112,15 @@ def open_text(config: Text, environ: Mapping[str, str]) -> tuple[Samples, DataSp
     return _Windows([_File(config.path, tokens)], config.sequence_length, _BYTE_VALUES, field), spec
 
 
-def _matching_files(config: Text, environ: Mapping[str, str]) -> list[Path]:
+def _pieces(path: Path, before: bytes) -> Iterator[bytes]:
+    """`before`, and what is in the file."""
+    yield before
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            yield piece
+
+
+def _matching_files(config: Text, environ: Mapping[str, str], alive: Callable[[], None]) -> list[Path]:
     is_stdlib = _STDLIB in config.path
     path = config.path.replace(_STDLIB, sysconfig.get_path("stdlib"))
     # The standard library is part of the image, never of a mount.
@@ -121,7 +133,7 @@ def _matching_files(config: Text, environ: Mapping[str, str]) -> list[Path]:
         )
     found = sorted(
         file.relative_to(root)
-        for file in _glob(root, config.pattern, "spec.data.text")
+        for file in _glob(root, config.pattern, "spec.data.text", alive)
         if file.is_file() and not (is_stdlib and _NOT_STDLIB.intersection(file.relative_to(root).parts))
     )
     if not found:
@@ -131,14 +143,16 @@ def _matching_files(config: Text, environ: Mapping[str, str]) -> list[Path]:
     return [root / file for file in found]
 
 
-def open_tokens(config: Tokens, environ: Mapping[str, str]) -> tuple[Samples, DataSpec]:
+def open_tokens(
+    config: Tokens, environ: Mapping[str, str], alive: Callable[[], None] = lambda: None
+) -> tuple[Samples, DataSpec]:
     """The ids of one file, or of all in a folder that match its pattern, sorted by path; read through the page cache.
 
-    Each one is checked against the vocabulary as it is fetched.
+    Each one is checked against the vocabulary as it is fetched. `alive` is called for every file that is found.
     """
     field = "spec.data.tokens"
     root = Path(host_path(config.path, environ))
-    paths = [root] if root.is_file() else _matching(root, config.path, config.pattern or _USUAL_PATTERN, field)
+    paths = [root] if root.is_file() else _matching(root, config, field, alive)
     dtype = np.dtype(config.dtype).newbyteorder("<")
     files: list[_File] = []
     for path in paths:
@@ -169,18 +183,21 @@ def _whole_windows(files: Sequence[_File], config: Tokens) -> int:
     return 1 + sum((len(file.tokens) - 1) // config.sequence_length for file in files) * config.sequence_length
 
 
-def _matching(root: Path, path: str, pattern: str, field: str) -> list[Path]:
+def _matching(root: Path, config: Tokens, field: str, alive: Callable[[], None]) -> list[Path]:
+    path, pattern = config.path, config.pattern or _USUAL_PATTERN
     if not root.is_dir():
         raise ConfigError(f"{field}.path: {path} does not exist in the pod; mount it, or correct the path")
-    found = sorted(file for file in _glob(root, pattern, field) if file.is_file())
+    found = sorted(file for file in _glob(root, pattern, field, alive) if file.is_file())
     if not found:
         raise ConfigError(f"{field}.pattern: {pattern} matches no file under {path}; correct pattern or path")
     return found
 
 
-def _glob(root: Path, pattern: str, field: str) -> Iterator[Path]:
+def _glob(root: Path, pattern: str, field: str, alive: Callable[[], None]) -> Iterator[Path]:
     try:
-        yield from root.glob(pattern)
+        for found in root.glob(pattern):
+            alive()
+            yield found
     except (NotImplementedError, ValueError) as error:  # it is absolute, or no glob at all
         raise ConfigError(
             f"{field}.pattern: {pattern} is no glob of files below path ({error}); give one such as **/*.txt"

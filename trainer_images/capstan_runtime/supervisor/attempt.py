@@ -80,6 +80,14 @@ class Attempt:
         is_unwanted = self._is_abandoned or self._stop_by is not None or self._hang is not None
         return not self._has_spoken and not is_unwanted
 
+    @property
+    def of_data(self) -> dict[str, object]:
+        """What a state says of the data of a trainer that starts."""
+        watch = self._watch
+        if watch.phase is not Phase.STARTING or watch.data_at is None:
+            return {}
+        return {"has_data": watch.has_data, "data_at": time.time() - (time.monotonic() - watch.data_at)}
+
     async def run(self) -> Exit | None:
         """How the trainer failed; None when it succeeded."""
         listening = asyncio.create_task(self._listen())
@@ -183,7 +191,7 @@ class Attempt:
             sign = self.child.page.read()
             if sign is not None:
                 self._watch.glance(sign.step, now)
-                self._watch.stir(sign.since_ns / 1e9)
+                self._watch.stir(sign.section, sign.since_ns / 1e9)
             if self._killed_at is not None:
                 if now > self._killed_at + _DIE_SECONDS:
                     return

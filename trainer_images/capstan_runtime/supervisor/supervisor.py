@@ -60,7 +60,8 @@ class Supervisor:
 
     @property
     def state(self) -> State:
-        return self._state.model_copy(update={"is_warm": self._spare.is_ready})
+        of_data = self._attempt.of_data if self._attempt is not None else {}
+        return self._state.model_copy(update={"is_warm": self._spare.is_ready, **of_data})
 
     @property
     def facts(self) -> Facts:

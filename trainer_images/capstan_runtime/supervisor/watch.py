@@ -5,7 +5,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from capstan_runtime.contract.run_config import Deadlines
-from capstan_runtime.contract.state import Phase, Progress
+from capstan_runtime.contract.state import Phase, Progress, Section
 
 _RECENT = 200
 _PERCENTILE = 0.99
@@ -46,6 +46,10 @@ class Watch:
     """When the trainer was started."""
     phase: Phase = Phase.STARTING
     step: int = 0
+    has_data: bool | None = None
+    """While it starts: whether its data is there. None: its page says nothing yet."""
+    data_at: float | None = None
+    """When its data last came nearer; None: it did not show that."""
     _since: float = field(init=False)
     _waits: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     """Between two steps that were seen, in seconds."""
@@ -77,11 +81,13 @@ class Watch:
         if self.phase not in _START_UP:
             self._since = now
 
-    def stir(self, at: float) -> None:
-        """Takes in when the trainer wrote its page last. While it starts it does so each time its data comes nearer,
-        which may take far longer than the world may take to form."""
+    def stir(self, section: Section, at: float) -> None:
+        """Takes in when the trainer wrote its page last, and what. While it starts it does so each time its data comes
+        nearer, which may take far longer than the world may take to form."""
         if self.phase is Phase.STARTING:
             self._since = max(self._since, at)
+            self.has_data = section is not Section.DATA
+            self.data_at = at
 
     def limit(self) -> float:
         """Seconds that the current wait may last."""
