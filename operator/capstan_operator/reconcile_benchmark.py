@@ -25,7 +25,7 @@ from capstan_operator.decide.bench.types import BenchDecision
 from capstan_operator.decide.benchmark import decide_benchmark
 from capstan_operator.decide.refusal import with_refusal
 from capstan_operator.decide.types import EventNote
-from capstan_operator.observe import ObservedBenching
+from capstan_operator.observe_benchmark import ObservedBenching
 from capstan_operator.reconcile_service import MAX_MESSAGE, UNSEEN_SECONDS
 
 KEPT_SECONDS = 10.0

@@ -33,7 +33,7 @@ from capstan_operator.decide.refusal import with_refusal
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.types import ChildDeletion, ServingDecision
 from capstan_operator.decide.types import EventNote, Manifest
-from capstan_operator.observe import ObservedServing
+from capstan_operator.observe_serving import ObservedServing
 
 logger = logging.getLogger(__name__)
 

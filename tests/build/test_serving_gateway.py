@@ -14,7 +14,7 @@ from capstan_operator.api.gateway import Gateway
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.build.serving_gateway import build_gateway_route, request_timeout
 from capstan_operator.cluster.gateway_routes import decode_http_route, observe_gateway_route
-from capstan_operator.observe import ObservedGatewayRoute
+from capstan_operator.observe_serving import ObservedGatewayRoute
 from tests.support.looks import make_job
 
 OWNER = make_job(name="mnist", uid="51ab")

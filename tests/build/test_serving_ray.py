@@ -15,7 +15,8 @@ from capstan_operator.build.serving_ray import RAY_VERSION, build_ray_secret, bu
 from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.serving.blueprint import read_revision
-from capstan_operator.observe import ObservedService, OperatorSettings
+from capstan_operator.observe import OperatorSettings
+from capstan_operator.observe_serving import ObservedService
 from tests.support.serving_world import World
 
 SPEC: dict[str, Any] = {

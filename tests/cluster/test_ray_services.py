@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from capstan_operator.cluster.ray_services import decode_ray_service, observe_ray_service
-from capstan_operator.observe import ObservedRayService
+from capstan_operator.observe_serving import ObservedRayService
 
 READY = {"type": "Ready", "status": "True", "reason": "NonZeroServeEndpoints"}
 ACTIVE = {"rayClusterName": "digits-abcde", "applicationStatuses": {"capstan": {"status": "RUNNING"}}}

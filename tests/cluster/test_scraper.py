@@ -19,7 +19,7 @@ from capstan_operator.cluster.scraper import MAX_ANSWER_BYTES, Scraper, Target
 from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.decide.serving.gates import judge
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import ObservedTraffic, RevisionLatency, ServedTraffic
+from capstan_operator.observe_serving import ObservedTraffic, RevisionLatency, ServedTraffic
 from capstan_runtime.contract.serving import Compare, Guards
 from capstan_runtime.serving.app import make_app
 from capstan_runtime.serving.refusal import Outcome, Shed

@@ -17,13 +17,8 @@ from capstan_operator.cluster.scraper import Scraper, Target
 from capstan_operator.cluster.serving_store import ServingStore
 from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import (
-    ObservedDeployment,
-    ObservedReplica,
-    ObservedRoute,
-    ObservedServing,
-    OperatorSettings,
-)
+from capstan_operator.observe import OperatorSettings
+from capstan_operator.observe_serving import ObservedDeployment, ObservedReplica, ObservedRoute, ObservedServing
 from tests.support.looks import make_job
 
 KEY = ObjectKey("default", "served", "InferenceService")

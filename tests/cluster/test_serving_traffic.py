@@ -18,7 +18,7 @@ from capstan_operator.cluster.serving_traffic import (
     counted_between,
     fitted,
 )
-from capstan_operator.observe import LoadSample, ObservedLoad, ObservedTraffic, RevisionLatency, ServedTraffic
+from capstan_operator.observe_serving import LoadSample, ObservedLoad, ObservedTraffic, RevisionLatency, ServedTraffic
 
 BOUNDS = (0.01, 0.1)
 PODS = {"a": "one", "b": "one", "c": "two"}

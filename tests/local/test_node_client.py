@@ -10,7 +10,8 @@ import pytest
 import yaml
 from aiohttp import web
 
-from capstan_local.client import PODS, Access, ApiError, Client, Informer, Object, Unreachable
+from capstan_local.client import PODS, Access, ApiError, Client, Object, Unreachable
+from capstan_local.informer import Informer
 
 
 def pod(name: str, version: int, uid: str | None = None) -> Object:

@@ -47,7 +47,8 @@ from capstan_operator.decide.serving.blueprint import read_revision
 from capstan_operator.decide.serving.model import resolve
 from capstan_operator.decide.types import Decision
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import Observed, ObservedService, OperatorSettings
+from capstan_operator.observe import Observed, OperatorSettings
+from capstan_operator.observe_serving import ObservedService
 from tests.support.benchmarks import job_of, spec_of, summary
 from tests.support.looks import make_job
 from tests.support.operators import RunningOperator, eventually, run_one

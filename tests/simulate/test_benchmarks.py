@@ -13,7 +13,7 @@ import pytest
 from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.decide.benchmark import decide_benchmark
 from capstan_operator.decide.types import Manifest
-from capstan_operator.observe import ObservedBenching, ObservedTrialJob
+from capstan_operator.observe_benchmark import ObservedBenching, ObservedTrialJob
 from tests.support.bench_cases import full_spec
 from tests.support.bench_world import World
 from tests.support.benchmarks import summary, trial_end

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 
 from capstan_operator.api.benchmark_status import BenchmarkStatus
-from capstan_operator.observe import ObservedBenchmark, ObservedKept
+from capstan_operator.observe_benchmark import ObservedBenchmark, ObservedKept
 from tests.support.bench_world import AT, NAMESPACE, World
 from tests.support.benchmarks import job_of, spec_of, trial_end
 from tests.support.looks import merged

@@ -15,16 +15,15 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.bench.types import BenchDecision, BenchDeletion
 from capstan_operator.decide.benchmark import decide_benchmark
 from capstan_operator.decide.types import EventNote, Manifest
-from capstan_operator.observe import (
+from capstan_operator.observe import ObservedJob, OperatorSettings
+from capstan_operator.observe_benchmark import (
     ObservedBenching,
     ObservedBenchmark,
     ObservedBenchPod,
-    ObservedJob,
     ObservedKept,
-    ObservedService,
     ObservedTrialJob,
-    OperatorSettings,
 )
+from capstan_operator.observe_serving import ObservedService
 from tests.support.benchmarks import summary, trial_end
 
 NAME, NAMESPACE, UID = "bench", "default", "bench-uid"

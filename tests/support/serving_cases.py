@@ -32,7 +32,7 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.api.meta import LABEL_REVISION
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ServingDecision
-from capstan_operator.observe import RevisionLatency, ServedTraffic
+from capstan_operator.observe_serving import RevisionLatency, ServedTraffic
 from tests.support.looks import make_job, merged
 from tests.support.serving_world import BOUNDS, PROVEN, SERVICE, World, live, trained
 

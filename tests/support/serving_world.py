@@ -15,11 +15,11 @@ from capstan_operator.cluster.gateway_routes import decode_http_route, observe_g
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ChildDeletion, ServingDecision
 from capstan_operator.decide.times import seconds_since_1970
-from capstan_operator.observe import (
+from capstan_operator.observe import ObservedJob, OperatorSettings
+from capstan_operator.observe_serving import (
     LoadSample,
     ObservedDeployment,
     ObservedGatewayRoute,
-    ObservedJob,
     ObservedLoad,
     ObservedReplica,
     ObservedResolver,
@@ -27,7 +27,6 @@ from capstan_operator.observe import (
     ObservedService,
     ObservedServing,
     ObservedTraffic,
-    OperatorSettings,
     RevisionLatency,
     ServedTraffic,
 )

@@ -17,11 +17,11 @@ from capstan_local.client import (
     SERVICES,
     ChangeType,
     Client,
-    Informer,
     Key,
     Object,
     Resource,
 )
+from capstan_local.informer import Informer
 from capstan_local.node.events import EventRecorder
 
 Listener = Callable[[ChangeType, Object, Object | None], None]

@@ -21,14 +21,13 @@ from capstan_local.client import (
     SECRETS,
     ApiError,
     Client,
-    Informer,
     Key,
     Object,
     Resource,
     Unreachable,
     key_of,
-    only_identity,
 )
+from capstan_local.informer import Informer, only_identity
 from capstan_local.node.events import EventRecorder
 from capstan_local.node.folder import remove_strangers
 from capstan_local.node.images import ImageRule

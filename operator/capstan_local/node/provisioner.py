@@ -13,18 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from capstan_local.client import (
-    CLAIMS,
-    STORAGE_CLASSES,
-    VOLUMES,
-    ApiError,
-    Client,
-    Informer,
-    Key,
-    Object,
-    Unreachable,
-    key_of,
-)
+from capstan_local.client import CLAIMS, STORAGE_CLASSES, VOLUMES, ApiError, Client, Key, Object, Unreachable, key_of
+from capstan_local.informer import Informer
 from capstan_local.node.events import EventRecorder
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,8 @@ import logging
 import socket
 from collections.abc import Iterator
 
-from capstan_local.client import ENDPOINTS, SERVICES, Client, Informer, Key, Object, key_of
+from capstan_local.client import ENDPOINTS, SERVICES, Client, Key, Object, key_of
+from capstan_local.informer import Informer
 
 log = logging.getLogger(__name__)
 

@@ -1,28 +1,26 @@
 """What a CRD's schema may say: the structural-schema rules, with kube-apiserver's refusals."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 
 import orjson
 
-from capstan_local.schema import cel
 from capstan_local.schema.field_errors import (
     FORBIDDEN,
     INVALID,
     NOT_SUPPORTED,
     REQUIRED,
-    field_error,
     go_quote,
     go_value,
 )
+from capstan_local.schema.structural_problems import Problems, child_path, problem
 from capstan_local.schema.structural_tree import compile_schema
+from capstan_local.schema.structural_validations import check_rules
 from capstan_local.schema.structural_values import Schema, regular_expression
 
 _TYPES: Final = ("array", "boolean", "integer", "number", "object", "string")
 _UNSUPPORTED: Final = ("id", "additionalItems", "patternProperties", "definitions", "dependencies", "$ref")
-_REASONS: Final = ("FieldValueDuplicate", "FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired")
 _INT_OR_STRING: Final = [{"type": "integer"}, {"type": "string"}]
 _META: Final = ("metadata", "apiVersion", "kind")
 
@@ -43,8 +41,6 @@ _STRUCTURE_ONLY: Final = {
     "x-kubernetes-validations": "must be empty to be structural",
 }
 
-Problems = Iterator[str]
-
 
 def check_structural(schema: Schema, path: str = "openAPIV3Schema") -> list[str]:
     """Why kube-apiserver would refuse a CRD with this schema, one line each; empty: it would take it.
@@ -56,16 +52,8 @@ def check_structural(schema: Schema, path: str = "openAPIV3Schema") -> list[str]
     if not problems:
         problems += _defaults(schema, path)
     if not problems:
-        problems += _rules(schema, path, is_resource=True, uncorrelatable=None)
+        problems += check_rules(schema, path, is_resource=True, uncorrelatable=None)
     return sorted(problems)
-
-
-def _line(path: str, reason: str, detail: str, value: str | None = None) -> str:
-    return field_error(path, reason, detail, value).message
-
-
-def _key(path: str, name: str) -> str:
-    return f"{path}.properties[{name}]"
 
 
 # --- structure -------------------------------------------------------------------------------------------------------
@@ -75,15 +63,15 @@ def _structure(schema: Schema, path: str, level: str) -> Problems:
     """Every node has a type, and value validation adds no structure."""
     yield from _node_type(schema, path, level)
     if schema.get("type") == "array" and not schema.get("items"):
-        yield _line(f"{path}.items", REQUIRED, "must be specified")
+        yield problem(f"{path}.items", REQUIRED, "must be specified")
     if isinstance(schema.get("items"), dict):
         yield from _structure(schema["items"], f"{path}.items", "item")
     for name, child in (schema.get("properties") or {}).items():
         if not (level == "root" and name == "metadata"):
-            yield from _structure(child, _key(path, name), "field")
+            yield from _structure(child, child_path(path, name), "field")
     additional = schema.get("additionalProperties")
     if additional is not None and level == "root":
-        yield _line(f"{path}.additionalProperties", FORBIDDEN, "must not be used at the root")
+        yield problem(f"{path}.additionalProperties", FORBIDDEN, "must not be used at the root")
     if isinstance(additional, dict):
         yield from _structure(additional, f"{path}.additionalProperties", "field")
     yield from _int_or_string(schema, path)
@@ -96,31 +84,31 @@ def _node_type(schema: Schema, path: str, level: str) -> Problems:
     is_embedded = schema.get("x-kubernetes-embedded-resource")
     if is_embedded and kind != "object":
         detail = "must be object if x-kubernetes-embedded-resource is true"
-        yield _line(f"{path}.type", INVALID if kind else REQUIRED, detail, go_quote(kind) if kind else None)
+        yield problem(f"{path}.type", INVALID if kind else REQUIRED, detail, go_quote(kind) if kind else None)
     elif (
         not kind
         and not schema.get("x-kubernetes-int-or-string")
         and not schema.get("x-kubernetes-preserve-unknown-fields")
     ):
         where = {"root": "at the root", "item": "for specified array items", "field": "for specified object fields"}
-        yield _line(f"{path}.type", REQUIRED, f"must not be empty {where[level]}")
+        yield problem(f"{path}.type", REQUIRED, f"must not be empty {where[level]}")
     if level == "root" and kind and kind != "object":
-        yield _line(f"{path}.type", INVALID, "must be object at the root", go_quote(kind))
+        yield problem(f"{path}.type", INVALID, "must be object at the root", go_quote(kind))
     if is_embedded and schema.get("additionalProperties") is not None:
         detail = "must not be used if x-kubernetes-embedded-resource is set"
-        yield _line(f"{path}.additionalProperties", FORBIDDEN, detail)
+        yield problem(f"{path}.additionalProperties", FORBIDDEN, detail)
     if is_embedded and not schema.get("x-kubernetes-preserve-unknown-fields") and not schema.get("properties"):
         detail = (
             "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields"
         )
-        yield _line(f"{path}.properties", REQUIRED, detail)
+        yield problem(f"{path}.properties", REQUIRED, detail)
 
 
 def _int_or_string(schema: Schema, path: str) -> Problems:
     if schema.get("x-kubernetes-int-or-string"):
         for name in ("x-kubernetes-preserve-unknown-fields", "x-kubernetes-embedded-resource"):
             if schema.get(name):
-                yield _line(f"{path}.{name}", INVALID, "must be false if x-kubernetes-int-or-string is true", "true")
+                yield problem(f"{path}.{name}", INVALID, "must be false if x-kubernetes-int-or-string is true", "true")
 
 
 def _metadata(schema: Schema, path: str, level: str) -> Problems:
@@ -130,20 +118,22 @@ def _metadata(schema: Schema, path: str, level: str) -> Problems:
     properties = schema.get("properties") or {}
     for name in ("apiVersion", "kind"):
         if name in properties and properties[name].get("type") != "string":
-            yield _line(
-                f"{_key(path, name)}.type", INVALID, "must be string", go_quote(properties[name].get("type", ""))
+            yield problem(
+                f"{child_path(path, name)}.type", INVALID, "must be string", go_quote(properties[name].get("type", ""))
             )
     if "metadata" not in properties:
         return
     metadata = properties["metadata"]
     if metadata.get("type") != "object":
-        yield _line(f"{_key(path, 'metadata')}.type", INVALID, "must be object", go_quote(metadata.get("type", "")))
+        yield problem(
+            f"{child_path(path, 'metadata')}.type", INVALID, "must be object", go_quote(metadata.get("type", ""))
+        )
     restricted = set(metadata.get("properties") or {})
     if level == "root" and (
         set(metadata) - {"type", "properties", "default"} or not restricted <= {"name", "generateName"}
     ):
         detail = "must not specify anything other than name and generateName, but metadata is implicitly specified"
-        yield _line(_key(path, "metadata"), FORBIDDEN, detail)
+        yield problem(child_path(path, "metadata"), FORBIDDEN, detail)
 
 
 def _junctors(schema: Schema, path: str, *, is_structural: bool) -> Problems:
@@ -152,7 +142,7 @@ def _junctors(schema: Schema, path: str, *, is_structural: bool) -> Problems:
             regular_expression(schema["pattern"])
         except ValueError as error:
             detail = f"must be a valid regular expression, but isn't: {error}"
-            yield _line(f"{path}.pattern", INVALID, detail, go_quote(schema["pattern"]))
+            yield problem(f"{path}.pattern", INVALID, detail, go_quote(schema["pattern"]))
     if not (is_structural and schema.get("anyOf") == _INT_OR_STRING):
         for index, part in enumerate(schema.get("anyOf") or []):
             yield from _nested(part, f"{path}.anyOf[{index}]")
@@ -169,14 +159,14 @@ def _junctors(schema: Schema, path: str, *, is_structural: bool) -> Problems:
 def _nested(schema: Schema, path: str) -> Problems:
     for name, detail in _STRUCTURE_ONLY.items():
         if schema.get(name) not in (None, False, "", [], {}) or (name == "default" and name in schema):
-            yield _line(f"{path}.{name}", FORBIDDEN, detail)
+            yield problem(f"{path}.{name}", FORBIDDEN, detail)
     if "metadata" in (schema.get("properties") or {}):
-        yield _line(_key(path, "metadata"), FORBIDDEN, "must not be specified in a nested context")
+        yield problem(child_path(path, "metadata"), FORBIDDEN, "must not be specified in a nested context")
     yield from _junctors(schema, path, is_structural=False)
     if isinstance(schema.get("items"), dict):
         yield from _nested(schema["items"], f"{path}.items")
     for name, child in (schema.get("properties") or {}).items():
-        yield from _nested(child, _key(path, name))
+        yield from _nested(child, child_path(path, name))
 
 
 def _completeness(part: Schema, structure: Schema | None, structure_path: str, path: str) -> Problems:
@@ -184,14 +174,14 @@ def _completeness(part: Schema, structure: Schema | None, structure_path: str, p
     parts = [(part.get("not"), f"{path}.not")]
     for junctor in ("allOf", "anyOf", "oneOf"):
         parts += [(child, f"{path}.{junctor}[{index}]") for index, child in enumerate(part.get(junctor) or [])]
-    for child, child_path in parts:
+    for child, place in parts:
         if child:
-            yield from _nested_completeness(child, structure, structure_path, child_path)
+            yield from _nested_completeness(child, structure, structure_path, place)
 
 
 def _nested_completeness(part: Schema, structure: Schema | None, structure_path: str, path: str) -> Problems:
     if structure is None:
-        yield _line(structure_path, REQUIRED, f"because it is defined in {path}")
+        yield problem(structure_path, REQUIRED, f"because it is defined in {path}")
         return
     yield from _completeness(part, structure, structure_path, path)
     if isinstance(part.get("items"), dict):
@@ -202,7 +192,9 @@ def _nested_completeness(part: Schema, structure: Schema | None, structure_path:
         )
     declared = structure.get("properties") or {}
     for name, child in (part.get("properties") or {}).items():
-        yield from _nested_completeness(child, declared.get(name), _key(structure_path, name), _key(path, name))
+        yield from _nested_completeness(
+            child, declared.get(name), child_path(structure_path, name), child_path(path, name)
+        )
 
 
 # --- the OpenAPI subset ----------------------------------------------------------------------------------------------
@@ -224,7 +216,7 @@ def _open_api(schema: Schema, path: str, around: _Surroundings) -> Problems:
     additional = schema.get("additionalProperties")
     if additional is not None and schema.get("properties") and additional is not True:
         detail = "additionalProperties and properties are mutual exclusive"
-        yield _line(f"{path}.additionalProperties", FORBIDDEN, detail)
+        yield problem(f"{path}.additionalProperties", FORBIDDEN, detail)
     if isinstance(additional, dict):
         below = inner
         if around.is_in_metadata:
@@ -235,7 +227,7 @@ def _open_api(schema: Schema, path: str, around: _Surroundings) -> Problems:
         if (around.is_root or schema.get("x-kubernetes-embedded-resource")) and name in _META:
             reason = f"in top-level {name}" if around.is_root else inner.forbidden_default
             below = replace(inner, is_in_metadata=True, forbidden_default=reason)
-        yield from _open_api(child, _key(path, name), below)
+        yield from _open_api(child, child_path(path, name), below)
     if isinstance(schema.get("items"), dict):
         yield from _open_api(schema["items"], f"{path}.items", inner)
     for junctor in ("allOf", "anyOf", "oneOf"):
@@ -248,27 +240,27 @@ def _open_api(schema: Schema, path: str, around: _Surroundings) -> Problems:
 def _plain_node(schema: Schema, path: str, around: _Surroundings) -> Problems:
     kind = schema.get("type")
     if kind == "null":
-        yield _line(f"{path}.type", FORBIDDEN, "type cannot be set to null, use nullable as an alternative")
+        yield problem(f"{path}.type", FORBIDDEN, "type cannot be set to null, use nullable as an alternative")
     if kind and kind not in _TYPES:
         supported = ", ".join(go_quote(name) for name in _TYPES)
-        yield _line(f"{path}.type", NOT_SUPPORTED, f"supported values: {supported}", go_value(kind))
+        yield problem(f"{path}.type", NOT_SUPPORTED, f"supported values: {supported}", go_value(kind))
     if schema.get("default") is not None and around.forbidden_default:
-        yield _line(f"{path}.default", FORBIDDEN, f"must not be set {around.forbidden_default}")
+        yield problem(f"{path}.default", FORBIDDEN, f"must not be set {around.forbidden_default}")
     for name in _UNSUPPORTED:
         if schema.get(name) not in (None, "", {}):
-            yield _line(f"{path}.{name}", FORBIDDEN, f"{name} is not supported")
+            yield problem(f"{path}.{name}", FORBIDDEN, f"{name} is not supported")
     if isinstance(schema.get("items"), list):
-        yield _line(f"{path}.items", FORBIDDEN, "items must be a schema object and not an array")
+        yield problem(f"{path}.items", FORBIDDEN, "items must be a schema object and not an array")
     if schema.get("uniqueItems"):
         detail = "uniqueItems cannot be set to true since the runtime complexity becomes quadratic"
-        yield _line(f"{path}.uniqueItems", FORBIDDEN, detail)
+        yield problem(f"{path}.uniqueItems", FORBIDDEN, detail)
     if schema.get("nullable") and around.is_root:
-        yield _line(f"{path}.nullable", FORBIDDEN, "nullable cannot be true at the root")
+        yield problem(f"{path}.nullable", FORBIDDEN, "nullable cannot be true at the root")
     if schema.get("x-kubernetes-preserve-unknown-fields") is False:
         name = "x-kubernetes-preserve-unknown-fields"
-        yield _line(f"{path}.{name}", INVALID, "must be true or undefined", "false")
+        yield problem(f"{path}.{name}", INVALID, "must be true or undefined", "false")
     if around.is_in_metadata and schema.get("x-kubernetes-embedded-resource"):
-        yield _line(f"{path}.x-kubernetes-embedded-resource", FORBIDDEN, "must not be used inside of resource meta")
+        yield problem(f"{path}.x-kubernetes-embedded-resource", FORBIDDEN, "must not be used inside of resource meta")
     yield from _extension_type(schema, path, "x-kubernetes-map-type", "object", ("atomic", "granular"))
     yield from _extension_type(schema, path, "x-kubernetes-list-type", "array", ("atomic", "set", "map"))
 
@@ -279,10 +271,10 @@ def _extension_type(schema: Schema, path: str, name: str, kind: str, values: tup
     found = schema.get("type")
     if found != kind:
         detail = f"must be {kind} if {name} is specified"
-        yield _line(f"{path}.type", INVALID if found else REQUIRED, detail, go_quote(found) if found else None)
+        yield problem(f"{path}.type", INVALID if found else REQUIRED, detail, go_quote(found) if found else None)
     if schema[name] not in values:
         supported = ", ".join(go_quote(value) for value in values)
-        yield _line(f"{path}.{name}", NOT_SUPPORTED, f"supported values: {supported}", go_value(schema[name]))
+        yield problem(f"{path}.{name}", NOT_SUPPORTED, f"supported values: {supported}", go_value(schema[name]))
 
 
 def _list_node(schema: Schema, path: str) -> Problems:
@@ -292,27 +284,27 @@ def _list_node(schema: Schema, path: str) -> Problems:
     if keys and list_type != "map":
         detail = "must be map if x-kubernetes-list-map-keys is non-empty"
         reason = INVALID if list_type else REQUIRED
-        yield _line(f"{path}.x-kubernetes-list-type", reason, detail, go_quote(list_type) if list_type else None)
+        yield problem(f"{path}.x-kubernetes-list-type", reason, detail, go_quote(list_type) if list_type else None)
     if list_type in ("set", "map") and items.get("nullable"):
-        yield _line(
+        yield problem(
             f"{items_path}.nullable", FORBIDDEN, f"cannot be nullable when x-kubernetes-list-type is {list_type}"
         )
     if list_type == "set":
         for kind, name in (("array", "x-kubernetes-list-type"), ("object", "x-kubernetes-map-type")):
             if items.get("type") == kind and items.get(name, "atomic" if kind == "array" else "") != "atomic":
                 detail = "must be atomic as item of a list with x-kubernetes-list-type=set"
-                yield _line(f"{items_path}.{name}", INVALID, detail, go_value(items.get(name)))
+                yield problem(f"{items_path}.{name}", INVALID, detail, go_value(items.get(name)))
     if list_type != "map":
         return
     if not keys:
-        yield _line(
+        yield problem(
             f"{path}.x-kubernetes-list-map-keys", REQUIRED, "must not be empty if x-kubernetes-list-type is map"
         )
     if not items:
-        yield _line(items_path, REQUIRED, "must have a schema if x-kubernetes-list-type is map")
+        yield problem(items_path, REQUIRED, "must have a schema if x-kubernetes-list-type is map")
     elif items.get("type") != "object":
         detail = "must be object if parent array's x-kubernetes-list-type is map"
-        yield _line(f"{items_path}.type", INVALID, detail, go_quote(items.get("type", "")))
+        yield problem(f"{items_path}.type", INVALID, detail, go_quote(items.get("type", "")))
     else:
         yield from _list_map_keys(keys, items, path)
 
@@ -323,22 +315,22 @@ def _list_map_keys(keys: list[str], items: Schema, path: str) -> Problems:
     for index, key in enumerate(keys):
         declared, place = properties.get(key), f"{path}.items.properties[{key}]"
         if key in keys[:index]:
-            yield _line(f"{path}.x-kubernetes-list-map-keys", INVALID, "must not contain duplicate entries", shown)
+            yield problem(f"{path}.x-kubernetes-list-map-keys", INVALID, "must not contain duplicate entries", shown)
         if declared is None:
             detail = "entries must all be names of item properties"
-            yield _line(f"{path}.x-kubernetes-list-map-keys", INVALID, detail, shown)
+            yield problem(f"{path}.x-kubernetes-list-map-keys", INVALID, detail, shown)
             continue
         if declared.get("type") in ("array", "object"):
             detail = "must be a scalar type if parent array's x-kubernetes-list-type is map"
-            yield _line(f"{place}.type", INVALID, detail, go_quote(items["type"]))
+            yield problem(f"{place}.type", INVALID, detail, go_quote(items["type"]))
         if key not in (items.get("required") or []) and declared.get("default") is None:
             detail = (
                 "this property is in x-kubernetes-list-map-keys, so it must have a default or be a required property"
             )
-            yield _line(f"{place}.default", REQUIRED, detail)
+            yield problem(f"{place}.default", REQUIRED, detail)
         if declared.get("nullable"):
             detail = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable"
-            yield _line(f"{place}.nullable", FORBIDDEN, detail)
+            yield problem(f"{place}.nullable", FORBIDDEN, detail)
 
 
 # --- defaults --------------------------------------------------------------------------------------------------------
@@ -351,7 +343,7 @@ def _defaults(schema: Schema, path: str) -> Problems:
     if isinstance(schema.get("items"), dict):
         yield from _defaults(schema["items"], f"{path}.items")
     for name, child in (schema.get("properties") or {}).items():
-        yield from _defaults(child, _key(path, name))
+        yield from _defaults(child, child_path(path, name))
 
 
 def _default(schema: Schema, path: str) -> Problems:
@@ -360,69 +352,8 @@ def _default(schema: Schema, path: str) -> Problems:
     text = orjson.dumps({"x": schema["default"]})
     _, unknown = wrapper.prune(orjson.loads(text))
     if unknown:
-        yield _line(path, INVALID, "must not have unknown fields", go_value(schema["default"]))
+        yield problem(path, INVALID, "must not have unknown fields", go_value(schema["default"]))
         return
     for error in wrapper.validate(orjson.loads(text)):
         body = re.sub(r"\bx(?:\.(\S+))? in body", lambda match: f"{match[1] or ''} in body", error.body)
         yield f"{path}{error.path.removeprefix('x')}: {body}"
-
-
-# --- rules -----------------------------------------------------------------------------------------------------------
-
-
-def _rules(schema: Schema, path: str, *, is_resource: bool, uncorrelatable: str | None) -> Problems:
-    """Rules compile; `uncorrelatable` is the part of the schema in which old values have no counterpart."""
-    for index, rule in enumerate(schema.get("x-kubernetes-validations") or []):
-        yield from _rule(schema, rule, f"{path}.x-kubernetes-validations[{index}]", is_resource, uncorrelatable)
-    below = uncorrelatable or (path if schema.get("x-kubernetes-map-type") == "atomic" else None)
-    for name, child in (schema.get("properties") or {}).items():
-        yield from _rules(child, _key(path, name), is_resource=False, uncorrelatable=below)
-    if isinstance(schema.get("additionalProperties"), dict):
-        child = schema["additionalProperties"]
-        yield from _rules(child, f"{path}.additionalProperties", is_resource=False, uncorrelatable=below)
-    if isinstance(schema.get("items"), dict):
-        below = uncorrelatable or (path if schema.get("x-kubernetes-list-type") != "map" else None)
-        yield from _rules(schema["items"], f"{path}.items", is_resource=False, uncorrelatable=below)
-
-
-def _rule(schema: Schema, rule: Schema, path: str, is_resource: bool, uncorrelatable: str | None) -> Problems:
-    text, message = rule.get("rule", ""), rule.get("message", "")
-    if not text.strip():
-        yield _line(f"{path}.rule", REQUIRED, "rule is not specified")
-        return
-    if message and not message.strip():
-        yield _line(f"{path}.message", INVALID, "must be non-empty if specified", go_quote(message))
-    elif "\n" in message.strip():
-        yield _line(f"{path}.message", INVALID, "must not contain line breaks", go_quote(message))
-    elif "\n" in text.strip() and not message.strip():
-        yield _line(f"{path}.message", REQUIRED, "message must be specified if rule contains line breaks")
-    if rule.get("reason") is not None and rule["reason"] not in _REASONS:
-        supported = ", ".join(go_quote(reason) for reason in _REASONS)
-        yield _line(f"{path}.reason", NOT_SUPPORTED, f"supported values: {supported}", go_value(rule["reason"]))
-    if rule.get("fieldPath") and not _is_field_path(rule["fieldPath"], schema):
-        yield _line(f"{path}.fieldPath", INVALID, "must be a valid path", go_quote(rule["fieldPath"]))
-    try:
-        cel.compile_rules({**schema, "x-kubernetes-validations": [rule]}, is_resource=is_resource)
-    except cel.RuleError as error:
-        yield _line(f"{path}.{error.field}", INVALID, str(error), go_value(rule))
-        return
-    if not cel.uses_old_self(text):
-        if rule.get("optionalOldSelf") is not None:
-            detail = "may not be set if oldSelf is not used in rule"
-            yield _line(f"{path}.optionalOldSelf", INVALID, detail, go_value(rule["optionalOldSelf"]))
-    elif uncorrelatable:
-        detail = f"oldSelf cannot be used on the uncorrelatable portion of the schema within {uncorrelatable}"
-        yield _line(f"{path}.rule", INVALID, detail, go_quote(text))
-
-
-def _is_field_path(path: str, schema: Schema) -> bool:
-    """Whether `path` (.spec.x or .map['key']) leads to something the schema declares."""
-    at: Any = schema
-    steps = re.findall(r"\.([^.\['\]]+)|\['((?:\\.|[^'\\])*)'\]", path)
-    if "".join(f".{name}" if name else f"['{key}']" for name, key in steps) != path:
-        return False
-    for name, key in steps:
-        at = (at.get("properties") or {}).get(name or key) or at.get("additionalProperties")
-        if not isinstance(at, dict):
-            return False
-    return bool(steps)

@@ -1,40 +1,25 @@
 """kubectl's columns for the built-in kinds."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 from capstan_local.schema import table_pods
 from capstan_local.schema.durations import age, human_duration
 from capstan_local.schema.jsonpath import find
-
-Object = dict[str, Any]
-Cell = Callable[[Object, datetime], Any]
-
-_NONE: Final = "<none>"
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: its definition, and how an object fills it. `priority` > 0 shows with `-o wide` only."""
-
-    name: str
-    cell: Cell
-    kind: str = "string"
-    format: str = ""
-    priority: int = 0
-    description: str = ""
-
-    def definition(self) -> Object:
-        """Its entry in columnDefinitions."""
-        return {
-            "name": self.name,
-            "type": self.kind,
-            "format": self.format,
-            "description": self.description or self.name,
-            "priority": self.priority,
-        }
+from capstan_local.schema.table_cells import (
+    NONE,
+    Cell,
+    Column,
+    Object,
+    age_at,
+    all_at,
+    at,
+    count,
+    joined,
+    labels_text,
+    selector,
+    wide,
+)
 
 
 def find_columns(group: str, kind: str) -> tuple[Column, ...]:
@@ -42,57 +27,14 @@ def find_columns(group: str, kind: str) -> tuple[Column, ...]:
     return _COLUMNS.get((group, kind), (NAME, AGE))
 
 
-def _at(path: str, default: Any = "") -> Cell:
-    def cell(obj: Object, now: datetime) -> Any:
-        found = find(path, obj)
-        return found[0] if found and found[0] is not None else default
-
-    return cell
-
-
-def _wide(name: str, cell: Cell) -> Column:
-    return Column(name, cell, priority=1)
-
-
-def _count(path: str) -> Cell:
-    return lambda obj, now: len((find(path, obj) or [None])[0] or ())
-
-
-def _joined(values: Iterable[Any], default: str = _NONE) -> str:
-    return ",".join(str(value) for value in values) or default
-
-
-def _all(path: str, default: str = _NONE) -> Cell:
-    return lambda obj, now: _joined(find(path, obj), default)
-
-
-def _age_of(path: str) -> Cell:
-    return lambda obj, now: age((find(path, obj) or [None])[0], now)
-
-
-NAME: Final = Column("Name", _at(".metadata.name"), format="name", description="Name of the object in its namespace.")
-AGE: Final = Column("Age", _age_of(".metadata.creationTimestamp"), description="Time since the object was created.")
-_CREATED_AT: Final = Column("Created At", _at(".metadata.creationTimestamp"), kind="date")
-
-
-def _labels(labels: Any) -> str:
-    return _joined(f"{key}={value}" for key, value in sorted((labels or {}).items()))
-
-
-def _selector(obj: Object, now: datetime) -> str:
-    """A label selector as `kubectl get -l` would take it."""
-    selector = obj.get("spec", {}).get("selector") or {}
-    parts = [f"{key}={value}" for key, value in sorted((selector.get("matchLabels") or {}).items())]
-    for rule in selector.get("matchExpressions") or []:
-        values = f"({','.join(sorted(rule.get('values') or []))})"
-        forms = {"In": f"{rule['key']} in {values}", "NotIn": f"{rule['key']} notin {values}", "Exists": rule["key"]}
-        parts.append(forms.get(rule["operator"], f"!{rule['key']}"))
-    return _joined(parts)
+NAME: Final = Column("Name", at(".metadata.name"), format="name", description="Name of the object in its namespace.")
+AGE: Final = Column("Age", age_at(".metadata.creationTimestamp"), description="Time since the object was created.")
+_CREATED_AT: Final = Column("Created At", at(".metadata.creationTimestamp"), kind="date")
 
 
 _TEMPLATE: Final = (
-    _wide("Containers", _all(".spec.template.spec.containers[*].name")),
-    _wide("Images", _all(".spec.template.spec.containers[*].image")),
+    wide("Containers", all_at(".spec.template.spec.containers[*].name")),
+    wide("Images", all_at(".spec.template.spec.containers[*].image")),
 )
 
 
@@ -107,12 +49,12 @@ def _external_ip(obj: Object, now: datetime) -> str:
     if kind == "LoadBalancer":
         ingress = find(".status.loadBalancer.ingress[*]", obj)
         addresses = [entry.get("ip") or entry.get("hostname", "") for entry in ingress] + external
-        return _joined(addresses, "<pending>")
-    return _joined(external)
+        return joined(addresses, "<pending>")
+    return joined(external)
 
 
 def _service_ports(obj: Object, now: datetime) -> str:
-    return _joined(
+    return joined(
         f"{port['port']}{':' + str(port['nodePort']) if port.get('nodePort') else ''}/{port.get('protocol', 'TCP')}"
         for port in obj.get("spec", {}).get("ports") or []
     )
@@ -125,7 +67,7 @@ def _endpoints(obj: Object, now: datetime) -> str:
         ports = subset.get("ports") or []
         shown += [f"{ip}:{port['port']}" for port in ports for ip in addresses] if ports else addresses
     more = f" + {len(shown) - 3} more..." if len(shown) > 3 else ""
-    return _joined(shown[:3]) + more
+    return joined(shown[:3]) + more
 
 
 # --- workloads -------------------------------------------------------------------------------------------------------
@@ -182,11 +124,11 @@ def _node_roles(obj: Object, now: datetime) -> str:
     roles = {label.removeprefix(_ROLE) for label in labels if label.startswith(_ROLE) and label != _ROLE}
     if labels.get("kubernetes.io/role"):
         roles.add(labels["kubernetes.io/role"])
-    return _joined(sorted(roles))
+    return joined(sorted(roles))
 
 
 def _node_address(kind: str) -> Cell:
-    return _at(f'.status.addresses[?(@.type=="{kind}")].address', _NONE)
+    return at(f'.status.addresses[?(@.type=="{kind}")].address', NONE)
 
 
 def _node_info(name: str) -> Cell:
@@ -221,15 +163,15 @@ def _event_count(obj: Object, now: datetime) -> str:
 
 _EVENT: Final = (
     Column("Last Seen", _event_last_seen),
-    Column("Type", _at(".type")),
-    Column("Reason", _at(".reason")),
+    Column("Type", at(".type")),
+    Column("Reason", at(".reason")),
     Column("Object", _event_object),
-    _wide("Subobject", lambda obj, now: (obj.get("involvedObject") or obj.get("regarding") or {}).get("fieldPath", "")),
-    _wide("Source", _event_source),
+    wide("Subobject", lambda obj, now: (obj.get("involvedObject") or obj.get("regarding") or {}).get("fieldPath", "")),
+    wide("Source", _event_source),
     Column("Message", lambda obj, now: (obj.get("message") or obj.get("note") or "").strip()),
-    _wide("First Seen", lambda obj, now: age(obj.get("firstTimestamp") or obj.get("eventTime"), now)),
-    _wide("Count", _event_count),
-    Column("Name", _at(".metadata.name"), format="name", priority=1),
+    wide("First Seen", lambda obj, now: age(obj.get("firstTimestamp") or obj.get("eventTime"), now)),
+    wide("Count", _event_count),
+    Column("Name", at(".metadata.name"), format="name", priority=1),
 )
 
 
@@ -244,7 +186,7 @@ _MODES: Final = {
 
 
 def _access_modes(path: str) -> Cell:
-    return lambda obj, now: _joined((short for mode, short in _MODES.items() if mode in find(path, obj)), "")
+    return lambda obj, now: joined((short for mode, short in _MODES.items() if mode in find(path, obj)), "")
 
 
 def _claim_status(obj: Object, now: datetime) -> str:
@@ -272,9 +214,9 @@ _BINDING: Final = (
     NAME,
     Column("Role", lambda obj, now: f"{obj['roleRef']['kind']}/{obj['roleRef']['name']}"),
     AGE,
-    _wide("Users", _subjects("User")),
-    _wide("Groups", _subjects("Group")),
-    _wide("ServiceAccounts", _subjects("ServiceAccount")),
+    wide("Users", _subjects("User")),
+    wide("Groups", _subjects("Group")),
+    wide("ServiceAccounts", _subjects("ServiceAccount")),
 )
 _CLASS_ANNOTATION: Final = r".metadata.annotations['volume.beta.kubernetes.io/storage-class']"
 
@@ -285,100 +227,102 @@ _COLUMNS: Final[dict[tuple[str, str], tuple[Column, ...]]] = {
         Column("Status", lambda obj, now: table_pods.status(obj)),
         Column("Restarts", table_pods.restarts),
         AGE,
-        _wide("IP", _at(".status.podIP", _NONE)),
-        _wide("Node", _at(".spec.nodeName", _NONE)),
-        _wide("Nominated Node", _at(".status.nominatedNodeName", _NONE)),
-        _wide("Readiness Gates", lambda obj, now: table_pods.readiness_gates(obj)),
+        wide("IP", at(".status.podIP", NONE)),
+        wide("Node", at(".spec.nodeName", NONE)),
+        wide("Nominated Node", at(".status.nominatedNodeName", NONE)),
+        wide("Readiness Gates", lambda obj, now: table_pods.readiness_gates(obj)),
     ),
     ("", "Service"): (
         NAME,
-        Column("Type", _at(".spec.type", "ClusterIP")),
-        Column("Cluster-IP", _at(".spec.clusterIP", _NONE)),
+        Column("Type", at(".spec.type", "ClusterIP")),
+        Column("Cluster-IP", at(".spec.clusterIP", NONE)),
         Column("External-IP", _external_ip),
         Column("Port(s)", _service_ports),
         AGE,
-        _wide("Selector", lambda obj, now: _labels(obj.get("spec", {}).get("selector"))),
+        wide("Selector", lambda obj, now: labels_text(obj.get("spec", {}).get("selector"))),
     ),
     ("", "Endpoints"): (NAME, Column("Endpoints", _endpoints), AGE),
-    ("", "Secret"): (NAME, Column("Type", _at(".type")), Column("Data", _count(".data"), "integer"), AGE),
+    ("", "Secret"): (NAME, Column("Type", at(".type")), Column("Data", count(".data"), "integer"), AGE),
     ("", "ConfigMap"): (
         NAME,
         Column("Data", lambda obj, now: len(obj.get("data") or ()) + len(obj.get("binaryData") or ()), "integer"),
         AGE,
     ),
-    ("", "Namespace"): (NAME, Column("Status", _at(".status.phase")), AGE),
-    ("", "ServiceAccount"): (NAME, Column("Secrets", _count(".secrets"), "integer"), AGE),
+    ("", "Namespace"): (NAME, Column("Status", at(".status.phase")), AGE),
+    ("", "ServiceAccount"): (NAME, Column("Secrets", count(".secrets"), "integer"), AGE),
     ("", "Node"): (
         NAME,
         Column("Status", _node_status),
         Column("Roles", _node_roles),
         AGE,
-        Column("Version", _at(".status.nodeInfo.kubeletVersion")),
-        _wide("Internal-IP", _node_address("InternalIP")),
-        _wide("External-IP", _node_address("ExternalIP")),
-        _wide("OS-Image", _node_info("osImage")),
-        _wide("Kernel-Version", _node_info("kernelVersion")),
-        _wide("Container-Runtime", _node_info("containerRuntimeVersion")),
+        Column("Version", at(".status.nodeInfo.kubeletVersion")),
+        wide("Internal-IP", _node_address("InternalIP")),
+        wide("External-IP", _node_address("ExternalIP")),
+        wide("OS-Image", _node_info("osImage")),
+        wide("Kernel-Version", _node_info("kernelVersion")),
+        wide("Container-Runtime", _node_info("containerRuntimeVersion")),
     ),
     ("", "Event"): _EVENT,
     ("events.k8s.io", "Event"): _EVENT,
     ("", "PersistentVolumeClaim"): (
         NAME,
         Column("Status", _claim_status),
-        Column("Volume", _at(".spec.volumeName")),
-        Column("Capacity", _at(".status.capacity.storage")),
+        Column("Volume", at(".spec.volumeName")),
+        Column("Capacity", at(".status.capacity.storage")),
         Column("Access Modes", _access_modes(".status.accessModes[*]")),
         Column(
             "StorageClass",
             lambda obj, now: (find(_CLASS_ANNOTATION, obj) or find(".spec.storageClassName", obj) or [""])[0],
         ),
-        Column("VolumeAttributesClass", _at(".spec.volumeAttributesClassName", "<unset>")),
+        Column("VolumeAttributesClass", at(".spec.volumeAttributesClassName", "<unset>")),
         AGE,
-        _wide("VolumeMode", _at(".spec.volumeMode", "<unset>")),
+        wide("VolumeMode", at(".spec.volumeMode", "<unset>")),
     ),
     ("", "PersistentVolume"): (
         NAME,
-        Column("Capacity", _at(".spec.capacity.storage")),
+        Column("Capacity", at(".spec.capacity.storage")),
         Column("Access Modes", _access_modes(".spec.accessModes[*]")),
-        Column("Reclaim Policy", _at(".spec.persistentVolumeReclaimPolicy")),
+        Column("Reclaim Policy", at(".spec.persistentVolumeReclaimPolicy")),
         Column("Status", _claim_status),
         Column("Claim", _claim_of),
-        Column("StorageClass", _at(".spec.storageClassName")),
-        Column("VolumeAttributesClass", _at(".spec.volumeAttributesClassName", "<unset>")),
-        Column("Reason", _at(".status.reason")),
+        Column("StorageClass", at(".spec.storageClassName")),
+        Column("VolumeAttributesClass", at(".spec.volumeAttributesClassName", "<unset>")),
+        Column("Reason", at(".status.reason")),
         AGE,
-        _wide("VolumeMode", _at(".spec.volumeMode", "<unset>")),
+        wide("VolumeMode", at(".spec.volumeMode", "<unset>")),
     ),
     ("apps", "Deployment"): (
         NAME,
         Column("Ready", _ready_of),
-        Column("Up-to-date", _at(".status.updatedReplicas", 0), "integer"),
-        Column("Available", _at(".status.availableReplicas", 0), "integer"),
+        Column("Up-to-date", at(".status.updatedReplicas", 0), "integer"),
+        Column("Available", at(".status.availableReplicas", 0), "integer"),
         AGE,
         *_TEMPLATE,
-        _wide("Selector", _selector),
+        wide("Selector", selector),
     ),
     ("apps", "ReplicaSet"): (
         NAME,
-        Column("Desired", _at(".spec.replicas", 0), "integer"),
-        Column("Current", _at(".status.replicas", 0), "integer"),
-        Column("Ready", _at(".status.readyReplicas", 0), "integer"),
+        Column("Desired", at(".spec.replicas", 0), "integer"),
+        Column("Current", at(".status.replicas", 0), "integer"),
+        Column("Ready", at(".status.readyReplicas", 0), "integer"),
         AGE,
         *_TEMPLATE,
-        _wide("Selector", _selector),
+        wide("Selector", selector),
     ),
     ("apps", "StatefulSet"): (NAME, Column("Ready", _ready_of), AGE, *_TEMPLATE),
     ("apps", "DaemonSet"): (
         NAME,
-        Column("Desired", _at(".status.desiredNumberScheduled", 0), "integer"),
-        Column("Current", _at(".status.currentNumberScheduled", 0), "integer"),
-        Column("Ready", _at(".status.numberReady", 0), "integer"),
-        Column("Up-to-date", _at(".status.updatedNumberScheduled", 0), "integer"),
-        Column("Available", _at(".status.numberAvailable", 0), "integer"),
-        Column("Node Selector", lambda obj, now: _labels((find(".spec.template.spec.nodeSelector", obj) or [{}])[0])),
+        Column("Desired", at(".status.desiredNumberScheduled", 0), "integer"),
+        Column("Current", at(".status.currentNumberScheduled", 0), "integer"),
+        Column("Ready", at(".status.numberReady", 0), "integer"),
+        Column("Up-to-date", at(".status.updatedNumberScheduled", 0), "integer"),
+        Column("Available", at(".status.numberAvailable", 0), "integer"),
+        Column(
+            "Node Selector", lambda obj, now: labels_text((find(".spec.template.spec.nodeSelector", obj) or [{}])[0])
+        ),
         AGE,
         *_TEMPLATE,
-        _wide("Selector", _selector),
+        wide("Selector", selector),
     ),
     ("batch", "Job"): (
         NAME,
@@ -387,9 +331,9 @@ _COLUMNS: Final[dict[tuple[str, str], tuple[Column, ...]]] = {
         Column("Duration", _job_duration),
         AGE,
         *_TEMPLATE,
-        _wide("Selector", _selector),
+        wide("Selector", selector),
     ),
-    ("coordination.k8s.io", "Lease"): (NAME, Column("Holder", _at(".spec.holderIdentity")), AGE),
+    ("coordination.k8s.io", "Lease"): (NAME, Column("Holder", at(".spec.holderIdentity")), AGE),
     ("apiextensions.k8s.io", "CustomResourceDefinition"): (NAME, _CREATED_AT),
     ("rbac.authorization.k8s.io", "Role"): (NAME, _CREATED_AT),
     ("rbac.authorization.k8s.io", "ClusterRole"): (NAME, _CREATED_AT),
@@ -397,17 +341,17 @@ _COLUMNS: Final[dict[tuple[str, str], tuple[Column, ...]]] = {
     ("rbac.authorization.k8s.io", "ClusterRoleBinding"): _BINDING,
     ("scheduling.k8s.io", "PriorityClass"): (
         NAME,
-        Column("Value", _at(".value", 0), "integer"),
-        Column("Global-Default", _at(".globalDefault", False), "boolean"),
+        Column("Value", at(".value", 0), "integer"),
+        Column("Global-Default", at(".globalDefault", False), "boolean"),
         AGE,
-        Column("PreemptionPolicy", _at(".preemptionPolicy")),
+        Column("PreemptionPolicy", at(".preemptionPolicy")),
     ),
     ("storage.k8s.io", "StorageClass"): (
         NAME,
-        Column("Provisioner", _at(".provisioner")),
-        Column("ReclaimPolicy", _at(".reclaimPolicy", "Delete")),
-        Column("VolumeBindingMode", _at(".volumeBindingMode", "Immediate")),
-        Column("AllowVolumeExpansion", _at(".allowVolumeExpansion", False), "boolean"),
+        Column("Provisioner", at(".provisioner")),
+        Column("ReclaimPolicy", at(".reclaimPolicy", "Delete")),
+        Column("VolumeBindingMode", at(".volumeBindingMode", "Immediate")),
+        Column("AllowVolumeExpansion", at(".allowVolumeExpansion", False), "boolean"),
         AGE,
     ),
 }

@@ -26,14 +26,9 @@ from capstan_operator.cluster.statuses import read_known_status
 from capstan_operator.cluster.store import Store
 from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import (
-    ObservedBenching,
-    ObservedBenchmark,
-    ObservedBenchPod,
-    ObservedService,
-    ObservedTrialJob,
-    OperatorSettings,
-)
+from capstan_operator.observe import OperatorSettings
+from capstan_operator.observe_benchmark import ObservedBenching, ObservedBenchmark, ObservedBenchPod, ObservedTrialJob
+from capstan_operator.observe_serving import ObservedService
 
 PHASES = ("Pending", "Running", "Reporting", "Suspended", "Succeeded", "Failed", "Invalid")
 _ENDED = ("Succeeded", "Failed")

@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from capstan_operator.api.gateway import Gateway
 from capstan_operator.cluster.pods import Metadata
-from capstan_operator.observe import ObservedGatewayRoute
+from capstan_operator.observe_serving import ObservedGatewayRoute
 
 MAX_MESSAGE = 300
 

@@ -8,7 +8,7 @@ from capstan_operator.api.benchmark import ConfigMapBaseline
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import CONFIG_MAPS
 from capstan_operator.cluster.kube import KubeClient
-from capstan_operator.observe import ObservedBenchmark, ObservedKept
+from capstan_operator.observe_benchmark import ObservedBenchmark, ObservedKept
 
 
 async def read_kept(client: KubeClient, benchmark: ObservedBenchmark) -> ObservedKept | None:

@@ -5,7 +5,7 @@ import msgspec
 from capstan_operator.api.meta import LABEL_REVISION
 from capstan_operator.build.serving_ray import APPLICATION
 from capstan_operator.cluster.pods import Metadata
-from capstan_operator.observe import ObservedRayService
+from capstan_operator.observe_serving import ObservedRayService
 
 MAX_MESSAGE = 300
 _HOPELESS = ("ValidationFailed", "InitializingTimeout")

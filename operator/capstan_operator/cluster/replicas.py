@@ -19,7 +19,7 @@ from capstan_operator.cluster.pods import (
     seconds_of,
     waiting,
 )
-from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedResolver, ObservedRoute
+from capstan_operator.observe_serving import ObservedDeployment, ObservedReplica, ObservedResolver, ObservedRoute
 from capstan_runtime.contract.registry import Resolved
 
 MAX_MESSAGE = 500

@@ -17,7 +17,7 @@ from capstan_operator.cluster.serving_traffic import Reading, ServiceTraffic
 from capstan_operator.cluster.supervisor_client import read_at_most
 from capstan_operator.cluster.work_queue import ObjectKey
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import ObservedLoad, ObservedTraffic, RevisionLatency
+from capstan_operator.observe_serving import ObservedLoad, ObservedTraffic, RevisionLatency
 from capstan_runtime.contract.env import SERVE_PORT
 
 logger = logging.getLogger(__name__)

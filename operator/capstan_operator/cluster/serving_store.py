@@ -40,10 +40,10 @@ from capstan_operator.cluster.scraper import Target
 from capstan_operator.cluster.statuses import read_known_status
 from capstan_operator.cluster.work_queue import ObjectKey, Priority
 from capstan_operator.metrics import Metrics
-from capstan_operator.observe import (
+from capstan_operator.observe import ObservedJob, OperatorSettings
+from capstan_operator.observe_serving import (
     ObservedDeployment,
     ObservedGatewayRoute,
-    ObservedJob,
     ObservedLoad,
     ObservedRayService,
     ObservedReplica,
@@ -52,7 +52,6 @@ from capstan_operator.observe import (
     ObservedService,
     ObservedServing,
     ObservedTraffic,
-    OperatorSettings,
     RevisionLatency,
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import ceil
 
-from capstan_operator.observe import LoadSample, ObservedLoad, ObservedTraffic, RevisionLatency, ServedTraffic
+from capstan_operator.observe_serving import LoadSample, ObservedLoad, ObservedTraffic, RevisionLatency, ServedTraffic
 
 WINDOW_SECONDS = 60.0
 """Over about so long latencies are told."""

@@ -22,7 +22,7 @@ from capstan_operator.decide.bench.standstill import stand_still
 from capstan_operator.decide.bench.summary import without_other
 from capstan_operator.decide.bench.types import BenchDecision
 from capstan_operator.decide.blueprint import Refusal
-from capstan_operator.observe import ObservedBenching, ObservedBenchmark
+from capstan_operator.observe_benchmark import ObservedBenching, ObservedBenchmark
 
 LEAST_WAIT_SECONDS = 0.05
 _CHANGED = (

@@ -24,7 +24,8 @@ from capstan_operator.decide.serving.retry import seconds_until_retry, turned_ba
 from capstan_operator.decide.serving.salvage import Refused, salvage, without_rollout
 from capstan_operator.decide.serving.scaling import fit_size
 from capstan_operator.decide.serving.types import NoModel, ServingDecision
-from capstan_operator.observe import ObservedServing, OperatorSettings
+from capstan_operator.observe import OperatorSettings
+from capstan_operator.observe_serving import ObservedServing
 
 LEAST_WAIT_SECONDS = 0.05
 DARK_LOOK_SECONDS = 5.0

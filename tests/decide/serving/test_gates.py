@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from capstan_operator.api.rollout import Gates
 from capstan_operator.decide.serving.gates import judge, rate_bounds
-from capstan_operator.observe import ServedTraffic
+from capstan_operator.observe_serving import ServedTraffic
 
 BOUNDS = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32)
 LOOK_EVERY = 50

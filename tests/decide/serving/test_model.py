@@ -13,7 +13,7 @@ from capstan_operator.decide.conditions import find
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.model import resolve
 from capstan_operator.decide.serving.types import NoModel
-from capstan_operator.observe import ObservedReplica
+from capstan_operator.observe_serving import ObservedReplica
 from tests.support.looks import make_job, root
 from tests.support.serving_world import live, trained
 

@@ -10,7 +10,7 @@ from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.cluster.ray_services import decode_ray_service, observe_ray_service
 from capstan_operator.decide.inference_service import decide_inference_service
 from capstan_operator.decide.serving.types import ServingDecision
-from capstan_operator.observe import ObservedServing
+from capstan_operator.observe_serving import ObservedServing
 from tests.support.looks import make_job, merged
 from tests.support.serving_world import World, trained
 from tests.support.serving_world import live as standalone

@@ -11,7 +11,7 @@ import orjson
 import pytest
 
 from capstan_operator.decide.inference_service import decide_inference_service
-from capstan_operator.observe import ServedTraffic
+from capstan_operator.observe_serving import ServedTraffic
 from tests.support.serving_world import BOUNDS, GATEWAY, SERVICE, World, live, trained
 
 STRATEGIES: dict[str, dict[str, Any]] = {

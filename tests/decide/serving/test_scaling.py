@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.decide.serving.scaling import decide_size
-from capstan_operator.observe import LoadSample, ObservedLoad
+from capstan_operator.observe_serving import LoadSample, ObservedLoad
 from tests.support.serving_world import live
 
 SAMPLE_SECONDS = 5.0

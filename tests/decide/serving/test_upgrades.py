@@ -13,7 +13,8 @@ from capstan_operator.api.store import Store
 from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.serving.asked import asked_digest
 from capstan_operator.decide.serving.blueprint import read_revision
-from capstan_operator.observe import ObservedService, OperatorSettings, ServedTraffic
+from capstan_operator.observe import OperatorSettings
+from capstan_operator.observe_serving import ObservedService, ServedTraffic
 from capstan_runtime.contract.exit_codes import ExitCode
 from tests.support.looks import merged, root
 from tests.support.serving_world import SERVING_SPEC, World, live, trained

@@ -12,7 +12,7 @@ from capstan_operator.decide.bench.plan import PlanError, plan_trials
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.conditions import is_true
-from capstan_operator.observe import ObservedBenching, ObservedBenchmark, ObservedKept
+from capstan_operator.observe_benchmark import ObservedBenching, ObservedBenchmark, ObservedKept
 from capstan_runtime.contract.benchmark import MOUNTED_BASELINE, BaselineBenchmark, BaselineTask
 
 DIGEST_DIGITS = 8

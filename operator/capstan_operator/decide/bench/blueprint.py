@@ -20,7 +20,8 @@ from capstan_operator.decide.bench.gate import gate_problem, metrics_problem
 from capstan_operator.decide.bench.plan import PlanError, plan_trials
 from capstan_operator.decide.blueprint import Refusal, read_blueprint
 from capstan_operator.decide.validation import explain
-from capstan_operator.observe import ObservedBenchmark, ObservedJob, OperatorSettings
+from capstan_operator.observe import ObservedJob, OperatorSettings
+from capstan_operator.observe_benchmark import ObservedBenchmark
 from capstan_runtime.contract.benchmark import BenchTask
 
 MOST_SPEC_BYTES = 90_000

@@ -17,7 +17,7 @@ from capstan_operator.decide.bench.types import BenchDeletion
 from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.times import seconds_after
 from capstan_operator.decide.types import Manifest
-from capstan_operator.observe import ObservedBenching, ObservedBenchPod, ObservedTrialJob
+from capstan_operator.observe_benchmark import ObservedBenching, ObservedBenchPod, ObservedTrialJob
 from capstan_runtime.contract import env
 
 PAUSE_SECONDS = {2: 2.0, 3: 10.0}

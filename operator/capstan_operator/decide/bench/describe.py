@@ -9,7 +9,7 @@ from capstan_operator.decide.bench.look import MOST_ATTEMPTS, REPORT, Look
 from capstan_operator.decide.bench.outcome import TROUBLES, Underway
 from capstan_operator.decide.bench.reasons import BenchReason
 from capstan_operator.decide.conditions import find, is_true, put_condition
-from capstan_operator.observe import ObservedBenchmark
+from capstan_operator.observe_benchmark import ObservedBenchmark
 
 _AGAIN = "set spec.suspend to true and to false again for one more attempt"
 _NEW = "create a Benchmark with a new name"

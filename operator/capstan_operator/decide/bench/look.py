@@ -8,7 +8,8 @@ from capstan_operator.api.benchmark_status import BenchmarkStatus
 from capstan_operator.build.benchmark_children import child_name
 from capstan_operator.decide.bench.baseline import Missing, Standard, judged_by
 from capstan_operator.decide.bench.plan import Trial
-from capstan_operator.observe import ObservedBenching, ObservedBenchPod, ObservedService, ObservedTrialJob
+from capstan_operator.observe_benchmark import ObservedBenching, ObservedBenchPod, ObservedTrialJob
+from capstan_operator.observe_serving import ObservedService
 
 MOST_ATTEMPTS = 3
 """Of one run, and of the report."""

@@ -15,7 +15,8 @@ from capstan_operator.decide.provenance import PREEMPTED
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.times import seconds_after
 from capstan_operator.decide.waiting import WAITING_REASONS
-from capstan_operator.observe import ObservedBenchPod, ObservedService
+from capstan_operator.observe_benchmark import ObservedBenchPod
+from capstan_operator.observe_serving import ObservedService
 from capstan_runtime.contract.benchmark import Summary, TrialEnd
 from capstan_runtime.contract.exit_codes import ExitCode
 

@@ -7,7 +7,7 @@ from capstan_operator.decide.bench.events import tell
 from capstan_operator.decide.bench.outcome import GRACE_SECONDS
 from capstan_operator.decide.bench.types import BenchDecision
 from capstan_operator.decide.times import seconds_after
-from capstan_operator.observe import ObservedBenching
+from capstan_operator.observe_benchmark import ObservedBenching
 
 
 def stand_still(observed: ObservedBenching, status: BenchmarkStatus, now: float) -> BenchDecision:

@@ -19,7 +19,8 @@ from capstan_operator.build.serving_ray import build_ray_cluster
 from capstan_operator.build.serving_revision import Revision, build_revision
 from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.validation import explain
-from capstan_operator.observe import ObservedService, OperatorSettings
+from capstan_operator.observe import OperatorSettings
+from capstan_operator.observe_serving import ObservedService
 
 
 def read_spec(service: ObservedService) -> InferenceServiceSpec | Refusal:

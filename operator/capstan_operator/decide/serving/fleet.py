@@ -12,7 +12,7 @@ from capstan_operator.build.serving_revision import Revision
 from capstan_operator.decide.conditions import find
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.times import rfc3339_millis, seconds_after
-from capstan_operator.observe import ObservedDeployment, ObservedReplica, ObservedServing
+from capstan_operator.observe_serving import ObservedDeployment, ObservedReplica, ObservedServing
 
 DARK_SECONDS = 60.0
 """Nothing was served for so long: a revision that can serve then does, whatever its rollout asks for."""

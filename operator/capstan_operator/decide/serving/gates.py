@@ -12,7 +12,7 @@ from typing import Literal
 
 from capstan_operator.api.inference_service_status import GateStatus
 from capstan_operator.api.rollout import Gates
-from capstan_operator.observe import ServedTraffic
+from capstan_operator.observe_serving import ServedTraffic
 
 QUANTILE = 0.99
 _PRIOR = 0.5

@@ -12,7 +12,7 @@ from capstan_operator.decide.blueprint import Refusal
 from capstan_operator.decide.serving.fleet import Fleet, answers_badly
 from capstan_operator.decide.serving.types import ChildDeletion
 from capstan_operator.decide.types import Manifest
-from capstan_operator.observe import ObservedServing
+from capstan_operator.observe_serving import ObservedServing
 
 ALL = 100
 

@@ -4,7 +4,7 @@ from capstan_operator.api.inference_service_status import RevisionFailure
 from capstan_operator.decide.serving.fleet import DARK_SECONDS, Fleet
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.times import rfc3339, seconds_after
-from capstan_operator.observe import ObservedReplica
+from capstan_operator.observe_serving import ObservedReplica
 from capstan_runtime.contract.exit_codes import ExitCode
 
 CRASHES = 3

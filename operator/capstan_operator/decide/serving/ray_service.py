@@ -28,7 +28,7 @@ from capstan_operator.decide.serving.salvage import Refused
 from capstan_operator.decide.serving.types import ChildDeletion, NoModel, ServingDecision
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import Manifest
-from capstan_operator.observe import ObservedRayService, ObservedServing
+from capstan_operator.observe_serving import ObservedRayService, ObservedServing
 from capstan_runtime.contract.env import SERVE_PORT
 
 

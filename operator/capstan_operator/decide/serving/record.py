@@ -26,7 +26,7 @@ from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.retry import forgive, seconds_until_tried
 from capstan_operator.decide.serving.scaling import decide_size
 from capstan_operator.decide.times import rfc3339, seconds_after
-from capstan_operator.observe import ObservedTraffic, ServedTraffic
+from capstan_operator.observe_serving import ObservedTraffic, ServedTraffic
 
 PROVEN_SECONDS = 10.0
 """How long all pods of a revision with all traffic must stay ready until the one before it goes, if no hold is set."""

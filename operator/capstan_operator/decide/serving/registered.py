@@ -16,7 +16,7 @@ from capstan_operator.decide.serving.model import RUNTIME_OF
 from capstan_operator.decide.serving.reasons import ServingReason
 from capstan_operator.decide.serving.types import NoModel
 from capstan_operator.decide.types import Manifest, PodDeletion
-from capstan_operator.observe import ObservedResolver, ObservedServing
+from capstan_operator.observe_serving import ObservedResolver, ObservedServing
 
 AGAIN_SECONDS = 60.0
 """From one pod that found out nothing to the next: a node that evicts whatever comes is not asked in a loop."""

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from capstan_operator.api.inference_service import InferenceServiceSpec
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
 from capstan_operator.decide.serving.reasons import ServingReason
-from capstan_operator.observe import ObservedServing
+from capstan_operator.observe_serving import ObservedServing
 
 _SOME_MODEL = {"trainingJob": {"name": "unknown"}}
 """Stands for a modelRef that cannot be read: while the spec is refused nobody asks which model it means."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from capstan_operator.api.autoscaling import Autoscaling
 from capstan_operator.api.inference_service_status import InferenceServiceStatus
-from capstan_operator.observe import LoadSample, ObservedDeployment, ObservedLoad
+from capstan_operator.observe_serving import LoadSample, ObservedDeployment, ObservedLoad
 
 STALE_SECONDS = 15.0
 """A sample says nothing of what is so long after it."""
