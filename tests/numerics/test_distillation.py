@@ -98,15 +98,18 @@ def test_an_attack_raises_the_whole_loss_and_the_teacher_sees_the_samples_as_the
 
 
 def trained(model: Document, student: Document, seed: int = 1) -> Trained:
-    """A teacher that nobody has trained, with an average of its weights and running statistics that are not the first
-    ones: what is served of it is told from what is not."""
+    """A teacher that nobody has trained, with averages of its weights and running statistics that are others: what is
+    served of it is told from what is not."""
     data = DATA_OF[next(iter(student))]
     signature = Signature(model=Model.parse(model), kind=data.kind, input_shape=data.input_shape, outputs=data.outputs)
     values = values_of(signature, seed)
     table = parameter_table(signature.model, data_spec_of(signature))
-    averages = {spec.tensor_name("ema"): 3 * values[spec.tensor_name()] for spec in table if spec.is_trained}
-    moved = {spec.tensor_name(): values[spec.tensor_name()] + 0.5 for spec in table if not spec.is_trained}
-    return Trained(signature, "blake3:" + "7" * 64, Saved({**values, **averages, **moved}))
+    own = {spec.tensor_name(): spec for spec in table if spec.is_averaged}
+    averages = {
+        spec.tensor_name("ema"): 3 * values[name] if spec.is_trained else values[name] + 0.5
+        for name, spec in own.items()
+    }
+    return Trained(signature, "blake3:" + "7" * 64, Saved({**values, **averages}))
 
 
 def curve(
