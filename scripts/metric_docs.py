@@ -39,6 +39,7 @@ OF_TRAINING = {
     "validation_loss": "Loss on the held-out samples.",
     "accuracy": "Share of the held-out samples, or tokens, that are predicted right.",
     "sparsity": "Of the weights that spec.compression.prune may set to 0, the share that is 0 at an evaluation.",
+    "weight_bytes": "Bytes of the weights as they are saved, at an evaluation before or after spec.compression.",
     "save_seconds": "Seconds from the begin of the newest save to its commit.",
     "save_blocked_seconds": "Seconds in which training stood still for the newest save.",
     "save_bytes": "Bytes that this rank wrote for the newest save.",

@@ -151,7 +151,10 @@ REFUSED = {
         "register: give version, or bump to have it counted up from the newest; exactly one of the two",
     ),
     "a version that is none": (a_spec(registerAs={"name": "digits", "version": "v1"}), "spec.registerAs.version"),
-    "compression that makes nothing smaller": (a_spec(compression={}), "got none: set at least one of prune"),
+    "compression that makes nothing smaller": (
+        a_spec(compression={}),
+        "got none: set at least one of prune, distill, lowRank, quantize",
+    ),
     "pruning that ends before it begins": (
         a_spec(compression={"prune": {"magnitude": {"sparsity": 0.5, "beginStep": 9, "endStep": 9}}}),
         "prune.magnitude: endStep must be beginStep plus a multiple of everySteps, so that the last cut is at endStep",
@@ -214,6 +217,36 @@ REFUSED = {
     ),
     "a rank of nothing": (a_spec(compression={"lowRank": {"rank": 0}}), "spec.compression.lowRank.rank"),
     "a teacher that is nobody": (a_spec(compression={"distill": {"teacher": {}}}), "got none: set exactly one of"),
+    "integers of channels that are cut up": (
+        a_spec(framework={"deepspeed": {"zeroStage": 3}}, compression={"quantize": {}}),
+        "compression: quantize needs whole channels, which deepspeed.zeroStage 3 cuts up; choose zeroStage 0, 1 or 2",
+    ),
+    "integers of channels that FSDP cuts up": (
+        a_spec(framework={"flax": {"fsdp": {}}}, compression={"quantize": {"aware": {}}}),
+        "compression: quantize needs whole channels, which flax.fsdp cuts up; remove one of the two",
+    ),
+    "integers of a model that is not ours": (
+        a_spec(compression={"quantize": {}}, model={"custom": {"target": "mine:make"}}),
+        "compression: quantize does not know how the weights of model.custom lie; remove one of the two",
+    ),
+    "integers of matrices that are spread": (
+        a_spec(
+            framework={"deepspeed": {}},
+            model={"transformer": {"layers": 2, "dim": 16, "heads": 4}},
+            data={"tokens": {"path": "/data/tokens.bin", "vocabulary": 32, "sequenceLength": 8}},
+            parallelism={"tensor": 2},
+            compression={"quantize": {}},
+        ),
+        "compression: quantize needs whole matrices, which parallelism spreads over devices; remove one of the two",
+    ),
+    "integers of three bits": (a_spec(compression={"quantize": {"bits": 3}}), "spec.compression.quantize.bits"),
+    "training that is aware of integers it never has": (
+        a_spec(
+            compression={"quantize": {"aware": {"beginStep": 10}}},
+            training={"steps": 10, "globalBatchSize": 8},
+        ),
+        "compression: quantize.aware begins after step 10, and training.steps 10 has none after it; lower beginStep",
+    ),
     "neither steps nor epochs": (a_spec(training={"globalBatchSize": 8}), "set exactly one of steps, epochs"),
     "steps and epochs": (
         a_spec(training={"globalBatchSize": 8, "steps": 1, "epochs": 1}),

@@ -90,6 +90,9 @@ class NumpyEngine:
                 count += float(weights.sum())
         return EvaluationSums(loss, correct, count)
 
+    def quantize(self) -> None:
+        raise AssertionError("this engine has no integers; no run of it quantizes")
+
     def sparsity(self) -> float | None:
         return None
 

@@ -71,6 +71,11 @@ class ObservedEngine:
         self._activity.enter(before)
         return sums
 
+    def quantize(self) -> None:
+        before = self._activity.enter(Section.STEP)
+        self._engine.quantize()
+        self._activity.enter(before)
+
     def sparsity(self) -> float | None:
         before = self._activity.enter(Section.STEP)
         share = self._engine.sparsity()

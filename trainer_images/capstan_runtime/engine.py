@@ -126,6 +126,11 @@ class Engine(Stateful, Protocol):
         returns what they found, and the others zeros."""
         ...
 
+    def quantize(self) -> None:
+        """The weights, or their average if the run keeps one, become what their integers stand for; no step follows,
+        and a save is of the model alone. Only of a run that quantizes."""
+        ...
+
     def sparsity(self) -> float | None:
         """Of the weights that the run may prune (`is_pruned`), the share that is 0; the same on every rank. Waits for
         the device. None: it prunes nothing."""

@@ -152,6 +152,7 @@ class Evaluate:
         self._held_out = held_out
         evaluation = context.run.training.evaluation
         self._every = evaluation.every_steps if evaluation else None
+        self._newest: tuple[int, Mapping[str, float]] | None = None
 
     def is_due(self, step: Step) -> bool:
         # Who is asked to stop has little time, and what was done is not saved yet.
@@ -171,7 +172,14 @@ class Evaluate:
     def run(self, step: Step) -> None:
         self.measure(step.done)
 
-    def measure(self, done: int, then: Phase = Phase.TRAINING) -> None:
+    def metrics_after(self, done: int, then: Phase = Phase.TRAINING) -> Mapping[str, float]:
+        """What was measured of the state after `done` steps; now, if it was not: nobody follows that. Collective."""
+        if self._newest is None or self._newest[0] != done:
+            self.measure(done, then, is_followed=False)
+        assert self._newest is not None
+        return self._newest[1]
+
+    def measure(self, done: int, then: Phase = Phase.TRAINING, is_followed: bool = True) -> None:
         """Reports `validation_loss` and `accuracy` of the state after `done` steps, and that phase `then` follows.
         Collective."""
         self._voice.report(phase=Phase.EVALUATING, step=done)
@@ -183,7 +191,8 @@ class Evaluate:
             metrics["sparsity"] = sparsity
         self._voice.report_metrics(done, metrics)
         self._voice.say(progress_line(done, self._voice.steps, metrics))
-        if done > self._followed_to:
+        self._newest = done, metrics
+        if is_followed and done > self._followed_to:
             self._followed_to = done
             for follower in self._followers:
                 follower.after_evaluation(done, metrics)

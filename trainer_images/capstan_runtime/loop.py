@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from capstan_runtime.activity import Activity, ObservedEngine
@@ -17,6 +17,7 @@ from capstan_runtime.chaos import Chaos, DisturbedEngine, chaos_of, stalling
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.retention import Retention
 from capstan_runtime.checkpoint.store import Store
+from capstan_runtime.compressing import Compress
 from capstan_runtime.context import TrainContext, require_whole_replicas
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
@@ -34,6 +35,7 @@ from capstan_runtime.distillation import find_teacher
 from capstan_runtime.download import Alive, fetched
 from capstan_runtime.engine import Batch, Engine
 from capstan_runtime.errors import (
+    ConfigError,
     GpuOutOfMemory,
     PeerLost,
 )
@@ -47,6 +49,7 @@ from capstan_runtime.persistence import make_save_state, settle
 from capstan_runtime.plateau import PlateauFollower
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.pruning import require_last_cut
+from capstan_runtime.quantization import require_aware_steps
 from capstan_runtime.randomness import sample_keys
 from capstan_runtime.recording import Recording
 from capstan_runtime.registry.at_end import RegisterAtEnd
@@ -119,6 +122,7 @@ def run_attempt(
     plan.micro_steps(membership.world // run.workers_per_replica)  # refuses what does not divide the virtual ranks
     steps = training.steps or (training.epochs or 0) * plan.steps_per_epoch
     require_last_cut(run.compression, training, steps)
+    require_aware_steps(run.compression, training, steps)
     context = TrainContext(run=run, membership=membership, data=dataset.spec, steps=steps, environ=environ)
     store = open_store(required(environ, env.STORE), environ)
     voice = Voice(reporter, membership.rank, steps)
@@ -198,15 +202,18 @@ class _Attempt:
             followers,
             self.start.callbacks.get(Evaluate.name, {}),
         )
-        save_state = self._save_state(retention, guard, [evaluate, *followers] if followers else [])
+        compress = self._compress(evaluate)
+        carried = [*([evaluate, *followers] if followers else []), *([compress] if compress else [])]
+        save_state = self._save_state(retention, guard, carried)
         profiler = self._profiler()
-        hooks: list[Hook] = [evaluate, *([early_stopping] if early_stopping else []), save_state]
+        between = [hook for hook in (early_stopping, compress) if hook is not None]
+        hooks: list[Hook] = [evaluate, *between, save_state]
         if profiler is not None:
             hooks.append(profiler)
         if self.chaos is not None:
             hooks.append(self.chaos)
         self._introduce()
-        finished = self._is_finished(evaluate, early_stopping, save_state)
+        finished = self._is_finished(evaluate, early_stopping, compress, save_state)
         if not finished:
             finished = self._make_steps(
                 hooks, save_state, self._queued_steps(save_state, guard, plateau, profiler), guard
@@ -214,24 +221,41 @@ class _Attempt:
         self._settle(finished, retention)
         return finished
 
-    def _is_finished(self, evaluate: Evaluate, early_stopping: EarlyStopping | None, save_state: SaveState) -> bool:
+    def _is_finished(
+        self,
+        evaluate: Evaluate,
+        early_stopping: EarlyStopping | None,
+        compress: Compress | None,
+        save_state: SaveState,
+    ) -> bool:
         """Whether nothing is left to be done but what comes after the last step, which is done then."""
         done = self.start.step
         is_owed = evaluate.is_owed(done)
         if is_owed:
             evaluate.measure(done, then=Phase.COMPILING)
+        if compress is not None and compress.is_owed(done):
+            compress.note_before(done, then=Phase.COMPILING)
         has_stopped_early = early_stopping is not None and early_stopping.is_over
         if done < self.context.steps and not has_stopped_early:
+            self._require_trainable()
             return False
         if not is_owed:
             evaluate.measure(done)
         if early_stopping is not None and done < self.context.steps:
             early_stopping.tell(done)
-        if not self.start.is_in_store:
+        is_another = compress is not None and compress.finish(done)
+        if is_another or not self.start.is_in_store:
             before = self.activity.enter(save_state.section)
             save_state.save_again(done)
             self.activity.enter(before)
         return True
+
+    def _require_trainable(self) -> None:
+        if self.start.has_integers:
+            raise ConfigError(
+                f"spec.training.steps: {self.context.steps}, and the checkpoint of step {self.start.step} is a "
+                "finished model of integers; adopt the one before it"
+            )
 
     def _make_steps(self, hooks: list[Hook], save_state: SaveState, steps: Iterator[Step], guard: Guard) -> bool:
         """True when the last step is done and committed, False when stopped or left before it."""
@@ -338,7 +362,14 @@ class _Attempt:
         plan, saved = self.context.run.callbacks.early_stopping, self.start.callbacks.get(EarlyStopping.name, {})
         return None if plan is None else EarlyStopping(plan, saved, self.voice, self.context.run.judged_from)
 
-    def _save_state(self, retention: Retention | None, guard: Guard, carried: list[Carried]) -> SaveState:
+    def _compress(self, evaluate: Evaluate) -> Compress | None:
+        plan = self.context.run.compression
+        if plan is None or (plan.prune is None and plan.quantize is None):
+            return None
+        saved = self.start.callbacks.get(Compress.name, {})
+        return Compress(plan, self.context, self.engine, evaluate, self.voice, saved)
+
+    def _save_state(self, retention: Retention | None, guard: Guard, carried: Sequence[Carried]) -> SaveState:
         run = self.context.run
         return make_save_state(
             self.context,

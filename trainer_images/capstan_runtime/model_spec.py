@@ -19,6 +19,7 @@ from capstan_runtime.contract.normalisation import AnyNorm, MixedNorm, RmsNorm, 
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.integers import has_integers_of, read_weights
 from capstan_runtime.updates import EMA
 
 _TRANSFORMER_STD = 0.02
@@ -282,8 +283,11 @@ def output_layer(names: Iterable[str]) -> frozenset[str]:
 
 
 def read_tensor(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.NDArray[np.generic]:
-    """The tensor `name` of a checkpoint. Raises ConfigError if the checkpoint has none of that name and shape, so
-    that it belongs to another model or optimizer; CorruptCheckpoint if its bytes are wrong."""
+    """The tensor `name` of a checkpoint; weights that it holds as integers are fp32 here. Raises ConfigError if the
+    checkpoint has none of that name and shape, so that it belongs to another model or optimizer; CorruptCheckpoint if
+    its bytes are wrong."""
+    if has_integers_of(source, name):
+        return read_weights(source, name, shape)
     _require(source, name, shape)
     return source.read(name)
 
@@ -291,7 +295,10 @@ def read_tensor(source: TensorSource, name: str, shape: tuple[int, ...]) -> npt.
 def read_part(
     source: TensorSource, name: str, shape: tuple[int, ...], start: int, stop: int
 ) -> npt.NDArray[np.generic]:
-    """Elements [start, stop) of the tensor `name`, flattened; nothing else is read. Raises as `read_tensor`."""
+    """Elements [start, stop) of the tensor `name`, flattened; nothing else is read, unless they are integers there.
+    Raises as `read_tensor`."""
+    if has_integers_of(source, name):
+        return read_weights(source, name, shape).reshape(-1)[start:stop]
     _require(source, name, shape)
     return source.read_range(name, start, stop)
 

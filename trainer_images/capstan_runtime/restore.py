@@ -46,6 +46,8 @@ class Start:
     """Of the last step done; None at step 0, and where nobody has told it."""
     callbacks: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     """State of each callback that the checkpoint holds, by name."""
+    has_integers: bool = False
+    """It is a finished model: there are no weights in it that could be updated."""
 
 
 def restore(context: JobContext, state: Stateful, store: Store, voice: Voice) -> Start:
@@ -88,7 +90,14 @@ def restore(context: JobContext, state: Stateful, store: Store, voice: Voice) ->
     is_proven = loaded.is_verified and loaded.source is Source.STORE
     trainer = manifest.trainer
     return Start(
-        manifest.step, attempt, loaded.opened.root, loaded.is_in_store, is_proven, trainer.loss, trainer.callbacks
+        manifest.step,
+        attempt,
+        loaded.opened.root,
+        loaded.is_in_store,
+        is_proven,
+        trainer.loss,
+        trainer.callbacks,
+        manifest.has_integers,
     )
 
 

@@ -9,6 +9,7 @@ from capstan_operator.api.meta import Condition
 from capstan_operator.api.queueing import QueueStatus
 from capstan_operator.api.recovery_status import GoodputStatus, InjectedStatus, NoteStatus, RecoveryStatus
 from capstan_runtime.contract.base import Record
+from capstan_runtime.contract.compression import CompressionReport
 from capstan_runtime.contract.data_quality import DataReport
 
 
@@ -183,6 +184,10 @@ class TrainingJobStatus(Record):
     registered: Annotated[
         RegisteredStatus | None,
         Field(description="The version of a model that registerAs made; absent: it has made none."),
+    ] = None
+    compression: Annotated[
+        CompressionReport | None,
+        Field(description="Figures of the model before and after spec.compression; absent: none yet."),
     ] = None
     profile: Annotated[
         ProfileStatus | None, Field(description="The newest trace that callbacks.profiler has made; absent: none.")

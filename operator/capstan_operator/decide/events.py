@@ -13,6 +13,7 @@ from capstan_operator.decide.provenance import PREEMPTED, completed_since
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation
 from capstan_operator.decide.types import EventNote
+from capstan_runtime.contract.compression import ModelFigures
 
 
 def tell(situation: Situation, plan: Plan, old: TrainingJobStatus, new: TrainingJobStatus) -> tuple[EventNote, ...]:
@@ -24,6 +25,7 @@ def tell(situation: Situation, plan: Plan, old: TrainingJobStatus, new: Training
         _noted(old, new),
         _profiled(old, new),
         _registered(old, new),
+        _compressed(old, new),
         _ended(situation, old, new),
         _resizing(old, new),
         _started(situation, plan, old, new),
@@ -84,6 +86,25 @@ def _registered(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[Even
     made = new.registered
     if made is not None and made != old.registered:
         yield EventNote("Normal", "Registered", f"{made.name} {made.version} is {made.digest}")
+
+
+def _compressed(old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
+    """Once the run has ended with it."""
+    report = new.compression
+    if report is None or report.after is None or (old.compression and old.compression.after == report.after):
+        return
+    before, after = report.before, report.after
+    if before is None:
+        yield EventNote("Normal", "Compressed", f"{_figures(after)}, compressed from the first step on")
+    else:
+        yield EventNote("Normal", "Compressed", f"{_figures(before)} at step {before.step} became {_figures(after)}")
+
+
+def _figures(model: ModelFigures) -> str:
+    """`accuracy 0.975, loss 0.0812, 4,194,304 bytes`, as far as they are known."""
+    known = (("accuracy", model.accuracy), ("loss", model.loss), ("sparsity", model.sparsity))
+    told = [f"{name} {value:.4g}" for name, value in known if value is not None]
+    return ", ".join([*told, f"{model.bytes:,} bytes"])
 
 
 def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:

@@ -14,6 +14,7 @@ from capstan_operator.api.training_job_status import (
 )
 from capstan_operator.decide.situation import Situation, word_of
 from capstan_operator.decide.times import rfc3339, seconds_after
+from capstan_runtime.contract.compression import CompressionReport, ModelFigures
 from capstan_runtime.contract.state import Checkpoint, Phase, Source, State
 
 MAKES_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.SUCCEEDED})
@@ -47,6 +48,8 @@ def learn(situation: Situation) -> TrainingJobStatus:
         update["registered"] = RegisteredStatus(
             name=registered.name, version=registered.version, digest=registered.root
         )
+    if word.compression is not None:
+        update["compression"] = _readable(word.compression)
     if word.profile is not None:
         update["profile"] = ProfileStatus(**word.profile.model_dump())
     if word.steps is not None:
@@ -60,6 +63,18 @@ def learn(situation: Situation) -> TrainingJobStatus:
         metrics = word.metrics or (speaker.answer.metrics if speaker.answer else {})
         update |= {"step": last_step(word), "metrics": status.metrics | rounded(metrics)}
     return status.model_copy(update=update)
+
+
+def _readable(report: CompressionReport) -> CompressionReport:
+    """With as many digits as metrics have."""
+
+    def rounded_figures(figures: ModelFigures | None) -> ModelFigures | None:
+        if figures is None:
+            return None
+        known = {name: getattr(figures, name) for name in ("loss", "accuracy", "sparsity")}
+        return figures.model_copy(update=rounded({name: value for name, value in known.items() if value is not None}))
+
+    return CompressionReport(before=rounded_figures(report.before), after=rounded_figures(report.after))
 
 
 def has_stepped(word: State) -> bool:

@@ -24,6 +24,7 @@ from capstan_runtime.checkpoint.model_card import Provenance, WrittenFile, model
 from capstan_runtime.checkpoint.safetensors import framed_header, item_bytes
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.integers import INTEGERS, SCALES
 
 FILE_BYTES = 5_000_000_000
 """Tensor bytes of one file at most; a single larger tensor has a file of its own. What model hubs take."""
@@ -100,13 +101,20 @@ def convert(
 
 
 def _chosen(manifest: Manifest, with_optimizer: bool) -> list[_Tensor]:
-    """Under the names of their modules: of what the run kept an average of, the average, else the tensor itself."""
+    """Under the names of their modules: of what the run kept an average of, the average, else the tensor itself.
+    Weights that are integers stay that, and their scales are `<name>.scales`."""
     averaged = {entry.name.removeprefix(_AVERAGES) for entry in manifest.tensors if entry.name.startswith(_AVERAGES)}
     chosen = {
         entry.name: entry.name.removeprefix(prefix)
         for entry in manifest.tensors
         for prefix in (_AVERAGES, _PARAMETERS)
         if entry.name.startswith(prefix) and (prefix == _AVERAGES or entry.name.removeprefix(prefix) not in averaged)
+    }
+    chosen |= {
+        entry.name: f"{entry.name.removeprefix(prefix)}{suffix}"
+        for entry in manifest.tensors
+        for prefix, suffix in ((INTEGERS, ""), (SCALES, ".scales"))
+        if entry.name.startswith(prefix)
     }
     tensors = [
         _Tensor(entry, chosen.get(entry.name, entry.name))

@@ -10,6 +10,7 @@ from capstan_runtime.checkpoint.digest import ALGORITHM, LEAF_BYTES, digest_of, 
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.run_config import Skip
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.integers import INTEGERS
 
 Count = Annotated[int, Field(ge=0)]
 Recorded = Annotated[Signature | None, Field(exclude_if=lambda signature: signature is None)]
@@ -168,6 +169,11 @@ class Manifest(Record):
     def has_average(self) -> bool:
         """Whether the run kept a moving average of its weights, which is served instead of them."""
         return any(tensor.name.startswith("ema/") for tensor in self.tensors)
+
+    @property
+    def has_integers(self) -> bool:
+        """Whether it is a model whose weights are integers, with the scales of their channels."""
+        return any(tensor.name.startswith(INTEGERS) for tensor in self.tensors)
 
     @property
     def figures(self) -> dict[str, float]:

@@ -47,6 +47,11 @@ def model_card(provenance: Provenance, files: Sequence[WrittenFile], elements: i
     contents = "moving average of the parameters" if manifest.has_average else "parameters"
     if provenance.with_optimizer:
         contents += " and the run's other state" if manifest.has_average else " and optimizer state"
+    if manifest.has_integers:
+        contents += (
+            ", matrices and kernels as integers (of uint8 each holds two of 4 bits, the first in the lower half), each "
+            "times the scale of its output channel in `<name>.scales`"
+        )
     data = f"`{trainer.data_fingerprint}`" if trainer.data_fingerprint else "the program's own"
     facts = {
         **_model(manifest),

@@ -76,8 +76,9 @@ class Callbacks(Record):
     early_stopping: Annotated[
         EarlyStopping | None,
         Field(
-            description="Left out: the run makes all its steps. Needs training.evaluation. Beside compression.prune "
-            "evaluations before its last cut count for nothing: they measure a model that will not be."
+            description="Left out: the run makes all its steps. Needs training.evaluation. Beside compression "
+            "evaluations before its last cut, or before passes see integers, count for nothing: they measure a model "
+            "that will not be."
         ),
     ] = None
     system_monitor: Annotated[

@@ -4,7 +4,7 @@ Embedded in the CRD's `spec`, and in what pods are told: each fact has one defin
 description that `kubectl explain` shows.
 """
 
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -40,6 +40,11 @@ class Magnitude(Record):
     ] = 100
 
     @property
+    def first_cut(self) -> int:
+        """Optimizer step after which weights are set to 0 for the first time."""
+        return self.begin_step + self.every_steps
+
+    @property
     def last_cut(self) -> int:
         """Optimizer step after which no more weights are set to 0."""
         return self.end_step
@@ -63,9 +68,14 @@ class Nm(Record):
     begin_step: Annotated[int, Field(ge=0, description="Optimizer step after which the others are 0.")] = 0
 
     @property
+    def first_cut(self) -> int:
+        """Optimizer step after which weights are set to 0 for the first time."""
+        return self.begin_step + 1
+
+    @property
     def last_cut(self) -> int:
         """Optimizer step after which no more weights are set to 0."""
-        return self.begin_step + 1
+        return self.first_cut
 
     @model_validator(mode="after")
     def _leaves_something_out(self) -> Self:
@@ -80,6 +90,54 @@ class Prune(OneOf):
 
     magnitude: Annotated[Magnitude | None, Field(description="The smallest of each matrix, more and more.")] = None
     nm: Annotated[Nm | None, Field(description="All but n of each m neighbours.")] = None
+
+
+class Aware(Record):
+    """Training that is aware of it (Jacob et al., 1712.05877): forward and backward passes take the weights as what
+    their integers stand for, and the gradient of those is taken for that of the fp32 weights, which are what is updated
+    (straight through: Bengio et al., 1308.3432)."""
+
+    begin_step: Annotated[int, Field(ge=0, description="Optimizer step after which passes see integers.")] = 0
+
+
+class Quantize(Record):
+    """Weights as integers, symmetric about 0, with one fp32 scale per output channel: the largest of a channel becomes
+    127, or 7 with 4 bits. Embeddings, the output layer, what routes to experts, what maps a condition to scales and
+    shifts, gains and biases stay fp32."""
+
+    bits: Annotated[Literal[8, 4], Field(description="Of an integer. Of 4 bits two are kept in a byte.")] = 8
+    aware: Annotated[
+        Aware | None,
+        Field(description="The run trains with what will be lost. Left out: it is lost once, after the last step."),
+    ] = None
+
+
+class ModelFigures(Record):
+    """A model as it was measured."""
+
+    step: Annotated[int, Field(description="Optimizer steps done.")]
+    loss: Annotated[float | None, Field(description="On the held-out samples; absent: no finite number.")] = None
+    accuracy: Annotated[float | None, Field(description="On the held-out samples; absent: no finite number.")] = None
+    bytes: Annotated[int, Field(description="Of the weights as they are saved: zeros are, too.")]
+    sparsity: Annotated[
+        float | None, Field(description="Of the weights that prune may set to 0, the share that is; absent: no prune.")
+    ] = None
+
+
+class CompressionReport(Record):
+    """What compression has cost and brought."""
+
+    before: Annotated[
+        ModelFigures | None,
+        Field(
+            description="The last model that was not compressed: of prune before its first cut, of quantize.aware at "
+            "its beginStep, else the weights of the last step before they become integers; of several the first. "
+            "Absent: not there yet, or there was no step before."
+        ),
+    ] = None
+    after: Annotated[
+        ModelFigures | None, Field(description="The model that the run ended with; absent: it has not.")
+    ] = None
 
 
 def _some_rule(schema: dict[str, Any]) -> None:
@@ -111,6 +169,14 @@ class Compression(Record):
     low_rank: Annotated[
         LowRank | None, Field(description="Products of two small matrices in the place of large ones.")
     ] = None
+    quantize: Annotated[
+        Quantize | None,
+        Field(
+            description="End with a model of integers: of the matrices and kernels that prune takes. The last "
+            "checkpoint is the model alone, without optimizer state; it is evaluated, registered and served as it is. "
+            "With DeepSpeed it needs zeroStage 0 to 2: it takes whole channels."
+        ),
+    ] = None
 
     @property
     def models(self) -> dict[str, TrainedModel]:
@@ -123,7 +189,16 @@ class Compression(Record):
     @property
     def settled_from(self) -> int:
         """Optimizer step from which on evaluations are of the kind of model that the run ends with."""
-        return 0 if self.prune is None else self.prune.value.last_cut
+        aware = self.quantize.aware if self.quantize is not None else None
+        last_cut = 0 if self.prune is None else int(self.prune.value.last_cut)
+        return max(last_cut, 0 if aware is None else aware.begin_step + 1)
+
+    @property
+    def begins_after(self) -> int | None:
+        """Optimizer steps done by the last model that is not compressed. None: as many as the run makes."""
+        aware = self.quantize.aware if self.quantize is not None else None
+        first = [] if self.prune is None else [int(self.prune.value.first_cut) - 1]
+        return min([*first, *([] if aware is None else [aware.begin_step])], default=None)
 
     @model_validator(mode="after")
     def _some(self) -> Self:

@@ -7,6 +7,7 @@ from pydantic import Field
 
 from capstan_runtime.contract.base import Record
 from capstan_runtime.contract.chaos import Injected
+from capstan_runtime.contract.compression import CompressionReport
 from capstan_runtime.contract.data_quality import DataReport
 from capstan_runtime.contract.exit_codes import FailureClass
 from capstan_runtime.contract.registry import Registered
@@ -181,6 +182,8 @@ class Progress(Record):
     """What the run was registered as, at its end."""
     data: DataReport | None = None
     """What the look at the data before the first step has found."""
+    compression: CompressionReport | None = None
+    """What compression has cost and brought, as far as it is known."""
     note: str | None = None
     """One line that the operator makes an event of: a spike that was ignored, an update that was dropped."""
     early_stop: EarlyStop | None = None
@@ -246,6 +249,8 @@ class State(Record):
     """Of this attempt, newest last, at most 5."""
     registered: Registered | None = None
     """As rank 0 reported; None: the run does not register, or has not ended."""
+    compression: CompressionReport | None = None
+    """The newest of this attempt; None: the run does not compress, or there is nothing to tell yet."""
     quarantined: list[Quarantine] = []
     early_stop: EarlyStop | None = None
     """Of this attempt; None: it makes all steps."""

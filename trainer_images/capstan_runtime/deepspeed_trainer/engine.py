@@ -2,12 +2,15 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -28,6 +31,7 @@ from capstan_runtime.deepspeed_trainer.fragments import (
     import_buffers,
     import_fragments,
 )
+from capstan_runtime.deepspeed_trainer.integers import seen_as_integers
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
 from capstan_runtime.deepspeed_trainer.models import build_model, trained_model
 from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
@@ -43,11 +47,13 @@ from capstan_runtime.deepspeed_trainer.recomputation import recomputation
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
+from capstan_runtime.integers import holds_integers
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
 from capstan_runtime.low_rank import model_table
 from capstan_runtime.model_signature import rank_of
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
+from capstan_runtime.quantization import Weights, export_integers, is_quantized, sees_integers
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MORE_THAN_THERE_IS = 1 << 56
@@ -149,6 +155,9 @@ class DeepSpeedEngine:
         self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
         self._buffers = buffers_of(self._engine, table, self._updates.kinds)
         self._constants = Constants(model) if custom is not None else None
+        self._quantize = run.compression.quantize if run.compression is not None else None
+        self._quantized = [(parameters[spec.name], spec) for spec in self._table if is_quantized(spec)]
+        self._is_quantized = False
 
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
         began = time.perf_counter()
@@ -163,21 +172,17 @@ class DeepSpeedEngine:
         said = None
         proposals = Proposals(self._engine.module)
         with translated_errors():
-            for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
-                here = self._training_pass(micro_batch, keys)
-                loss = self._objective(self._model, micro_batch, here, self._module, self._teacher) / divisor
-                self._engine.backward(loss)
-                proposals.add(here.proposals)
-                measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]
-                now = torch.cat([loss.detach()[None], *measured])
-                said = now if said is None else said + now
-            if self._updates.wants_hessian:
-                named = dict(self._engine.module.named_parameters())
-                passes = map(self._training_pass, micro_batches, batch.keys)
-                calls = list(zip(micro_batches, passes, strict=True))
-                copies = None if self._groups is None else self._groups.copies.process_group
-                diagonal = hessian_diagonal(self._module, list(named.values()), calls, copies)
-                self._updates.give_hessian(dict(zip(named, diagonal, strict=True)), self._fragments)
+            with self._seen_weights(self._step + 1):
+                for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
+                    here = self._training_pass(micro_batch, keys)
+                    loss = self._objective(self._model, micro_batch, here, self._module, self._teacher) / divisor
+                    self._engine.backward(loss)
+                    proposals.add(here.proposals)
+                    measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]
+                    now = torch.cat([loss.detach()[None], *measured])
+                    said = now if said is None else said + now
+                if self._updates.wants_hessian:
+                    self._estimate_hessian(micro_batches, batch.keys)
             computed = time.perf_counter()
             self._engine.step()
             assert said is not None
@@ -191,6 +196,22 @@ class DeepSpeedEngine:
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
         return DeepSpeedStepResult(self._architecture, said, reduced, norm, self.world, self._scaled(was_dropped))
+
+    def _estimate_hessian(self, micro_batches: Sequence[Batch[Tensor]], keys: Array) -> None:
+        named = dict(self._engine.module.named_parameters())
+        calls = list(zip(micro_batches, map(self._training_pass, micro_batches, keys), strict=True))
+        copies = None if self._groups is None else self._groups.copies.process_group
+        diagonal = hessian_diagonal(self._module, list(named.values()), calls, copies)
+        self._updates.give_hessian(dict(zip(named, diagonal, strict=True)), self._fragments)
+
+    def _seen_weights(self, step: int) -> AbstractContextManager[None]:
+        """What passes of step number `step`, or evaluations after it, compute with in place of the weights."""
+        if self._quantize is None or self._is_quantized or not sees_integers(self._quantize, step):
+            return nullcontext()
+        return seen_as_integers(self._quantized, self._quantize.bits)
+
+    def _served_model(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._is_quantized else averaged_model(self._engine, self._buffers)
 
     def _training_pass(self, micro_batch: Batch[Tensor], keys: Array) -> Pass:
         """The call of the model on a micro-step, whose keys are `keys` on the host."""
@@ -215,7 +236,7 @@ class DeepSpeedEngine:
     def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         self._engine.eval()
-        with translated_errors(), torch.no_grad(), averaged_model(self._engine, self._buffers):
+        with translated_errors(), torch.no_grad(), self._served_model(), self._seen_weights(self._step):
             for batch in batches:
                 for micro_batch in self._micro_batches(batch._replace(keys=None)):
                     targets, weights = micro_batch.targets, micro_batch.weights
@@ -231,12 +252,25 @@ class DeepSpeedEngine:
         self._engine.train()
         return EvaluationSums(loss, correct, count)
 
+    def quantize(self) -> None:
+        assert self._quantize is not None
+        tensors = [*self._engine.module.parameters(), *self._engine.module.buffers()]
+        with translated_errors(), torch.no_grad():
+            with self._served_model(), seen_as_integers(self._quantized, self._quantize.bits):
+                served = [tensor.clone() for tensor in tensors]
+            for tensor, value in zip(tensors, served, strict=True):
+                tensor.copy_(value)
+        self._is_quantized = True
+
     def sparsity(self) -> float | None:
         with translated_errors():
             return self._updates.sparsity()
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
+            if self._is_quantized:
+                yield from self._export_quantized()
+                return
             yield from export_fragments(self._saved(), self._step if self.rank == 0 else None)
         if self._scale is not None and self.rank == 0:
             yield from self._scale.export()
@@ -250,13 +284,17 @@ class DeepSpeedEngine:
 
     def import_state(self, source: TensorSource) -> None:
         self._step = int(read_tensor(source, STEP_NAME, ()))
-        if self._scaling is not None:
+        self._is_quantized = holds_integers(source)
+        if self._scaling is not None and not self._is_quantized:
             self._scale = read_scale(source, self._scaling)
         with translated_errors(), torch.no_grad():
             self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
             trained = {spec.name: self._shards[spec.name] for spec in self._table}
-            import_fragments(self._engine, self._fragments, trained, source)
-            import_buffers(self._buffers, source)
+            wanted = [each.of_weights() for each in self._fragments] if self._is_quantized else self._fragments
+            import_fragments(self._engine, wanted, trained, source)
+            import_buffers(
+                [each.of_weights() for each in self._buffers] if self._is_quantized else self._buffers, source
+            )
         if self._constants is not None:
             self._constants.note()
 
@@ -296,6 +334,14 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self._world.leave()
 
+    def _export_quantized(self) -> Iterator[LocalTensor]:
+        """From the weights that passes take, which every rank has whole."""
+        assert self._quantize is not None
+        whole = {**dict(self._engine.module.named_parameters()), **dict(self._engine.module.named_buffers())}
+        specs = [*self._table, *(buffer.spec for buffer in self._buffers)]
+        weights: list[Weights] = [(spec, partial(_on_host, whole[spec.name])) for spec in specs]
+        return export_integers(weights, self._step, self._quantize.bits, self.rank, self.world)
+
     def _micro_batches(self, batch: Batch[Array]) -> list[Batch[Tensor]]:
         """The micro-steps of a batch, on the device: of sequences what this rank has. Keys are int64 there
         (`random.py`)."""
@@ -332,6 +378,10 @@ class DeepSpeedEngine:
             "zero_force_ds_cpu_optimizer": False,
             "gradient_clipping": 0.0 if self._stage == 0 else context.run.training.gradient_clip or 0.0,
         }
+
+
+def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:
+    return tensor.detach().cpu().numpy()
 
 
 def choose_device() -> torch.device:

@@ -40,6 +40,10 @@ class Fragment:
         """n."""
         return self.tensors[None].numel()
 
+    def of_weights(self) -> "Fragment":
+        """Without state."""
+        return Fragment(self.spec, self.start, {None: self.tensors[None]})
+
     def narrowed(self, start: int, stop: int) -> "Fragment":
         """Elements [start, stop) of this fragment."""
         tensors = {

@@ -21,7 +21,7 @@ from capstan_runtime.decoder_spec import as_served, figures
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.cuts import cuts_of
-from capstan_runtime.flax_trainer.leaves import Leaf, Structure, replicate
+from capstan_runtime.flax_trainer.leaves import Leaf, Structure, replicate, whole_weights
 from capstan_runtime.flax_trainer.loss_scaling import as_array, as_state
 from capstan_runtime.flax_trainer.mesh import BY_SAMPLE, REPLICATED, Meshes
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
@@ -39,10 +39,12 @@ from capstan_runtime.flax_trainer.step import (
     on_devices,
 )
 from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
+from capstan_runtime.integers import holds_integers
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
 from capstan_runtime.model_signature import data_spec_of, rank_of
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
+from capstan_runtime.quantization import export_integers, sees_integers
 from capstan_runtime.updates import EMA, StateKind
 
 _DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16), "fp16": jnp.dtype(jnp.float16)}
@@ -92,8 +94,10 @@ class FlaxEngine:
         self._sharding = FullSharding(leaves, meshes.everybody) if is_fully_sharded else None
         axis = None if self._sharding is None else self._sharding.axis
         compression = context.run.compression
-        prune = compression.prune if compression is not None else None
-        self._update = UpdatePlan(context.run.optimizer, training, leaves, drops_non_finite, axis, prune)
+        prune, self._quantize = (compression.prune, compression.quantize) if compression is not None else (None, None)
+        self._update = UpdatePlan(
+            context.run.optimizer, training, leaves, drops_non_finite, axis, prune, self._quantize
+        )
         distill = compression.distill if compression is not None else None
         embedding = embedding_width(context.run.model)
         objective = Objective(context.run.loss, context.run.regularization, embedding, distill)
@@ -117,6 +121,8 @@ class FlaxEngine:
             self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, meshes.everybody))
         self._train_step = cached_by_every_rank(compile_train_step(plan, meshes.everybody))
         self._zeros = jax.jit(self._update.zeros, out_shardings=NamedSharding(meshes.own, REPLICATED))
+        self._as_if_integers = jax.jit(self._update.as_if_integers)
+        self._is_quantized = False
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, meshes.own))
         self._on_devices = jax.jit(on_devices)
         # A compiled function that does nothing takes arrays to the devices in 15 us; `device_put` takes 100.
@@ -175,12 +181,21 @@ class FlaxEngine:
             parameters, buffers = self._evaluated()
             if self._sharding is not None:
                 parameters = self._gather(parameters)
-            values = [self._of_own_replicas(value) for value in (*parameters, *buffers)]
+            parameters = [self._of_own_replicas(value) for value in parameters]
+            if sees_integers(self._quantize, self._step):
+                parameters = self._as_if_integers(parameters)
+            values = [*parameters, *map(self._of_own_replicas, buffers)]
             sums = [self._evaluation_step(values, self._spread_here(batch._replace(keys=None))) for batch in batches]
             found = [np.asarray(each.addressable_data(0), np.float64) for each in sums]
             loss, correct, count = np.sum(found, axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
         return EvaluationSums(loss, correct, count) if self._finds_sums else EvaluationSums(0.0, 0.0, 0.0)
+
+    def quantize(self) -> None:
+        with translated_errors():
+            parameters, buffers = self._evaluated()
+            self._parameters, self._buffers = self._as_if_integers(parameters), (buffers, self._buffers[1])
+        self._is_quantized = True
 
     def sparsity(self) -> float | None:
         sizes = [math.prod(self._structure.leaves[number].shape) for number in self._update.pruned]
@@ -193,6 +208,9 @@ class FlaxEngine:
 
     def export_state(self) -> Iterator[LocalTensor]:
         with translated_errors():
+            if self._is_quantized:
+                yield from self._export_quantized()
+                return
             everywhere, cut = self._values(), []
             if self._sharding is not None:
                 cut, everywhere = everywhere[:-2], everywhere[-2:]
@@ -204,16 +222,20 @@ class FlaxEngine:
                 yield from as_state(np.asarray(self._scale.addressable_data(0))).export()
 
     def import_state(self, source: TensorSource) -> None:
+        self._is_quantized = holds_integers(source)
         # One by one in place of the old: the device need not hold the state twice.
         for number, leaf in enumerate(self._structure.leaves):
             self._parameters[number] = self._read_leaf(leaf, source, None)
-            for kind, arrays in self._states():
+            for kind, arrays in () if self._is_quantized else self._states():
                 arrays[number] = self._read_leaf(leaf, source, kind)
+        averages = self._buffers[1]
+        if not self._is_quantized:
+            averages = [self._place(leaf.read(source, EMA)) for leaf in self._averaged_buffers]
         self._buffers = (
             [self._place(leaf.read(source, None)) for leaf in self._structure.buffers],
-            [self._place(leaf.read(source, EMA)) for leaf in self._averaged_buffers],
+            averages,
         )
-        if self._scaling is not None:
+        if self._scaling is not None and not self._is_quantized:
             self._scale = self._place(as_array(read_scale(source, self._scaling)))
         self._step = int(read_tensor(source, STEP_NAME, ()))
 
@@ -253,11 +275,20 @@ class FlaxEngine:
             (EMA, self._averaged_buffers, self._buffers[1]),
         ]
 
+    def _export_quantized(self) -> Iterator[LocalTensor]:
+        assert self._quantize is not None
+        structure = self._structure
+        stored = zip([*structure.leaves, *structure.buffers], [*self._parameters, *self._buffers[0]], strict=True)
+        weights = [weight for leaf, array in stored for weight in whole_weights(leaf, array)]
+        return export_integers(weights, self._step, self._quantize.bits, self.rank, self.world)
+
     def _states(self) -> Iterable[tuple[StateKind, list[jax.Array]]]:
         return zip(self._update.kinds, self._state, strict=True)
 
     def _evaluated(self) -> tuple[list[jax.Array], list[jax.Array]]:
         """Parameters and buffers, or their averages, where the run keeps them; on the devices."""
+        if self._is_quantized:  # of whichever of the two
+            return self._parameters, self._buffers[0]
         parameters = next((arrays for kind, arrays in self._states() if kind.name == EMA), None)
         if parameters is None:
             return self._parameters, self._buffers[0]

@@ -4,7 +4,8 @@ A leaf is either one parameter, or one parameter of every decoder layer, stacked
 its parameters laid end to end, which is all that saving needs to know.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from capstan_runtime.model_spec import (
     read_tensor,
     served_kind,
 )
+from capstan_runtime.quantization import Weights
 from capstan_runtime.updates import StateKind
 
 
@@ -125,6 +127,13 @@ def _leaf(name: str, shape: tuple[int, ...], by_name: dict[str, ParameterSpec]) 
         return Leaf((by_name[name],), shape, name)
     stack, _, rest = name.partition(".")
     return Leaf(tuple(by_name[f"{stack}.{layer}.{rest}"] for layer in range(shape[0])), shape, name)
+
+
+def whole_weights(leaf: Leaf, array: jax.Array) -> Iterator[Weights]:
+    """The parameters of a leaf of which every process has all, to be fetched one by one."""
+    here = array.addressable_data(0)
+    for index, spec in enumerate(leaf.parameters):
+        yield spec, functools.partial(lambda index: np.asarray(here[index] if leaf.stack else here), index)
 
 
 def replicate(value: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

@@ -138,7 +138,8 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
     ) -> tuple[Leaves, list[Leaves], Buffers, jax.Array | None, jax.Array]:
         buffers, averages = all_buffers
         factor = numbers[-1] if scale is None else numbers[-1] * scale[0]
-        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), parameters, buffers, taught_by, factor)
+        used = plan.update.used(parameters, numbers)
+        gradient = functools.partial(jax.value_and_grad(loss_of, has_aux=True), used, buffers, taught_by, factor)
         sums = _sum_over_micro_steps(gradient, batch)
         terms = replicas * len(batch.inputs)
         if plan.sharding is None:
@@ -149,7 +150,7 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
             gradients = [total / terms for total in sums[1]]
         if scale is not None:
             loss, gradients = jax.tree.map(lambda scaled: scaled / scale[0], (loss, gradients))
-        hessian = sampled_hessian(parameters, buffers, batch, numbers) if plan.update.samples_hessian else None
+        hessian = sampled_hessian(used, buffers, batch, numbers) if plan.update.samples_hessian else None
         parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers, hessian)
         named = zip(plan.structure.buffers, buffers, strict=True)
         moved = [proposals.get(leaf.name, buffer) for leaf, buffer in named]

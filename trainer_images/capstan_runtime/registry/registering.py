@@ -16,13 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from capstan_runtime.checkpoint.layout import COMMIT, QUARANTINED, SaveName
-from capstan_runtime.checkpoint.manifest import canonical_bytes
+from capstan_runtime.checkpoint.manifest import Manifest, canonical_bytes
 from capstan_runtime.checkpoint.marks import pin_registered, verified_at
 from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint, read_manifest
 from capstan_runtime.checkpoint.signing import sign_manifest
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.contract.registry import Bump
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
+from capstan_runtime.integers import integers_name
+from capstan_runtime.low_rank import table_of
 from capstan_runtime.registry.entry import Code, Lineage, ModelEntry
 from capstan_runtime.registry.registry import IsSame, Registry
 
@@ -117,7 +119,7 @@ def _entry(opened: OpenCheckpoint, run: str, wanted: Wanted, version: str) -> Mo
         step=manifest.step,
         framework=manifest.framework,
         size_bytes=opened.size,
-        parameters=sum(prod(one.shape) for one in manifest.tensors if one.name.startswith(_PARAMETERS)),
+        parameters=_parameters(manifest),
         metrics={**manifest.figures, **wanted.metrics},
         model=manifest.signature,
         lineage=Lineage(
@@ -132,6 +134,14 @@ def _entry(opened: OpenCheckpoint, run: str, wanted: Wanted, version: str) -> Mo
         registered_at=time.time(),
         registered_by=wanted.by,
     )
+
+
+def _parameters(manifest: Manifest) -> int:
+    """Elements of all parameters. What integers of 4 bits are of, the model knows."""
+    held = {one.name: one for one in manifest.tensors}
+    as_they_are = sum(prod(one.shape) for name, one in held.items() if name.startswith(_PARAMETERS))
+    table = () if manifest.signature is None else table_of(manifest.signature)
+    return as_they_are + sum(spec.size for spec in table if integers_name(spec.name) in held)
 
 
 def this_code(image: str | None) -> Code:

@@ -10,7 +10,17 @@ _INJECTED_KEPT = 20
 _NOTES_KEPT = 5
 _METRICS_KEPT = 100
 _LONGEST_TEXT = 300
-_RECORDS = ("checkpoint", "staged", "resumed_from", "restored", "early_stop", "profile", "registered", "data")
+_RECORDS = (
+    "checkpoint",
+    "staged",
+    "resumed_from",
+    "restored",
+    "early_stop",
+    "profile",
+    "registered",
+    "data",
+    "compression",
+)
 """Fields of a Progress that become the State's field of the same name."""
 _LASTING = frozenset({Fault.SLOW_RANK, Fault.SLOW_NETWORK, Fault.DATA_STALL})
 """Faults that last for the time their injection names."""
@@ -48,6 +58,7 @@ def is_news(progress: Progress) -> bool:
             progress.quarantined,
             progress.injected,
             progress.registered,
+            progress.compression,
             progress.profile,
             progress.note,
         )

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from capstan_runtime.contract.compression import Prune
+from capstan_runtime.contract.compression import Prune, Quantize
 from capstan_runtime.contract.optimizers import (
     AdaBelief,
     AdamW,
@@ -23,6 +23,7 @@ from capstan_runtime.contract.optimizers import (
     Yogi,
 )
 from capstan_runtime.contract.training import Training
+from capstan_runtime.flax_trainer.integers import as_if_integers
 from capstan_runtime.flax_trainer.leaves import Leaf
 from capstan_runtime.flax_trainer.optimizers.adam import Numbers, adabelief, adamw, adan, diffgrad, radam, yogi
 from capstan_runtime.flax_trainer.optimizers.gradients import (
@@ -36,6 +37,7 @@ from capstan_runtime.flax_trainer.optimizers.momentum import lion, novograd, sgd
 from capstan_runtime.flax_trainer.optimizers.pruning import with_pruned
 from capstan_runtime.model_spec import output_layer
 from capstan_runtime.pruning import is_pruned, pruning_numbers
+from capstan_runtime.quantization import is_quantized, quantization_numbers
 from capstan_runtime.updates import EMA, HESSIAN, SLOW_WEIGHTS, StateKind, state_kinds, update_numbers
 
 Tree = TypeVar("Tree")
@@ -68,6 +70,8 @@ class UpdatePlan:
     """Of the mesh, along which every leaf is cut. None: leaves are whole."""
     prune: Prune | None = None
     """None: no weight is set to 0. Only of whole leaves."""
+    quantize: Quantize | None = None
+    """None: no weight becomes an integer. Only of whole leaves."""
 
     @property
     def kinds(self) -> tuple[StateKind, ...]:
@@ -75,14 +79,36 @@ class UpdatePlan:
         return state_kinds(self.optimizer, self.training)
 
     def numbers(self, learning_rate: float, step: int, loss_factor: float) -> np.ndarray:
-        """What changes from step to step, fp32 [n]: what `update_numbers` and `pruning_numbers` give and, last, the
-        factor of this rank's loss, 1 unless a fault is injected."""
+        """What changes from step to step, fp32 [n]: what `update_numbers`, `pruning_numbers` and
+        `quantization_numbers` give and, last, the factor of this rank's loss, 1 unless a fault is injected."""
         numbers = self._named_numbers(learning_rate, step)
         return np.asarray([*numbers.values(), loss_factor], np.float32)
 
     def named(self, numbers: jax.Array) -> Numbers:
         """What `numbers` gave, by name."""
         return dict(zip(self._named_numbers(1.0, 1), numbers[:-1], strict=True))
+
+    def used(self, parameters: Leaves, numbers: jax.Array) -> Leaves:
+        """What the passes of a step take for the weights."""
+        if self.quantize is None or self.quantize.aware is None:
+            return parameters
+        sees = self.named(numbers)["sees_integers"] > 0
+        # What is not quantized is the same array.
+        return [
+            w if seen is w else jnp.where(sees, seen, w)
+            for w, seen in zip(parameters, self.as_if_integers(parameters), strict=True)
+        ]
+
+    def as_if_integers(self, parameters: Leaves) -> Leaves:
+        """What the integers of the weights stand for. Only of a run that quantizes."""
+        assert self.quantize is not None
+        bits = self.quantize.bits
+        return [
+            as_if_integers(w, leaf.stack + leaf.parameters[0].unit_dims, bits)
+            if is_quantized(leaf.parameters[0])
+            else w
+            for leaf, w in zip(self.leaves, parameters, strict=True)
+        ]
 
     @property
     def pruned(self) -> list[int]:
@@ -151,7 +177,7 @@ class UpdatePlan:
 
     def _named_numbers(self, learning_rate: float, step: int) -> dict[str, float]:
         numbers = update_numbers(self.optimizer, self.training, learning_rate, step)
-        return numbers | pruning_numbers(self.prune, step)
+        return numbers | pruning_numbers(self.prune, step) | quantization_numbers(self.quantize, step)
 
     def _prepared(self, parameters: Leaves, gradients: Leaves) -> tuple[jax.Array, Leaves]:
         """The norm, and the gradients as the optimizer takes them."""

@@ -1,0 +1,146 @@
+"""Whole runs that end with a smaller model: what they report, what they save, and what becomes of it afterwards."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from capstan_runtime.checkpoint.candidates import list_candidates
+from capstan_runtime.checkpoint.convert import convert
+from capstan_runtime.checkpoint.folder_store import FolderStore
+from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
+from capstan_runtime.checkpoint.safetensors import item_bytes
+from capstan_runtime.contract.chaos import Fault, Injection
+from capstan_runtime.contract.compression import CompressionReport
+from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.data.open import open_dataset
+from capstan_runtime.integers import as_integers, as_weights
+from capstan_runtime.registry.registering import Candidate, Wanted, register
+from capstan_runtime.registry.registry import Registry
+from capstan_runtime.serving.load import load
+from tests.numerics.test_predict_load import config_of
+from tests.support.attempts import Attempted, attempt, small_run
+from tests.support.predictors import FRAMEWORKS
+from tests.support.training_runs import Run
+
+STEPS, EVERY = 20, 10
+CASES: dict[str, tuple[str, dict[str, Any], int]] = {
+    "integers at the end": ("flax", {"quantize": {}}, STEPS),
+    "aware of them": ("deepspeed", {"quantize": {"bits": 4, "aware": {"beginStep": 15}}}, 15),
+}
+"""Framework, compression, and the step of the last model that is as it would be without."""
+
+
+def reports(ranks: list[Attempted]) -> list[CompressionReport]:
+    assert [each.failure for each in ranks] == [None] * len(ranks)
+    told = [[each.compression for each in rank.progress if each.compression is not None] for rank in ranks]
+    assert all(each == told[0] for each in told), "figures are those of the whole world"
+    return told[0]
+
+
+def config_in(run: Run) -> RunConfig:
+    return RunConfig.model_validate_json((run.folder / "run.json").read_bytes())
+
+
+def checkpoints(run: Run) -> list[OpenCheckpoint]:
+    """Newest first."""
+    store = FolderStore(run.store)
+    return [open_checkpoint(store, each.name) for each in list_candidates(store, config_in(run).uid).candidates]
+
+
+def served_loss(run: Run, root: str, runtime: str) -> float:
+    """Of what a predictor says of the held-out samples."""
+    config = config_in(run)
+    samples = open_dataset(config.data, config.training.seed, {}).validation
+    inputs, targets = samples.fetch(np.arange(len(samples), dtype=np.int64))
+    model: Any = load(config_of(root, config.uid, runtime), FolderStore(run.store))
+    model.warm([8])
+    logits = model.logits(inputs).astype(np.float64)
+    likelihoods = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    return float(-np.log(likelihoods[np.arange(len(targets)), targets]).mean())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_ends_with_integers_tells_what_that_cost_and_is_served_and_registered_as_measured(
+    case: str, tmp_path: Path
+) -> None:
+    framework, compression, last_whole = CASES[case]
+    training = {"steps": STEPS, "evaluation": {"everySteps": EVERY}}
+    model = {"mlp": {"hidden": [32, 32]}}
+    run = small_run(tmp_path, framework, model=model, training=training, compression=compression)
+    first, last = reports(attempt(run, 2))
+    before, after = last.before, last.after
+    assert before is not None
+    assert after is not None
+    assert first == CompressionReport(before=before)
+    assert (before.step, after.step) == (last_whole, STEPS)
+    assert before.loss != after.loss
+    parameters = 6 * 32 + 32 * 32 + 3 * 32 + 32 + 32 + 3
+    bits, channels = compression["quantize"].get("bits", 8), 32 + 32
+    assert before.bytes == 4 * parameters
+    assert after.bytes == (6 * 32 + 32 * 32) * bits // 8 + 4 * (channels + 3 * 32 + 32 + 32 + 3)
+
+    newest, older = checkpoints(run)[:2]
+    assert (newest.manifest.has_integers, older.manifest.has_integers) == (True, False)
+    assert newest.manifest.figures["accuracy"] == after.accuracy
+    assert newest.manifest.figures["validation_loss"] == after.loss
+    assert newest.manifest.figures["weight_bytes"] == after.bytes
+    stored = sum(math.prod(tensor.shape) * item_bytes(tensor.dtype) for tensor in newest.manifest.tensors)
+    assert stored == after.bytes + 8, "and the step: neither moments nor the matrices in fp32"
+    for runtime in FRAMEWORKS:
+        assert served_loss(run, newest.root, runtime) == pytest.approx(after.loss, rel=1e-4)
+
+    registry = Registry(FolderStore(tmp_path), {})
+    wanted = Wanted(name="small", version="1.0.0", bump=None, by="a person")
+    entry = register(registry, Candidate(newest.store, "store", newest.name), wanted)
+    assert (entry.root, entry.parameters, entry.metrics["accuracy"]) == (newest.root, parameters, after.accuracy)
+    assert entry.size_bytes < older.size / 3
+
+    exported = convert(newest.root, newest.manifest, newest.tensors(), tmp_path / "exported")
+    outside = load_file(exported.folder / "model.safetensors")
+    assert outside["layers.0.weight"].dtype == (np.int8 if bits == 8 else np.uint8)
+    assert outside["layers.0.weight.scales"].shape == (32,)
+    assert "as integers" in (exported.folder / "README.md").read_text()
+
+    # Who begins again at its end, in another world, finds nothing to do, and knows what there was before.
+    (again,) = reports(attempt(run, 1, fence=2, floor_step=STEPS))
+    assert again.before == before
+    assert again.after is not None
+    assert again.after.loss == pytest.approx(after.loss, rel=1e-5)
+    assert checkpoints(run)[0].root == newest.root
+    # And nobody trains on with it.
+    longer = small_run(tmp_path, framework, model=model, training={"steps": STEPS + 1}, compression=compression)
+    (refused,) = attempt(longer, 1, fence=3, floor_step=STEPS)
+    assert refused.failure == (
+        f"ConfigError: spec.training.steps: {STEPS + 1}, and the checkpoint of step {STEPS} is a finished model of "
+        "integers; adopt the one before it"
+    )
+
+
+def test_who_was_killed_after_the_first_cut_still_knows_what_the_model_was_before_it(tmp_path: Path) -> None:
+    """And integers at the end keep the zeros that pruning has made."""
+    prune = {"magnitude": {"sparsity": 0.5, "beginStep": 2, "endStep": 12, "everySteps": 5}}
+    run = small_run(
+        tmp_path,
+        "flax",
+        model={"mlp": {"hidden": [32, 32]}},
+        training={"steps": STEPS},
+        compression={"prune": prune, "quantize": {}},
+    )
+    kill: dict[str, Any] = {"chaos": [Injection(name="oom", fault=Fault.GPU_OUT_OF_MEMORY, step=EVERY + 3)]}
+    killed = attempt(run, 2, more=lambda rank: kill)
+    (told,) = [each.compression for each in killed[0].progress if each.compression is not None]
+    (resumed,) = reports(attempt(run, 1, fence=2, floor_step=EVERY))
+    assert told.before is not None
+    assert (told.before.step, told.before.sparsity) == (6, 0.0)
+    assert resumed.before == told.before
+    assert resumed.after is not None
+    assert resumed.after.sparsity is not None
+    assert resumed.after.sparsity >= 0.5
+    newest = checkpoints(run)[0].tensors()
+    integers, scales = newest.read("integers/layers.1.weight"), newest.read("scales/layers.1.weight")
+    assert (integers == 0).mean() >= 0.5
+    np.testing.assert_array_equal(as_integers(as_weights(integers, scales), 1, 8)[0], integers)
