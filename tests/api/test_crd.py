@@ -34,6 +34,7 @@ CLAIM = {"claim": {"name": "store"}}
 TEXT = {"text": {"path": "/data", "sequenceLength": 8}}
 ODD_TEXT = {"text": {"path": "/data", "sequenceLength": 7}}
 DECODER = {"model": {"transformer": {"layers": 2, "dim": 16, "heads": 4}}, "data": TEXT}
+OFFLOAD = {"optimizer": {"cpu": {}}}
 NOVOGRAD = {"novograd": {"learningRate": 0.1}}
 DROPLESS = {"count": 2, "dropless": {}}
 
@@ -312,6 +313,23 @@ REFUSED = {
             ),
             ("an odd length", "sequence does not divide", {"parallelism": {"sequence": 2}, "data": ODD_TEXT}),
             ("dropless", "expert leaves each worker", {"parallelism": {"expert": 2}, **decoder(experts=DROPLESS)}),
+        )
+    },
+    **{
+        f"parallelism of Flax with {name}": (
+            a_spec(**{"workers": {"max": 2}, "framework": {"flax": flax}, **DECODER, **changes}),
+            f"parallelism: {reason}",
+        )
+        for name, reason, flax, changes in (
+            ("pieces", "tensor leaves each device", {"fsdp": {}}, {"parallelism": {"tensor": 2}}),
+            ("state elsewhere", "tensor and sequence of Flax", {"offload": OFFLOAD}, {"parallelism": {"sequence": 2}}),
+            (
+                "some tokens",
+                "sequence leaves each device",
+                {},
+                {"parallelism": {"sequence": 2}, **decoder(layers=3, tokenDropout={"keep": 0.5})},
+            ),
+            ("an odd length", "sequence does not divide", {}, {"parallelism": {"sequence": 2}, "data": ODD_TEXT}),
         )
     },
     "parallelism of a program": (

@@ -1,5 +1,7 @@
 """A Flax run whose replicas are spread over devices: the run of whole replicas, in a part of the memory."""
 
+import re
+from collections import Counter
 from typing import Any
 
 import jax
@@ -26,8 +28,10 @@ EVERYTHING: Document = {
         "adaptiveDropout": {},
     }
 }
-PLAIN: Document = {"virtual_ranks": 4, "batch": 8}
+PLAIN: Document = {"virtual_ranks": 2, "batch": 8}
 MIDDLE, STEPS = 3, 6
+_ACTIVATIONS = "f32[4,8,32]"
+"""Of a micro-step, half of each sequence."""
 
 
 def spread(options: Document, parallelism: Document | None, world: int, devices: int) -> Document:
@@ -63,6 +67,29 @@ def life(rank: int, world: int, coordinator: str, devices: int, model: Document,
     return curve, saved, (found.loss, found.correct, found.count), sizes
 
 
+def looked_at(rank: int, world: int, coordinator: str, devices: int, model: Document, options: Document) -> Any:
+    """A life, and the messages of a layer in each of its micro-steps."""
+    context, engine = begun(rank, world, coordinator, devices, model, options)
+    batch = engine._spread(batch_of(context, 0)._replace(weights=None))
+    numbers = engine._update.numbers(0.1, 1, 1.0)
+    kept = engine._parameters, engine._state, engine._buffers, engine._scale
+    program = engine._train_step.__wrapped__.lower(*kept, batch, numbers, engine._taught_by).compile().as_text()
+    counts = {name: count / context.micro_steps for name, count in messages_of_a_layer(program).items()}
+    return life(rank, world, coordinator, devices, model, options), counts
+
+
+def messages_of_a_layer(program: str) -> Counter[tuple[str, str]]:
+    """How many of each kind are in the loops over layers, forward and backward, but for the sums of gradients."""
+    found: Counter[tuple[str, str]] = Counter()
+    for shapes, kind, name in re.findall(
+        r"= (.+?) (all-[a-z-]+|collective-permute|reduce-scatter)\(.*op_name=\"([^\"]*)", program
+    ):
+        in_loop = re.search(r"/(transpose\()?jvp\(\)\)?/while/body/closed_call/(?!jit)", name)
+        if in_loop and (kind != "all-reduce" or shapes.startswith(_ACTIVATIONS)):
+            found[kind, "backward" if in_loop[1] else "forward"] += 1
+    return found
+
+
 def onwards(
     rank: int, world: int, coordinator: str, devices: int, model: Document, options: Document, saved: Tensors
 ) -> Any:
@@ -76,8 +103,8 @@ def onwards(
 
 
 def test_a_spread_replica_learns_as_a_whole_one_and_another_layout_resumes_it() -> None:
-    ((curve, saved, evaluated, (own, everything)),) = run_ranks(
-        life, 1, 4, DECODER, spread(PLAIN, {"tensor": 2, "sequence": 2}, 1, 4)
+    (((curve, saved, evaluated, (own, everything)), messages),) = run_ranks(
+        looked_at, 1, 4, DECODER, spread(PLAIN, {"tensor": 2, "sequence": 2}, 1, 4)
     )
     ((exact, exactly_saved, exactly, _),) = run_ranks(life, 1, 1, DECODER, PLAIN)
     assert curve[-1][0] < curve[0][0]
@@ -85,6 +112,15 @@ def test_a_spread_replica_learns_as_a_whole_one_and_another_layout_resumes_it() 
     np.testing.assert_allclose(evaluated, exactly, rtol=1e-5)
     assert set(saved) == set(exactly_saved)
     assert own == pytest.approx(everything / 2, rel=0.02), "all but gains is cut in two"
+    assert messages == {
+        ("all-reduce", "forward"): 2,  # over tensor: Megatron's (1909.08053)
+        ("all-reduce", "backward"): 2,
+        (
+            "all-to-all",
+            "forward",
+        ): 4,  # over sequence: Ulysses's (2309.14509), of queries, keys, values and what they mix
+        ("all-to-all", "backward"): 4,
+    }
     for state, resumed in run_ranks(onwards, 2, 1, DECODER, spread(PLAIN, {"tensor": 2}, 2, 1), saved):
         assert state == bits(saved)
         np.testing.assert_allclose(resumed, exact[MIDDLE:], rtol=1e-5)
@@ -128,7 +164,13 @@ COMPANY: dict[str, tuple[Document, Document]] = {
     ),
     "sampled Hessian": (DECODER, {"optimizer": {"sophia": {"learningRate": 0.01, "hessianEverySteps": 2}}}),
     "pruned": (DECODER, {"compression": {"prune": {"magnitude": {"sparsity": 0.5, "endStep": 2, "everySteps": 1}}}}),
+    "products of two": (DECODER, {"compression": {"lowRank": {"rank": 4}}}),
     "attacked": (DECODER, {"regularization": {"adversarial": {"fgsm": {"epsilon": 0.01}}, "consistency": {}}}),
+    "experts": ({"transformer": {**DECODER["transformer"], "experts": {"count": 4, "topK": 2, "jitter": 0.01}}}, {}),
+    "dropless experts": (
+        {"transformer": {**DECODER["transformer"], "experts": {"count": 4, "topK": 2, "dropless": {}}}},
+        {},
+    ),
     "reversible": ({"transformer": {**DECODER["transformer"], "reversible": {}}}, {}),
     "16 bits": (DECODER, {"precision": "bf16"}),
     "fully sharded": (DECODER, {"framework": {"flax": {"fsdp": {}}}}),

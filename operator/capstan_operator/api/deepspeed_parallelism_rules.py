@@ -15,7 +15,6 @@ _WHOLE_GRADIENTS = (
     "prune need all of them; remove them, or set expert to 1"
 )
 _OF_WIDTH = "parallelism: tensor does not divide the width of the feed-forward layers; choose a divisor of hiddenDim"
-_OF_LENGTH = "parallelism: sequence does not divide sequenceLength; choose a divisor"
 
 _DECODER, _TRAINING = "self.model.transformer", "self.training"
 _CEL_PRUNES = "has(self.compression) && has(self.compression.prune)"
@@ -40,12 +39,6 @@ DEEPSPEED_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
         f"has({_DECODER}.experts) || has({_DECODER}.tokenDropout)"
         " || has(self.compression) && has(self.compression.distill)",
         _WHOLE_SEQUENCES,
-    ),
-    _cel(
-        "sequence",
-        "has(self.data.text) && self.data.text.sequenceLength % self.parallelism.sequence != 0"
-        " || has(self.data.tokens) && self.data.tokens.sequenceLength % self.parallelism.sequence != 0",
-        _OF_LENGTH,
     ),
     _cel(
         "expert",
@@ -74,8 +67,6 @@ def require_exact_with_deepspeed(spec: Any) -> None:
     distils = bool(spec.compression and spec.compression.distill)
     if asked.sequence > 1 and (decoder.experts or decoder.token_dropout or distils):
         raise ValueError(_WHOLE_SEQUENCES)
-    if spec.data.value.sequence_length % asked.sequence:
-        raise ValueError(_OF_LENGTH)
     dropless = bool(decoder.experts and decoder.experts.dropless)
     needs_all = deepspeed.zero_stage == 3 or spec.optimizer.sophia or novograd or prunes or dropless
     if asked.expert > 1 and needs_all:

@@ -5,9 +5,9 @@ from typing import Any
 _OF_DECODERS = (
     "parallelism: only layers of model.transformer can be spread over devices; remove it, or choose that model"
 )
-_AXES = ("tensor", "sequence", "pipeline", "expert")
+_OF_LENGTH = "parallelism: sequence does not divide sequenceLength; choose a divisor"
 _NOT_YET = {
-    "flax": _AXES,
+    "flax": ("pipeline", "expert"),
     "deepspeed": ("pipeline",),
 }
 """Axes that a trainer does not know."""
@@ -37,6 +37,14 @@ PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
     _cel_divides("expert", "self.parallelism.expert", "experts.count", _CEL_EXPERTS),
     *(
         (
+            f"!has(self.parallelism) || self.parallelism.sequence < 1 || !has(self.data.{data})"
+            f" || self.data.{data}.sequenceLength % self.parallelism.sequence == 0",
+            f"'{_OF_LENGTH}'",
+        )
+        for data in ("text", "tokens")
+    ),
+    *(
+        (
             f"!has(self.parallelism) || !has(self.framework.{framework}) || self.parallelism.{axis} <= 1",
             f"'{_unknown(framework, axis)}'",
         )
@@ -59,6 +67,9 @@ def require_parallelism_fits(spec: Any) -> None:
     _require_divisor("tensor x sequence", heads, "kvHeads", decoder.kv_heads or decoder.heads)
     _require_divisor("pipeline", asked.pipeline, "layers", decoder.layers)
     _require_divisor("expert", asked.expert, "experts.count", decoder.experts.count if decoder.experts else 1)
+    data = spec.data.text or spec.data.tokens
+    if data is not None and data.sequence_length % asked.sequence:
+        raise ValueError(_OF_LENGTH)
     for axis in _NOT_YET[spec.framework.kind]:
         if getattr(asked, axis) > 1:
             raise ValueError(_unknown(spec.framework.kind, axis))

@@ -13,6 +13,7 @@ from capstan_operator.api.deepspeed_parallelism_rules import (
     DEEPSPEED_PARALLELISM_RULES,
     require_exact_with_deepspeed,
 )
+from capstan_operator.api.flax_parallelism_rules import FLAX_PARALLELISM_RULES, require_exact_with_flax
 from capstan_operator.api.loss_rules import LOSS_RULES, require_loss_fits
 from capstan_operator.api.managed_by import MANAGED_BY_RULE, ManagedBy
 from capstan_operator.api.memory_rules import MEMORY_RULES, require_memory_fits
@@ -100,6 +101,7 @@ class Run(Record):
         *UPDATE_RULES,
         *LOSS_RULES,
         *PARALLELISM_RULES,
+        *FLAX_PARALLELISM_RULES,
         *DEEPSPEED_PARALLELISM_RULES,
     )
 
@@ -314,6 +316,7 @@ def _of_trainers() -> tuple[Callable[[Run], None], ...]:
         require_loss_fits,
         require_custom_fits,
         require_parallelism_fits,
+        require_exact_with_flax,
         require_exact_with_deepspeed,
     )
 

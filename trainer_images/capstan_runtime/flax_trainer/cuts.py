@@ -24,10 +24,12 @@ from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.mesh import on_each_device
 
-Role = Literal["tokens", "units", "whole"]
-"""Of an activation [B, T, …]: a stretch of each sequence, with all of its coordinates; that with some of them; all."""
+Role = Literal["tokens", "units", "samples"]
+"""Of an activation [B, T, …]: a stretch of each sequence, with all of its coordinates; that with some of them; some
+sequences, whole."""
 
 _TOKENS, _UNITS = PartitionSpec(None, "sequence"), PartitionSpec(None, "sequence", "tensor")
+_SAMPLES, _WHOLE = PartitionSpec("sequence"), PartitionSpec()
 _HEADS = PartitionSpec(None, None, ("tensor", "sequence"))
 _HEADS_OF_BIAS = PartitionSpec(None, ("tensor", "sequence"))
 
@@ -40,10 +42,11 @@ class Cuts:
     tensor: int
 
     def cut(self, x: jax.Array, role: Role) -> jax.Array:
-        """`x`, laid out as `role` says. Units whose number the devices do not divide stay whole."""
-        spec = {"tokens": _TOKENS, "units": _UNITS, "whole": PartitionSpec()}[role]
-        if role == "units" and x.shape[2] % self.tensor:
-            spec = _TOKENS
+        """`x`, laid out as `role` says. What the devices do not divide stays whole."""
+        if role == "samples":
+            spec = _WHOLE if len(x) % self.sequence else _SAMPLES
+        else:
+            spec = _TOKENS if role == "tokens" or x.shape[2] % self.tensor else _UNITS
         return jax.lax.with_sharding_constraint(x, spec)
 
     def split(self, x: jax.Array, sizes: Sequence[int], axis: int) -> list[jax.Array]:

@@ -149,8 +149,8 @@ class Partition:
 
 def _cut_of(leaf: Leaf, config: Transformer, degree: int) -> _Cut | None:
     """None: every device has all of it."""
-    name = leaf.name.removesuffix(".weight")
-    if name not in _CUTS or leaf.shape[_CUTS[name]] % degree:
+    name, dim = _cut_layer(leaf.name)
+    if dim is None or leaf.shape[dim] % degree:
         return None
     head_dim, rows = config.dim // config.heads, leaf.shape[_ROWS]
     if name == "layers.attention.qkv":
@@ -159,7 +159,18 @@ def _cut_of(leaf: Leaf, config: Transformer, degree: int) -> _Cut | None:
         return _Cut(_ROWS, (config.heads * head_dim, kv_heads(config) * head_dim, kv_heads(config) * head_dim))
     if name == "layers.feed_forward.gate_up":
         return None if rows // 2 % degree else _Cut(_ROWS, (rows // 2, rows // 2))
-    return _Cut(_CUTS[name], (rows,))
+    return _Cut(dim, (rows,))
+
+
+def _cut_layer(name: str) -> tuple[str, int | None]:
+    """The layer whose leaf is called `name`, and along which dimension that leaf is cut; None: along none. Of two
+    matrices in the place of one (`low_rank`), that is one of the two."""
+    layer = name.removesuffix(".weight")
+    for factor, dim in ((".first", _COLUMNS), (".second", _ROWS)):
+        if layer.endswith(factor):
+            layer = layer.removesuffix(factor)
+            return layer, dim if _CUTS.get(layer) == dim else None
+    return layer, _CUTS.get(layer)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -43,12 +43,15 @@ class Experts(nnx.Module):
     def __init__(self, config: Transformer) -> None:
         assert config.experts is not None
         self.experts = config.experts
-        width = feed_forward_width(config)
+        self.width = feed_forward_width(config)
         self.router = Linear(config.dim, self.experts.count)
-        self.gate_up = ExpertLinear(self.experts.count, config.dim, 2 * width)
-        self.down = ExpertLinear(self.experts.count, width, config.dim)
+        self.gate_up = ExpertLinear(self.experts.count, config.dim, 2 * self.width)
+        self.down = ExpertLinear(self.experts.count, self.width, config.dim)
 
     def __call__(self, x_BTD: jax.Array, here: Pass) -> jax.Array:
+        return here.cut(self._mixed(here.cut(x_BTD, "samples"), here), "tokens")
+
+    def _mixed(self, x_BTD: jax.Array, here: Pass) -> jax.Array:
         logits_BTE = self._route(x_BTD, here)
         shares_BTE = jax.nn.softmax(logits_BTE)
         weights_BTk, chosen_BTk = jax.lax.top_k(shares_BTE, self.experts.top_k)
@@ -57,14 +60,14 @@ class Experts(nnx.Module):
         capacity = expert_capacity(self.experts, x_BTD.shape[1], is_training=here.is_training)
         weights_BTk = weights_BTk.astype(x_BTD.dtype)
         if here.is_apart:
-            return self._take_all(x_BTD, weights_BTk, chosen_BTk)
+            return self._take_all(x_BTD, weights_BTk, chosen_BTk, here)
         if capacity is None:
             self._say(logits_BTE, shares_BTE, chosen_BTk, jnp.zeros(()), here)
-            return self._take_what_comes(x_BTD, weights_BTk, chosen_BTk)
+            return self._take_what_comes(x_BTD, weights_BTk, chosen_BTk, here)
         place_BkT = places(chosen_BTk, self.experts.count, capacity)
         is_dropped = place_BkT == self.experts.count * capacity
         self._say(logits_BTE, shares_BTE, chosen_BTk, jnp.mean(is_dropped.astype(jnp.float32)), here)
-        return self._take_up_to(capacity, x_BTD, weights_BTk, place_BkT)
+        return self._take_up_to(capacity, x_BTD, weights_BTk, place_BkT, here)
 
     def _route(self, x_BTD: jax.Array, here: Pass) -> jax.Array:
         """The router's logits, fp32 [B, T, E]."""
@@ -90,11 +93,13 @@ class Experts(nnx.Module):
         here.measure("expert_load", jnp.mean(load_BE, axis=0))
         here.measure("dropped_share", dropped)
 
-    def _swiglu(self, x: jax.Array, sizes_E: jax.Array | None = None) -> jax.Array:
-        gate, up = jnp.split(self.gate_up(x, sizes_E), 2, axis=-1)
+    def _swiglu(self, x: jax.Array, here: Pass, sizes_E: jax.Array | None = None) -> jax.Array:
+        gate, up = here.split(self.gate_up(x, sizes_E), (self.width, self.width), axis=-1)
         return self.down(jax.nn.silu(gate) * up, sizes_E)
 
-    def _take_up_to(self, capacity: int, x_BTD: jax.Array, weights_BTk: jax.Array, place_BkT: jax.Array) -> jax.Array:
+    def _take_up_to(
+        self, capacity: int, x_BTD: jax.Array, weights_BTk: jax.Array, place_BkT: jax.Array, here: Pass
+    ) -> jax.Array:
         batch, length, dim = x_BTD.shape
         count, choices = self.experts.count, self.experts.top_k
         nothing = jnp.zeros((batch, 1, dim), x_BTD.dtype)
@@ -103,28 +108,30 @@ class Experts(nnx.Module):
         rows, tokens_R = jnp.arange(batch)[:, None], jnp.tile(jnp.arange(length), choices)
         token_BP = token_BP.at[rows, place_BkT.reshape(batch, -1)].set(tokens_R, mode="drop")
         taken = jnp.take_along_axis(jnp.concatenate([x_BTD, nothing], axis=1), token_BP[..., None], axis=1)
-        made = self._swiglu(taken.reshape(batch, count, capacity, dim)).reshape(batch, -1, dim)
+        made = self._swiglu(taken.reshape(batch, count, capacity, dim), here).reshape(batch, -1, dim)
         places_BR1 = place_BkT.reshape(batch, -1, 1)
         made = jnp.take_along_axis(jnp.concatenate([made, nothing], axis=1), places_BR1, axis=1)
         made_BkTD = made.reshape(batch, choices, length, dim)
         return jnp.sum(made_BkTD * weights_BTk.swapaxes(1, 2)[..., None], axis=1)
 
-    def _take_what_comes(self, x_BTD: jax.Array, weights_BTk: jax.Array, chosen_BTk: jax.Array) -> jax.Array:
+    def _take_what_comes(
+        self, x_BTD: jax.Array, weights_BTk: jax.Array, chosen_BTk: jax.Array, here: Pass
+    ) -> jax.Array:
         batch, length, dim = x_BTD.shape
         choices = self.experts.top_k
         expert_R = chosen_BTk.reshape(-1)
         order_R = jnp.argsort(expert_R, stable=True)
         sizes_E = jnp.sum(jax.nn.one_hot(expert_R, self.experts.count, dtype=jnp.int32), axis=0)
-        made = self._swiglu(x_BTD.reshape(-1, dim)[order_R // choices], sizes_E)
+        made = self._swiglu(x_BTD.reshape(-1, dim)[order_R // choices], here, sizes_E)
         made_BTkD = made[jnp.argsort(order_R)].reshape(batch, length, choices, dim)
         return jnp.sum(made_BTkD * weights_BTk[..., None], axis=2)
 
-    def _take_all(self, x_BTD: jax.Array, weights_BTk: jax.Array, chosen_BTk: jax.Array) -> jax.Array:
+    def _take_all(self, x_BTD: jax.Array, weights_BTk: jax.Array, chosen_BTk: jax.Array, here: Pass) -> jax.Array:
         """Every expert computes every token, in a place that does not depend on the others."""
         batch, length, dim = x_BTD.shape
         count = self.experts.count
         weights_BTE = jnp.sum(jax.nn.one_hot(chosen_BTk, count, dtype=x_BTD.dtype) * weights_BTk[..., None], axis=2)
-        made_BETD = self._swiglu(jnp.broadcast_to(x_BTD[:, None], (batch, count, length, dim)))
+        made_BETD = self._swiglu(jnp.broadcast_to(x_BTD[:, None], (batch, count, length, dim)), here)
         return jnp.sum(made_BETD * weights_BTE.swapaxes(1, 2)[..., None], axis=1)
 
 
