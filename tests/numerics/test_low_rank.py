@@ -197,11 +197,14 @@ def life(rank: int, world: int, coordinator: str, framework: Document, model: Do
 LIVES: dict[str, tuple[Document, Document]] = {
     "mlp with an average": (MLP, {"training": {"ema": {}}}),
     "transformer": (TRANSFORMER, {}),
-    "cnn": (CNN, {}),
+    "cnn with averages of all": ({"cnn": {"channels": [8, 16], "norm": {"batch": {}}}}, {"training": {"ema": {}}}),
 }
 
 
-@pytest.mark.parametrize("name", ["mlp with an average", "transformer", pytest.param("cnn", marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param("mlp with an average", marks=pytest.mark.full), "transformer", "cnn with averages of all"],
+)
 def test_both_frameworks_begin_from_a_model_alike_learn_alike_and_go_on_alike(name: str) -> None:
     model, more = LIVES[name]
     found = [run_ranks(life, 1, framework, model, more)[0] for framework in (FLAX, deepspeed(1))]

@@ -113,10 +113,9 @@ def _state_shapes(run: RunConfig, table: Iterable[ParameterSpec]) -> dict[str, t
     """Of all that a checkpoint of the run has, by name."""
     shapes: dict[str, tuple[int, ...]] = {STEP_NAME: ()}
     for spec in table:
-        shapes[spec.tensor_name()] = spec.shape
-        if spec.is_trained:
-            for kind in state_kinds(run.optimizer, run.training):
-                shapes[spec.tensor_name(kind.name)] = () if kind.per_parameter else spec.shape
+        for kind in state_kinds(run.optimizer, run.training):
+            shapes[spec.tensor_name(kind.name)] = () if kind.per_parameter else spec.shape
+        shapes[spec.tensor_name()] = spec.shape  # last: of a buffer there may be nothing else
     return shapes
 
 
