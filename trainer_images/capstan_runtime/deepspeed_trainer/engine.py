@@ -278,7 +278,7 @@ class DeepSpeedEngine:
     def _saved(self) -> Iterable[Fragment]:
         """What this rank saves."""
         if self._groups is not None:
-            return saved_by(self._groups, self._shards, self._fragments, self._stage)
+            return saved_by(self._groups, self._shards, self._fragments, self._stage, self._device)
         own, replicated = ([], self._fragments) if self._stage == 0 else (self._fragments, [])
         return [*own, *even_share([*replicated, *self._buffers], self.rank, self.world)]
 

@@ -32,6 +32,7 @@ class Groups:
         """Collective over the world. `patience`: how long anyone waits in a collective of theirs."""
         self.layout, self.rank = layout, rank
         self._patience = patience
+        self._made: dict[tuple[tuple[int, ...], ...], Group] = {}
         self.tensor = self.along("tensor")
         self.sequence = self.along("sequence")
         self.copies = self.along("data", "sequence")
@@ -49,13 +50,15 @@ class Groups:
 
     def joined(self, partition: Iterable[Sequence[int]]) -> Group:
         """That of the groups of `partition` in which this rank is. Collective over the world."""
-        mine = None
-        for ranks in partition:
-            process_group = dist.new_group(list(ranks), timeout=self._patience)
-            if self.rank in ranks:
-                mine = Group(tuple(ranks), list(ranks).index(self.rank), process_group)
-        assert mine is not None
-        return mine
+        wanted = tuple(map(tuple, partition))
+        if wanted not in self._made:  # axes of one rank all have the same groups, and each takes some time
+            made = [dist.new_group(list(ranks), timeout=self._patience) for ranks in wanted]
+            self._made[wanted] = next(
+                Group(ranks, ranks.index(self.rank), process_group)
+                for ranks, process_group in zip(wanted, made, strict=True)
+                if self.rank in ranks
+            )
+        return self._made[wanted]
 
 
 class DeepSpeedUnit:

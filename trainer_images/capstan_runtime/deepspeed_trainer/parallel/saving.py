@@ -19,10 +19,11 @@ Tensors = Mapping[StateKind | None, Tensor]
 
 
 def saved_by(
-    groups: Groups, shards: Mapping[str, Shard], fragments: Sequence[Fragment], stage: int
+    groups: Groups, shards: Mapping[str, Shard], fragments: Sequence[Fragment], stage: int, device: torch.device
 ) -> Iterator[Fragment]:
     """What this rank saves of `fragments`, which are of its parts, as fragments of whole parameters. Collective within
-    the tensor group, whose members have the same fragments of their parts: ZeRO cuts equal shapes alike."""
+    the tensor group, whose members have the same fragments of their parts: ZeRO cuts equal shapes alike. `device`:
+    where they can talk."""
     cut = [fragment for fragment in fragments if not shards[fragment.spec.name].is_whole]
     whole = [fragment for fragment in fragments if shards[fragment.spec.name].is_whole]
     if stage == 0:
@@ -34,19 +35,22 @@ def saved_by(
         yield from _share_of(whole, groups.tensor)
     for fragment in cut:
         shard = shards[fragment.spec.name]
-        yield from (_of_columns if shard.is_cut_by_columns else _of_rows)(shard, fragment, groups.tensor)
+        if shard.is_cut_by_columns:
+            yield from _of_columns(shard, fragment, groups.tensor, device)
+        else:
+            yield from _of_rows(shard, fragment)
 
 
 def _share_of(fragments: Sequence[Fragment], group: Group) -> list[Fragment]:
     return even_share(fragments, group.position, group.size)
 
 
-def _of_rows(shard: Shard, fragment: Fragment, group: Group) -> Iterator[Fragment]:
+def _of_rows(shard: Shard, fragment: Fragment) -> Iterator[Fragment]:
     for (low, high), place in shard.stretches(fragment.start, fragment.start + fragment.size):
         yield _placed(shard, fragment.narrowed(low - fragment.start, high - fragment.start).tensors, place)
 
 
-def _of_columns(shard: Shard, fragment: Fragment, group: Group) -> Iterator[Fragment]:
+def _of_columns(shard: Shard, fragment: Fragment, group: Group, device: torch.device) -> Iterator[Fragment]:
     """Whole rows, of which each member puts an even share together; and by itself what it has of the rows that its
     fragment begins and ends in."""
     width, columns, offset = shard.width, shard.whole.shape[-1], shard.rows[0][0]
@@ -62,7 +66,8 @@ def _of_columns(shard: Shard, fragment: Fragment, group: Group) -> Iterator[Frag
     cuts = [first + (last - first) * number // group.size for number in range(group.size + 1)]
     rows = fragment.narrowed(first * width - start, last * width - start).tensors
     mine = cuts[group.position]
-    taken = {kind: _exchanged(tensor, [cut - first for cut in cuts], width, group) for kind, tensor in rows.items()}
+    # State that is kept in the host's memory cannot be sent from there.
+    taken = {kind: _exchanged(tensor.to(device), cuts, width, group) for kind, tensor in rows.items()}
     if cuts[group.position + 1] > mine:
         yield _placed(shard, taken, (offset + mine) * columns)
 
