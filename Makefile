@@ -49,10 +49,10 @@ fuzz: $(READY) ## Give every parser broken data, led by coverage, for FUZZ_SECON
 	@$(BIN)/python -m tests.fuzz --seconds $(FUZZ_SECONDS)
 
 test: $(READY) $(S3_READY) ## Run all tests; with KUBEBUILDER_ASSETS set, against a real kube-apiserver too
-	@$(BIN)/pytest
+	@$(BIN)/python scripts/run_tests.py
 
 test-full: $(READY) $(S3_READY) ## Run what takes minutes as well: images are built and run, takeovers are repeated
-	@$(BIN)/pytest -m "full or not full"
+	@$(BIN)/python scripts/run_tests.py -m "full or not full"
 
 check: $(READY) audit ## Format, lint, types, import rules, and what is known to be unsafe
 	@$(BIN)/ruff format --check $(CODE)

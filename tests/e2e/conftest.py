@@ -94,6 +94,18 @@ def kubectl() -> str:
     return found
 
 
+@pytest.hookimpl(tryfirst=True)  # before what is `full` is left out
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is in a pod does not see which API server its operator asks: where a test wants both, the other framework on
+    the real server is left to `make test-full`."""
+    for item in items:
+        if item.get_closest_marker("one_framework_on_the_real_server") is not None:
+            assert isinstance(item, pytest.Function)
+            where = item.callspec.params
+            if (where["cluster"], where["framework"]) == ("real", "deepspeed"):
+                item.add_marker(pytest.mark.full)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Function, call: pytest.CallInfo[None]

@@ -15,7 +15,7 @@ import yaml
 from scripts.metric_docs import OF_TRAINING
 
 from tests.e2e.cluster import GROUP, NAMESPACE, VERSION, Cluster
-from tests.e2e.jobs import program_job, small_job
+from tests.e2e.jobs import FRAMEWORKS, program_job, small_job
 
 
 def remove(cluster: Cluster, name: str) -> None:
@@ -23,8 +23,10 @@ def remove(cluster: Cluster, name: str) -> None:
     cluster.wait_gone(lambda: cluster.pods(name), f"pods of {name}")
 
 
-@pytest.mark.parametrize("example", ["digits-flax", "digits-deepspeed"])
-def test_the_digits_are_learned_to_97_percent(cluster: Cluster, example: str) -> None:
+@pytest.mark.one_framework_on_the_real_server
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_the_digits_are_learned_to_97_percent(cluster: Cluster, framework: str) -> None:
+    example = f"digits-{framework}"
     manifest = Path("examples") / example / "job.yaml"
     cluster.apply_file(manifest)
     status = cluster.wait_phase(example, "Succeeded", seconds=240)
@@ -34,6 +36,7 @@ def test_the_digits_are_learned_to_97_percent(cluster: Cluster, example: str) ->
     remove(cluster, example)
 
 
+@pytest.mark.parametrize("cluster", ["embedded"], indirect=True, scope="session")
 def test_the_text_models_loss_falls(cluster: Cluster) -> None:
     manifest = Path("examples/text-flax/job.yaml")
     cluster.apply_file(manifest)

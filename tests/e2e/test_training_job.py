@@ -15,7 +15,7 @@ from benchmarks import trainer_processes
 from tests.e2e.cluster import NAMESPACE, Cluster, Status
 from tests.e2e.jobs import FRAMEWORKS, small_job
 
-pytestmark = pytest.mark.parametrize("framework", FRAMEWORKS)
+pytestmark = [pytest.mark.parametrize("framework", FRAMEWORKS), pytest.mark.one_framework_on_the_real_server]
 
 # Long enough to be interrupted on a fast machine, short enough not to bore on a slow one.
 LONG = {"flax": 1200, "deepspeed": 500}

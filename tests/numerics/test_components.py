@@ -8,7 +8,7 @@ import pytest
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.model_spec import STEP_NAME
 from tests.numerics.test_state import gather
-from tests.support.engines import ADAMW, FLAX, context_of, deepspeed, make_engine, train
+from tests.support.engines import ADAMW, FLAX, SGD, context_of, deepspeed, make_engine, train
 from tests.support.parity import Document, require_parity
 from tests.support.ranks import run_ranks
 
@@ -55,7 +55,12 @@ def test_outputs_gradients_and_proposals_of_a_training_pass_are_equal(name: str)
 
 
 BATCH_NORM = cnn(norm={"batch": {}})
-OPTIONS: Document = {"batch": 16, "virtual_ranks": 4, "optimizer": ADAMW}
+# With SGD: Adam would make steps of its own size out of the rounding that is all the gradient a bias before a
+# normalisation gets, and such a bias moves a mean.
+WITH_STATISTICS = {
+    "mlp": (mlp(norm={"batch": {}}), SGD, 4),
+    "cnn": (BATCH_NORM, ADAMW, 12),
+}
 WORLDS = {
     "flax x 1": (FLAX, 1),
     "flax x 2": (FLAX, 2),
@@ -64,8 +69,11 @@ WORLDS = {
 }
 
 
-def twenty_steps(rank: int, world: int, coordinator: str, framework: Document) -> Any:
-    context = context_of(framework, BATCH_NORM, rank, world, coordinator, **OPTIONS)
+def twenty_steps(
+    rank: int, world: int, coordinator: str, framework: Document, model: Document, optimizer: Document
+) -> Any:
+    options: Document = {"batch": 16, "virtual_ranks": 4, "optimizer": optimizer}
+    context = context_of(framework, model, rank, world, coordinator, **options)
     engine = make_engine(context)
     curve = train(engine, context, 0, 20)
     state = gather(engine)
@@ -73,14 +81,16 @@ def twenty_steps(rank: int, world: int, coordinator: str, framework: Document) -
     return curve, state
 
 
-def test_batch_norm_has_the_same_losses_and_statistics_in_every_framework_world_and_stage() -> None:
+@pytest.mark.parametrize("name_of_model", ["mlp", pytest.param("cnn", marks=pytest.mark.full)])
+def test_batch_norm_has_the_same_losses_and_statistics_in_every_framework_world_and_stage(name_of_model: str) -> None:
+    model, optimizer, count = WITH_STATISTICS[name_of_model]
     curves, states = {}, {}
     for name, (framework, world) in WORLDS.items():
-        curves[name], states[name] = run_ranks(twenty_steps, world, framework)[0]
+        curves[name], states[name] = run_ranks(twenty_steps, world, framework, model, optimizer)[0]
     first = next(iter(WORLDS))
     assert curves[first][-1][0] < curves[first][0][0] - 0.1, "nothing was learnt: the comparison would be empty"
     buffers = [name for name in states[first] if ".running_" in name]
-    assert len(buffers) == 12
+    assert len(buffers) == count
     moments = [name for name in states[first] if name.startswith("optimizer/") and name != STEP_NAME]
     assert not any(".running_" in name for name in moments), "no gradient moves them"
     for name in WORLDS:
