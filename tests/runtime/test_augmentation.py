@@ -91,6 +91,8 @@ def test_the_size_changes_every_few_batches_and_every_size_comes() -> None:
     sizes = [drawn.size_of(batch) for batch in range(300)]
     assert all(len(set(sizes[start : start + 5])) == 1 for start in range(0, 300, 5))
     assert {size: sizes.count(size) > 30 for size in (4, 6, 8)} == {4: True, 6: True, 8: True}
+    assert [drawn.size_of(drawn.largest(batch)) for batch in range(50)] == [8] * 50
+    assert all(drawn.largest(batch) >= batch for batch in range(50))
     other = augment(seed=4, multiScale={"sizes": [4, 6, 8], "everySteps": 5})
     assert sizes != [other.size_of(batch) for batch in range(300)]
 

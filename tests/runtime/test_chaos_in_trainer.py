@@ -150,7 +150,7 @@ class Clock:
 class CountingEngine:
     """Does nothing, for 0.1 s a step."""
 
-    rank, world, parameters = 0, 1, 0
+    rank, world, parameters, devices = 0, 1, 0, 1
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

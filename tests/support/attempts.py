@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from capstan_runtime import loop
+from capstan_runtime import loop, reading
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Membership
@@ -76,14 +76,14 @@ def _attempt(rank: int, world: int, coordinator: str, run: Attemptable, document
     )
     environ = run.environ(**{env.MEMBERSHIP: member.model_dump_json(by_alias=True)})
     ids: list[Ids] = []
-    read = loop.training_batch
+    read = reading.training_batch
 
     def read_and_note(samples: Samples, wanted: Ids, keys: Keys) -> Batch:
         ids.append(wanted)
         await_save()
         return read(samples, wanted, keys)
 
-    loop.training_batch = read_and_note
+    reading.training_batch = read_and_note
     failure = None
     with tempfile.TemporaryFile() as reports:
         try:

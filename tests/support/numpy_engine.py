@@ -40,6 +40,8 @@ class NumpyEngine:
         }
         self.parameters = sum(each.size for name, each in self.state.items() if name.startswith("params/"))
         self._drops_non_finite = context.run.numerical.non_finite == "ignore"
+        self.devices = 1
+        self._memory = context.device_memory
         self._loss_factor = 1.0
         self._busy_seconds = 0.0
         self._world = SocketWorld(member.rank, member.world, member.coordinator, context.deadlines.form)
@@ -52,6 +54,15 @@ class NumpyEngine:
         exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
         shares = exponents / exponents.sum(axis=1, keepdims=True)
         return flat, shares, -np.log(shares[np.arange(len(targets)), targets] + 1e-12)
+
+    def memory_limit(self) -> int | None:
+        return self._memory
+
+    def step_memory(self, batch: Batch) -> int | None:
+        """A kilobyte for each sample in a micro-step; where two would not fit, nobody knows how much more it takes."""
+        assert self._memory is not None
+        needed = 1000 * batch.targets.shape[1]
+        return needed if needed < 2 * self._memory else None
 
     def train_step(self, batch: Batch, learning_rate: float) -> Done:
         began = time.perf_counter()

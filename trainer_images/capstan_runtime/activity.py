@@ -56,8 +56,18 @@ class ObservedEngine:
 
     def __init__(self, engine: Engine, activity: Activity) -> None:
         self.rank, self.world, self.parameters = engine.rank, engine.world, engine.parameters
+        self.devices = engine.devices
         self._engine = engine
         self._activity = activity
+
+    def memory_limit(self) -> int | None:
+        return self._engine.memory_limit()
+
+    def step_memory(self, batch: Batch) -> int | None:
+        before = self._activity.enter(Section.STEP)
+        peak = self._engine.step_memory(batch)
+        self._activity.enter(before)
+        return peak
 
     def train_step(self, batch: Batch, learning_rate: float) -> ObservedResult:
         before = self._activity.enter(Section.STEP)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Deadlines, JobConfig, Membership, RunConfig
 from capstan_runtime.data.plan import micro_steps_of_slice
 from capstan_runtime.data.spec import DataSpec
@@ -30,6 +31,14 @@ class JobContext:
         return self.run.deadlines
 
     @property
+    def device_memory(self) -> int | None:
+        """Bytes that the run may take of each device; None: what it says that it has. Raises ConfigError."""
+        told = self.environ.get(env.DEVICE_MEMORY)
+        if told is not None and not told.isdecimal():
+            raise ConfigError(f"{env.DEVICE_MEMORY}: {told!r} is no number of bytes; give one, such as 80000000000")
+        return None if told is None else int(told)
+
+    @property
     def micro_steps(self) -> int:
         """M: of this rank in one optimizer step. V / data_world virtual ranks, each in one micro-step or, for want of
         memory, in several (`Membership.micro_splits`)."""
@@ -53,16 +62,17 @@ class JobContext:
     @property
     def samples_per_micro_step(self) -> int:
         """b: B / V samples of one virtual rank, or an equal part of them. Raises ConfigError if there are too few."""
-        return self._samples_of_slice // self._micro_steps_of_slice
+        return self.samples_of_slice // self._micro_steps_of_slice
 
     @property
-    def _samples_of_slice(self) -> int:
+    def samples_of_slice(self) -> int:
+        """B / V: of one virtual rank in one step."""
         assert self.run.training.virtual_ranks is not None
         return self.run.training.global_batch_size // self.run.training.virtual_ranks
 
     @property
     def _micro_steps_of_slice(self) -> int:
-        return micro_steps_of_slice(self._samples_of_slice, self.membership.micro_splits)
+        return micro_steps_of_slice(self.samples_of_slice, self.membership.micro_splits)
 
 
 def require_whole_replicas(run: RunConfig, membership: Membership) -> None:
@@ -100,7 +110,7 @@ class TrainContext(JobContext):
             return
         if self._micro_steps_of_slice > 1:
             raise ConfigError(
-                f"spec.model.{field}: a virtual rank's {self._samples_of_slice} samples do not fit into the device's "
+                f"spec.model.{field}: a virtual rank's {self.samples_of_slice} samples do not fit into the device's "
                 "memory together, and the statistics are over all of them; in a new job raise training.virtualRanks, "
                 "or choose norm group or layer"
             )

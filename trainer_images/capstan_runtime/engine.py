@@ -116,6 +116,19 @@ class Engine(Stateful, Protocol):
     world: int
     parameters: int
     """Weights of the model, all of them, however they are divided over the ranks."""
+    devices: int
+    """Of this rank; each micro-step's samples are divided evenly over them."""
+
+    def memory_limit(self) -> int | None:
+        """Bytes that a step may take of each of this rank's devices. None: not known, or what a step takes cannot be
+        told before it is made."""
+        ...
+
+    def step_memory(self, batch: Batch) -> int | None:
+        """Bytes that one of this rank's devices holds at most in a step on such a batch, with all that stays there.
+        None: more than there are. Changes nothing; called on all ranks alike, for batches of equal shapes, it waits for
+        none of them in what may fail."""
+        ...
 
     def train_step(self, batch: Batch, learning_rate: float) -> StepResult:
         """One optimizer step over M micro-steps, of a batch with keys; returns as soon as the work is queued."""

@@ -1,5 +1,6 @@
 """The training loop, the same for every framework: fetch, step, hooks. And the one way in and out of a trainer."""
 
+import functools
 import os
 import sys
 import time
@@ -24,8 +25,6 @@ from capstan_runtime.contract.exit_codes import ExitCode
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.state import Phase, Progress, Section
 from capstan_runtime.data.augment import augmented
-from capstan_runtime.data.batches import training_batch, with_changes
-from capstan_runtime.data.mixing import mix_batch, mixes
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
@@ -40,6 +39,7 @@ from capstan_runtime.errors import (
     PeerLost,
 )
 from capstan_runtime.explain import explain, located
+from capstan_runtime.fitting import fitted
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
 from capstan_runtime.losses import require_loss_fits
 from capstan_runtime.metrics.meter import Meter
@@ -50,7 +50,7 @@ from capstan_runtime.plateau import PlateauFollower
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.pruning import require_last_cut
 from capstan_runtime.quantization import require_aware_steps
-from capstan_runtime.randomness import sample_keys
+from capstan_runtime.reading import largest_batch, read_batch
 from capstan_runtime.recording import Recording
 from capstan_runtime.registry.at_end import RegisterAtEnd
 from capstan_runtime.report import Reporter
@@ -141,6 +141,8 @@ def run_attempt(
         begin_from_trained(context, engine, store, voice)
     stop.from_now_on_save_first()
     activity.step = start.step
+    if start.step < steps:
+        context = fitted(context, engine, lambda tried: largest_batch(tried, dataset, plan, start.step), voice)
     recording = Recording(context, start.step) if run.record else None
     meter = recording.meter if recording is not None else Meter(time.monotonic, start.step)
     attempt = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter, registering)
@@ -301,7 +303,8 @@ class _Attempt:
         wants_profile = profiler.is_asked_for if profiler is not None else lambda: False
         wishes = Wishes(lambda: self.stop.wanted, lambda: self.stop.leave_wanted, wants_profile)
         agreement = Agreement(self.engine.exchange, wishes, save_state, time.monotonic, first)
-        read = stalling(self._read_batch, self.chaos.disturbance) if self.chaos else self._read_batch
+        read: Callable[[int], Batch] = functools.partial(read_batch, self.context, self.dataset, self.plan)
+        read = stalling(read, self.chaos.disturbance) if self.chaos else read
         with Prefetch(read, first, steps) as batches:
             for done in range(first + 1, steps + 1):
                 reached = plateau.fraction if plateau is not None else 1.0
@@ -322,18 +325,6 @@ class _Attempt:
                 is_last = done == steps
                 verdict = CARRY_ON if is_last else agreement.after(done)
                 yield Step(done, is_last, learning_rate, outcome, verdict)
-
-    def _read_batch(self, step: int) -> Batch:
-        context = self.context
-        ids = self.plan.ids_for_rank(step, context.data_rank, context.data_world)
-        ids = ids.reshape(context.micro_steps, context.samples_per_micro_step)
-        number = batch_index(step, self.plan.skips)
-        batch = training_batch(self.dataset.train, ids, sample_keys(self.plan.seed, number, ids))
-        batch = with_changes(batch, self.dataset.augment, number)
-        regularization = context.run.regularization
-        if regularization is None or not mixes(regularization):
-            return batch
-        return mix_batch(batch, self.plan.samples_per_slice, regularization)
 
     def _guard(self) -> Guard:
         run, skips = self.context.run, self.context.membership.skips

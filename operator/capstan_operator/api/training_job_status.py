@@ -210,7 +210,7 @@ class TrainingJobStatus(Record):
     ] = []
     micro_splits: Annotated[
         int | None,
-        Field(description="Micro-steps per virtual rank, raised when a GPU ran out of memory; absent: 1."),
+        Field(description="Micro-steps per virtual rank, raised where memory is too small for fewer; absent: 1."),
     ] = None
     skips: Annotated[
         list[SkipStatus], Field(description="Batches left out after rewinds, in the order of the data.")

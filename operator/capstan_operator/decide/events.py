@@ -110,7 +110,8 @@ def _figures(model: ModelFigures) -> str:
 def _ended(situation: Situation, old: TrainingJobStatus, new: TrainingJobStatus) -> Iterator[EventNote]:
     if new.restarts.total > old.restarts.total:
         yield EventNote("Warning", "Restarting", restart_sentence(situation.after(new)))
-    if (new.micro_splits or 1) > (old.micro_splits or 1):
+    is_remedy = new.restarts.total > old.restarts.total  # what ranks found by themselves, they have noted
+    if is_remedy and (new.micro_splits or 1) > (old.micro_splits or 1):
         message = (
             f"each virtual rank's samples are computed in {new.micro_splits} micro-steps instead of "
             f"{old.micro_splits or 1}; the global batch and the order of the data stay{_what_changes(situation)}"

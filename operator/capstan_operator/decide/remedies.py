@@ -21,6 +21,15 @@ def next_splits(samples: int, splits: int) -> int | None:
     return next((parts for parts in range(2 * splits, samples + 1) if samples % parts == 0), None)
 
 
+def learn_splits(situation: Situation) -> TrainingJobStatus:
+    """Status with the micro-steps that the ranks of the attempt that is on have found to fit into their memory, so that
+    the next one begins with them."""
+    status = situation.status
+    words = [worker.word for worker in situation.members]
+    found = max((word.micro_splits for word in words if word and word.fence == status.fence), default=1)
+    return status.model_copy(update={"micro_splits": found}) if found > (status.micro_splits or 1) else status
+
+
 def largest_splits_reached(situation: Situation) -> bool:
     """A micro-batch cannot be made smaller."""
     return next_splits(samples_of_slice(situation), situation.status.micro_splits or 1) is None

@@ -27,6 +27,7 @@ from capstan_operator.decide.queueing import (
     seconds_until_given_back,
 )
 from capstan_operator.decide.reasons import Reason
+from capstan_operator.decide.remedies import learn_splits
 from capstan_operator.decide.revival import revive
 from capstan_operator.decide.situation import Situation, look
 from capstan_operator.decide.sizing import count_idle, describe_size
@@ -59,6 +60,7 @@ def decide_training_job(observed: Observed, now: float) -> Decision:
     situation = situation.after(learn(situation))
     situation = situation.after(learn_injected(situation))
     situation = situation.after(learn_notes(situation))
+    situation = situation.after(learn_splits(situation))
     ended = record_end(situation)
     if ended is not None:
         situation = situation.after(note_end(situation.after(ended), situation.status))

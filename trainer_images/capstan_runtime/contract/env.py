@@ -24,6 +24,9 @@ SIGNING_KEY = "CAPSTAN_SIGNING_KEY"
 """Path of the PEM private key that signs manifests. Unset: they are not signed."""
 TRACKER_SECRETS = "CAPSTAN_TRACKER_SECRETS"
 """Folder in which each tracker that has a Secret has a folder of its keys, a file each: `wandb/api-key`."""
+DEVICE_MEMORY = "CAPSTAN_DEVICE_MEMORY"
+"""Bytes that a run may take of each device. Unset: what the device says; CPUs say nothing, and then nobody asks before
+the first step whether it fits."""
 SPARE = "CAPSTAN_SPARE"
 """Set for a trainer started ahead of its membership: the number of the inherited descriptor from which it reads one
 line of JSON, its Membership, once its imports are done."""

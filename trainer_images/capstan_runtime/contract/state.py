@@ -169,6 +169,8 @@ class Progress(Record):
     """Optimizer steps done."""
     steps: int | None = None
     """Optimizer steps in all; known once the data is open."""
+    micro_splits: int | None = None
+    """Micro-steps per virtual rank in this attempt, because fewer do not fit into the device's memory."""
     metrics: dict[str, float] | None = None
     """Newest value by name: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds, …"""
     checkpoint: Checkpoint | None = None
@@ -234,7 +236,7 @@ class State(Record):
     seconds: dict[Phase, float] = {}
     """Seconds this attempt has spent in each phase so far, up to the newest report."""
     micro_splits: int = 1
-    """As the membership says."""
+    """As the membership says, or more: what the ranks have found to fit before their first step."""
     leave_at_checkpoint: bool = False
     """As the newest push of the membership says: what was heard need not be said again."""
     keep_roots: tuple[str, ...] | None = None

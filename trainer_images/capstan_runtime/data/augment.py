@@ -4,6 +4,7 @@ All that is drawn follows from the samples' keys (`randomness.py`), so from seed
 wherever, and among whichever others, a sample is read.
 """
 
+import itertools
 from dataclasses import replace
 from functools import lru_cache
 
@@ -60,6 +61,13 @@ class Augment:
     def always(self, pictures: Pictures) -> Pictures:
         """What is done to pictures outside of training, too."""
         return normalized(pictures, self._config.normalize) if self._config.normalize is not None else pictures
+
+    def largest(self, batch: int) -> int:
+        """See `Changes.largest`."""
+        scale = self._config.multi_scale
+        if scale is None:
+            return batch
+        return next(n for n in itertools.count(batch, scale.every_steps) if self.size_of(n) == max(scale.sizes))
 
     def size_of(self, batch: int) -> int:
         """Height and width of the pictures of that batch. All ranks draw the same."""

@@ -102,6 +102,10 @@ class Changes(Protocol):
         [n, *another]; the other shape follows from that number."""
         ...
 
+    def largest(self, batch: int) -> int:
+        """The number of a batch whose inputs are as large as any, from `batch` on."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:

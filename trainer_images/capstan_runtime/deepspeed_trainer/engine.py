@@ -44,6 +44,7 @@ from capstan_runtime.deepspeed_trainer.parallel.saving import saved_by
 from capstan_runtime.deepspeed_trainer.parallel.shards import Shard, shards_of
 from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequences, spread
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
+from capstan_runtime.deepspeed_trainer.trial import memory_of_reduction, peak_of, stand_ins
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
 from capstan_runtime.errors import ConfigError
@@ -97,6 +98,8 @@ class DeepSpeedEngine:
         self._stage, self._offload = settings.zero_stage, settings.offload
         self._recompute = recomputation(training.activation_checkpointing)
         self._architecture = run.model
+        self.devices = 1
+        self._device_memory = context.device_memory
         distill = run.compression.distill if run.compression is not None else None
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model), distill)
         custom, membership = run.model.custom, context.membership
@@ -158,6 +161,37 @@ class DeepSpeedEngine:
         self._quantize = run.compression.quantize if run.compression is not None else None
         self._quantized = [(parameters[spec.name], spec) for spec in self._table if is_quantized(spec)]
         self._is_quantized = False
+
+    def memory_limit(self) -> int | None:
+        """None where there is no trial: at stage 3 and where several ranks compute one model, passes communicate, and a
+        rank that ran out of memory in one would leave the others in a collective, as in a step; and what a module of
+        the user's own does in its passes is not undone."""
+        if self._stage == 3 or self._groups is not None or self._architecture.custom is not None:
+            return None
+        if self._device_memory is not None or self._device.type != "cuda":
+            return self._device_memory
+        return torch.cuda.mem_get_info(self._device)[0] + torch.cuda.memory_reserved(self._device)
+
+    def step_memory(self, batch: Batch) -> int | None:
+        """By a trial of two micro-steps' passes: with the gradients of one, the next needs as much as any after it."""
+        limit, module = self.memory_limit(), self._engine.module
+        assert limit is not None
+        micro_batches = self._micro_batches(batch._replace(weights=None))
+        all_keys = batch.keys
+        assert all_keys is not None
+        arrays = [each for micro_batch in micro_batches for each in micro_batch if each is not None]
+        state = [tensor for fragment in self._fragments for tensor in fragment.tensors.values()]
+
+        def passes() -> None:
+            with stand_ins(module, keeps_gradients=self._stage < 2):
+                for micro_batch, keys in zip(micro_batches[:2], all_keys[:2], strict=True):
+                    here = self._training_pass(micro_batch, keys)
+                    self._objective(self._module, micro_batch, here, self._module, self._teacher).backward()
+
+        models = [module] if self._teacher is None else [module, self._teacher]
+        weights = [each for model in models for each in (*model.parameters(), *model.buffers())]
+        peak = peak_of(passes, self._device, [*weights, *state, *arrays], limit)
+        return None if peak is None else peak + memory_of_reduction(self._engine, self._fragments)
 
     def train_step(self, batch: Batch, learning_rate: float) -> DeepSpeedStepResult:
         began = time.perf_counter()

@@ -19,11 +19,12 @@ from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.models import Model
 from capstan_runtime.decoder_spec import as_served, figures
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.errors import GpuOutOfMemory
 from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.cuts import cuts_of
 from capstan_runtime.flax_trainer.leaves import Leaf, Structure, replicate, whole_weights
 from capstan_runtime.flax_trainer.loss_scaling import as_array, as_state
-from capstan_runtime.flax_trainer.mesh import BY_SAMPLE, REPLICATED, Meshes
+from capstan_runtime.flax_trainer.mesh import AXIS, BY_SAMPLE, REPLICATED, Meshes
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
 from capstan_runtime.flax_trainer.objective import Objective
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
@@ -38,7 +39,7 @@ from capstan_runtime.flax_trainer.step import (
     compile_train_step,
     on_devices,
 )
-from capstan_runtime.flax_trainer.world import World, cached_by_every_rank, translated_errors
+from capstan_runtime.flax_trainer.world import World, cache_of_every_rank, cached_by_every_rank, translated_errors
 from capstan_runtime.integers import holds_integers
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
@@ -82,6 +83,8 @@ class FlaxEngine:
         self.rank, self.world = self._world.rank, self._world.size
         self._structure = self._structure_of(context)
         meshes = Meshes.of(context)
+        self.devices = meshes.local.shape[AXIS]
+        self._device_memory = context.device_memory
         self._finds_sums, self._data_world = meshes.is_first, context.data_world
         self._replicated, self._own_mesh = NamedSharding(meshes.everybody, REPLICATED), meshes.own
         self._by_sample, self._own_by_sample = map(meshes.by_sample, (meshes.everybody, meshes.own))
@@ -119,7 +122,8 @@ class FlaxEngine:
         )
         if self._sharding is not None:
             self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, meshes.everybody))
-        self._train_step = cached_by_every_rank(compile_train_step(plan, meshes.everybody))
+        self._program = compile_train_step(plan, meshes.everybody)
+        self._train_step = cached_by_every_rank(self._program)
         self._zeros = jax.jit(self._update.zeros, out_shardings=NamedSharding(meshes.own, REPLICATED))
         self._as_if_integers = jax.jit(self._update.as_if_integers)
         self._is_quantized = False
@@ -161,6 +165,26 @@ class FlaxEngine:
         structure = Structure(as_served(signature.model), data_spec_of(signature), signature.low_rank)
         self._taught_by = [self._place(value) for value in structure.read_served(context.teacher.tensors)]
         return structure
+
+    def memory_limit(self) -> int | None:
+        limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
+        return self._device_memory or min((limit for limit in limits if limit is not None), default=None)
+
+    def step_memory(self, batch: Batch) -> int | None:
+        """As the compiler has laid it out. It is the program that the steps run: nothing is compiled twice."""
+        numbers = self._update.numbers(0.0, self._step + 1, self._loss_factor)
+        try:
+            with translated_errors(), cache_of_every_rank():
+                spread = self._spread(batch._replace(weights=None))
+                state = self._parameters, self._state, self._buffers, self._scale
+                lowered = self._program.lower(*state, spread, numbers, self._taught_by)
+                used = lowered.compile().memory_analysis()
+        except GpuOutOfMemory:
+            return None
+        if used is None:  # by a compiler that does not say
+            return 0
+        kept = used.argument_size_in_bytes + used.output_size_in_bytes - used.alias_size_in_bytes
+        return kept + used.temp_size_in_bytes
 
     def train_step(self, batch: Batch, learning_rate: float) -> FlaxStepResult:
         began = time.thread_time()

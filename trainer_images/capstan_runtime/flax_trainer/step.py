@@ -91,7 +91,7 @@ class StepPlan:
         return cut, [cut] * len(kinds)
 
 
-def compile_train_step(plan: StepPlan, mesh: Mesh) -> TrainStep:
+def compile_train_step(plan: StepPlan, mesh: Mesh) -> jax.stages.Wrapped:
     """`step(parameters, state, buffers, scale, batch, numbers, taught_by)`.
 
     `buffers` are `Buffers`; `scale` is the state of the loss's scale, or None without one; `taught_by` the teacher's

@@ -57,28 +57,38 @@ class World:
 
 def cached_by_every_rank(function: Callable[..., Result]) -> Callable[..., Result]:
     """`function`, which the first call with a batch of some shapes compiles, with the result in the persistent cache of
-    every rank.
-
-    JAX lets process 0 alone write that cache, for all. But on CPUs every process looks under a key of its own (the
-    fingerprint of its topology is part of it), so all others would compile again at every restart.
-    """
+    every rank."""
     compiled: set[tuple[tuple[int, ...], ...]] = set()
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Result:
         batches = (argument for argument in arguments if isinstance(argument, Batch))
         shapes = tuple(each.shape for batch in batches for each in batch if each is not None)
-        if shapes in compiled or jax.default_backend() != "cpu":
+        if shapes in compiled:
             return function(*arguments)
         compiled.add(shapes)
-        state = distributed.global_state
-        rank, state.process_id = state.process_id, 0
-        try:
+        with cache_of_every_rank():
             return function(*arguments)
-        finally:
-            state.process_id = rank
 
     return call
+
+
+@contextlib.contextmanager
+def cache_of_every_rank() -> Iterator[None]:
+    """What is compiled in it is in the persistent cache of every rank.
+
+    JAX lets process 0 alone write that cache, for all. But on CPUs every process looks under a key of its own (the
+    fingerprint of its topology is part of it), so all others would compile again at every restart.
+    """
+    if jax.default_backend() != "cpu":
+        yield
+        return
+    state = distributed.global_state
+    rank, state.process_id = state.process_id, 0
+    try:
+        yield
+    finally:
+        state.process_id = rank
 
 
 def _initialize(membership: Membership, deadlines: Deadlines) -> None:

@@ -29,7 +29,7 @@ _LASTING = frozenset({Fault.SLOW_RANK, Fault.SLOW_NETWORK, Fault.DATA_STALL})
 def taken_in(state: State, progress: Progress) -> dict[str, object]:
     """The fields of `state` that one line of its trainer changes, but for the phase. All lists stay short: a State is
     copied at every report and read by the operator many times."""
-    changed: dict[str, object] = progress.model_dump(exclude_none=True, include={"step", "steps"})
+    changed: dict[str, object] = progress.model_dump(exclude_none=True, include={"step", "steps", "micro_splits"})
     changed |= {name: value for name in _RECORDS if (value := getattr(progress, name)) is not None}
     if progress.metrics is not None:
         changed["metrics"] = dict(list(progress.metrics.items())[:_METRICS_KEPT])

@@ -128,9 +128,11 @@ class Supervisor:
         self._news.set()
 
     def _accept_again(self, known: Membership, membership: Membership) -> None:
-        # Faults are handed out once: a spec that asks for others since waits for the next attempt.
+        # Faults are handed out once: a spec that asks for others since waits for the next attempt. So do the splits, in
+        # which this attempt's own ranks may have had a say.
         changeable = {
-            name: getattr(known, name) for name in ("leave_at_checkpoint", "keep_roots", "profile_request", "chaos")
+            name: getattr(known, name)
+            for name in ("leave_at_checkpoint", "keep_roots", "profile_request", "chaos", "micro_splits")
         }
         if membership.model_copy(update=changeable) != known:
             raise Refused(
