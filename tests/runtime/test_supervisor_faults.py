@@ -185,11 +185,12 @@ def test_faults_and_notes_reach_the_state_and_outlive_the_attempt_or_not(tmp_pat
         {"sleep": 60},
     )
     pod = start_pod(Run(tmp_path), **scripted(*FIRST_STEP, *storm))
-    pod.put(alone(1, pod).model_copy(update={"micro_splits": 2}))
+    member = alone(1, pod)
+    pod.put(member.model_copy(update={"micro_splits": 2}))
     killed = pod.wait_for(Phase.EXITED)
     assert [fault.name for fault in killed.injected] == ["storm-1"]
     assert (killed.notes, killed.micro_splits) == (["a spike"], 4)
-    told_again = alone(1, pod).model_copy(update={"micro_splits": 4})
+    told_again = member.model_copy(update={"micro_splits": 4})
     assert pod.put(told_again)[0] == 200, "the operator follows what the ranks have found, amid the attempt"
     assert list(killed.timeline) == list(killed.seconds | {Phase.EXITED: 0.0})
     assert sum(killed.seconds.values()) == pytest.approx(
