@@ -8,8 +8,11 @@ import jax
 import numpy as np
 import pytest
 
+from capstan_runtime.contract.parallelism import Parallelism
+from capstan_runtime.errors import ConfigError
+from capstan_runtime.flax_trainer.cuts import cuts_of
 from tests.numerics.test_state import Tensors, bits, gather
-from tests.support.engines import FLAX, Saved, batch_of, context_of, make_engine, train
+from tests.support.engines import FLAX, TOKENS, Saved, batch_of, context_of, make_engine, train
 from tests.support.ranks import run_ranks
 
 Document = dict[str, Any]
@@ -124,6 +127,27 @@ def test_a_spread_replica_learns_as_a_whole_one_and_another_layout_resumes_it() 
     for state, resumed in run_ranks(onwards, 2, 1, DECODER, spread(PLAIN, {"tensor": 2}, 2, 1), saved):
         assert state == bits(saved)
         np.testing.assert_allclose(resumed, exact[MIDDLE:], rtol=1e-5)
+
+
+def refused(rank: int, world: int, coordinator: str, devices: int, options: Document) -> str:
+    with pytest.raises(ConfigError) as error:
+        begun(rank, world, coordinator, devices, DECODER, options)
+    return str(error.value)
+
+
+def test_devices_and_sequences_that_cannot_be_divided_are_refused() -> None:
+    told = "spec.parallelism: a replica is spread over 4 devices, and each worker has 4, not as many as make 2 workers"
+    for changes, message in (
+        ({"parallelism": {"tensor": 3}}, "spec.parallelism: 4 devices are no multiple of the 3 that hold one replica"),
+        ({"parallelism": {"tensor": 4}, "workersPerReplica": 2}, told),
+        (
+            {"parallelism": {"tensor": 2}, "virtual_ranks": 8},
+            "samples a micro-step, which 2 replicas per worker do not",
+        ),
+    ):
+        assert message in run_ranks(refused, 1, 4, {**PLAIN, **changes})[0]
+    with pytest.raises(ConfigError, match=r"spec.parallelism.sequence: 3 does not divide .* length 16; choose a div"):
+        cuts_of(Parallelism(sequence=3), TOKENS)
 
 
 LAYOUTS = {
