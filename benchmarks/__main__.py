@@ -5,7 +5,7 @@ import importlib
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks.report import environment, markdown
+from benchmarks.report import environment, markdown, readable
 
 BENCHMARKS: dict[str, tuple[str, ...]] = {
     "apiserver": (),
@@ -42,7 +42,9 @@ def main() -> int:
     for name in options.names or BENCHMARKS:
         print(f"measuring {name} ...", flush=True)
         chosen = {option: getattr(options, option) for option in BENCHMARKS[name]}
-        figures += importlib.import_module(f"benchmarks.{name}").measure(**chosen)
+        for figure in importlib.import_module(f"benchmarks.{name}").measure(**chosen):
+            print(f"  {figure.name}: {readable(figure.value)} {figure.unit}", flush=True)  # what comes next may fail
+            figures.append(figure)
     text = f"{environment()}\n\n{markdown(figures)}\n"
     print(f"\n{text}")
     if options.write:

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,25 +39,21 @@ DIGITS: dict[str, Any] = {
 }
 
 
-def measure(decoder_steps: int) -> list[Figure]:
+def measure(decoder_steps: int) -> Iterator[Figure]:
     """The digits once for each of three seeds, the decoder for `decoder_steps`."""
     command = "python -m benchmarks convergence"
-    figures = []
     for framework in FRAMEWORKS:
         reached = [_trained(framework, {**DIGITS, "training": {**DIGITS["training"], "seed": s}}) for s in SEEDS]
         accuracies = [100 * metrics["accuracy"] for metrics in reached]
         spread = ", ".join(f"{each:.2f}" for each in sorted(accuracies))
-        figures.append(
-            Figure(f"{framework}: digits held out, median of {spread}", float(np.median(accuracies)), "%", command)
-        )
+        yield Figure(f"{framework}: digits held out, median of {spread}", float(np.median(accuracies)), "%", command)
     bare = _in_process("bare", {"steps": decoder_steps})["validation_loss"]
     tokens = decoder_steps * BATCH * LENGTH
-    figures.append(Figure(f"bare loop: loss per byte after {tokens:,} bytes", bare, "nats", command))
+    yield Figure(f"bare loop: loss per byte after {tokens:,} bytes", bare, "nats", command)
     for framework in FRAMEWORKS:
         loss = _trained(framework, _decoder(decoder_steps))["validation_loss"]
         name = f"{framework}: the same, {100 * (loss / bare - 1):+.2f} % of the bare loop's"
-        figures.append(Figure(name, loss, "nats", command))
-    return figures
+        yield Figure(name, loss, "nats", command)
 
 
 def _decoder(steps: int) -> dict[str, Any]:
