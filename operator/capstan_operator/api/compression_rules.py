@@ -21,6 +21,14 @@ _CUT_CHANNELS = (
 _SHARDED_CHANNELS = "compression: quantize needs whole channels, which flax.fsdp cuts up; remove one of the two"
 _UNKNOWN_CHANNELS = "compression: quantize does not know how the weights of model.custom lie; remove one of the two"
 _SPREAD = "compression: quantize needs whole matrices, which parallelism spreads over devices; remove one of the two"
+_SPREAD_PRUNED = (
+    "compression: prune needs whole matrices, and parallelism tensor and expert leave each worker of DeepSpeed some "
+    "of them, or of each; remove one of the two"
+)
+_SPREAD_DISTILLED = (
+    "compression: distill needs whole sequences, and parallelism sequence leaves each worker of DeepSpeed a slice of "
+    "each; remove one of the two"
+)
 _LAST_CUT = (
     "(has(self.compression.prune.magnitude) ? self.compression.prune.magnitude.endStep"
     " : self.compression.prune.nm.beginStep + 1)"
@@ -43,6 +51,16 @@ COMPRESSION_RULES: tuple[tuple[str, str], ...] = (
         f"{_NO_PRUNE} || !has(self.training.steps) || {_LAST_CUT} <= self.training.steps",
         f"'compression: prune makes its last cut at step ' + string({_LAST_CUT})"
         " + ', after the last of training.steps ' + string(self.training.steps) + '; lower it'",
+    ),
+    (
+        f"{_NO_PRUNE} || !has(self.framework.deepspeed) || !has(self.parallelism)"
+        " || self.parallelism.tensor <= 1 && self.parallelism.expert <= 1",
+        f"'{_SPREAD_PRUNED}'",
+    ),
+    (
+        f"{_NO_TRAINER} || !has(self.compression.distill) || !has(self.framework.deepspeed) || !has(self.parallelism)"
+        " || self.parallelism.sequence <= 1",
+        f"'{_SPREAD_DISTILLED}'",
     ),
     (f"{_NO_TRAINER} || !has(self.compression.lowRank) || !has(self.model.custom)", f"'{_NO_FACTORS}'"),
     (f"{_NO_TRAINER} || !has(self.compression.lowRank) || !has(self.parallelism)", f"'{_UNSPREAD_FACTORS}'"),
@@ -70,6 +88,11 @@ def require_compression_fits(spec: Any) -> None:
         return
     if spec.compression.prune is not None:
         _require_prune_fits(spec, spec.compression.prune)
+    spread = spec.parallelism if spec.framework.deepspeed is not None else None
+    if spread is not None and spec.compression.prune is not None and (spread.tensor > 1 or spread.expert > 1):
+        raise ValueError(_SPREAD_PRUNED)
+    if spread is not None and spec.compression.distill is not None and spread.sequence > 1:
+        raise ValueError(_SPREAD_DISTILLED)
     if spec.compression.low_rank is not None and spec.model.custom is not None:
         raise ValueError(_NO_FACTORS)
     if spec.compression.low_rank is not None and spec.parallelism is not None:

@@ -3,21 +3,20 @@
 from typing import Any
 
 _WHOLE_MATRICES = (
-    "parallelism: tensor leaves each worker of DeepSpeed a part of every matrix, but novograd, adaptiveClip, "
-    "centralizeGradients and prune look at whole ones; remove them, or set tensor to 1"
+    "parallelism: tensor leaves each worker of DeepSpeed a part of every matrix, but novograd, adaptiveClip "
+    "and centralizeGradients look at whole ones; remove them, or set tensor to 1"
 )
 _WHOLE_SEQUENCES = (
-    "parallelism: sequence leaves each worker of DeepSpeed a slice of every sequence, but experts, tokenDropout and "
-    "distill need all its tokens; remove them, or set sequence to 1"
+    "parallelism: sequence leaves each worker of DeepSpeed a slice of every sequence, but experts and tokenDropout "
+    "need all its tokens; remove them, or set sequence to 1"
 )
 _WHOLE_GRADIENTS = (
-    "parallelism: expert leaves each worker of DeepSpeed some experts, but zeroStage 3, dropless, sophia, novograd and "
-    "prune need all of them; remove them, or set expert to 1"
+    "parallelism: expert leaves each worker of DeepSpeed some experts, but zeroStage 3, dropless, sophia and novograd "
+    "need all of them; remove them, or set expert to 1"
 )
 _OF_WIDTH = "parallelism: tensor does not divide the width of the feed-forward layers; choose a divisor of hiddenDim"
 
 _DECODER, _TRAINING = "self.model.transformer", "self.training"
-_CEL_PRUNES = "has(self.compression) && has(self.compression.prune)"
 _CEL_WIDTH = f"(has({_DECODER}.hiddenDim) ? {_DECODER}.hiddenDim : ({_DECODER}.dim + 11) / 12 * 32)"
 
 
@@ -29,21 +28,19 @@ def _cel(axis: str, refused: str, text: str) -> tuple[str, str]:
 DEEPSPEED_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
     _cel(
         "tensor",
-        f"has(self.optimizer.novograd) || has({_TRAINING}.adaptiveClip) || has({_TRAINING}.centralizeGradients)"
-        f" || {_CEL_PRUNES}",
+        f"has(self.optimizer.novograd) || has({_TRAINING}.adaptiveClip) || has({_TRAINING}.centralizeGradients)",
         _WHOLE_MATRICES,
     ),
     _cel("tensor", f"{_CEL_WIDTH} % self.parallelism.tensor != 0", _OF_WIDTH),
     _cel(
         "sequence",
-        f"has({_DECODER}.experts) || has({_DECODER}.tokenDropout)"
-        " || has(self.compression) && has(self.compression.distill)",
+        f"has({_DECODER}.experts) || has({_DECODER}.tokenDropout)",
         _WHOLE_SEQUENCES,
     ),
     _cel(
         "expert",
         "self.framework.deepspeed.zeroStage == 3 || has(self.optimizer.sophia) || has(self.optimizer.novograd)"
-        f" || {_CEL_PRUNES} || has({_DECODER}.experts) && has({_DECODER}.experts.dropless)",
+        f" || has({_DECODER}.experts) && has({_DECODER}.experts.dropless)",
         _WHOLE_GRADIENTS,
     ),
 )
@@ -55,19 +52,14 @@ def require_exact_with_deepspeed(spec: Any) -> None:
     asked, decoder, deepspeed = spec.parallelism, spec.model.transformer, spec.framework.deepspeed
     if asked is None or decoder is None or deepspeed is None:
         return
-    training, novograd, prunes = (
-        spec.training,
-        spec.optimizer.novograd is not None,
-        bool(spec.compression and spec.compression.prune),
-    )
-    if asked.tensor > 1 and (novograd or prunes or training.adaptive_clip or training.centralize_gradients):
+    training, novograd = spec.training, spec.optimizer.novograd is not None
+    if asked.tensor > 1 and (novograd or training.adaptive_clip or training.centralize_gradients):
         raise ValueError(_WHOLE_MATRICES)
     if (decoder.hidden_dim or -(-decoder.dim // 12) * 32) % asked.tensor:
         raise ValueError(_OF_WIDTH)
-    distils = bool(spec.compression and spec.compression.distill)
-    if asked.sequence > 1 and (decoder.experts or decoder.token_dropout or distils):
+    if asked.sequence > 1 and (decoder.experts or decoder.token_dropout):
         raise ValueError(_WHOLE_SEQUENCES)
     dropless = bool(decoder.experts and decoder.experts.dropless)
-    needs_all = deepspeed.zero_stage == 3 or spec.optimizer.sophia or novograd or prunes or dropless
+    needs_all = deepspeed.zero_stage == 3 or spec.optimizer.sophia or novograd or dropless
     if asked.expert > 1 and needs_all:
         raise ValueError(_WHOLE_GRADIENTS)
