@@ -157,12 +157,13 @@ LAYOUTS = {
     "tensor over workers of two devices": ({"tensor": 4}, 2, 2),
     "two replicas in each of two workers": ({"sequence": 2}, 2, 4),
     "nothing over anything": ({}, 2, 1),
+    "no layout, over workers of two devices": (None, 2, 2),
 }
 
 
 @pytest.mark.full
 @pytest.mark.parametrize(("parallelism", "world", "devices"), LAYOUTS.values(), ids=LAYOUTS)
-def test_any_layout_is_no_layout(parallelism: Document, world: int, devices: int) -> None:
+def test_any_layout_is_no_layout(parallelism: Document | None, world: int, devices: int) -> None:
     ranks = run_ranks(life, world, devices, DECODER, spread(PLAIN, parallelism, world, devices))
     ((exact, _, exactly, _),) = run_ranks(life, 1, 1, DECODER, PLAIN)
     for curve, _, _, _ in ranks:
