@@ -1,6 +1,8 @@
 """Whole runs that end with a smaller model: what they report, what they save, and what becomes of it afterwards."""
 
 import math
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ from capstan_runtime.checkpoint.reader import OpenCheckpoint, open_checkpoint
 from capstan_runtime.checkpoint.safetensors import item_bytes
 from capstan_runtime.contract.chaos import Fault, Injection
 from capstan_runtime.contract.compression import CompressionReport
+from capstan_runtime.contract.models import Model
+from capstan_runtime.contract.registry import REGISTRY
 from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.integers import as_integers, as_weights
 from capstan_runtime.registry.registering import Candidate, Wanted, register
@@ -23,7 +28,9 @@ from capstan_runtime.registry.registry import Registry
 from capstan_runtime.serving.load import load
 from tests.numerics.test_predict_load import config_of
 from tests.support.attempts import Attempted, attempt, small_run
+from tests.support.checkpoints import RUN
 from tests.support.predictors import FRAMEWORKS
+from tests.support.teachers import run_of_teacher, values_of, write_teacher
 from tests.support.training_runs import Run
 
 STEPS, EVERY = 20, 10
@@ -54,9 +61,14 @@ def checkpoints(run: Run) -> list[OpenCheckpoint]:
 def served_loss(run: Run, root: str, runtime: str) -> float:
     """Of what a predictor says of the held-out samples."""
     config = config_in(run)
+    return loss_of(load(config_of(root, config.uid, runtime), FolderStore(run.store)), run)
+
+
+def loss_of(model: Any, run: Run) -> float:
+    """Of what a predictor says of the held-out samples of `run`."""
+    config = config_in(run)
     samples = open_dataset(config.data, config.training.seed, {}).validation
     inputs, targets = samples.fetch(np.arange(len(samples), dtype=np.int64))
-    model: Any = load(config_of(root, config.uid, runtime), FolderStore(run.store))
     model.warm([8])
     logits = model.logits(inputs).astype(np.float64)
     likelihoods = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
@@ -144,3 +156,46 @@ def test_who_was_killed_after_the_first_cut_still_knows_what_the_model_was_befor
     integers, scales = newest.read("integers/layers.1.weight"), newest.read("scales/layers.1.weight")
     assert (integers == 0).mean() >= 0.5
     np.testing.assert_array_equal(as_integers(as_weights(integers, scales), 1, 8)[0], integers)
+
+
+@dataclass(frozen=True)
+class BesideModels:
+    """A run whose store has models in it."""
+
+    run: Run
+
+    def environ(self, **more: str) -> dict[str, str]:
+        return self.run.environ(**{REGISTRY: str(self.run.folder)}, **more)
+
+
+@pytest.mark.parametrize("framework", ["flax", pytest.param("deepspeed", marks=pytest.mark.full)])
+def test_a_run_that_learns_and_begins_from_models_tells_what_they_were_worth_and_goes_on_where_one_is_gone(
+    framework: str, tmp_path: Path
+) -> None:
+    compression = {
+        "distill": {"teacher": {"registry": {"name": "teacher", "version": "1.0.0"}}},
+        "lowRank": {"rank": 4, "from": {"registry": {"name": "origin", "version": "1.0.0"}}},
+    }
+    document = {"mlp": {"hidden": [32, 32]}}
+    run = small_run(tmp_path, framework, model=document, training={"steps": STEPS}, compression=compression)
+    roots = {}
+    for name, hidden, seed in (("teacher", [16], 1), ("origin", [32, 32], 2)):
+        model = Model.parse({"mlp": {"hidden": hidden}})
+        signature = Signature(model=model, kind="vector", input_shape=(6,), outputs=3)
+        roots[name] = write_teacher(tmp_path, signature, values_of(signature, seed), name)
+    kill: dict[str, Any] = {"chaos": [Injection(name="oom", fault=Fault.GPU_OUT_OF_MEMORY, step=EVERY + 3)]}
+    killed = attempt(BesideModels(run), 2, more=lambda rank: kill)
+    (told,) = [each.compression for each in killed[0].progress if each.compression is not None]
+    shutil.rmtree(tmp_path / run_of_teacher("origin"))
+    (resumed,) = reports(attempt(BesideModels(run), 1, fence=2, floor_step=EVERY))
+
+    before, after = resumed.before, resumed.after
+    assert before == told.before
+    assert before is not None
+    assert after is not None
+    assert (before.step, before.bytes) == (10, 4 * (6 * 16 + 16 + 16 * 3 + 3))
+    teacher: Any = load(config_of(roots["teacher"], RUN), FolderStore(tmp_path / run_of_teacher("teacher")))
+    assert before.loss == pytest.approx(loss_of(teacher, run), rel=1e-5)
+    assert (after.step, after.bytes) == (STEPS, 4 * ((4 * 6 + 32 * 4) + (4 * 32 + 32 * 4) + 64 + 3 * 32 + 3))
+    for runtime in FRAMEWORKS:
+        assert served_loss(run, checkpoints(run)[0].root, runtime) == pytest.approx(after.loss, rel=1e-4)

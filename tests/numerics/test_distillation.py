@@ -15,13 +15,24 @@ from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.deepspeed_trainer import objective as in_torch
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass as TorchPass
-from capstan_runtime.engine import Batch
+from capstan_runtime.engine import Batch, Trained
 from capstan_runtime.flax_trainer import objective as in_flax
 from capstan_runtime.flax_trainer.forward_pass import Pass as FlaxPass
-from capstan_runtime.model_signature import Trained, data_spec_of
+from capstan_runtime.model_signature import data_spec_of
 from capstan_runtime.model_spec import parameter_table
 from tests.numerics.test_objective import INPUTS, KEYS, LOGITS, TARGETS, WEIGHTS, log_softmax
-from tests.support.engines import DATA_OF, FLAX, MLP, TRANSFORMER, Saved, context_of, deepspeed, make_engine, train
+from tests.support.engines import (
+    DATA_OF,
+    FLAX,
+    MLP,
+    TRANSFORMER,
+    Saved,
+    batch_of,
+    context_of,
+    deepspeed,
+    make_engine,
+    train,
+)
 from tests.support.ranks import run_ranks
 from tests.support.teachers import values_of
 
@@ -181,3 +192,28 @@ def test_who_agrees_with_the_teacher_has_nothing_to_learn(framework: Document) -
     assert itself == pytest.approx((0.0, 0.0), abs=1e-5)
     ((other, _),) = run_ranks(first_step, 1, framework, 8)
     assert other > 0.01
+
+
+def with_a_module_of_its_own(rank: int, world: int, coordinator: str, framework: Document, model: Document) -> Any:
+    """Losses of 10 steps, and what is found of the teacher and of the model itself on one batch."""
+    compression = {"distill": {"teacher": REFERENCE}}
+    context = context_of(framework, model, rank, world, coordinator, compression=compression)
+    teacher = trained(BATCH_NORM, model)
+    engine = make_engine(replace(context, teacher=teacher))
+    losses = [loss for loss, _ in train(engine, context, 0, 10)]
+    batch = [batch_of(context, 0)]
+    found = engine.evaluate(batch, teacher), engine.evaluate(batch)
+    engine.close()
+    return losses, [each.loss for each in found]
+
+
+@pytest.mark.full
+def test_a_module_of_ones_own_learns_from_a_teacher_which_both_frameworks_judge_alike() -> None:
+    judged = []
+    for framework, name in ((FLAX, "flax_classifier"), (deepspeed(1), "torch_classifier")):
+        model = {"custom": {"target": f"tests.support.own_models:{name}", "config": {"dropout": 0.1}}}
+        losses, (of_teacher, of_itself) = run_ranks(with_a_module_of_its_own, 1, framework, model)[0]
+        assert losses[-1] < losses[0]
+        assert of_itself != of_teacher
+        judged.append(of_teacher)
+    np.testing.assert_allclose(judged[1], judged[0], rtol=1e-5)

@@ -15,12 +15,13 @@ from capstan_runtime.contract.signature import Signature
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass as TorchPass
 from capstan_runtime.deepspeed_trainer.models import bare_model, trained_model
 from capstan_runtime.deepspeed_trainer.predict import build as build_torch
+from capstan_runtime.engine import Trained
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.forward_pass import Pass as FlaxPass
 from capstan_runtime.flax_trainer.leaves import Structure
 from capstan_runtime.flax_trainer.predict import build as build_flax
 from capstan_runtime.low_rank import factors_of, is_factored, model_table, nearest_factors, table_of
-from capstan_runtime.model_signature import Trained, data_spec_of
+from capstan_runtime.model_signature import data_spec_of
 from capstan_runtime.model_spec import Normal, ParameterSpec, initial_parameter, parameter_table
 from tests.support.engines import (
     CNN,

@@ -21,8 +21,8 @@ from capstan_runtime.contract.registry import REGISTRY
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec
 from capstan_runtime.distillation import find_teacher, require_teacher_fits
+from capstan_runtime.engine import Trained
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint
-from capstan_runtime.model_signature import Trained
 from capstan_runtime.registry.registry import Registry
 from capstan_runtime.report import Reporter
 from capstan_runtime.voice import Voice

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from capstan_runtime.beat import Beat
 from capstan_runtime.contract.state import Section
-from capstan_runtime.engine import Batch, Engine, EvaluationSums, LocalTensor, StepResult, TensorSource
+from capstan_runtime.engine import Batch, Engine, EvaluationSums, LocalTensor, StepResult, TensorSource, Trained
 
 
 class Activity:
@@ -75,9 +75,9 @@ class ObservedEngine:
         self._activity.enter(before)
         return ObservedResult(result, self._activity)
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+    def evaluate(self, batches: Iterable[Batch], trained: Trained | None = None) -> EvaluationSums:
         before = self._activity.enter(Section.STEP)
-        sums = self._engine.evaluate(batches)
+        sums = self._engine.evaluate(batches, trained)
         self._activity.enter(before)
         return sums
 

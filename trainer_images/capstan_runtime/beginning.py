@@ -11,10 +11,10 @@ from capstan_runtime.checkpoint.layout import ORIGIN
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.run_config import RunConfig
-from capstan_runtime.engine import Array, Stateful
+from capstan_runtime.engine import Array, Stateful, Trained
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.low_rank import factors_of, is_factored, model_table, nearest_factors, table_of
-from capstan_runtime.model_signature import Trained, rank_of
+from capstan_runtime.model_signature import rank_of
 from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, parameter_table, read_tensor, served_kind
 from capstan_runtime.trained import find_trained
 from capstan_runtime.updates import state_kinds
@@ -24,21 +24,22 @@ _FIELD = "spec.compression.lowRank.from"
 Values = npt.NDArray[np.float32]
 
 
-def begin_from_trained(context: TrainContext, state: Stateful, store: Store, voice: Voice) -> None:
-    """Puts the factors of the model that the run is to begin from into `state`, which is that of no step; nothing if it
-    begins by chance. `store`: the run's own. Collective, and the same on every rank.
+def begin_from_trained(context: TrainContext, state: Stateful, store: Store, voice: Voice) -> Trained | None:
+    """The model that the run begins from, once its factors are in `state`, which is that of no step; None: it begins by
+    chance. `store`: the run's own. Collective, and the same on every rank.
 
     Raises as `find_trained` does, and ConfigError for a model of another architecture, or if ranks come to different
     factors.
     """
     low_rank = context.run.compression.low_rank if context.run.compression is not None else None
     if low_rank is None or low_rank.origin is None:
-        return
+        return None
     origin = find_trained(low_rank.origin, context, store, voice, ORIGIN, _FIELD)
     require_same_architecture(origin, context)
     factors = Factors(origin, context)
     _require_same(factors.digest, state)
     state.import_state(factors)
+    return origin
 
 
 class Factors:

@@ -7,7 +7,7 @@ from capstan_runtime.checkpoint.manifest import Value
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.compression import Compression, CompressionReport, ModelFigures
 from capstan_runtime.contract.state import Phase, Section
-from capstan_runtime.engine import Engine
+from capstan_runtime.engine import Engine, Trained
 from capstan_runtime.hooks import Evaluate, Step
 from capstan_runtime.low_rank import model_table
 from capstan_runtime.model_signature import rank_of
@@ -31,18 +31,23 @@ class Compress:
         evaluate: Evaluate,
         voice: Voice,
         saved: Mapping[str, Value],
+        reference: Trained | None = None,
     ) -> None:
-        """`saved` is what `state` returned before, empty at step 0."""
+        """`saved` is what `state` returned before, empty at step 0. `reference`: the model that the run learns or
+        begins from, which is the one before compression; None: there is none, or `saved` has its figures."""
         self._plan = plan
         self._engine = engine
         self._evaluate = evaluate
         self._voice = voice
-        table = model_table(context.run.model, context.data, rank_of(context.run))
-        self._bytes_before = weight_bytes(table, None)
-        self._bytes_after = weight_bytes(table, plan.quantize.bits if plan.quantize is not None else None)
+        self._bytes_before = self._bytes_after = 4 * engine.parameters
+        if context.run.model.custom is None:
+            table = model_table(context.run.model, context.data, rank_of(context.run))
+            self._bytes_before = weight_bytes(table, None)
+            self._bytes_after = weight_bytes(table, plan.quantize.bits if plan.quantize is not None else None)
         known = {name: value for name, value in saved.items() if name != _QUANTIZED}
         self._before = ModelFigures.model_validate(known) if known else None
         self._is_quantized = bool(saved.get(_QUANTIZED))
+        self._reference = reference
 
     def state(self) -> dict[str, Value]:
         before = {} if self._before is None else self._before.document()
@@ -61,6 +66,14 @@ class Compress:
             self.finish(step.done)
         else:
             self.note_before(step.done)
+
+    def note_reference(self, done: int) -> None:
+        """What the run learns or begins from is measured, unless it was; the run has done `done` steps. Collective."""
+        if self._reference is None or self._before is not None:
+            return
+        metrics = self._evaluate.metrics_of(self._reference, done)
+        self._before = _figures_of(self._reference.step, metrics, self._reference.size)
+        self._tell(None)
 
     def note_before(self, done: int, then: Phase = Phase.TRAINING) -> None:
         """Collective."""
@@ -82,14 +95,18 @@ class Compress:
 
     def _figures(self, done: int, metrics: Mapping[str, float], size: int) -> ModelFigures:
         self._voice.report_metrics(done, {"weight_bytes": float(size)})
-        known = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        return ModelFigures(
-            step=done,
-            loss=known.get("validation_loss"),
-            accuracy=known.get("accuracy"),
-            bytes=size,
-            sparsity=known.get("sparsity"),
-        )
+        return _figures_of(done, metrics, size)
 
     def _tell(self, after: ModelFigures | None) -> None:
         self._voice.report(compression=CompressionReport(before=self._before, after=after))
+
+
+def _figures_of(step: int, metrics: Mapping[str, float], size: int) -> ModelFigures:
+    known = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return ModelFigures(
+        step=step,
+        loss=known.get("validation_loss"),
+        accuracy=known.get("accuracy"),
+        bytes=size,
+        sparsity=known.get("sparsity"),
+    )

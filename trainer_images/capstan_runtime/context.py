@@ -7,8 +7,8 @@ from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Deadlines, JobConfig, Membership, RunConfig
 from capstan_runtime.data.plan import micro_steps_of_slice
 from capstan_runtime.data.spec import DataSpec
+from capstan_runtime.engine import Trained
 from capstan_runtime.errors import ConfigError
-from capstan_runtime.model_signature import Trained
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

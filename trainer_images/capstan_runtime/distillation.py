@@ -5,8 +5,8 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.augmentation import Normalize
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.engine import Trained
 from capstan_runtime.errors import ConfigError
-from capstan_runtime.model_signature import Trained
 from capstan_runtime.trained import find_trained
 from capstan_runtime.voice import Voice
 

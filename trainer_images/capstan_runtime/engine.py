@@ -11,6 +11,8 @@ from typing import Generic, NamedTuple, NoReturn, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from capstan_runtime.contract.signature import Signature
+
 Array = npt.NDArray[np.generic]
 AnyArray = TypeVar("AnyArray")
 
@@ -69,6 +71,21 @@ class TensorSource(Protocol):
         """Elements [start, stop) of the flattened tensor, one-dimensional. Raises as `read`; reads, and so verifies,
         only the leaves that they touch."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model that was trained before."""
+
+    signature: Signature
+    root: str
+    """Digest of its checkpoint's manifest."""
+    tensors: TensorSource
+    """Its checkpoint's, each byte verified as it is read."""
+    step: int = 0
+    """Optimizer steps done."""
+    size: int = 0
+    """Bytes of its weights, as they are saved."""
 
 
 class StepResult(Protocol):
@@ -134,9 +151,10 @@ class Engine(Stateful, Protocol):
         """One optimizer step over M micro-steps, of a batch with keys; returns as soon as the work is queued."""
         ...
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+    def evaluate(self, batches: Iterable[Batch], trained: Trained | None = None) -> EvaluationSums:
         """What adds up over all ranks: of ranks that hold one replica together, and so are given the same batches, one
-        returns what they found, and the others zeros."""
+        returns what they found, and the others zeros. `trained`: of that model, as it is served, in the place of the
+        engine's own."""
         ...
 
     def quantize(self) -> None:

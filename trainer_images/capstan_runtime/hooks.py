@@ -12,7 +12,7 @@ from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.state import Phase, Section
 from capstan_runtime.data.batches import validation_batches
 from capstan_runtime.data.spec import Samples
-from capstan_runtime.engine import Batch, Engine, StepResult
+from capstan_runtime.engine import Batch, Engine, StepResult, Trained
 from capstan_runtime.evaluation import add_up
 from capstan_runtime.metrics.lines import progress_line
 from capstan_runtime.metrics.meter import Meter
@@ -184,9 +184,8 @@ class Evaluate:
         Collective."""
         self._voice.report(phase=Phase.EVALUATING, step=done)
         with self._meter.paused():
-            total = add_up(self._engine.exchange, self._engine.evaluate(self._heard(self._batches())))
+            metrics = self._measured(None)
             sparsity = self._engine.sparsity()
-        metrics = {"validation_loss": total.loss / total.count, "accuracy": total.correct / total.count}
         if sparsity is not None:
             metrics["sparsity"] = sparsity
         self._voice.report_metrics(done, metrics)
@@ -197,6 +196,19 @@ class Evaluate:
             for follower in self._followers:
                 follower.after_evaluation(done, metrics)
         self._voice.report(phase=then)
+
+    def metrics_of(self, trained: Trained, done: int) -> Mapping[str, float]:
+        """`validation_loss` and `accuracy` of a model that is not the run's own, which has done `done` steps and is to
+        be compiled. Collective."""
+        self._voice.report(phase=Phase.EVALUATING, step=done)
+        with self._meter.paused():
+            metrics = self._measured(trained)
+        self._voice.report(phase=Phase.COMPILING)
+        return metrics
+
+    def _measured(self, trained: Trained | None) -> dict[str, float]:
+        total = add_up(self._engine.exchange, self._engine.evaluate(self._heard(self._batches()), trained))
+        return {"validation_loss": total.loss / total.count, "accuracy": total.correct / total.count}
 
     def _batches(self) -> Iterator[Batch]:
         return validation_batches(

@@ -32,7 +32,7 @@ from capstan_runtime.data_check import check_of, tell_of_data
 from capstan_runtime.data_of_peers import await_data_of_peers
 from capstan_runtime.distillation import find_teacher
 from capstan_runtime.download import Alive, fetched
-from capstan_runtime.engine import Batch, Engine
+from capstan_runtime.engine import Batch, Engine, Trained
 from capstan_runtime.errors import (
     ConfigError,
     GpuOutOfMemory,
@@ -137,15 +137,17 @@ def run_attempt(
     voice.report(phase=Phase.RESTORING, steps=steps)
     registering = RegisterAtEnd(context, store) if run.register_as is not None and membership.rank == 0 else None
     start = restore(context, engine, store, voice)
-    if start.root is None:
-        begin_from_trained(context, engine, store, voice)
+    origin = begin_from_trained(context, engine, store, voice) if start.root is None else None
+    reference = context.teacher or origin
     stop.from_now_on_save_first()
     activity.step = start.step
     if start.step < steps:
         context = fitted(context, engine, lambda tried: largest_batch(tried, dataset, plan, start.step), voice)
     recording = Recording(context, start.step) if run.record else None
     meter = recording.meter if recording is not None else Meter(time.monotonic, start.step)
-    attempt = _Attempt(context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter, registering)
+    attempt = _Attempt(
+        context, dataset, plan, engine, voice, stop, start, store, activity, chaos, meter, registering, reference
+    )
     voice.tracker = open_tracker(context, start, store, voice)
     watch_system(run.callbacks.system_monitor, voice)
     finished = False
@@ -181,6 +183,8 @@ class _Attempt:
     meter: Meter
     registering: RegisterAtEnd | None
     """Rank 0's, of a run that registers what it ends with."""
+    reference: Trained | None
+    """The model that the run learns or begins from; None: there is none, or it began before."""
 
     def train(self) -> bool:
         """True when all steps are done and committed, False when stopped early."""
@@ -232,6 +236,8 @@ class _Attempt:
     ) -> bool:
         """Whether nothing is left to be done but what comes after the last step, which is done then."""
         done = self.start.step
+        if compress is not None:
+            compress.note_reference(done)
         is_owed = evaluate.is_owed(done)
         if is_owed:
             evaluate.measure(done, then=Phase.COMPILING)
@@ -355,10 +361,10 @@ class _Attempt:
 
     def _compress(self, evaluate: Evaluate) -> Compress | None:
         plan = self.context.run.compression
-        if plan is None or (plan.prune is None and plan.quantize is None):
+        if plan is None:
             return None
         saved = self.start.callbacks.get(Compress.name, {})
-        return Compress(plan, self.context, self.engine, evaluate, self.voice, saved)
+        return Compress(plan, self.context, self.engine, evaluate, self.voice, saved, self.reference)
 
     def _save_state(self, retention: Retention | None, guard: Guard, carried: Sequence[Carried]) -> SaveState:
         run = self.context.run

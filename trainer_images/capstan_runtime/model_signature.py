@@ -1,23 +1,9 @@
 """A model as its users see it, and as its trainer and its server build it: the same facts on the way out and in."""
 
-from dataclasses import dataclass
-
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.data.spec import DataSpec
-from capstan_runtime.engine import TensorSource
 from capstan_runtime.errors import ConfigError
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A model that was trained before."""
-
-    signature: Signature
-    root: str
-    """Digest of its checkpoint's manifest."""
-    tensors: TensorSource
-    """Its checkpoint's, each byte verified as it is read."""
 
 
 def signature_of(run: RunConfig, data: DataSpec) -> Signature | None:

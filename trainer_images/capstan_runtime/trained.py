@@ -5,6 +5,7 @@ a write of which one wins; whoever comes later, in this attempt or after a resta
 ranks have the same bytes for as long as the run lives, whatever a stage of the registry has come to mean.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from pydantic import Field, ValidationError
 from capstan_runtime.checkpoint.marks import is_pinned, pin
 from capstan_runtime.checkpoint.open import open_store
 from capstan_runtime.checkpoint.reader import OpenCheckpoint
+from capstan_runtime.checkpoint.safetensors import item_bytes
 from capstan_runtime.checkpoint.store import ObjectMissing, Store
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.base import Record
@@ -20,13 +22,16 @@ from capstan_runtime.contract.registry import REGISTRY, RUN_FOLDER
 from capstan_runtime.contract.saving import Verification
 from capstan_runtime.contract.serving import ServedModel
 from capstan_runtime.contract.trained_model import RegisteredVersion, StoredCheckpoint, TrainedModel
+from capstan_runtime.engine import Trained
 from capstan_runtime.errors import ConfigError, StoreUnavailable
-from capstan_runtime.model_signature import Trained
+from capstan_runtime.integers import INTEGERS, SCALES
 from capstan_runtime.registry.entry import sealed, unsealed
 from capstan_runtime.registry.registry import NotRegistered, Registry
 from capstan_runtime.registry.verifying import require_signed
 from capstan_runtime.serving.load import find_checkpoint
 from capstan_runtime.voice import Voice
+
+_WEIGHTS = ("params/", INTEGERS, SCALES)
 
 
 class Decided(Record):
@@ -68,7 +73,9 @@ def find_trained(
             "older version of Capstan; name one that Capstan's own trainers have saved since"
         )
     voice.say(f"{field}: {decided.asked} is {found.root[:23]}, step {found.manifest.step} of {decided.run}")
-    return Trained(signature, found.root, found.tensors())
+    saved = [tensor for tensor in found.manifest.tensors if tensor.name.startswith(_WEIGHTS)]
+    size = sum(math.prod(tensor.shape) * item_bytes(tensor.dtype) for tensor in saved)
+    return Trained(signature, found.root, found.tensors(), found.manifest.step, size)
 
 
 def store_above(store: Store, environ: Mapping[str, str]) -> Store:

@@ -130,9 +130,9 @@ class CompressionReport(Record):
     before: Annotated[
         ModelFigures | None,
         Field(
-            description="The last model that was not compressed: of prune before its first cut, of quantize.aware at "
-            "its beginStep, else the weights of the last step before they become integers; of several the first. "
-            "Absent: not there yet, or there was no step before."
+            description="The last model that was not compressed: of distill the teacher, else of lowRank the one that "
+            "it begins from; of prune before its first cut, of quantize.aware at its beginStep, else the weights of "
+            "the last step before they become integers; of several the first. Absent: not there yet, or there was none."
         ),
     ] = None
     after: Annotated[
@@ -196,6 +196,8 @@ class Compression(Record):
     @property
     def begins_after(self) -> int | None:
         """Optimizer steps done by the last model that is not compressed. None: as many as the run makes."""
+        if self.distill is not None or self.low_rank is not None:
+            return 0
         aware = self.quantize.aware if self.quantize is not None else None
         first = [] if self.prune is None else [int(self.prune.value.first_cut) - 1]
         return min([*first, *([] if aware is None else [aware.begin_step])], default=None)

@@ -46,7 +46,7 @@ from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequen
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
 from capstan_runtime.deepspeed_trainer.trial import memory_of_reduction, peak_of, stand_ins
 from capstan_runtime.deepspeed_trainer.world import World, translated_errors
-from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.integers import holds_integers
 from capstan_runtime.loss_scaling import ScaleState, read_scale
@@ -144,6 +144,7 @@ class DeepSpeedEngine:
             )[0]
         # Beside DeepSpeed, which neither trains it nor cuts it up: whole on every rank, and no part of the state.
         self._teacher = None
+        self._teacher_root = context.teacher.root if context.teacher is not None else None
         if context.teacher is not None:
             with translated_errors():
                 self._teacher = trained_model(context.teacher.signature, context.teacher.tensors, self._device)
@@ -267,24 +268,36 @@ class DeepSpeedEngine:
         scale, self._scale = self._scale.scale, self._scale.after(self._scaling, is_finite=not was_dropped)
         return {"loss_scale": scale, "skipped_steps": self._scale.skipped_steps}
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+    def evaluate(self, batches: Iterable[Batch], trained: Trained | None = None) -> EvaluationSums:
+        if trained is not None:
+            with translated_errors(), torch.no_grad():
+                return self._sums(self._asked(trained), batches)
         self._engine.eval()
         with translated_errors(), torch.no_grad(), self._served_model(), self._seen_weights(self._step):
-            for batch in batches:
-                for micro_batch in self._micro_batches(batch._replace(keys=None)):
-                    targets, weights = micro_batch.targets, micro_batch.weights
-                    logits = self._model(micro_batch.inputs, Pass(self._dtype, conditions=micro_batch.conditions))
-                    assert weights is not None
-                    weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
-                    loss = (cross_entropy(logits, targets) * weights).sum()
-                    correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
-                    sums += torch.stack([loss, correct, weights.sum()])
-            if self._groups is not None and self._groups.tensor.position > 0:
-                sums.zero_()  # the first of the group has found the same
-            loss, correct, count = sums.tolist()
+            sums = self._sums(self._model, batches)
         self._engine.train()
-        return EvaluationSums(loss, correct, count)
+        return sums
+
+    def _asked(self, trained: Trained) -> Callable[[Tensor, Pass], Tensor]:
+        """A model that is asked and not trained."""
+        if self._teacher is not None and trained.root == self._teacher_root:
+            return self._teacher
+        return trained_model(trained.signature, trained.tensors, self._device)
+
+    def _sums(self, model: Callable[[Tensor, Pass], Tensor], batches: Iterable[Batch]) -> EvaluationSums:
+        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        for batch in batches:
+            for micro_batch in self._micro_batches(batch._replace(keys=None)):
+                targets, weights = micro_batch.targets, micro_batch.weights
+                logits = model(micro_batch.inputs, Pass(self._dtype, conditions=micro_batch.conditions))
+                assert weights is not None
+                weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
+                loss = (cross_entropy(logits, targets) * weights).sum()
+                correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
+                sums += torch.stack([loss, correct, weights.sum()])
+        if self._groups is not None and self._groups.tensor.position > 0:
+            sums.zero_()  # the first of the group has found the same
+        return EvaluationSums(*sums.tolist())
 
     def quantize(self) -> None:
         assert self._quantize is not None

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.models import Model
 from capstan_runtime.decoder_spec import as_served, figures
-from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource
+from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
 from capstan_runtime.errors import GpuOutOfMemory
 from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.cuts import cuts_of
@@ -34,6 +34,7 @@ from capstan_runtime.flax_trainer.recomputation import kept_activations
 from capstan_runtime.flax_trainer.sharding import FullSharding
 from capstan_runtime.flax_trainer.step import (
     Buffers,
+    EvaluationStep,
     StepPlan,
     compile_evaluation_step,
     compile_gathering,
@@ -105,10 +106,11 @@ class FlaxEngine:
         distill = compression.distill if compression is not None else None
         embedding = embedding_width(context.run.model)
         objective = Objective(context.run.loss, context.run.regularization, embedding, distill)
-        teacher = self._teacher_of(context)
+        self._teacher = context.teacher
+        teacher, self._taught_by = self._placed(context.teacher) if context.teacher is not None else (None, [])
         keeps = kept_activations(training.activation_checkpointing)
         dtype = _DTYPES[training.precision]
-        plan = StepPlan(
+        plan = self._plan = StepPlan(
             self._structure,
             self._update,
             objective,
@@ -156,15 +158,11 @@ class FlaxEngine:
         structure.require_same_weights(self.exchange)
         return structure
 
-    def _teacher_of(self, context: TrainContext) -> Structure | None:
-        """Reads and places the values of the teacher: whole on every device, and no part of the state."""
-        self._taught_by: list[jax.Array] = []
-        if context.teacher is None:
-            return None
-        signature = context.teacher.signature
+    def _placed(self, trained: Trained) -> tuple[Structure, list[jax.Array]]:
+        """A model that is asked and not trained: whole on every device, and no part of the state."""
+        signature = trained.signature
         structure = Structure(as_served(signature.model), data_spec_of(signature), signature.low_rank)
-        self._taught_by = [self._place(value) for value in structure.read_served(context.teacher.tensors)]
-        return structure
+        return structure, [self._place(value) for value in structure.read_served(trained.tensors)]
 
     def memory_limit(self) -> int | None:
         limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
@@ -199,21 +197,32 @@ class FlaxEngine:
         self._seconds_in_steps += time.thread_time() - began
         return FlaxStepResult(self._architecture, values, self._scale is not None)
 
-    def evaluate(self, batches: Iterable[Batch]) -> EvaluationSums:
+    def evaluate(self, batches: Iterable[Batch], trained: Trained | None = None) -> EvaluationSums:
         began = native_threads_seconds()
         with translated_errors():
-            parameters, buffers = self._evaluated()
-            if self._sharding is not None:
-                parameters = self._gather(parameters)
-            parameters = [self._of_own_replicas(value) for value in parameters]
-            if sees_integers(self._quantize, self._step):
-                parameters = self._as_if_integers(parameters)
-            values = [*parameters, *map(self._of_own_replicas, buffers)]
-            sums = [self._evaluation_step(values, self._spread_here(batch._replace(keys=None))) for batch in batches]
+            step, values = self._own_evaluation() if trained is None else self._evaluation_of(trained)
+            sums = [step(values, self._spread_here(batch._replace(keys=None))) for batch in batches]
             found = [np.asarray(each.addressable_data(0), np.float64) for each in sums]
             loss, correct, count = np.sum(found, axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
         return EvaluationSums(loss, correct, count) if self._finds_sums else EvaluationSums(0.0, 0.0, 0.0)
+
+    def _own_evaluation(self) -> tuple[EvaluationStep, list[jax.Array]]:
+        parameters, buffers = self._evaluated()
+        if self._sharding is not None:
+            parameters = self._gather(parameters)
+        parameters = [self._of_own_replicas(value) for value in parameters]
+        if sees_integers(self._quantize, self._step):
+            parameters = self._as_if_integers(parameters)
+        return self._evaluation_step, [*parameters, *map(self._of_own_replicas, buffers)]
+
+    def _evaluation_of(self, trained: Trained) -> tuple[EvaluationStep, list[jax.Array]]:
+        is_teacher = self._teacher is not None and trained.root == self._teacher.root
+        structure, values = (self._plan.teacher, self._taught_by) if is_teacher else self._placed(trained)
+        assert structure is not None
+        plan = replace(self._plan, structure=structure, sharding=None)
+        step = cached_by_every_rank(compile_evaluation_step(plan, self._own_mesh))
+        return step, [self._of_own_replicas(value) for value in values]
 
     def quantize(self) -> None:
         with translated_errors():
