@@ -322,7 +322,20 @@ REFUSED = {
         )
         for name, reason, flax, changes in (
             ("pieces", "tensor leaves each device", {"fsdp": {}}, {"parallelism": {"tensor": 2}}),
-            ("state elsewhere", "tensor and sequence of Flax", {"offload": OFFLOAD}, {"parallelism": {"sequence": 2}}),
+            ("state elsewhere", "Flax spreads state", {"offload": OFFLOAD}, {"parallelism": {"sequence": 2}}),
+            ("stages in pieces", "pipeline makes stages", {"fsdp": {}}, {"parallelism": {"pipeline": 2}}),
+            (
+                "stages that go back",
+                "pipeline makes stages",
+                {},
+                {"parallelism": {"pipeline": 2}, **decoder(reversible={})},
+            ),
+            (
+                "experts that take what comes",
+                "expert leaves each device",
+                {},
+                {"parallelism": {"expert": 2}, **decoder(experts={"count": 4, "dropless": {}})},
+            ),
             (
                 "some tokens",
                 "sequence leaves each device",

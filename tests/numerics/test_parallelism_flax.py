@@ -41,7 +41,7 @@ def spread(options: Document, parallelism: Document | None, world: int, devices:
     """The options of a run in which each of `world` workers has so many devices."""
     if parallelism is None:
         return options
-    a_replica = int(np.prod(list(parallelism.values())))
+    a_replica = int(np.prod([degree for axis, degree in parallelism.items() if axis != "expert"]))
     return {**options, "parallelism": parallelism, "workersPerReplica": max(1, a_replica // devices)}
 
 

@@ -104,11 +104,12 @@ def test_flax_gradients_are_those_of_keeping_all_activations() -> None:
         graph, stacked = nnx.split(module.layers)
         where = module.positions(jnp.arange(TOKENS_BT.shape[1]), here.dtype)
         state = flax_pass.through_layers(
-            lambda state, parameters, inside: nnx.merge(graph, parameters)(state, where, inside),
+            lambda state, parameters, inside, where: nnx.merge(graph, parameters)(state, where, inside),
             module.enter(x_BTD),
             stacked,
             range(3),
             here,
+            where,
         )
         return module.logits(module.leave(state, here.dtype))
 

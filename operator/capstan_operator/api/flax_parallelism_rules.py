@@ -11,10 +11,19 @@ _WHOLE_SEQUENCES = (
     "its tokens; remove it, or set sequence to 1"
 )
 _IN_DEVICES = (
-    "parallelism: tensor and sequence of Flax need state in memory of the devices, and flax.offload keeps it "
-    "elsewhere; remove offload, or set both to 1"
+    "parallelism: Flax spreads state in memory of the devices, and flax.offload keeps it elsewhere; remove offload, or "
+    "set all degrees to 1"
+)
+_LAYERS_ALIKE = (
+    "parallelism: pipeline makes stages of layers of Flax that run alike in one loop, but reversible and tokenDropout "
+    "have loops of their own, and fsdp cuts layers otherwise; remove them, or set pipeline to 1"
+)
+_WHOLE_EXPERTS = (
+    "parallelism: expert leaves each device of Flax some experts and exchanges as many tokens every time, but novograd "
+    "looks at all experts, dropless takes what comes, and fsdp cuts experts otherwise; remove them, or set expert to 1"
 )
 
+_AXES = ("tensor", "sequence", "pipeline", "expert")
 _DECODER, _FLAX = "self.model.transformer", "self.framework.flax"
 
 
@@ -26,7 +35,14 @@ def _cel(axis: str, refused: str, text: str) -> tuple[str, str]:
 FLAX_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
     _cel("tensor", f"has({_FLAX}.fsdp)", _CUT_OTHERWISE),
     _cel("sequence", f"has({_DECODER}.tokenDropout)", _WHOLE_SEQUENCES),
-    *(_cel(axis, f"has({_FLAX}.offload)", _IN_DEVICES) for axis in ("tensor", "sequence")),
+    *(_cel(axis, f"has({_FLAX}.offload)", _IN_DEVICES) for axis in _AXES),
+    _cel("pipeline", f"has({_FLAX}.fsdp) || has({_DECODER}.reversible) || has({_DECODER}.tokenDropout)", _LAYERS_ALIKE),
+    _cel(
+        "expert",
+        f"has({_FLAX}.fsdp) || has(self.optimizer.novograd)"
+        f" || has({_DECODER}.experts) && has({_DECODER}.experts.dropless)",
+        _WHOLE_EXPERTS,
+    ),
 )
 """The twins of `require_exact_with_flax` in CEL."""
 
@@ -40,5 +56,11 @@ def require_exact_with_flax(spec: Any) -> None:
         raise ValueError(_CUT_OTHERWISE)
     if asked.sequence > 1 and decoder.token_dropout is not None:
         raise ValueError(_WHOLE_SEQUENCES)
-    if max(asked.tensor, asked.sequence) > 1 and flax.offload is not None:
+    if flax.offload is not None and any(getattr(asked, axis) > 1 for axis in _AXES):
         raise ValueError(_IN_DEVICES)
+    runs_otherwise = flax.fsdp is not None or decoder.reversible is not None or decoder.token_dropout is not None
+    if asked.pipeline > 1 and runs_otherwise:
+        raise ValueError(_LAYERS_ALIKE)
+    is_dropless = decoder.experts is not None and decoder.experts.dropless is not None
+    if asked.expert > 1 and (flax.fsdp is not None or spec.optimizer.novograd is not None or is_dropless):
+        raise ValueError(_WHOLE_EXPERTS)

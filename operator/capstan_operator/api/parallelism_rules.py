@@ -6,8 +6,8 @@ _OF_DECODERS = (
     "parallelism: only layers of model.transformer can be spread over devices; remove it, or choose that model"
 )
 _OF_LENGTH = "parallelism: sequence does not divide sequenceLength; choose a divisor"
-_NOT_YET = {
-    "flax": ("pipeline", "expert"),
+_NOT_YET: dict[str, tuple[str, ...]] = {
+    "flax": (),
     "deepspeed": ("pipeline",),
 }
 """Axes that a trainer does not know."""

@@ -28,8 +28,6 @@ Role = Literal["tokens", "units", "samples"]
 """Of an activation [B, T, …]: a stretch of each sequence, with all of its coordinates; that with some of them; some
 sequences, whole."""
 
-_TOKENS, _UNITS = PartitionSpec(None, "sequence"), PartitionSpec(None, "sequence", "tensor")
-_SAMPLES, _WHOLE = PartitionSpec("sequence"), PartitionSpec()
 _HEADS = PartitionSpec(None, None, ("tensor", "sequence"))
 _HEADS_OF_BIAS = PartitionSpec(None, ("tensor", "sequence"))
 
@@ -40,13 +38,18 @@ class Cuts:
 
     sequence: int
     tensor: int
+    samples: Any = None
+    """What is said of the axis over samples: that nothing cuts it or, where stages divide what comes after the layers
+    among them, nothing."""
 
     def cut(self, x: jax.Array, role: Role) -> jax.Array:
         """`x`, laid out as `role` says. What the devices do not divide stays whole."""
         if role == "samples":
-            spec = _WHOLE if len(x) % self.sequence else _SAMPLES
+            spec = PartitionSpec(self.samples if len(x) % self.sequence else "sequence")
+        elif role == "tokens" or x.shape[2] % self.tensor:
+            spec = PartitionSpec(self.samples, "sequence")
         else:
-            spec = _TOKENS if role == "tokens" or x.shape[2] % self.tensor else _UNITS
+            spec = PartitionSpec(self.samples, "sequence", "tensor")
         return jax.lax.with_sharding_constraint(x, spec)
 
     def split(self, x: jax.Array, sizes: Sequence[int], axis: int) -> list[jax.Array]:
@@ -98,4 +101,5 @@ def cuts_of(parallelism: Parallelism | None, data: DataSpec) -> Cuts | None:
             f"spec.parallelism.sequence: {parallelism.sequence} does not divide the data's sequence length {length}; "
             "choose a divisor"
         )
-    return Cuts(parallelism.sequence, parallelism.tensor)
+    samples = None if parallelism.pipeline == 1 else PartitionSpec.UNCONSTRAINED
+    return Cuts(parallelism.sequence, parallelism.tensor, samples)

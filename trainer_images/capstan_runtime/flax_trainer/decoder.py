@@ -154,8 +154,10 @@ class TransformerModel(nnx.Module):
             def standing(inside: Pass, whole: Positions, takes_all: bool = takes_all) -> Positions:
                 return whole if takes_all else some_positions(self.config, length, inside)
 
-            def layer(x_BTD: jax.Array, parameters: Any, inside: Pass, standing: Any = standing) -> Any:
-                return nnx.merge(structure, parameters)(x_BTD, standing(inside, everything), inside)
+            def layer(
+                x_BTD: jax.Array, parameters: Any, inside: Pass, whole: Positions, standing: Any = standing
+            ) -> Any:
+                return nnx.merge(structure, parameters)(x_BTD, standing(inside, whole), inside)
 
             def branches(parameters: Any, inside: Pass, whole: Positions, standing: Any = standing) -> Any:
                 return nnx.merge(structure, parameters).branches(standing(inside, whole), inside)
@@ -163,7 +165,7 @@ class TransformerModel(nnx.Module):
             if isinstance(state, tuple):
                 state = through_reversible_layers(branches, state, stacked, numbers, here, everything)
             else:
-                state = through_layers(layer, state, stacked, numbers, here)
+                state = through_layers(layer, state, stacked, numbers, here, everything)
         return here.cut(self.logits(self.leave(state, here.dtype)), "units")
 
     def _stretches(self, here: Pass) -> list[tuple[range, bool]]:

@@ -25,11 +25,12 @@ from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.cuts import cuts_of
 from capstan_runtime.flax_trainer.leaves import Leaf, Structure, replicate, whole_weights
 from capstan_runtime.flax_trainer.loss_scaling import as_array, as_state
-from capstan_runtime.flax_trainer.mesh import AXIS, BY_SAMPLE, REPLICATED, Meshes
+from capstan_runtime.flax_trainer.mesh import AXIS, REPLICATED, Meshes, by_sample
 from capstan_runtime.flax_trainer.native_threads import native_threads_seconds
 from capstan_runtime.flax_trainer.objective import Objective
 from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 from capstan_runtime.flax_trainer.partition import Partition
+from capstan_runtime.flax_trainer.pipeline import stages_of
 from capstan_runtime.flax_trainer.recomputation import kept_activations
 from capstan_runtime.flax_trainer.sharding import FullSharding
 from capstan_runtime.flax_trainer.step import (
@@ -87,7 +88,7 @@ class FlaxEngine:
         meshes = Meshes.of(context)
         self.devices = meshes.local.shape[AXIS]
         self._device_memory = context.device_memory
-        self._finds_sums, self._data_world = meshes.is_first, context.data_world
+        self._finds_sums, self._data_world, self._own_shares = meshes.is_first, context.data_world, meshes.shares
         self._replicated, self._own_mesh = NamedSharding(meshes.everybody, REPLICATED), meshes.own
         self._by_sample, self._own_by_sample = map(meshes.by_sample, (meshes.everybody, meshes.own))
         self._state_memory = None if context.run.framework.value.offload is None else _HOST_MEMORY
@@ -97,11 +98,11 @@ class FlaxEngine:
         self._partition = Partition(leaves, meshes.everybody, context.run.model)
         is_fully_sharded = context.run.framework.value.fsdp is not None
         self._sharding = FullSharding(leaves, meshes.everybody) if is_fully_sharded else None
-        axis = None if self._sharding is None else self._sharding.axis
+        cut_over = [self._sharding.axis if self._sharding else self._partition.shared_over(leaf) for leaf in leaves]
         compression = context.run.compression
         prune, self._quantize = (compression.prune, compression.quantize) if compression is not None else (None, None)
         self._update = UpdatePlan(
-            context.run.optimizer, training, leaves, drops_non_finite, axis, prune, self._quantize
+            context.run.optimizer, training, leaves, drops_non_finite, cut_over, prune, self._quantize
         )
         distill = compression.distill if compression is not None else None
         embedding = embedding_width(context.run.model)
@@ -119,6 +120,7 @@ class FlaxEngine:
             keeps,
             self._scaling,
             cuts_of(context.run.parallelism, context.data),
+            stages_of(context.run.parallelism),
             self._sharding,
             self._state_memory is not None,
             teacher,
@@ -132,7 +134,7 @@ class FlaxEngine:
         self._is_quantized = False
         self._evaluation_step = cached_by_every_rank(compile_evaluation_step(plan, meshes.own))
         self._on_devices = jax.jit(on_devices)
-        self._to_devices = _placing(NamedSharding(meshes.local, BY_SAMPLE))
+        self._to_devices = _placing(NamedSharding(meshes.local, by_sample(meshes.local)))
         self._seconds_in_steps = self._seconds_in_evaluations = 0.0
         self._loss_factor = 1.0
         self._step = 0
@@ -337,7 +339,7 @@ class FlaxEngine:
 
     def _spread_here(self, batch: Batch[Array]) -> Batch[jax.Array]:
         """This rank's [M, b, …] over its own replicas."""
-        return self._as_part(self._to_devices(batch), self._own_by_sample, 1)
+        return self._as_part(self._to_devices(batch), self._own_by_sample, self._own_shares)
 
     def _as_part(self, local: Batch[jax.Array], sharding: NamedSharding | None, parts: int) -> Batch[jax.Array]:
         if sharding is None:

@@ -3,6 +3,7 @@
 # JAX leaves these parts of its interface untyped.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,6 +15,7 @@ from flax import nnx
 
 from capstan_runtime.flax_trainer import random
 from capstan_runtime.flax_trainer.cuts import Cuts, Role
+from capstan_runtime.flax_trainer.pipeline import Pipeline
 from capstan_runtime.flax_trainer.recomputation import Keeps, without_gathered
 
 Said = dict[str, jax.Array]
@@ -49,6 +51,10 @@ class Pass:
     """Makes parameters of a layer, which are cut over the devices, whole. None: they are whole."""
     cuts: Cuts | None = None
     """How activations are cut over the devices of a replica. None: they are not."""
+    pipeline: Pipeline | None = None
+    """Makes stages of layers that are alike. None: all devices have all layers."""
+    experts_over: str | None = None
+    """The axis of the mesh over whose devices experts are divided. None: all devices have all of them."""
     measured: dict[str, jax.Array] = field(default_factory=dict)
     """What modules measure, fp32 [layers that do, ...], each a mean over the samples."""
 
@@ -119,31 +125,43 @@ def through_block(block: Callable[[jax.Array, Pass], jax.Array], x: jax.Array, h
 
 
 def through_layers(
-    layer: Callable[[jax.Array, Any, Pass], jax.Array], x: jax.Array, stacked: Any, numbers: range, here: Pass
+    layer: Callable[[jax.Array, Any, Pass, Any], jax.Array],
+    x: jax.Array,
+    stacked: Any,
+    numbers: range,
+    here: Pass,
+    given: Any = None,
 ) -> jax.Array:
-    """`x` through the layers `numbers` in a loop: `layer(x, parameters, here)` with each layer's slice of `stacked`,
-    which holds all layers.
+    """`x` through the layers `numbers` in a loop: `layer(x, parameters, here, given)` with each layer's slice of
+    `stacked`, which holds all layers. A layer uses no other arrays.
 
     Every layer has its own keys. What it adds to the loss inside the loop reaches `here` as a sum, what it proposes and
     what it measures one layer after the other.
     """
 
-    def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[Said, Said, Said]]:
-        number, parameters = numbered
-        if here.gather_layer is not None:
-            parameters = here.gather_layer(parameters)
-        keys_B = None if here.keys_B is None else random.at(here.keys_B, number)
-        inside = replace(here, keys_B=keys_B, number=number, losses={}, proposals={}, measured={})
-        return layer(x, parameters, inside), (inside.losses, inside.proposals, inside.measured)
-
     keeps = here.keeps if here.gather_layer is None else without_gathered(here.keeps)
-    if keeps is not None:
-        # Nothing outside the loop could be taken for what is computed again inside, so no barrier is needed.
-        run = jax.checkpoint(run, policy=keeps, prevent_cse=False)
+
+    def stretch(
+        x: jax.Array, keys_B: jax.Array | None, numbered: Any, given: Any
+    ) -> tuple[jax.Array, tuple[Said, Said, Said]]:
+        def run(x: jax.Array, numbered: tuple[jax.Array, Any]) -> tuple[jax.Array, tuple[Said, Said, Said]]:
+            number, parameters = numbered
+            if here.gather_layer is not None:
+                parameters = here.gather_layer(parameters)
+            own_keys_B = None if keys_B is None else random.at(keys_B, number)
+            inside = replace(here, keys_B=own_keys_B, number=number, losses={}, proposals={}, measured={})
+            return layer(x, parameters, inside, given), (inside.losses, inside.proposals, inside.measured)
+
+        if keeps is not None:
+            # Nothing outside the loop could be taken for what is computed again inside, so no barrier is needed.
+            run = jax.checkpoint(run, policy=keeps, prevent_cse=False)
+        return jax.lax.scan(run, x, numbered)
+
     if len(numbers) < len(jax.tree.leaves(stacked)[0]):
         stacked = jax.tree.map(lambda whole: whole[numbers.start : numbers.stop], stacked)
     each = jnp.arange(numbers.start, numbers.stop, dtype=jnp.uint32)
-    x, (losses, proposals, measured) = jax.lax.scan(run, x, (each, stacked))
+    through = stretch if here.pipeline is None else functools.partial(here.pipeline, stretch)
+    x, (losses, proposals, measured) = through(x, here.keys_B, (each, stacked), given)
     for name, values in losses.items():
         here.add_loss(name, jnp.sum(values))
     for name, values in proposals.items():  # a loop over the layers may come in parts, first to last

@@ -12,6 +12,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +20,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from capstan_runtime.contract.models import Model, Transformer
 from capstan_runtime.engine import LocalTensor, TensorSource
+from capstan_runtime.flax_trainer import pipeline
 from capstan_runtime.flax_trainer.export import Index, Piece, Stretch, export_pieces, own_pieces
 from capstan_runtime.flax_trainer.leaves import Leaf, replicate
-from capstan_runtime.flax_trainer.mesh import REPLICATED
+from capstan_runtime.flax_trainer.mesh import EXPERT
 from capstan_runtime.model_spec import kv_heads, read_part
 from capstan_runtime.updates import StateKind
 
@@ -52,6 +54,7 @@ class Partition:
     def __init__(self, leaves: Sequence[Leaf], mesh: Mesh, model: Model) -> None:
         self._mesh = mesh
         self._degree: int = mesh.shape.get(_AXIS, 1)
+        self._has_stages, self._shares_experts = (mesh.shape.get(axis, 1) > 1 for axis in (pipeline.AXIS, EXPERT))
         self._cuts: dict[str, _Cut] = {}
         if model.transformer is not None and self._degree > 1:
             found = ((leaf.name, _cut_of(leaf, model.transformer, self._degree)) for leaf in leaves)
@@ -61,11 +64,24 @@ class Partition:
         """Of the parameters, or of their state of a kind."""
         return [self._spec_of(leaf, kind) for leaf in leaves]
 
+    def manual_specs(self, leaves: Sequence[Leaf]) -> list[PartitionSpec]:
+        """Of what `jax.shard_map` is told: which replica has what."""
+        return [_spec([axis if axis == EXPERT else None for axis in self._axes(leaf)]) for leaf in leaves]
+
+    def specs_within_replica(self, leaves: Sequence[Leaf]) -> list[PartitionSpec]:
+        """What is left of `specs` inside `jax.shard_map`."""
+        return [_spec([None if axis == EXPERT else axis for axis in spec]) for spec in self.specs(leaves)]
+
+    def shared_over(self, leaf: Leaf) -> str | None:
+        """The axis over replicas that share the experts of which it is. None: it is of no such."""
+        return EXPERT if self._shares_experts and leaf.parameters[0].matrix_dims else None
+
     def place(self, leaf: Leaf, whole: np.ndarray, memory: str | None = None) -> jax.Array:
         """`whole`, parameters or their state, which every process has alike, in that kind of memory; None: the devices'
         own. Copies nothing between processes."""
         if whole.shape != leaf.shape:
-            return replicate(whole, NamedSharding(self._mesh, REPLICATED, memory_kind=memory))
+            sharding = NamedSharding(self._mesh, _spec(self._axes(leaf)[: whole.ndim]), memory_kind=memory)
+            return replicate(whole, sharding)
         order = self._order(leaf)
         if order is not None:
             whole = np.take(whole, order, axis=_ROWS)
@@ -103,7 +119,7 @@ class Partition:
         yield from export_pieces([piece for each in others for piece in self._pieces(*each)], rank)
         # One by one, for each is there twice meanwhile; and all processes in the same order, for they exchange.
         for leaf, kind, array in by_columns:
-            by_rows = NamedSharding(self._mesh, self._spec(leaf, _ROWS))
+            by_rows = NamedSharding(self._mesh, _spec(self._axes(leaf, _ROWS)))
             yield from export_pieces(list(self._pieces(leaf, kind, _moved(array, by_rows))), rank)
 
     def _pieces(self, leaf: Leaf, kind: str | None, array: jax.Array) -> Iterator[Piece]:
@@ -129,14 +145,24 @@ class Partition:
             yield int(run[0]) * columns, (int(run[-1]) + 1) * columns
 
     def _spec_of(self, leaf: Leaf, kind: StateKind | None) -> PartitionSpec:
+        if kind is not None and kind.per_parameter:
+            return _spec(self._axes(leaf)[: leaf.stack])
         cut = self._cuts.get(leaf.name)
-        return REPLICATED if cut is None or (kind is not None and kind.per_parameter) else self._spec(leaf, cut.dim)
+        return _spec(self._axes(leaf, None if cut is None else cut.dim))
 
     def _is_cut(self, leaf: Leaf, dim: int) -> bool:
         return leaf.name in self._cuts and self._cuts[leaf.name].dim == dim
 
-    def _spec(self, leaf: Leaf, dim: int) -> PartitionSpec:
-        return PartitionSpec(*[None] * (len(leaf.shape) + dim), _AXIS)
+    def _axes(self, leaf: Leaf, cut: int | None = None) -> list[str | None]:
+        """What cuts each dimension: layers into stages, experts over the replicas that share them, and `cut`."""
+        axes: list[str | None] = [None] * len(leaf.shape)
+        if leaf.stack and self._has_stages:
+            axes[0] = pipeline.AXIS
+        if (over := self.shared_over(leaf)) is not None:
+            axes[leaf.stack] = over
+        if cut is not None:
+            axes[cut] = _AXIS
+        return axes
 
     def _order(self, leaf: Leaf) -> np.ndarray | None:
         """Which row of each matrix is where. None: each is in its place."""
@@ -145,6 +171,14 @@ class Partition:
             return None
         parts = np.split(np.arange(sum(cut.parts)), np.cumsum(cut.parts)[:-1])
         return np.concatenate([part.reshape(self._degree, -1) for part in parts], axis=1).reshape(-1)
+
+
+def _spec(axes: Sequence[Any]) -> PartitionSpec:
+    """The least that says so."""
+    kept = list(axes)
+    while kept and kept[-1] is None:
+        kept.pop()
+    return PartitionSpec(*kept)
 
 
 def _cut_of(leaf: Leaf, config: Transformer, degree: int) -> _Cut | None:

@@ -108,11 +108,20 @@ class Experts(nnx.Module):
         rows, tokens_R = jnp.arange(batch)[:, None], jnp.tile(jnp.arange(length), choices)
         token_BP = token_BP.at[rows, place_BkT.reshape(batch, -1)].set(tokens_R, mode="drop")
         taken = jnp.take_along_axis(jnp.concatenate([x_BTD, nothing], axis=1), token_BP[..., None], axis=1)
-        made = self._swiglu(taken.reshape(batch, count, capacity, dim), here).reshape(batch, -1, dim)
+        made = self._made(taken.reshape(batch, count, capacity, dim), here).reshape(batch, -1, dim)
         places_BR1 = place_BkT.reshape(batch, -1, 1)
         made = jnp.take_along_axis(jnp.concatenate([made, nothing], axis=1), places_BR1, axis=1)
         made_BkTD = made.reshape(batch, choices, length, dim)
         return jnp.sum(made_BkTD * weights_BTk.swapaxes(1, 2)[..., None], axis=1)
+
+    def _made(self, taken_BECD: jax.Array, here: Pass) -> jax.Array:
+        """What all experts make of what they take. Where each device has some of them, and samples of its own, it sends
+        every expert what its own samples have for it, and what experts made comes back (GShard, 2006.16668)."""
+        axis = here.experts_over
+        if axis is None:
+            return self._swiglu(taken_BECD, here)
+        taken_BECD = jax.lax.all_to_all(taken_BECD, axis, split_axis=1, concat_axis=0, tiled=True)
+        return jax.lax.all_to_all(self._swiglu(taken_BECD, here), axis, split_axis=0, concat_axis=1, tiled=True)
 
     def _take_what_comes(
         self, x_BTD: jax.Array, weights_BTk: jax.Array, chosen_BTk: jax.Array, here: Pass

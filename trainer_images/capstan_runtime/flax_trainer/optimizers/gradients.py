@@ -1,5 +1,7 @@
 """What is done to gradients before an optimizer takes them. Layers that are stacked in one leaf stay apart."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
@@ -12,10 +14,13 @@ _NORM_EPSILON = 1e-6
 Leaves = list[jax.Array]
 
 
-def global_norm(gradients: Leaves, axis: str | None = None) -> jax.Array:
-    """L2 norm over all gradients, fp32 scalar; over the pieces of all devices of `axis` where that cuts them."""
-    total = sum(jnp.sum(jnp.square(gradient)) for gradient in gradients)
-    return jnp.sqrt(total if axis is None else jax.lax.psum(total, axis))
+def global_norm(gradients: Leaves, axes: Sequence[str | None] = ()) -> jax.Array:
+    """L2 norm over all gradients, fp32 scalar; over the pieces of all devices along the axes that cut some of them."""
+    totals: dict[str | None, jax.Array] = {}
+    for gradient, axis in zip(gradients, axes or [None] * len(gradients), strict=True):
+        total = jnp.sum(jnp.square(gradient))
+        totals[axis] = totals[axis] + total if axis in totals else total
+    return jnp.sqrt(sum(total if axis is None else jax.lax.psum(total, axis) for axis, total in totals.items()))
 
 
 def clip(gradients: Leaves, norm: jax.Array, largest_norm: float | None) -> Leaves:

@@ -66,8 +66,8 @@ class UpdatePlan:
     leaves: Sequence[Leaf]
     drops_non_finite: bool = False
     """Whether an update whose gradient has a norm that is NaN or infinite leaves everything as it was."""
-    axis: str | None = None
-    """Of the mesh, along which every leaf is cut. None: leaves are whole."""
+    axes: Sequence[str | None] = ()
+    """Of the mesh, over which each leaf is cut inside `jax.shard_map`. None: that leaf is whole; none: all are."""
     prune: Prune | None = None
     """None: no weight is set to 0. Only of whole leaves."""
     quantize: Quantize | None = None
@@ -183,7 +183,7 @@ class UpdatePlan:
         """The norm, and the gradients as the optimizer takes them."""
         training = self.training
         gradients = self._centralized(gradients)
-        norm = global_norm(gradients, self.axis)
+        norm = global_norm(gradients, self.axes)
         gradients = clip(gradients, norm, training.gradient_clip)
         if training.adaptive_clip is not None:
             spared = output_layer(spec.name for leaf in self.leaves for spec in leaf.parameters)
