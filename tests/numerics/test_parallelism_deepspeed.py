@@ -72,12 +72,12 @@ def life(
     sums = engine.evaluate([batch_of(context, 0)])
     engine.import_state(Saved(saved))
     again = train(engine, context, FIRST, LAST)
-    taken_over = None
+    taken_over, common = None, []
     if others is not None:
         engine.import_state(Saved(others))
         taken_over = bits(gather(engine)), train(engine, context, FIRST, LAST)
-    everywhere = [engine._engine.module.get_parameter(name) for name in EVERYWHERE]
-    common = [parameter.detach().numpy().tobytes() for parameter in everywhere]
+        everywhere = [engine._engine.module.get_parameter(name) for name in EVERYWHERE]
+        common = [parameter.detach().numpy().tobytes() for parameter in everywhere]
     engine.close()
     return curve, saved, (sums.loss, sums.correct, sums.count), again, taken_over, common
 
