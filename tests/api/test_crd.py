@@ -331,6 +331,16 @@ REFUSED = {
                 {"parallelism": {"pipeline": 2}, **decoder(reversible={})},
             ),
             (
+                "experts in cut stages",
+                "layers with experts are too much",
+                {},
+                {
+                    "workers": {"max": 4},
+                    "parallelism": {"pipeline": 2, "tensor": 2},
+                    **decoder(experts={"count": 4}),
+                },
+            ),
+            (
                 "experts that take what comes",
                 "expert leaves each device",
                 {},

@@ -98,7 +98,6 @@ LAYOUTS: dict[str, tuple[Document, Document, int, int]] = {
     "stages of cut sequences": (DECODER, {"pipeline": 2, "sequence": 2}, 1, 4),
     "experts that are cut": (EXPERTS, {"expert": 2, "tensor": 2}, 1, 4),
     "experts for cut sequences": (EXPERTS, {"expert": 2, "sequence": 2}, 1, 4),
-    "all": (EXPERTS, {"pipeline": 2, "expert": 2, "tensor": 2}, 1, 8),
 }
 
 

@@ -23,6 +23,10 @@ _WHOLE_EXPERTS = (
     "looks at all experts, dropless takes what comes, and fsdp cuts experts otherwise; remove them, or set expert to 1"
 )
 
+_TOO_MANY_CUTS = (
+    "parallelism: layers with experts are too much for the compiler as stages that are cut by tensor or sequence, or "
+    "cut by both while replicas share experts; set one of these to 1"
+)
 _AXES = ("tensor", "sequence", "pipeline", "expert")
 _DECODER, _FLAX = "self.model.transformer", "self.framework.flax"
 
@@ -31,6 +35,13 @@ def _cel(axis: str, refused: str, text: str) -> tuple[str, str]:
     spread = f"has(self.parallelism) && self.parallelism.{axis} > 1"
     return f"!({spread} && has({_FLAX}) && has({_DECODER}) && ({refused}))", f"'{text}'"
 
+
+_ASKED = "self.parallelism"
+_CEL_TOO_MANY = (
+    f"has({_ASKED}) && has({_FLAX}) && has({_DECODER}) && has({_DECODER}.experts)"
+    f" && ({_ASKED}.pipeline > 1 && ({_ASKED}.tensor > 1 || {_ASKED}.sequence > 1)"
+    f" || {_ASKED}.expert > 1 && {_ASKED}.tensor > 1 && {_ASKED}.sequence > 1)"
+)
 
 FLAX_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
     _cel("tensor", f"has({_FLAX}.fsdp)", _CUT_OTHERWISE),
@@ -43,6 +54,7 @@ FLAX_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
         f" || has({_DECODER}.experts) && has({_DECODER}.experts.dropless)",
         _WHOLE_EXPERTS,
     ),
+    (f"!({_CEL_TOO_MANY})", f"'{_TOO_MANY_CUTS}'"),
 )
 """The twins of `require_exact_with_flax` in CEL."""
 
@@ -64,3 +76,8 @@ def require_exact_with_flax(spec: Any) -> None:
     is_dropless = decoder.experts is not None and decoder.experts.dropless is not None
     if asked.expert > 1 and (flax.fsdp is not None or spec.optimizer.novograd is not None or is_dropless):
         raise ValueError(_WHOLE_EXPERTS)
+    cuts_of_layers = asked.tensor > 1, asked.sequence > 1
+    if decoder.experts is not None and (
+        (asked.pipeline > 1 and any(cuts_of_layers)) or (asked.expert > 1 and all(cuts_of_layers))
+    ):
+        raise ValueError(_TOO_MANY_CUTS)
