@@ -76,7 +76,7 @@ def looked_at(rank: int, world: int, coordinator: str, devices: int, model: Docu
     batch = engine._spread(batch_of(context, 0)._replace(weights=None))
     numbers = engine._update.numbers(0.1, 1, 1.0)
     kept = engine._parameters, engine._state, engine._buffers, engine._scale
-    program = engine._train_step.__wrapped__.lower(*kept, batch, numbers, engine._taught_by).compile().as_text()
+    program = engine._program.lower(*kept, batch, numbers, engine._taught_by).compile().as_text()
     counts = {name: count / context.micro_steps for name, count in messages_of_a_layer(program).items()}
     return life(rank, world, coordinator, devices, model, options), counts
 
