@@ -35,13 +35,14 @@ def capstan_model(*arguments: str | Path) -> Any:
 
 @contextmanager
 def trained(cluster: Cluster) -> Iterator[Path]:
-    """The store of a job that has registered what it ended with, and kept what it had half-way."""
+    """The store of a job that has registered what it ended with, a model of integers, and kept what it had half-way."""
     cluster.claim(JOB)
     registering = {"name": MODEL, "version": "2.0.0", "stage": "staging"}
     job = small_job(
         JOB,
         "flax",
         workers={"max": 1},
+        compression={"quantize": {}},
         registerAs=registering,
         checkpoint={
             "store": {"claim": {"name": JOB}},
@@ -97,7 +98,12 @@ def test_a_job_registers_a_service_follows_the_stage_and_what_is_promoted_goes_l
         assert registered == {"name": MODEL, "version": "2.0.0", "digest": entry["root"]}
         assert entry["step"] == 200
         assert entry["lineage"]["config"]["training"]["steps"] == 200
-        assert "Registered" in cluster.event_reasons(JOB)
+        compression = cluster.status(JOB)["compression"]
+        after, events = compression["after"], cluster.event_reasons(JOB)
+        assert (compression["before"]["step"], after["step"]) == (200, 200)
+        assert after["bytes"] < compression["before"]["bytes"]
+        assert after["accuracy"] == pytest.approx(entry["metrics"]["accuracy"], rel=1e-5)
+        assert {"Registered", "Compressed"} <= set(events)
 
         waiting = service.wait("asking", lambda status: status.get("reason") == "RegistryAsked", 60)
         assert f"waits until {MODEL}@production is in the registry" in waiting["message"]
