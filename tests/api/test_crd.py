@@ -313,6 +313,21 @@ REFUSED = {
             ),
             ("an odd length", "sequence does not divide", {"parallelism": {"sequence": 2}, "data": ODD_TEXT}),
             ("dropless", "expert leaves each worker", {"parallelism": {"expert": 2}, **decoder(experts=DROPLESS)}),
+            (
+                "weights that all gather in one order",
+                "pipeline gives each worker",
+                {"parallelism": {"pipeline": 2}, "framework": {"deepspeed": {"zeroStage": 3}}},
+            ),
+            (
+                "an embedding that both ends have",
+                "pipeline gives each worker",
+                {"parallelism": {"pipeline": 2}, "framework": {"deepspeed": {"zeroStage": 2}}, **decoder(tied=True)},
+            ),
+            (
+                "a second backward pass",
+                "pipeline leaves each worker",
+                {"parallelism": {"pipeline": 2}, "optimizer": {"sophia": {"learningRate": 0.1}}},
+            ),
         )
     },
     **{
@@ -355,6 +370,16 @@ REFUSED = {
             ("an odd length", "sequence does not divide", {}, {"parallelism": {"sequence": 2}, "data": ODD_TEXT}),
         )
     },
+    "pruning over the stages of a pipeline": (
+        a_spec(
+            framework={"deepspeed": {"zeroStage": 0}},
+            compression={"prune": {"nm": {"n": 2, "m": 4}}},
+            parallelism={"pipeline": 2},
+            workers={"max": 2},
+            **DECODER,
+        ),
+        "compression: prune needs whole matrices, and all, and parallelism tensor, pipeline and expert leave",
+    ),
     "parallelism of a program": (
         a_program(parallelism={"tensor": 2}, workers={"max": 2}),
         "parallelism: the program decides that itself; remove it",

@@ -19,8 +19,17 @@ NOTICE_SECONDS = 30.0
 """It takes milliseconds where the connection breaks; the margin is for a machine that has other things to do."""
 
 
-def die_or_notice(rank: int, coordinator: str, framework: Document, victim: int, died: Any, where: str) -> None:
-    context = context_of(framework, MLP, rank, 2, coordinator)
+def die_or_notice(
+    rank: int,
+    coordinator: str,
+    framework: Document,
+    victim: int,
+    died: Any,
+    where: str,
+    model: Document,
+    more: Document,
+) -> None:
+    context = context_of(framework, model, rank, 2, coordinator, **more)
     engine = make_engine(context)
     train(engine, context, 0, 3)
     if rank == victim:
@@ -39,11 +48,22 @@ def die_or_notice(rank: int, coordinator: str, framework: Document, victim: int,
 @pytest.mark.parametrize("framework", FRAMEWORKS.values(), ids=FRAMEWORKS)
 @pytest.mark.parametrize(("victim", "where"), [(1, "step"), (0, "step"), (1, "exchange"), (0, "exchange")])
 def test_a_killed_peer_ends_the_survivor_soon(framework: Document, victim: int, where: str) -> None:
+    require_notice(framework, victim, where, MLP, {})
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_stage_of_a_pipeline_ends_its_neighbour_soon(victim: int) -> None:
+    stages: Document = {"parallelism": {"pipeline": 2}, "workersPerReplica": 2}
+    decoder: Document = {"transformer": {"layers": 2, "dim": 16, "heads": 2}}
+    require_notice(deepspeed(1), victim, "step", decoder, stages)
+
+
+def require_notice(framework: Document, victim: int, where: str, model: Document, more: Document) -> None:
     run_ranks(_nothing, 1)  # the server that ranks are forked from is up
     context = multiprocessing.get_context("forkserver")
     died = context.Value("d", 0.0)
     coordinator = free_coordinator()
-    arguments = (coordinator, framework, victim, died, where)
+    arguments = (coordinator, framework, victim, died, where, model, more)
     ranks = [context.Process(target=die_or_notice, args=(rank, *arguments), daemon=True) for rank in range(2)]
     try:
         for process in ranks:

@@ -22,8 +22,8 @@ _SHARDED_CHANNELS = "compression: quantize needs whole channels, which flax.fsdp
 _UNKNOWN_CHANNELS = "compression: quantize does not know how the weights of model.custom lie; remove one of the two"
 _SPREAD = "compression: quantize needs whole matrices, which parallelism spreads over devices; remove one of the two"
 _SPREAD_PRUNED = (
-    "compression: prune needs whole matrices, and parallelism tensor and expert leave each worker of DeepSpeed some "
-    "of them, or of each; remove one of the two"
+    "compression: prune needs whole matrices, and all, and parallelism tensor, pipeline and expert leave each worker "
+    "of DeepSpeed some of them, or of each; remove one of the two"
 )
 _SPREAD_DISTILLED = (
     "compression: distill needs whole sequences, and parallelism sequence leaves each worker of DeepSpeed a slice of "
@@ -54,7 +54,7 @@ COMPRESSION_RULES: tuple[tuple[str, str], ...] = (
     ),
     (
         f"{_NO_PRUNE} || !has(self.framework.deepspeed) || !has(self.parallelism)"
-        " || self.parallelism.tensor <= 1 && self.parallelism.expert <= 1",
+        " || [self.parallelism.tensor, self.parallelism.pipeline, self.parallelism.expert].all(n, n <= 1)",
         f"'{_SPREAD_PRUNED}'",
     ),
     (
@@ -89,7 +89,8 @@ def require_compression_fits(spec: Any) -> None:
     if spec.compression.prune is not None:
         _require_prune_fits(spec, spec.compression.prune)
     spread = spec.parallelism if spec.framework.deepspeed is not None else None
-    if spread is not None and spec.compression.prune is not None and (spread.tensor > 1 or spread.expert > 1):
+    divides = spread is not None and max(spread.tensor, spread.pipeline, spread.expert) > 1
+    if divides and spec.compression.prune is not None:
         raise ValueError(_SPREAD_PRUNED)
     if spread is not None and spec.compression.distill is not None and spread.sequence > 1:
         raise ValueError(_SPREAD_DISTILLED)

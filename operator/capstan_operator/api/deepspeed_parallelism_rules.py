@@ -14,6 +14,14 @@ _WHOLE_GRADIENTS = (
     "parallelism: expert leaves each worker of DeepSpeed some experts, but zeroStage 3, dropless, sophia and novograd "
     "need all of them; remove them, or set expert to 1"
 )
+_ONE_ORDER = (
+    "parallelism: pipeline gives each worker of DeepSpeed an order of its own, but zeroStage 3 gathers weights in one "
+    "of all, and 2 sums gradients before both copies of a tied embedding can; lower zeroStage, or set pipeline to 1"
+)
+_WHOLE_MODELS = (
+    "parallelism: pipeline leaves each worker of DeepSpeed some layers, but sophia and adversarial look at all of "
+    "them; remove them, or set pipeline to 1"
+)
 _OF_WIDTH = "parallelism: tensor does not divide the width of the feed-forward layers; choose a divisor of hiddenDim"
 
 _DECODER, _TRAINING = "self.model.transformer", "self.training"
@@ -30,6 +38,16 @@ DEEPSPEED_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
         "tensor",
         f"has(self.optimizer.novograd) || has({_TRAINING}.adaptiveClip) || has({_TRAINING}.centralizeGradients)",
         _WHOLE_MATRICES,
+    ),
+    _cel(
+        "pipeline",
+        f"self.framework.deepspeed.zeroStage > ({_DECODER}.tied ? 1 : 2)",
+        _ONE_ORDER,
+    ),
+    _cel(
+        "pipeline",
+        "has(self.optimizer.sophia) || has(self.regularization) && has(self.regularization.adversarial)",
+        _WHOLE_MODELS,
     ),
     _cel("tensor", f"{_CEL_WIDTH} % self.parallelism.tensor != 0", _OF_WIDTH),
     _cel(
@@ -55,6 +73,11 @@ def require_exact_with_deepspeed(spec: Any) -> None:
     training, novograd = spec.training, spec.optimizer.novograd is not None
     if asked.tensor > 1 and (novograd or training.adaptive_clip or training.centralize_gradients):
         raise ValueError(_WHOLE_MATRICES)
+    if asked.pipeline > 1 and deepspeed.zero_stage > (1 if decoder.tied else 2):
+        raise ValueError(_ONE_ORDER)
+    attacks = bool(spec.regularization and spec.regularization.adversarial)
+    if asked.pipeline > 1 and (spec.optimizer.sophia or attacks):
+        raise ValueError(_WHOLE_MODELS)
     if (decoder.hidden_dim or -(-decoder.dim // 12) * 32) % asked.tensor:
         raise ValueError(_OF_WIDTH)
     if asked.sequence > 1 and (decoder.experts or decoder.token_dropout):

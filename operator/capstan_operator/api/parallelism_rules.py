@@ -8,7 +8,7 @@ _OF_DECODERS = (
 _OF_LENGTH = "parallelism: sequence does not divide sequenceLength; choose a divisor"
 _NOT_YET: dict[str, tuple[str, ...]] = {
     "flax": (),
-    "deepspeed": ("pipeline",),
+    "deepspeed": (),
 }
 """Axes that a trainer does not know."""
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from capstan_runtime.bench.collectives import Values
 from capstan_runtime.contract.run_config import Deadlines, Membership
 from capstan_runtime.contract.workloads import Operation
-from capstan_runtime.deepspeed_trainer.engine import choose_device
-from capstan_runtime.deepspeed_trainer.world import World, translated_errors
+from capstan_runtime.deepspeed_trainer.world import World, choose_device, translated_errors
 
 _OPERATIONS: dict[Operation, Callable[[Tensor, Tensor], object]] = {
     "allReduce": lambda output, _: dist.all_reduce(output),

@@ -21,6 +21,7 @@ from capstan_runtime.deepspeed_trainer.components.reversible import Branch, Link
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, through_block
 from capstan_runtime.deepspeed_trainer.layers import Embedding, Linear, RmsNorm, rotate
 from capstan_runtime.model_spec import feed_forward_width, kv_heads
+from capstan_runtime.parallel.stages import WHOLE, Stage
 
 Attend = Callable[[Tensor, Tensor, Tensor, Positions], Tensor]
 """From q_BTNH, k_BTKH, v_BTKH and where they stand to mixed_BTNH: which positions see which. Whoever keeps keys and
@@ -134,33 +135,56 @@ class DecoderLayer(nn.Module):
 
 
 class TransformerModel(nn.Module):
-    def __init__(self, config: Transformer, vocabulary: int) -> None:
+    """A decoder, or the part of it that a stage of a pipeline has: whose modules bear their names in the whole."""
+
+    embed: Embedding
+    norm: RmsNorm
+
+    def __init__(self, config: Transformer, vocabulary: int, stage: Stage = WHOLE) -> None:
         super().__init__()
-        self.config = config
-        self.embed = Embedding(vocabulary, config.dim)
-        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.layers))
-        self.norm = RmsNorm(config.dim, config.norm_epsilon)
-        self.head = None if config.tied else Linear(config.dim, vocabulary)
+        self.config, self.stage = config, stage
+        numbers = stage.numbers(config.layers)
+        if stage.is_first or (stage.is_last and config.tied):
+            self.embed = Embedding(vocabulary, config.dim)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config) if number in numbers else nn.Identity() for number in range(config.layers)
+        )
+        if stage.is_last:
+            self.norm = RmsNorm(config.dim, config.norm_epsilon)
+            self.head = None if config.tied else Linear(config.dim, vocabulary)
         self.positions = PositionsOf(config)
 
     def forward(self, inputs: Tensor, here: Pass) -> Tensor:
-        length = inputs.shape[1]
+        """From tokens [B, T] to logits [B, T, vocabulary]. Stages hand on what `between` has room for."""
+        length = inputs.shape[1] if self.stage.is_first else inputs.shape[-2]
         everything = self.positions.all(length, inputs.device, here.dtype)
-        x_BTD = drop_elements(self.config, here.perturbed(self.embed(inputs, here.dtype)), here.named("embed"))
-        state, link = self.enter(x_BTD), Link()
-        for number, layer in enumerate(self.layers):
-            inside = here.layer(number)
+        state, link = self._begin(inputs, here) if self.stage.is_first else _taken(inputs), Link()
+        for number in self.stage.numbers(self.config.layers):
+            layer, inside = self.layers[number], here.layer(number)
             where = self.positions.some(length, inside) if self._drops_tokens(number, here) else everything
             assert isinstance(layer, DecoderLayer)
             if isinstance(state, tuple):
                 state = through_reversible_layer(layer.branches(where), state, [*layer.parameters()], inside, link)
             else:
                 state = through_block(layer, state, inside, where)
-        return self.logits(self.leave(state, here.dtype))
+        return self.logits(self.leave(state, here.dtype)) if self.stage.is_last else _handed_on(state)
+
+    def _begin(self, tokens_BT: Tensor, here: Pass) -> State:
+        """What the first layer takes."""
+        x_BTD = here.perturbed(self.embed(tokens_BT, here.dtype))
+        return self.enter(drop_elements(self.config, x_BTD, here.named("embed")))
+
+    def between(self, batch: int, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Room for what a stage hands on to the next of `batch` sequences, computed in `dtype`: [B, T, D], or both
+        streams of reversible layers."""
+        shape = (batch, length, self.config.dim)
+        if self.config.reversible is None:
+            return torch.empty(shape, dtype=dtype, device=device)
+        return torch.empty((2, *shape), device=device)
 
     def _drops_tokens(self, number: int, here: Pass) -> bool:
         """Whether layer `number` takes some tokens only."""
-        return self.config.token_dropout is not None and here.is_training and 0 < number < len(self.layers) - 1
+        return self.config.token_dropout is not None and here.is_training and 0 < number < self.config.layers - 1
 
     def enter(self, x_BTD: Tensor) -> State:
         """The embeddings as the first layer takes them."""
@@ -176,3 +200,14 @@ class TransformerModel(nn.Module):
         if self.head is not None:
             return self.head(x_BTD)
         return F.linear(x_BTD, self.embed.weight.to(x_BTD.dtype))
+
+
+def _handed_on(state: State) -> Tensor:
+    return torch.stack(state) if isinstance(state, tuple) else state
+
+
+def _taken(handed_on: Tensor) -> State:
+    if handed_on.ndim == 3:
+        return handed_on
+    first_BTD, second_BTD = handed_on
+    return first_BTD, second_BTD

@@ -33,27 +33,28 @@ from capstan_runtime.deepspeed_trainer.fragments import (
 )
 from capstan_runtime.deepspeed_trainer.integers import seen_as_integers
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
-from capstan_runtime.deepspeed_trainer.models import build_model, trained_model
+from capstan_runtime.deepspeed_trainer.models import build_model, of_stage, trained_model
 from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
 from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_model
 from capstan_runtime.deepspeed_trainer.optimizers.gauss_newton import hessian_diagonal
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
 from capstan_runtime.deepspeed_trainer.parallel.experts import tell_deepspeed
 from capstan_runtime.deepspeed_trainer.parallel.groups import DeepSpeedUnit, Groups, layout_of
+from capstan_runtime.deepspeed_trainer.parallel.pipeline import Pipeline
 from capstan_runtime.deepspeed_trainer.parallel.saving import saved_by
 from capstan_runtime.deepspeed_trainer.parallel.shards import Shard, shards_of
 from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequences, spread
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
 from capstan_runtime.deepspeed_trainer.trial import memory_of_reduction, peak_of, stand_ins
-from capstan_runtime.deepspeed_trainer.world import World, translated_errors
+from capstan_runtime.deepspeed_trainer.world import World, choose_device, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
-from capstan_runtime.errors import ConfigError
 from capstan_runtime.integers import holds_integers
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
 from capstan_runtime.low_rank import model_table
 from capstan_runtime.model_signature import rank_of
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
+from capstan_runtime.parallel.stages import WHOLE, Stage
 from capstan_runtime.quantization import Weights, export_integers, is_quantized, sees_integers
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,22 +105,24 @@ class DeepSpeedEngine:
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model), distill)
         custom, membership = run.model.custom, context.membership
         layout = layout_of(run.parallelism, membership.world)
-        shards = None
+        shards, stage = None, WHOLE if layout is None else Stage.of(layout, membership.rank)
         if custom is None:
             rank = rank_of(run)
             table = model_table(run.model, context.data, rank)
+            own = of_stage(table, run.model, stage)
             if layout is not None:
-                shards = shards_of(run.model, table, layout, membership.rank)
-            model = build_model(run.model, context.data, training.seed, shards, rank)
+                shards = shards_of(run.model, own, layout, membership.rank)
+            model = build_model(run.model, context.data, training.seed, shards, rank, stage)
         else:
             model = build_custom(custom, context.data, training.seed)
-            table = table_of(model)
+            table = own = table_of(model)
         self._shards = shards or {spec.name: Shard.all_of(spec) for spec in table}
-        self._table = [self._shards[spec.name].part for spec in table if spec.is_trained]
+        self._table = [self._shards[spec.name].part for spec in own if spec.is_trained]
         model.to(self._device)
         self._world = World(membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
-        self._groups = None if layout is None else Groups(layout, self.rank, self._world.patience)
+        with translated_errors():
+            self._groups = None if layout is None else Groups(layout, self.rank, self._world.patience)
         self._tokens = slice(None)
         if self._groups is not None:
             assert isinstance(model, TransformerModel)
@@ -130,7 +133,9 @@ class DeepSpeedEngine:
         parameters = dict(model.named_parameters())
         self.parameters = sum(spec.size for spec in table if spec.is_trained)
         updated_on = self._device if self._offload is None or self._offload.optimizer is None else torch.device("cpu")
-        self._updates = Updates(run, parameters, self._table, self._stage, updated_on, self._groups)
+        self._updates = Updates(
+            run, parameters, self._table, self._stage, updated_on, [spec.name for spec in table], self._groups
+        )
         deepspeed = load_deepspeed(self._device)
         if self._groups is not None and self._groups.experts.size > 1:
             tell_deepspeed(model, self._groups)
@@ -142,14 +147,20 @@ class DeepSpeedEngine:
                 mpu=None if self._groups is None else DeepSpeedUnit(self._groups),
                 dist_init_required=False,
             )[0]
-        # Beside DeepSpeed, which neither trains it nor cuts it up: whole on every rank, and no part of the state.
+        # Beside DeepSpeed, which neither trains it nor cuts it up: whole on every rank that has logits, and no part of
+        # the state.
         self._teacher = None
         self._teacher_root = context.teacher.root if context.teacher is not None else None
-        if context.teacher is not None:
+        if context.teacher is not None and stage.is_last:
             with translated_errors():
                 self._teacher = trained_model(context.teacher.signature, context.teacher.tensors, self._device)
         self._model = model_call(self._engine, is_custom=custom is not None)
         self._module = model_call(self._engine.module, is_custom=custom is not None)
+        self._counts = stage.is_last and (self._groups is None or self._groups.tensor.position == 0)
+        self._stages, self._pipeline = stage.count, None
+        if self._groups is not None and stage != WHOLE:
+            with translated_errors():
+                self._pipeline = Pipeline(self._engine, self._objective, self._teacher, self._groups)
         self._step = 0
         self._scaling = training.loss_scaling
         self._scale = None if self._scaling is None else ScaleState(self._scaling.initial)
@@ -200,27 +211,16 @@ class DeepSpeedEngine:
         if self._scale is not None:
             self._engine.optimizer.loss_scale = self._scale.scale
         micro_batches = self._micro_batches(batch._replace(weights=None))
-        # Their mean over the micro-steps; divided by NaN when that is the fault to inject.
-        divisor = len(micro_batches) / self._loss_factor
         assert batch.keys is not None
-        self._loss_factor = 1.0
-        said = None
         proposals = Proposals(self._engine.module)
+        waited = self._waited_seconds()
         with translated_errors():
             with self._seen_weights(self._step + 1):
-                for micro_batch, keys in zip(micro_batches, batch.keys, strict=True):
-                    here = self._training_pass(micro_batch, keys)
-                    loss = self._objective(self._model, micro_batch, here, self._module, self._teacher) / divisor
-                    self._engine.backward(loss)
-                    proposals.add(here.proposals)
-                    measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]
-                    now = torch.cat([loss.detach()[None], *measured])
-                    said = now if said is None else said + now
+                said = self._accumulate(micro_batches, batch.keys, proposals)
                 if self._updates.wants_hessian:
                     self._estimate_hessian(micro_batches, batch.keys)
-            computed = time.perf_counter()
+            computed = time.perf_counter() - (self._waited_seconds() - waited)
             self._engine.step()
-            assert said is not None
             reduced = dist.all_reduce(said, async_op=True)
             norm, was_dropped = self._updates.settle(self._engine)
             if not was_dropped:
@@ -230,7 +230,32 @@ class DeepSpeedEngine:
             self._constants.require_unchanged()
         self._step += 1
         self._seconds_in_steps += (time.perf_counter() if self.world == 1 else computed) - began
-        return DeepSpeedStepResult(self._architecture, said, reduced, norm, self.world, self._scaled(was_dropped))
+        return DeepSpeedStepResult(
+            self._architecture, said, reduced, norm, self.world // self._stages, self._scaled(was_dropped)
+        )
+
+    def _accumulate(self, micro_batches: Sequence[Batch[Tensor]], keys: Array, proposals: Proposals) -> Tensor:
+        """The gradient of the mean over the micro-steps. What this rank says of that: loss, and what is measured."""
+        calls = zip(micro_batches, map(self._training_pass, micro_batches, keys), strict=True)
+        factor, self._loss_factor = self._loss_factor, 1.0
+        if self._pipeline is not None:
+            return self._pipeline.accumulate(list(calls), factor, 1.0 if self._scale is None else self._scale.scale)
+        # Divided by NaN when that is the fault to inject.
+        divisor = len(micro_batches) / factor
+        said: Tensor | None = None
+        for micro_batch, here in calls:
+            loss = self._objective(self._model, micro_batch, here, self._module, self._teacher) / divisor
+            self._engine.backward(loss)
+            proposals.add(here.proposals)
+            measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]
+            now = torch.cat([loss.detach()[None], *measured])
+            said = now if said is None else said + now
+        assert said is not None
+        return said
+
+    def _waited_seconds(self) -> float:
+        """For the other stages of a pipeline."""
+        return 0.0 if self._pipeline is None else self._pipeline.waited_seconds
 
     def _estimate_hessian(self, micro_batches: Sequence[Batch[Tensor]], keys: Array) -> None:
         named = dict(self._engine.module.named_parameters())
@@ -274,7 +299,7 @@ class DeepSpeedEngine:
                 return self._sums(self._asked(trained), batches)
         self._engine.eval()
         with translated_errors(), torch.no_grad(), self._served_model(), self._seen_weights(self._step):
-            sums = self._sums(self._model, batches)
+            sums = self._sums(self._model if self._pipeline is None else self._pipeline.logits, batches)
         self._engine.train()
         return sums
 
@@ -284,19 +309,21 @@ class DeepSpeedEngine:
             return self._teacher
         return trained_model(trained.signature, trained.tensors, self._device)
 
-    def _sums(self, model: Callable[[Tensor, Pass], Tensor], batches: Iterable[Batch]) -> EvaluationSums:
+    def _sums(self, model: Callable[[Tensor, Pass], Tensor | None], batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         for batch in batches:
             for micro_batch in self._micro_batches(batch._replace(keys=None)):
                 targets, weights = micro_batch.targets, micro_batch.weights
                 logits = model(micro_batch.inputs, Pass(self._dtype, conditions=micro_batch.conditions))
+                if logits is None:  # a later stage has them
+                    continue
                 assert weights is not None
                 weights = weights.view(-1, *[1] * (targets.ndim - 1)).expand(targets.shape)
                 loss = (cross_entropy(logits, targets) * weights).sum()
                 correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
                 sums += torch.stack([loss, correct, weights.sum()])
-        if self._groups is not None and self._groups.tensor.position > 0:
-            sums.zero_()  # the first of the group has found the same
+        if not self._counts:
+            sums.zero_()  # others of the replica have found the same
         return EvaluationSums(*sums.tolist())
 
     def quantize(self) -> None:
@@ -325,7 +352,9 @@ class DeepSpeedEngine:
     def _saved(self) -> Iterable[Fragment]:
         """What this rank saves."""
         if self._groups is not None:
-            return saved_by(self._groups, self._shards, self._fragments, self._stage, self._device)
+            copied = frozenset() if self._pipeline is None else self._pipeline.copied
+            own = [fragment for fragment in self._fragments if fragment.spec.name not in copied]
+            return saved_by(self._groups, self._shards, own, self._stage, self._device)
         own, replicated = ([], self._fragments) if self._stage == 0 else (self._fragments, [])
         return [*own, *even_share([*replicated, *self._buffers], self.rank, self.world)]
 
@@ -349,10 +378,13 @@ class DeepSpeedEngine:
         return self._world.exchange(payload)
 
     def busy_seconds(self) -> float | None:
-        """Forward and backward passes, before the gradients are summed; alone in the world, whole steps. Not known on
-        GPUs, where they go on after the call, nor where ranks sum or gather on the way, because ZeRO cuts up gradients
-        (stage 2) or weights (stage 3), or several compute one model."""
-        if self._device.type == "cuda" or (self._stage > 1 and self.world > 1) or self._groups is not None:
+        """Forward and backward passes, before the gradients are summed and without the time that the stages of a
+        pipeline wait for each other; alone in the world, whole steps. Not known on GPUs, where they go on after the
+        call, nor where ranks sum or gather on the way, because ZeRO cuts up gradients (stage 2) or weights (stage 3),
+        or several compute one layer."""
+        groups = self._groups
+        shares_layers = groups is not None and max(groups.tensor.size, groups.sequence.size, groups.experts.size) > 1
+        if self._device.type == "cuda" or (self._stage > 1 and self.world > 1) or shares_layers:
             return None
         return self._seconds_in_steps
 
@@ -429,19 +461,3 @@ class DeepSpeedEngine:
 
 def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:
     return tensor.detach().cpu().numpy()
-
-
-def choose_device() -> torch.device:
-    """The accelerator of this process, with fp32 arithmetic that is fp32. Raises ConfigError if it sees several."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    if torch.cuda.device_count() > 1:
-        raise ConfigError(
-            f"spec.workers.gpus: this worker sees {torch.cuda.device_count()} GPUs, but DeepSpeed trains with one per "
-            "worker; set gpus to 1 and workers to the number of GPUs"
-        )
-    device = torch.device("cuda", 0)
-    torch.cuda.set_device(device)
-    # Matrix products are exact by default, convolutions are not: cuDNN may round their inputs to 10 bits (TF32).
-    torch.backends.cudnn.allow_tf32 = False
-    return device

@@ -1,7 +1,7 @@
 """Whichever architecture a run asks for, as a torch module."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
@@ -19,7 +19,8 @@ from capstan_runtime.deepspeed_trainer.parallel.spreading import cut
 from capstan_runtime.engine import TensorSource
 from capstan_runtime.low_rank import factored_layers, model_table, table_of
 from capstan_runtime.model_signature import data_spec_of
-from capstan_runtime.model_spec import initial_parameter, parameter_table, read_tensor, served_kind
+from capstan_runtime.model_spec import ParameterSpec, initial_parameter, parameter_table, read_tensor, served_kind
+from capstan_runtime.parallel.stages import WHOLE, Stage
 
 AnyModel = MlpModel | CnnModel | TransformerModel
 
@@ -30,15 +31,16 @@ def build_model(
     seed: int,
     shards: Mapping[str, Shard] | None = None,
     rank: int | None = None,
+    stage: Stage = WHOLE,
 ) -> nn.Module:
-    """The module in fp32 on the CPU, with the initial values of `seed`; of a decoder perhaps `shards` of its parameters
-    alone, and no whole ones but one at a time.
+    """The module in fp32 on the CPU, with the initial values of `seed`; of a decoder perhaps a stage alone, and of its
+    parameters `shards`, and no whole ones but one at a time.
 
     Call it with inputs [B, *sample] and a `Pass`; it returns logits [B, classes] or [B, T, vocabulary].
     `rank`: of products in the place of matrices. Raises as `model_table`.
     """
-    table = model_table(model, data, rank)
-    module = bare_model(model, data, rank)
+    table = of_stage(model_table(model, data, rank), model, stage)
+    module = bare_model(model, data, rank, stage)
     if shards is not None:
         assert isinstance(module, TransformerModel)
         cut(module, shards)
@@ -52,21 +54,29 @@ def build_model(
     return module
 
 
-def bare_model(model: Model, data: DataSpec, rank: int | None = None) -> AnyModel:
+def of_stage(table: Sequence[ParameterSpec], model: Model, stage: Stage) -> tuple[ParameterSpec, ...]:
+    """What `stage` has of `table`; only a decoder has stages."""
+    decoder = model.transformer
+    if decoder is None:
+        return tuple(table)
+    return tuple(spec for spec in table if stage.has(spec.name, decoder.layers, is_tied=decoder.tied))
+
+
+def bare_model(model: Model, data: DataSpec, rank: int | None = None, stage: Stage = WHOLE) -> AnyModel:
     """The module with parameters of the right shapes and no meaningful values, on torch's default device."""
-    module = _whole_model(model, data)
+    module = _plain_model(model, data, stage)
     factor(module, factored_layers(parameter_table(model, data), rank), rank or 0)
     return module
 
 
-def _whole_model(model: Model, data: DataSpec) -> AnyModel:
+def _plain_model(model: Model, data: DataSpec, stage: Stage) -> AnyModel:
     match model.value:
         case Mlp() as config:
             return MlpModel(config, math.prod(data.input_shape), data.outputs, data.condition)
         case Cnn() as config:
             return CnnModel(config, data.input_shape[-1], data.outputs, data.condition)
         case Transformer() as config:
-            return TransformerModel(config, data.outputs)
+            return TransformerModel(config, data.outputs, stage)
         case other:  # pragma: no cover - a new kind of model without a module
             raise TypeError(f"no module for {type(other).__name__}")
 

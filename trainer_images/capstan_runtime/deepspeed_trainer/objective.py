@@ -27,6 +27,15 @@ class View(NamedTuple):
     """Of its loss in the whole."""
 
 
+class Seen(NamedTuple):
+    """What a model is called with for a micro-step."""
+
+    inputs: Tensor
+    here: Pass
+    views: list[View]
+    """One after the other in the batch."""
+
+
 class Objective:
     """Called with a model and a micro-step: the mean over its samples, or over their tokens, and what modules add to
     it; fp32 scalar."""
@@ -57,28 +66,50 @@ class Objective:
     ) -> Tensor:
         """`attacked` is the same model without hooks that take its backward passes for those of the step; None: `model`
         has none. `teacher`: whom the model learns from; None: nobody."""
-        taught = None
-        if teacher is not None:
-            with torch.no_grad():
-                taught = teacher(batch.inputs, Pass(here.dtype, conditions=here.conditions))
-        views = self._views(attacked or model, batch, here, taught)
+        taught = self.taught(teacher, batch, here)
+        seen = self.seen(batch, here, attacked or model, taught)
+        return self.loss(model(seen.inputs, seen.here), batch, seen, taught)
+
+    def taught(self, teacher: Model | None, batch: Batch[Tensor], here: Pass) -> Tensor | None:
+        """The teacher's logits; None: there is no teacher."""
+        if teacher is None:
+            return None
+        with torch.no_grad():
+            return teacher(batch.inputs, Pass(here.dtype, conditions=here.conditions))
+
+    def seen(
+        self, batch: Batch[Tensor], here: Pass, attacked: Model | None = None, taught: Tensor | None = None
+    ) -> Seen:
+        """What to call the model with. `attacked` and `taught` are for attacks, where there are any."""
+        views = self._views(attacked, batch, here, taught)
+        if len(views) == 1:
+            (view,) = views
+            return Seen(batch.inputs, dataclasses.replace(here, perturbation=view.perturbation), views)
         # All of them in one pass over a longer batch: the model's layers are launched once.
-        keys_B = torch.cat([view.keys_B for view in views]) if len(views) > 1 else here.keys_B
-        seen = dataclasses.replace(here, keys_B=keys_B, perturbation=_joined([view.perturbation for view in views]))
-        if seen.conditions is not None and len(views) > 1:
-            seen = dataclasses.replace(seen, conditions=torch.cat([seen.conditions] * len(views)))
-        logits = model(torch.cat([batch.inputs] * len(views)) if len(views) > 1 else batch.inputs, seen)
-        each = logits.chunk(len(views)) if len(views) > 1 else [logits]
+        conditions = None if here.conditions is None else torch.cat([here.conditions] * len(views))
+        together = dataclasses.replace(
+            here,
+            keys_B=torch.cat([view.keys_B for view in views]),
+            perturbation=_joined([view.perturbation for view in views]),
+            conditions=conditions,
+        )
+        return Seen(torch.cat([batch.inputs] * len(views)), together, views)
+
+    def loss(self, logits: Tensor, batch: Batch[Tensor], seen: Seen, taught: Tensor | None = None) -> Tensor:
+        """Of what the model answered."""
+        each = logits.chunk(len(seen.views)) if len(seen.views) > 1 else [logits]
         loss, *more = (self._mean_loss(part, batch, taught) for part in each)
         if more:
-            loss = views[0].share * loss
-            for view, mean in zip(views[1:], more, strict=True):
+            loss = seen.views[0].share * loss
+            for view, mean in zip(seen.views[1:], more, strict=True):
                 loss = loss + view.share * mean
         if self._consistency is not None:
             loss = loss + self._consistency * disagreement(each[0], each[1])
-        return sum(seen.losses.values(), loss)
+        return sum(seen.here.losses.values(), loss)
 
-    def _views(self, model: Model, batch: Batch[Tensor], here: Pass, taught: Tensor | None) -> list[View]:
+    def _views(
+        self, attacked_model: Model | None, batch: Batch[Tensor], here: Pass, taught: Tensor | None
+    ) -> list[View]:
         assert here.keys_B is not None
         attacked = self._attack.share if self._attack is not None else 0.0
         usual = [here.keys_B]
@@ -88,7 +119,8 @@ class Objective:
             usual.append(again)
         views = [View(keys_B, None, (1.0 - attacked) / len(usual)) for keys_B in usual]
         if self._attack is not None:
-            harm = self._perturbation(self._attack, model, batch, here, taught)
+            assert attacked_model is not None
+            harm = self._perturbation(self._attack, attacked_model, batch, here, taught)
             if attacked == 1.0 and self._consistency is None:
                 return [View(here.keys_B, harm, 1.0)]
             views.append(View(here.keys_B, harm, attacked))

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from capstan_runtime.contract.run_config import Deadlines, Membership
-from capstan_runtime.errors import GpuOutOfMemory, PeerLost
+from capstan_runtime.errors import ConfigError, GpuOutOfMemory, PeerLost
 from capstan_runtime.parallel.star import form_star
 
 _STAR_KEY = "capstan/star"
@@ -90,6 +90,22 @@ def _listen(host: str, port: int) -> socket.socket:
         raise PeerLost(f"cannot listen on {host}:{port}: {error.strerror}") from error
     listener.listen()
     return listener
+
+
+def choose_device() -> torch.device:
+    """The accelerator of this process, with fp32 arithmetic that is fp32. Raises ConfigError if it sees several."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if torch.cuda.device_count() > 1:
+        raise ConfigError(
+            f"spec.workers.gpus: this worker sees {torch.cuda.device_count()} GPUs, but DeepSpeed trains with one per "
+            "worker; set gpus to 1 and workers to the number of GPUs"
+        )
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    # Matrix products are exact by default, convolutions are not: cuDNN may round their inputs to 10 bits (TF32).
+    torch.backends.cudnn.allow_tf32 = False
+    return device
 
 
 @contextlib.contextmanager

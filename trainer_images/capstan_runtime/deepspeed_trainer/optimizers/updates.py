@@ -35,6 +35,7 @@ class Updates:
         table: Sequence[ParameterSpec],
         stage: int,
         device: torch.device,
+        names: Iterable[str],
         groups: Groups | None = None,
     ) -> None:
         self.kinds = state_kinds(run.optimizer, run.training)
@@ -43,7 +44,8 @@ class Updates:
         self._drops_non_finite = run.numerical.non_finite == "ignore"
         self._numbers: dict[str, float] = {}
         self._norm: Tensor | float = 0.0
-        spared = output_layer(parameters)
+        # Of the whole model, of which these may be a stage's: its first one has the embedding, and another the head.
+        spared = output_layer(names)
         self._clipped_by_unit = [(parameters[spec.name], spec) for spec in table if spec.name not in spared]
         if self._training.centralize_gradients is not None:
             centralize_gradients(parameters, table)

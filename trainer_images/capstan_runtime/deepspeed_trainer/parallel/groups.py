@@ -37,6 +37,8 @@ class Groups:
         self.sequence = self.along("sequence")
         self.copies = self.along("data", "sequence")
         """Those that hold the same parts of parameters, and so add their gradients up: ZeRO cuts state over them."""
+        self.stage = self.along("data", "sequence", "tensor")
+        """Those that have the same layers."""
         self.replica = self.along("pipeline", "tensor")
         """Those that hold all parts of parameters together."""
         self.experts = self.joined(layout.expert_groups())

@@ -17,6 +17,7 @@ def total_norm(parameters: Sequence[nn.Parameter], groups: Groups | None) -> Ten
         return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     counts_copies = groups.tensor.position == 0
     counted = [p for p in parameters if counts_copies or getattr(p, "model_parallel", False)]
+    counted = [p for p in counted if not getattr(p, "ds_pipe_replicated", False)]
     total = _sum_of_squares([p for p in counted if not is_shared(p)])
     if groups.experts.size > 1:
         of_experts = _sum_of_squares([p for p in counted if is_shared(p)])

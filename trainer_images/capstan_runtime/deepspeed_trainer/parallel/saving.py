@@ -30,7 +30,7 @@ def saved_by(
         experts = [fragment for fragment in cut if fragment.spec.matrix_dims]
         others = [fragment for fragment in cut if not fragment.spec.matrix_dims]
         cut = [*_share_of(others, groups.copies), *_share_of(experts, groups.expert_copies)]
-        yield from even_share(whole, groups.rank, groups.layout.devices)
+        yield from _share_of(whole, groups.stage)
     else:
         yield from _share_of(whole, groups.tensor)
     for fragment in cut:

@@ -40,7 +40,8 @@ def spread(model: TransformerModel, groups: Groups) -> None:
     heads = slice(first, first + count)
     model.positions = PartOfPositions(model.config, heads, sequence.size, sequence.position)
     for layer in model.layers:
-        assert isinstance(layer, DecoderLayer)
+        if not isinstance(layer, DecoderLayer):  # another stage has it
+            continue
         if tensor.size > 1:
             _cut_branches(layer, tensor)
         if groups.experts.size > 1:
