@@ -1,4 +1,4 @@
-"""Every feature, in every framework and ZeRO stage: refused with the reason, or it trains and survives.
+"""Every feature, in Flax (whole and fully sharded) and at every ZeRO stage: refused with the reason, or it survives.
 
 The whole matrix takes many minutes and runs in `make test-full`. `make test` takes a sample of cells and of
 combinations, another one each time: CAPSTAN_SAMPLE_SEED repeats one that failed.

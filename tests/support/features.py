@@ -38,6 +38,7 @@ class Job:
 
 VARIANTS: dict[str, Document] = {
     "flax": {"flax": {}},
+    "fsdp": {"flax": {"fsdp": {}}},
     **{f"zero{stage}": {"deepspeed": {"zeroStage": stage}} for stage in range(4)},
 }
 MODELS: dict[str, Document] = {
@@ -201,7 +202,7 @@ class FeatureRun:
 
 
 def cells() -> Iterator[tuple[Feature, str]]:
-    """Every feature in every framework and ZeRO stage."""
+    """Every feature in both frameworks, however they cut up the model."""
     for feature in load_features():
         for variant in VARIANTS:
             yield feature, variant
