@@ -19,10 +19,10 @@ _HEADS = {"flax": "Flax", "fsdp": "Flax, fsdp", **{f"zero{stage}": f"ZeRO {stage
 _INTRODUCTION = """\
 # What works where
 
-Every feature of a TrainingJob in both frameworks: in Flax with whole parameters and fully sharded, in DeepSpeed at every
-ZeRO stage. **yes**: a test trains with it, kills the run, resumes it with another number of workers, and finds the
-undisturbed run's losses. A number: the schema refuses it there, for the reason below the tables. A dash: it is a part of
-the other framework. The fields are described in [TrainingJob](trainingjob.md), and what to do with them in
+Every feature of a TrainingJob in both frameworks: in Flax with whole parameters and fully sharded, in DeepSpeed at
+every ZeRO stage. **yes**: a test trains with it, kills the run, resumes it with another number of workers, and finds
+the undisturbed run's losses. A number: the schema refuses it there, for the reason below the tables. A dash: it is a
+part of the other framework. The fields are described in [TrainingJob](trainingjob.md), and what to do with them in
 [Training](../training.md).
 """
 
