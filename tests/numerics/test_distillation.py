@@ -173,6 +173,43 @@ def test_the_teacher_is_whole_whatever_is_cut_up_of_the_model(frameworks: list[D
         np.testing.assert_allclose(found, expected, rtol=1e-3)
 
 
+def judgement(
+    rank: int, world: int, coordinator: str, devices: int, model: Document, teacher: Document, more: Document
+) -> tuple[float, float, float]:
+    """What a rank of a run whose workers have so many devices finds of a teacher on a batch."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    compression = {"distill": {"teacher": REFERENCE}}
+    options = {"virtual_ranks": 2, "batch": 8, "compression": compression, **more}
+    context = context_of(FLAX, model, rank, world, coordinator, **options)
+    asked = trained(teacher, model)
+    engine = make_engine(replace(context, teacher=asked))
+    found = engine.evaluate([batch_of(context, 0)], asked)
+    engine.close()
+    return found.loss, found.correct, found.count
+
+
+UNEVEN: Document = {"transformer": {"layers": 3, "dim": 24, "heads": 3, "experts": {"count": 3}}}
+EVEN: Document = {"transformer": {"layers": 2, "dim": 32, "heads": 4}}
+LAYOUTS: dict[str, tuple[Document, Document, Document, int, int]] = {
+    "tensor over workers": (TRANSFORMER, EVEN, {"parallelism": {"tensor": 2}, "workersPerReplica": 2}, 2, 1),
+    "stages of layers that they do not divide": (EVEN, UNEVEN, {"parallelism": {"pipeline": 2}}, 1, 2),
+    "experts over workers": (EXPERTS, UNEVEN, {"parallelism": {"expert": 2}}, 2, 1),
+    "heads that devices do not divide": (TRANSFORMER, UNEVEN, {"parallelism": {"tensor": 2, "sequence": 2}}, 1, 4),
+}
+QUICK = {"tensor over workers", "stages of layers that they do not divide"}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [pytest.param(name, marks=[] if name in QUICK else pytest.mark.full) for name in LAYOUTS],
+)
+def test_a_teacher_is_judged_alike_however_the_model_that_learns_from_it_is_spread(layout: str) -> None:
+    model, teacher, more, world, devices = LAYOUTS[layout]
+    ranks = run_ranks(judgement, world, devices, model, teacher, more)
+    (exactly,) = run_ranks(judgement, 1, 1, model, teacher, {})
+    np.testing.assert_allclose(np.sum(ranks, axis=0), exactly, rtol=1e-5)
+
+
 def first_step(rank: int, world: int, coordinator: str, framework: Document, seed: int) -> Any:
     """Loss and norm of a model whose teacher is what the model would be with this seed."""
     compression = {"distill": {"teacher": REFERENCE, "alpha": 1.0}}

@@ -7,7 +7,7 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -96,6 +96,8 @@ class FlaxEngine:
         drops_non_finite = context.run.numerical.non_finite == "ignore" or self._scaling is not None
         leaves = self._structure.leaves
         self._partition = Partition(leaves, meshes.everybody, context.run.model)
+        # As every device has a model that is not the run's own.
+        self._whole = Partition([], meshes.local, context.run.model)
         is_fully_sharded = context.run.framework.value.fsdp is not None
         self._sharding = FullSharding(leaves, meshes.everybody) if is_fully_sharded else None
         cut_over = [self._sharding.axis if self._sharding else self._partition.shared_over(leaf) for leaf in leaves]
@@ -222,7 +224,7 @@ class FlaxEngine:
         is_teacher = self._teacher is not None and trained.root == self._teacher.root
         structure, values = (self._plan.teacher, self._taught_by) if is_teacher else self._placed(trained)
         assert structure is not None
-        plan = replace(self._plan, structure=structure, sharding=None)
+        plan = StepPlan(structure, self._update, self._plan.objective, self._plan.dtype, self._whole)
         step = cached_by_every_rank(compile_evaluation_step(plan, self._own_mesh))
         return step, [self._of_own_replicas(value) for value in values]
 
