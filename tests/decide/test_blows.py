@@ -179,6 +179,27 @@ def test_a_start_in_which_data_still_comes_nearer_is_not_given_up() -> None:
     assert life.decide(661.0)[0].startswith("Restarting: rank 0 (pod digits-worker-0): it made no step within 360 s")
 
 
+def test_a_start_in_which_smaller_micro_steps_are_compiled_is_not_given_up() -> None:
+    life = Life("running", recovery={"deadlines": {"form": 100, "firstStep": 200}})
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH)
+    life.decide(31.0)
+    life.say(ZERO, fence=2, phase="Compiling", exit=None, microSplits=2, splitAt=300.0)
+    life.say(ONE, fence=2, phase="Compiling", exit=None)
+    life.decide(391.0)
+    assert life.status.micro_splits == 2
+    assert life.decide(659.0) == []
+    assert life.decide(661.0)[0].startswith("Restarting: rank 0 (pod digits-worker-0): it made no step within 360 s")
+
+
+def test_a_hang_amid_smaller_micro_steps_does_not_forget_them() -> None:
+    life = Life()
+    life.say(ZERO, phase="Compiling", microSplits=2)
+    hang = CRASH | {"code": 79, "failure": "Hang"}
+    life.say(ONE, phase="Exited", microSplits=2, exit=hang)
+    life.decide(34.0)
+    assert {push.membership.micro_splits for push in life.decision.pushes} == {2}
+
+
 def test_of_ranks_that_stopped_together_the_one_that_was_asked_is_replaced() -> None:
     life = Life()
     life.say(ONE, phase="Stopping")

@@ -1,5 +1,6 @@
 """Micro-steps are made small enough for the memory before the first step, on all ranks alike."""
 
+import itertools
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,7 @@ from capstan_runtime.voice import Voice
 from tests.support.engines import FLAX, MLP, context_of
 from tests.support.training_runs import Ended, Run, losses, run_trainers
 
-TOLD = (
-    "a micro-step of 6 samples needs 6,000 bytes, and the device has 3,500; of 3 it needs 3,000, and so they are "
-    "computed from now on"
-)
+TOLD = "a micro-step of 6 samples needs 6,000 bytes, and the device has 3,500; from now on it is of 3"
 
 
 def trained(folder: Path, **faults: str) -> tuple[list[Ended], list[tuple[int, float]]]:
@@ -97,67 +95,119 @@ class Device:
 
     limit: int | None
     per_sample: int
+    weights: int
+    """What a step takes, however few its samples."""
+
+    def peak(self, samples: int) -> int:
+        return self.weights + self.per_sample * samples
 
 
-def outcomes(samples: int, devices: int, ranks: list[Device]) -> list[int | str]:
-    """Of each rank: how many samples its micro-steps have then, or the error that it raised."""
-    together, found = Ranks(len(ranks)), ["" for _ in ranks]
+@dataclass
+class Outcome:
+    """Of one rank."""
+
+    end: int | str = ""
+    """How many samples its micro-steps have then, or the error that it raised."""
+    events: list[tuple[str, int]] = field(default_factory=list)
+    """("look", at so many samples a micro-step) and ("tell", of so many micro-steps), in order of time."""
+
+    @property
+    def looks(self) -> list[int]:
+        return [samples for what, samples in self.events if what == "look"]
+
+
+class Noted(Reporter):
+    """Puts what is told of micro-steps among the events of a rank."""
+
+    def __init__(self, events: list[tuple[str, int]]) -> None:
+        self._events = events
+
+    def send(self, progress: Progress) -> None:
+        assert progress.micro_splits is not None
+        self._events.append(("tell", progress.micro_splits))
+
+
+def outcomes(samples: int, devices: int, ranks: list[Device]) -> list[Outcome]:
+    """Of each rank that makes a micro-step of `samples` as small as it takes."""
+    together, found = Ranks(len(ranks)), [Outcome() for _ in ranks]
 
     def run(rank: int) -> None:
         context = context_of(FLAX, MLP, rank, len(ranks), batch=samples * len(ranks), virtual_ranks=len(ranks))
         engine: Any = SimpleNamespace(
             devices=devices,
             memory_limit=lambda: ranks[rank].limit,
-            step_memory=lambda batch: ranks[rank].per_sample * len(batch.targets),
+            step_memory=lambda batch: ranks[rank].peak(len(batch.targets)),
             exchange=lambda payload: together.exchange(rank, payload),
         )
-        voice = Voice(Quiet(), 1, 1)
+        mine = found[rank]
 
         def read(tried: TrainContext) -> Batch:
+            mine.events.append(("look", tried.samples_per_micro_step))
             return Batch(np.zeros(0), np.zeros(tried.samples_per_micro_step))
 
         try:
-            found[rank] = fitted(context, engine, read, voice).samples_per_micro_step  # type: ignore[call-overload]
+            mine.end = fitted(context, engine, read, Voice(Noted(mine.events), 1, 1)).samples_per_micro_step
         except ConfigError as error:
-            found[rank] = str(error)
+            mine.end = str(error)
 
     threads = [threading.Thread(target=run, args=(rank,)) for rank in range(len(ranks))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return list(found)
+    return found
+
+
+def test_the_second_look_is_at_what_the_first_says_that_there_is_room_for_and_is_told_before_it() -> None:
+    (found,) = outcomes(24, 1, [Device(limit=250, per_sample=100, weights=0)])
+    assert found.end == 2
+    assert found.events == [("look", 24), ("tell", 12), ("look", 2)]
+
+
+def test_where_weights_take_some_of_the_room_more_looks_follow_and_each_is_told_before_it() -> None:
+    (found,) = outcomes(24, 2, [Device(limit=1000, per_sample=100, weights=500)])
+    assert found.end == 4
+    assert found.events == [("look", 24), ("tell", 3), ("look", 8), ("tell", 6), ("look", 4)]
 
 
 @settings(deadline=None)
 @given(
     shares=st.integers(1, 24),
     devices=st.sampled_from([1, 1, 2, 4]),
-    ranks=st.lists(st.builds(Device, st.none() | st.integers(1, 400), st.integers(0, 40)), min_size=1, max_size=3),
+    ranks=st.lists(
+        st.builds(Device, st.none() | st.integers(0, 400), st.integers(0, 40), st.sampled_from([0, 0, 10, 200])),
+        min_size=1,
+        max_size=3,
+    ),
 )
-def test_all_ranks_agree_on_the_largest_halving_that_every_one_of_them_has_room_for(
+def test_all_ranks_agree_on_the_largest_micro_step_at_most_half_as_large_that_each_has_room_for(
     shares: int, devices: int, ranks: list[Device]
 ) -> None:
     samples = shares * devices
-    found = outcomes(samples, devices, ranks)
-    assert len(set(found)) == 1, "all ranks come to one end"
+    first, *others = outcomes(samples, devices, ranks)
+    assert all(each == first for each in others), "all ranks look at the same, and come to one end"
     limits = [each.limit for each in ranks if each.limit is not None]
     if len(limits) < len(ranks):
-        assert found[0] == samples, "what one rank cannot tell, nobody predicts"
+        assert (first.end, first.events) == (samples, []), "what one rank cannot tell, nobody predicts"
         return
-    room = min(limits) // most if (most := max(each.per_sample for each in ranks)) else samples
-    kept = found[0]
-    if isinstance(kept, str):
-        assert devices > room
-        assert kept.startswith("spec.model: a micro-step of ")
-        return
-    assert kept <= room
-    assert samples % kept == kept % devices == 0
-    # No larger part of its predecessor would have done: each is the largest that is at most half of the one before.
-    tried = samples
-    while tried > room:
-        tried = max(each for each in range(1, tried // 2 + 1) if tried % each == each % devices == 0)
-    assert kept == tried
+
+    def fits(tried: int) -> bool:
+        return max(each.peak(tried) for each in ranks) <= min(limits)
+
+    looks = first.looks
+    told_first = [each for tried in looks for each in (("tell", samples // tried), ("look", tried))]
+    assert first.events == told_first[1:], "all but the first look are told of before"
+    if isinstance(first.end, str):
+        assert first.end.startswith("spec.model: a micro-step of ")
+        assert not fits(devices)
+        assert looks[-1] == devices, "it is not given up before it was looked at"
+    else:
+        assert [fits(tried) for tried in looks] == [False] * (len(looks) - 1) + [True]
+        assert looks[-1] == first.end
+    for before, after in itertools.pairwise(looks):
+        assert before % after == after % devices == 0
+        larger = [each for each in range(after + 1, before // 2 + 1) if before % each == each % devices == 0]
+        assert not any(fits(each) for each in larger), "no look passes over a size for which there is room"
 
 
 @pytest.mark.parametrize("memory", [None, 10**9])

@@ -19,6 +19,7 @@ from capstan_runtime.supervisor.hint import Hints
 from capstan_runtime.supervisor.settings import Settings, read_settings
 from tests.support.training_runs import (
     FIRST_STEP,
+    PATIENCE_SECONDS,
     Pod,
     Run,
     StartPod,
@@ -204,6 +205,27 @@ def test_faults_and_notes_reach_the_state_and_outlive_the_attempt_or_not(tmp_pat
         again = pod.state()
     assert (len(again.injected), again.notes, again.micro_splits, again.fence) == (2, ["a spike"], 1, 2)
     assert again.timeline[Phase.STARTING] > killed.timeline[Phase.EXITED]
+
+
+def test_each_smaller_micro_step_may_take_as_long_to_compile_as_the_first(tmp_path: Path, start_pod: StartPod) -> None:
+    run = Run(tmp_path, overrides={"deadlines": {"firstStep": 3}})
+    compiles, trains = FIRST_STEP
+    pauses = (
+        {"sleep": 1.5},
+        {"report": {"microSplits": 2}},
+        {"sleep": 1.5},
+        {"report": {"microSplits": 6}},
+        {"sleep": 1.5},
+    )
+    pod = start_pod(run, **scripted(compiles, *pauses, trains, {"sleep": 60}))
+    pod.put(alone(1, pod))
+    give_up_at, tried = time.monotonic() + PATIENCE_SECONDS, pod.state()
+    while tried.micro_splits < 6 and time.monotonic() < give_up_at:
+        tried = pod.state()
+    assert (tried.phase, tried.micro_splits) == (Phase.COMPILING, 6)
+    assert tried.split_at == pytest.approx(time.time(), abs=1.5)
+    training = pod.wait_for(Phase.TRAINING)
+    assert (training.exit, training.split_at) == (None, None)
 
 
 def hinting_settings(tmp_path: Path, url: str) -> Settings:

@@ -43,6 +43,16 @@ def watch(*events: tuple[float, Progress]) -> Watch:
         ([], 10),
         ([(4, Progress(phase=Phase.RESTORING))], 4 + 100),
         ([(4, Progress(phase=Phase.RESTORING)), (9, Progress(phase=Phase.COMPILING))], 4 + 100),
+        ([(4, Progress(phase=Phase.COMPILING)), (9, Progress(micro_splits=2))], 9 + 100),
+        (
+            [(4, Progress(phase=Phase.COMPILING)), (9, Progress(micro_splits=2)), (50, Progress(micro_splits=6))],
+            50 + 100,
+        ),
+        (
+            [(4, Progress(phase=Phase.COMPILING)), (9, Progress(micro_splits=4)), (50, Progress(micro_splits=7))],
+            9 + 100,
+        ),
+        ([(4, Progress(phase=Phase.TRAINING, step=1)), (9, Progress(micro_splits=2))], 4 + 20),
         ([(4, Progress(phase=Phase.TRAINING, step=1))], 4 + 20),
         ([(4, Progress(phase=Phase.TRAINING, step=1)), (5, Progress(metrics={"loss": 1}))], 4 + 20),
         ([(4, Progress(phase=Phase.TRAINING, step=1)), (14, Progress(step=2))], 14 + 5 * 10),
@@ -83,6 +93,15 @@ def test_what_the_page_shows_is_progress_for_as_long_as_a_trainer_starts() -> No
     watched.note(Progress(phase=Phase.RESTORING), now=20)
     watched.stir(Section.HOST, at=119)
     assert watched.overdue(121) == Overdue(Phase.RESTORING, step=0, waited=101, limit=100)
+
+
+def test_only_more_micro_steps_than_the_membership_asks_for_are_news() -> None:
+    watched = Watch(DEADLINES, now=0.0, splits=4)
+    watched.note(Progress(phase=Phase.COMPILING), now=5)
+    watched.note(Progress(micro_splits=4), now=50)
+    assert (watched.split_at, watched.overdue(106) is None) == (None, False)
+    watched.note(Progress(micro_splits=8), now=60)
+    assert (watched.split_at, watched.overdue(160)) == (60, None)
 
 
 def test_one_slow_step_in_a_hundred_does_not_move_the_limit() -> None:

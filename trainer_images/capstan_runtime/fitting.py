@@ -12,23 +12,22 @@ from capstan_runtime.voice import Voice
 
 def fitted(context: TrainContext, engine: Engine, read: Callable[[TrainContext], Batch], voice: Voice) -> TrainContext:
     """`context` in whose micro-steps every rank's step fits, as far as that can be told: as it is or, if they are too
-    large anywhere, with the largest that its memory has room for, halved as after running out of it. Collective.
+    large anywhere, with the largest that its memory has room for, at most half as large. Collective.
 
-    `read` gives a batch as large as any of a run. Raises ConfigError when nothing is left to halve, or the model needs
-    a virtual rank's samples together.
+    Each look may compile a program, for minutes, and is told of before: whoever watches sees that it goes on, and the
+    next attempt begins there. `read` gives a batch as large as any of a run. Raises ConfigError when nothing is left to
+    halve, or the model needs a virtual rank's samples together.
     """
     limits = _told_by_all(engine, engine.memory_limit())
     if None in limits:
         return context
     limit = min(each for each in limits if each is not None)
-    first, found = context, _peak(engine, read(context))
-    peak = found
+    peak = _peak(engine, read(context))
     while peak is None or peak > limit:
-        context = _with_smaller_micro_steps(context, engine.devices, _needs(peak, limit))
-        context.require_whole_slices(devices=1)
-        peak = _peak(engine, read(context))
-    if context is not first:
-        _tell(first, context, _needs(found, limit), peak, voice)
+        smaller = _with_smaller_micro_steps(context, engine.devices, peak, limit)
+        smaller.require_whole_slices(devices=1)
+        _tell(context, smaller, _needs(peak, limit), voice)
+        context, peak = smaller, _peak(engine, read(smaller))
     return context
 
 
@@ -42,20 +41,19 @@ def _told_by_all(engine: Engine, number: int | None) -> list[int | None]:
     return [json.loads(answer) for answer in engine.exchange(json.dumps(number).encode())]
 
 
-def _with_smaller_micro_steps(context: TrainContext, devices: int, needs: str) -> TrainContext:
+def _with_smaller_micro_steps(context: TrainContext, devices: int, peak: int | None, limit: int) -> TrainContext:
+    """In the fewest equal parts, two at least, for which there is room if all of `peak` is in proportion to samples.
+    What is not, such as weights, takes as much with each part: these may be too few, and are no more than it takes."""
     samples = context.samples_per_micro_step
-    smaller = next(
-        (
-            samples // parts
-            for parts in range(2, samples + 1)
-            if samples % parts == 0 and samples // parts % devices == 0
-        ),
-        None,
-    )
-    if smaller is None:
+    equal = [parts for parts in range(2, samples + 1) if samples % parts == 0 and samples // parts % devices == 0]
+    if not equal:
         least = "a single sample" if samples == 1 else f"{samples} samples over {devices} devices"
-        raise ConfigError(f"spec.model: a micro-step of {least} {needs}; choose a smaller model or a larger device")
-    splits = context.samples_of_slice // smaller
+        raise ConfigError(
+            f"spec.model: a micro-step of {least} {_needs(peak, limit)}; choose a smaller model or a larger device"
+        )
+    enough = 2 if peak is None else -(-peak // max(limit, 1))
+    parts = next((each for each in equal if each >= enough), equal[-1])
+    splits = context.samples_of_slice // (samples // parts)
     return replace(context, membership=context.membership.model_copy(update={"micro_splits": splits}))
 
 
@@ -63,12 +61,10 @@ def _needs(peak: int | None, limit: int) -> str:
     return f"needs {'more' if peak is None else f'{peak:,} bytes'}, and the device has {limit:,}"
 
 
-def _tell(before: TrainContext, after: TrainContext, needs: str, peak: int, voice: Voice) -> None:
+def _tell(before: TrainContext, after: TrainContext, needs: str, voice: Voice) -> None:
     """The operator gives the next attempt what has been found."""
     samples, fewer = before.samples_per_micro_step, after.samples_per_micro_step
-    note = (
-        f"a micro-step of {samples} samples {needs}; of {fewer} it needs {peak:,}, and so they are computed from now on"
-    )
+    note = f"a micro-step of {samples} samples {needs}; from now on it is of {fewer}"
     is_told = after.membership.rank == 0  # all ranks have found the same; one says so
     voice.report(micro_splits=after.membership.micro_splits, note=note if is_told else None)
     voice.say(note)

@@ -32,9 +32,10 @@ class RecoveryDeadlines(Record):
     """Seconds after which a wait counts as a failure."""
 
     form: Annotated[Seconds, Field(description="From the first process of an attempt to the last having joined.")] = 120
-    first_step: Annotated[Seconds, Field(description="From having joined to the first step: restore and compile.")] = (
-        600
-    )
+    first_step: Annotated[
+        Seconds,
+        Field(description="From having joined to the first step: restore and compile; anew for smaller micro-batches."),
+    ] = 600
     hang: Annotated[
         Seconds,
         Field(description="Least time without a step that counts as a hang; 5 x the slowest recent step if longer."),

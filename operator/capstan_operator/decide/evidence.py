@@ -271,12 +271,12 @@ def _is_overdue(worker: Worker, situation: Situation) -> bool:
 
 
 def seconds_of_start(situation: Situation) -> float:
-    """Since the attempt began or, later, since any of its ranks showed that its data comes nearer, or that it waits for
-    a peer's: supervisors end what does not go on."""
+    """Since the attempt began or, later, since any of its ranks showed that its data comes nearer, that it waits for a
+    peer's, or that it compiles smaller micro-steps: supervisors end what does not go on."""
     words = [member.word for member in situation.members if member.is_answering]
-    nearer = [word.data_at for word in words if word and word.fence == situation.status.fence and word.data_at]
+    signs = [(word.data_at, word.split_at) for word in words if word and word.fence == situation.status.fence]
     began = seconds_after(situation.status.attempt_started_at, situation.now)
-    return min([began, *(situation.now - at for at in nearer)])
+    return min([began, *(situation.now - at for sign in signs for at in sign if at)])
 
 
 def start_limit(situation: Situation) -> float:

@@ -40,7 +40,7 @@ class Deadlines(Record):
     form: Annotated[float, Field(gt=0)] = 120.0
     """From the first process of an attempt to the last having joined."""
     first_step: Annotated[float, Field(gt=0)] = 600.0
-    """From having joined to the first step done: restore and compile."""
+    """From having joined to the first step done: restore and compile; anew when micro-steps have to be smaller."""
     hang: Annotated[float, Field(gt=0)] = 60.0
     """Least time without a step that counts as a hang; 5 x the slowest recent step if that is longer."""
     save: Annotated[float, Field(gt=0)] = 120.0

@@ -236,7 +236,10 @@ class State(Record):
     seconds: dict[Phase, float] = {}
     """Seconds this attempt has spent in each phase so far, up to the newest report."""
     micro_splits: int = 1
-    """As the membership says, or more: what the ranks have found to fit before their first step."""
+    """As the membership says, or more: what the ranks have found before their first step that it takes to fit."""
+    split_at: float | None = None
+    """Seconds since 1970 when this attempt's trainer last found that it takes more, and compiled anew. None: it is past
+    its first step, or has not found that."""
     leave_at_checkpoint: bool = False
     """As the newest push of the membership says: what was heard need not be said again."""
     keep_roots: tuple[str, ...] | None = None

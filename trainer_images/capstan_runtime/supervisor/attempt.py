@@ -72,7 +72,7 @@ class Attempt:
         """It is still there long after a SIGKILL, and holds what the next trainer would need."""
         self._stop_by: float | None = None
         self._leave_by: float | None = None
-        self._watch = Watch(self._deadlines, time.monotonic())
+        self._watch = Watch(self._deadlines, time.monotonic(), splits=membership.micro_splits)
 
     @property
     def came_to_nothing(self) -> bool:
@@ -81,12 +81,14 @@ class Attempt:
         return not self._has_spoken and not is_unwanted
 
     @property
-    def of_data(self) -> dict[str, object]:
-        """What a state says of the data of a trainer that starts."""
-        watch = self._watch
-        if watch.phase is not Phase.STARTING or watch.data_at is None:
-            return {}
-        return {"has_data": watch.has_data, "data_at": time.time() - (time.monotonic() - watch.data_at)}
+    def of_start(self) -> dict[str, object]:
+        """What a state says of a trainer that starts: of its data, and then of its micro-steps."""
+        watch, began = self._watch, time.time() - time.monotonic()
+        if watch.phase is Phase.STARTING and watch.data_at is not None:
+            return {"has_data": watch.has_data, "data_at": began + watch.data_at}
+        if watch.phase is Phase.COMPILING and watch.split_at is not None:
+            return {"split_at": began + watch.split_at}
+        return {}
 
     async def run(self) -> Exit | None:
         """How the trainer failed; None when it succeeded."""

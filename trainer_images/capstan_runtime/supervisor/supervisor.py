@@ -60,8 +60,8 @@ class Supervisor:
 
     @property
     def state(self) -> State:
-        of_data = self._attempt.of_data if self._attempt is not None else {}
-        return self._state.model_copy(update={"is_warm": self._spare.is_ready, **of_data})
+        of_start = self._attempt.of_start if self._attempt is not None else {}
+        return self._state.model_copy(update={"is_warm": self._spare.is_ready, **of_start})
 
     @property
     def facts(self) -> Facts:

@@ -50,6 +50,10 @@ class Watch:
     """While it starts: whether its data is there. None: its page says nothing yet."""
     data_at: float | None = None
     """When its data last came nearer; None: it did not show that."""
+    splits: int = 1
+    """Micro-steps of a virtual rank, as the membership says and then as the trainer has found."""
+    split_at: float | None = None
+    """When it last found, before its first step, that they must be at least twice as many; None: it did not."""
     _since: float = field(init=False)
     _waits: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     """Between two steps that were seen, in seconds."""
@@ -65,8 +69,11 @@ class Watch:
         self.step = max(self.step, progress.step or 0)
         if was is Phase.TRAINING and not changed and moved:
             self._waits.append(now - self._since)
-        # Restoring and compiling share one deadline, however often they report.
+        # Restoring and compiling share one deadline, however often they report. Other micro-steps are another program:
+        # to compile that is work of its own. Their number doubles at least, which bounds how often that may be.
         is_starting_up = was in _START_UP and self.phase in _START_UP
+        if is_starting_up and (progress.micro_splits or 1) >= 2 * self.splits:
+            self.splits, self.split_at, self._since = progress.micro_splits or 1, now, now
         has_begun = self.phase in _IN_STAGES and progress.phase is not None
         if (changed or moved or has_begun or self.phase is Phase.EVALUATING) and not is_starting_up:
             self._since = now
