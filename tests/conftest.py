@@ -8,8 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.support.control_planes import ControlPlane, EmbeddedControlPlane, RealControlPlane
+
+# A machine that has other things to do makes no example wrong.
+settings.register_profile("capstan", deadline=None)
+settings.load_profile("capstan")
 
 
 def real_assets_or_skip() -> Path:

@@ -1045,7 +1045,7 @@ def specs(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(specs())
-@settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=600, suppress_health_check=[HealthCheck.too_slow])
 def test_models_and_schema_give_the_same_verdict(spec: dict[str, Any]) -> None:
     refusals = schema_refusals(spec)
     assert model_accepts(spec) == (refusals == []), refusals

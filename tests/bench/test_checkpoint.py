@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_runtime.bench.checkpoints import Capstan, Saved, State, build_state, require_same
@@ -47,7 +47,6 @@ def files_below(folder: Path) -> list[Path]:
     return [path for path in folder.rglob("*") if path.is_file()]
 
 
-@settings(deadline=None)
 @given(st.integers(1, 1 << 21))
 def test_a_state_has_the_bytes_that_were_asked_for_in_arrays_that_differ(size: int) -> None:
     state = build_state(size)

@@ -151,7 +151,7 @@ def test_intervals_hold_the_truth_nearly_as_often_as_they_say() -> None:
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda form: form.name)
 @given(seed=st.integers(0, 2**20))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_gradient_is_that_of_finite_differences(form: Form, seed: int) -> None:
     runs = Runs.of(noisy(0.05, seed, sizes=4, budgets=4))
     rng = np.random.default_rng(seed)
@@ -185,7 +185,7 @@ def test_both_searches_find_one_minimum(form: Form) -> None:
     tokens=st.floats(1e-9, 1e9),
     form=st.sampled_from(FORMS),
 )
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 def test_units_of_parameters_and_tokens_change_nothing_but_their_coefficients(
     size: float, tokens: float, form: Form
 ) -> None:

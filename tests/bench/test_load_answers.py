@@ -43,7 +43,7 @@ def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
 
 
 @given(answer=st.sampled_from(list(ANSWERS)), cuts=st.lists(st.integers(0, 10_000), max_size=12))
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 def test_an_answer_ends_at_its_last_byte_however_it_is_cut(answer: bytes, cuts: list[int]) -> None:
     reader = AnswerReader()
     for _ in range(2):  # a second answer over the same connection
@@ -78,7 +78,7 @@ def test_what_is_no_answer_is_called_so(data: bytes) -> None:
     ),
 )
 @example(head=b"HTTP/1.1 200 OK\r\n", rest=[b"content-length: \xb2\r\n\r\n"])
-@settings(deadline=None, max_examples=500)
+@settings(max_examples=500)
 def test_no_bytes_at_all_raise_anything_else(head: bytes, rest: list[bytes]) -> None:
     reader = AnswerReader()
     try:

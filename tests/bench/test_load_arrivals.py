@@ -19,7 +19,7 @@ def plan(arrivals: str, rate: float, seconds: float, seed: int, weights: tuple[i
 
 
 @given(arrivals=PROCESSES, rate=RATES, seconds=SECONDS, seed=SEEDS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_requests_are_due_in_order_and_inside_the_rung(arrivals: str, rate: float, seconds: float, seed: int) -> None:
     found = plan(arrivals, rate, seconds, seed, (3, 1))
     assert found.due.shape == found.kinds.shape
@@ -29,7 +29,7 @@ def test_requests_are_due_in_order_and_inside_the_rung(arrivals: str, rate: floa
 
 
 @given(arrivals=PROCESSES, rate=RATES, seconds=SECONDS, seed=SEEDS)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_the_same_seed_gives_the_same_plan_and_another_one_another(
     arrivals: str, rate: float, seconds: float, seed: int
 ) -> None:
@@ -38,7 +38,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_one_another(
 
 
 @given(rate=RATES, seconds=SECONDS)
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_constant_arrivals_are_as_many_as_the_rate_says_and_evenly_spaced(rate: float, seconds: float) -> None:
     due = plan("Constant", rate, seconds, 0).due
     assert len(due) == round(rate * seconds)

@@ -187,7 +187,7 @@ def results(draw: st.DrawFn) -> BenchmarkResult:
     )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(results())
 def test_every_result_can_be_told(result: BenchmarkResult) -> None:
     assert page(result).rstrip().endswith("</html>")

@@ -52,7 +52,7 @@ def test_every_line_of_a_table_is_as_long_as_the_others(workload: str) -> None:
 MARKS = st.text(alphabet="ab1 \\`*_[]()<>|~#+-=.!&;:x\n\t", min_size=1, max_size=20)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     (st.text() | MARKS | st.just(HOSTILE)).filter(lambda text: any(one.isprintable() and one != " " for one in text))
 )

@@ -111,7 +111,7 @@ def verdict_of(baseline: list[float], candidate: list[float], better: Better = "
 
 
 @given(values, values)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exchanging_the_arms_turns_the_verdict_around(baseline: list[float], candidate: list[float]) -> None:
     there = effect_of(baseline, candidate)
     back = effect_of(candidate, baseline)
@@ -120,14 +120,14 @@ def test_exchanging_the_arms_turns_the_verdict_around(baseline: list[float], can
 
 
 @given(st.lists(st.tuples(st.floats(0.5, 2.0), st.floats(0.5, 2.0)), min_size=6, max_size=8))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_exchanging_the_arms_of_pairs_turns_the_verdict_around(pairs: list[tuple[float, float]]) -> None:
     baseline, candidate = (list(side) for side in zip(*pairs, strict=True))
     assert verdict_of(candidate, baseline, pair=True) == FLIPPED[verdict_of(baseline, candidate, pair=True)]
 
 
 @given(values, values, st.sampled_from([2.0**-20, 0.25, 4.0, 2.0**20]))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_unit_is_irrelevant(baseline: list[float], candidate: list[float], scale: float) -> None:
     there = effect_of(baseline, candidate)
     here = effect_of([scale * one for one in baseline], [scale * one for one in candidate])
@@ -138,7 +138,7 @@ def test_the_unit_is_irrelevant(baseline: list[float], candidate: list[float], s
 
 
 @given(values, values, st.randoms(use_true_random=False))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_the_order_of_trials_is_irrelevant(baseline: list[float], candidate: list[float], random) -> None:  # type: ignore[no-untyped-def]
     there = effect_of(baseline, candidate)
     random.shuffle(baseline)
@@ -151,7 +151,7 @@ def test_the_order_of_trials_is_irrelevant(baseline: list[float], candidate: lis
     st.lists(st.floats(1.15, 1.2), min_size=5, max_size=8),
     st.sampled_from([0.0, 0.01, 1.0, 100.0, math.inf]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_one_outlier_more_never_hides_a_slowdown(baseline: list[float], candidate: list[float], outlier: float) -> None:
     assert verdict_of(baseline, candidate) == "Regressed"
     assert verdict_of(baseline, [*candidate, outlier]) in ("Regressed", "Inconclusive")
@@ -159,7 +159,7 @@ def test_one_outlier_more_never_hides_a_slowdown(baseline: list[float], candidat
 
 
 @given(values)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_the_same_numbers_never_differ(both: list[float]) -> None:
     assert verdict_of(both, both) in ("Passed", "Inconclusive")
 

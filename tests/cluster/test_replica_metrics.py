@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,7 +27,6 @@ def test_every_outcome_that_a_replica_knows_is_in_the_table() -> None:
     assert set(IS_FAILURE) == {outcome.value for outcome in Outcome}
 
 
-@settings(deadline=None)
 @given(st.lists(ends, max_size=30), st.integers(0, 1000), st.lists(st.sampled_from(Compared), max_size=20))
 def test_an_answer_is_read_as_a_general_parser_reads_it(
     story: list[tuple[Outcome, Shed | None, float]], ongoing: int, compared: list[Compared]
@@ -75,14 +74,12 @@ def test_an_outcome_of_a_newer_replica_is_not_counted() -> None:
     assert read_metrics(metrics.render() + more) == read_metrics(metrics.render())
 
 
-@settings(deadline=None)
 @given(st.binary(max_size=2000))
 def test_anything_else_is_refused_and_raises_nothing_else(body: bytes) -> None:
     with pytest.raises(ScrapeError):
         read_metrics(body)
 
 
-@settings(deadline=None)
 @given(st.integers(0, 9000), st.binary(min_size=1, max_size=8))
 def test_a_damaged_answer_is_read_or_refused(at: int, damage: bytes) -> None:
     metrics = replica()

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_operator.cluster.objects import ObjectRecord
@@ -91,7 +91,6 @@ statuses = st.none() | st.fixed_dictionaries(
 
 
 @given(st.lists(st.tuples(st.sampled_from(SERVICES), statuses), max_size=10))
-@settings(deadline=None)
 def test_whatever_happened_before_only_the_newest_of_each_service_counts(
     changes: list[tuple[ObjectKey, dict[str, Any] | None]],
 ) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import count
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_operator.cluster.serving_traffic import (
@@ -80,7 +80,6 @@ happenings = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(happenings, max_size=40))
 def test_of_each_step_all_that_pods_told_after_their_first_answer_is_counted_once(story: list[tuple]) -> None:  # type: ignore[type-arg]
     """A round's set are the pods that answer in it. Requests that a container took with it when it ended, before it
@@ -120,7 +119,6 @@ def _observed(since: str, by_revision: dict[str, Counts], began: float = 0.0) ->
     return ObservedTraffic(since, BOUNDS if served else (), served, began)
 
 
-@settings(deadline=None)
 @given(served, served)
 def test_a_counter_that_went_down_began_anew_even_if_the_process_says_it_did_not(before: Counts, after: Counts) -> None:
     new = counted_between(reading("one", before), reading("one", after))
@@ -128,7 +126,6 @@ def test_a_counter_that_went_down_began_anew_even_if_the_process_says_it_did_not
     assert min(new.requests, new.errors, new.timed, *new.within, new.compared, new.different) >= 0
 
 
-@settings(deadline=None)
 @given(served, served)
 def test_another_process_is_counted_from_zero_even_if_it_has_counted_more(before: Counts, after: Counts) -> None:
     assert counted_between(reading("one", before, began=1.0), reading("one", after, began=2.0)) == after
@@ -137,7 +134,6 @@ def test_another_process_is_counted_from_zero_even_if_it_has_counted_more(before
 bounds = st.sets(st.sampled_from((0.001, 0.01, 0.1, 1.0, 10.0)), min_size=1)
 
 
-@settings(deadline=None)
 @given(bounds, bounds, st.lists(st.floats(0.0, 20.0)), st.lists(st.floats(0.0, 20.0)))
 def test_histograms_with_different_buckets_are_added_exactly_in_those_that_both_have(
     bounds_a: set[float], bounds_b: set[float], seconds_a: list[float], seconds_b: list[float]
@@ -225,7 +221,6 @@ def test_a_revision_without_pods_is_forgotten_but_in_the_step_it_was_in() -> Non
 
 
 @given(load_seconds=st.integers(1, 60), rounds=st.integers(1, 40))
-@settings(deadline=None)
 def test_each_round_is_a_sample_of_the_load_of_ready_pods_as_far_back_as_is_asked(
     load_seconds: int, rounds: int
 ) -> None:

@@ -187,7 +187,7 @@ def test_a_rank_that_falls_silent_long_before_it_was_to_lose_its_node_was_lost_b
 
 
 @given(st.integers(0, 2**31 - 1), st.text("abc-", min_size=1, max_size=8), st.integers(1, 300))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_chosen_rank_exists_and_is_always_the_same(seed: int, name: str, world: int) -> None:
     chaos = Chaos.model_construct(name=name, fault=Fault.KILL, step=1, rank=None, seed=seed)
     assert rank_for(chaos, world) == rank_for(chaos, world) < world

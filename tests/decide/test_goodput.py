@@ -169,7 +169,7 @@ class Chaos(Life):
 
 @given(st.lists(EVENTS, max_size=25))
 @example(events=[(what, None, None) for what in ("lose", "suspend", "join", "resume")])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_classes_always_add_up_to_the_jobs_age(events: list[tuple[str, str | None, float | None]]) -> None:
     life = Chaos()
     written = life.now

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_operator.api.training_job_status import TrainingJobStatus
@@ -48,7 +48,6 @@ def test_what_is_left_out_is_disjoint_in_order_and_exactly_what_was_asked_for(as
     assert all(end < skip.first for end, skip in zip(ends, status.skips[1:], strict=False)), "two could be one"
 
 
-@settings(deadline=None)
 @given(st.sets(st.integers(0, 40), max_size=6))
 def test_a_run_that_leaves_out_every_bad_batch_it_meets_meets_each_once(bad: set[int]) -> None:
     status, step = TrainingJobStatus(), 0

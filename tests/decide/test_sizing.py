@@ -8,14 +8,12 @@ from dataclasses import replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from capstan_operator.api.replicas import whole_worlds
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint, read_blueprint
 from capstan_operator.decide.ranks import rank_of, read_ranks, write_ranks
 from capstan_operator.decide.situation import valid_worlds
 from capstan_operator.decide.training_job import decide_training_job
 from capstan_operator.observe import OperatorSettings
-from capstan_runtime.contract.parallelism import Parallelism
 from capstan_runtime.contract.run_config import Membership
 from tests.support.lives import Life
 from tests.support.looks import lived_until, look, make_job, make_pod, make_state
@@ -74,7 +72,7 @@ def test_a_run_whose_virtual_ranks_nobody_noted_keeps_its_size() -> None:
     assert worlds_of({"workers": {"min": 1, "max": 8}}, status) == (4,)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.sampled_from(SIZES), st.data())
 def test_what_is_left_goes_on_at_once_in_the_largest_valid_world(largest: int, data: st.DataObject) -> None:
     least = data.draw(st.sampled_from([size for size in SIZES if size <= largest]))
@@ -132,11 +130,39 @@ def test_an_attempt_is_not_stopped_for_a_worker_that_still_imports() -> None:
         assert decision.status.next_world == next_world
 
 
+DECODER = {
+    "framework": {"flax": {}},
+    "model": {"mlp": None, "transformer": {"layers": 2, "dim": 32, "heads": 4, "experts": {"count": 4}}},
+    "data": {"digits": None, "text": {"path": "/data/a.txt", "sequenceLength": 16}},
+}
+
+
 def test_a_world_is_valid_when_it_makes_whole_replicas_that_divide_the_virtual_ranks() -> None:
-    spec = read_blueprint(make_job({}), OperatorSettings()).spec  # type: ignore[union-attr]
-    spread = {"workers": spec.workers.model_copy(update={"max": 16}), "parallelism": Parallelism(tensor=2, pipeline=2)}
-    assert list(whole_worlds(spec.model_copy(update=spread), 4)) == [4, 8, 16]
-    shared = {**spread, "parallelism": Parallelism(tensor=2, expert=2)}
-    assert list(whole_worlds(spec.model_copy(update=shared), 8)) == [4, 8, 16]
-    large = {**spread, "workers": spec.workers.model_copy(update={"max": 4, "gpus": 8})}
-    assert list(whole_worlds(spec.model_copy(update=large), 4)) == [1, 2, 4], "each worker holds two replicas"
+    def worlds(**changes: object) -> tuple[int, ...]:
+        return worlds_of({**DECODER, **changes}, TrainingJobStatus())
+
+    batch = {"globalBatchSize": 32, "virtualRanks": 8}
+    assert worlds(workers={"max": 16, "min": 2}, parallelism={"tensor": 2}, training=batch) == (2, 4, 8, 16)
+    shared = {"tensor": 2, "expert": 2}
+    assert worlds(workers={"max": 16, "min": 4}, parallelism=shared, training=batch) == (4, 8, 16)
+    large = {"max": 4, "min": 1, "gpus": 8}
+    assert worlds(workers=large, parallelism=shared, training=batch) == (1, 2, 4), "each worker holds four replicas"
+
+
+def test_a_run_keeps_its_replicas_until_pods_read_another() -> None:
+    """Whoever changes parallelism while it runs gets no world that its pods, which know nothing of it, cannot form."""
+    life = Life("running", **DECODER, workers={"max": 4, "min": 1}, training={"globalBatchSize": 32})
+    life.decide(20.0)
+    assert life.status.valid_worlds == [1, 2, 4]
+    life.change_spec(parallelism={"tensor": 2}, workers={"max": 8, "min": 2})
+    life.decide(30.0)
+    assert life.status.valid_worlds == [2, 4], "virtual ranks are 4, and every worker holds a replica"
+    (accepted,) = [each.message for each in life.status.conditions if each.type == "Accepted"]
+    assert "parallelism" in accepted
+    life.change_spec(suspend=True)
+    life.decide(40.0)
+    life.seen = replace(life.seen, pods=(), supervisors={})
+    life.decide(50.0)
+    life.change_spec(suspend=False)
+    life.decide(60.0)
+    assert (life.status.valid_worlds, life.status.workers_per_replica) == ([2, 4, 8], 2)

@@ -40,7 +40,7 @@ def test_whatever_comes_is_taken_or_refused_as_documented(target: Target) -> Non
 
     @settings(
         max_examples=target.examples,
-        deadline=None,  # the CPU time that is allowed does not depend on what else the machine does
+        # the CPU time that is allowed does not depend on what else the machine does
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
         derandomize=True,  # what is new is looked for by `make fuzz`, and breaks nobody's build
         database=None,

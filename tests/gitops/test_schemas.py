@@ -99,7 +99,7 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too
 
 
 @pytest.mark.parametrize("kind", SPECS)
-@settings(max_examples=30, deadline=None, suppress_health_check=SLOW)
+@settings(max_examples=30, suppress_health_check=SLOW)
 @given(data=st.data())
 def test_what_is_filled_in_is_no_difference_to_any_spec(kind: str, data: st.DataObject) -> None:
     schema = compile_schema(SCHEMAS[kind])
@@ -108,7 +108,7 @@ def test_what_is_filled_in_is_no_difference_to_any_spec(kind: str, data: st.Data
     assert (three_way(document, document, live), unknown) == ({}, [])
 
 
-@settings(max_examples=1, deadline=None, suppress_health_check=[*SLOW, HealthCheck.function_scoped_fixture])
+@settings(max_examples=1, suppress_health_check=[*SLOW, HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_spec_that_a_real_server_takes_is_unchanged_when_it_is_applied_again(
     real_control_plane: ControlPlane, data: st.DataObject

@@ -67,7 +67,7 @@ def weights(draw: st.DrawFn) -> tuple[Array, int, Bits]:
 
 
 @given(weights())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_all_frameworks_round_to_the_same_bits_and_what_is_rounded_stays(case: tuple[Array, int, Bits]) -> None:
     w, channel_dims, bits = case
     integers, scales = as_integers(w, channel_dims, bits)

@@ -15,7 +15,7 @@ from capstan_runtime.flax_trainer import random as flax_random
 words = st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(words, st.integers(0, 2**32 - 1), st.lists(st.integers(1, 5), max_size=3))
 def test_numpy_jax_and_torch_draw_the_same_bits(keys: list[int], place: int, shape: list[int]) -> None:
     ours = np.asarray(keys, np.uint32)

@@ -59,7 +59,7 @@ def test_every_element_of_a_matrix_that_is_cut_is_on_equally_many_ranks(
 
 
 @pytest.mark.parametrize(("model", "parallelism"), [("grouped heads", DEGREES[0]), ("experts", BOTH)])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(data=st.data())
 def test_any_range_of_a_part_is_read_from_a_checkpoint_of_whole_tensors(
     model: str, parallelism: Parallelism, data: st.DataObject

@@ -38,7 +38,7 @@ def changed(batch: int = 0, rows: slice | np.ndarray = slice(None), seed: int = 
 
 
 @given(batch=st.integers(0, 10_000), rows=st.lists(st.integers(0, 63), min_size=1, max_size=9))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_a_sample_is_changed_in_the_same_way_among_whichever_others_it_is_read(batch: int, rows: list[int]) -> None:
     whole = changed(batch, **EVERYTHING)
     some = changed(batch, np.asarray(rows), **EVERYTHING)

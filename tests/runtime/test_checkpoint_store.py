@@ -256,7 +256,7 @@ def test_a_read_verifies_only_the_leaves_it_touches(tmp_path: Path) -> None:
         tensors.read_range("w", good, good + 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_any_range_of_a_tensor_is_read_right_however_it_was_sharded(wide: tuple[Path, np.ndarray], data: Any) -> None:
     place, array = wide

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_runtime.context import TrainContext
@@ -170,7 +170,6 @@ def test_where_weights_take_some_of_the_room_more_looks_follow_and_each_is_told_
     assert found.events == [("look", 24), ("tell", 3), ("look", 8), ("tell", 6), ("look", 4)]
 
 
-@settings(deadline=None)
 @given(
     shares=st.integers(1, 24),
     devices=st.sampled_from([1, 1, 2, 4]),

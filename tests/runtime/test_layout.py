@@ -1,7 +1,7 @@
 """Which device holds what, where one model is spread over several."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_runtime.contract.parallelism import Parallelism
@@ -10,7 +10,6 @@ from capstan_runtime.parallel.layout import AXES, Layout
 DEGREES = st.integers(1, 4)
 
 
-@settings(deadline=None)
 @given(DEGREES, DEGREES, DEGREES, DEGREES, DEGREES)
 def test_every_device_has_a_place_of_its_own_and_one_group_along_any_axes(
     data: int, pipeline: int, sequence: int, tensor: int, expert: int

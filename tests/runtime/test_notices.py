@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_runtime.checkpoint.candidates import list_candidates
@@ -20,7 +20,6 @@ roots = st.frozensets(st.text(max_size=8), max_size=4)
 
 
 @given(st.lists(roots, max_size=5), st.binary(max_size=20).filter(lambda some: b"\n" not in some))
-@settings(deadline=None)
 def test_the_last_whole_line_counts(told: list[frozenset[str]], half_a_line: bytes) -> None:
     notices = Notices()
     try:

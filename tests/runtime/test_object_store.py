@@ -174,7 +174,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder, data
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(reads=st.lists(st.tuples(st.integers(0, 3 * MIB + 17), st.integers(0, 200_000)), max_size=12))
 def test_reading_ahead_changes_nothing_but_the_number_of_requests(
     noise: tuple[Path, bytes], reads: list[tuple[int, int]]

@@ -196,7 +196,7 @@ def test_versions_are_counted_up_and_ordered_by_semantic_precedence(tmp_path: Pa
     assert registry.next_version("digits", "major") == "2.0.0", "the release that the candidate was for"
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.lists(st.sampled_from(("major", "minor", "patch")), min_size=1, max_size=12))
 def test_a_bumped_version_is_newer_than_all_before_it(
     tmp_path_factory: pytest.TempPathFactory, bumps: list[Bump]

@@ -406,7 +406,7 @@ def expected_logical() -> str:
     return logical_root(entries)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(data=st.data(), world=st.integers(1, 5))
 def test_the_logical_digest_is_the_state_s_however_it_was_cut_and_the_root_the_checkpoint_s(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, world: int

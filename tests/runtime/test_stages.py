@@ -2,7 +2,7 @@
 
 from itertools import pairwise
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from capstan_runtime.contract.models import Model
@@ -34,7 +34,6 @@ def play(count: int, micro_steps: int) -> list[list[Forward | Backward]]:
     return done
 
 
-@settings(deadline=None)
 @given(COUNTS, st.integers(1, 12))
 def test_every_stage_makes_both_passes_of_every_micro_step_in_order_and_keeps_few(count: int, micro_steps: int) -> None:
     for number, passes in enumerate(play(count, micro_steps)):
@@ -44,7 +43,6 @@ def test_every_stage_makes_both_passes_of_every_micro_step_in_order_and_keeps_fe
         assert max(kept) == min(count - number, micro_steps), "no more than there are stages from here on"
 
 
-@settings(deadline=None)
 @given(COUNTS, st.integers(1, 4), st.booleans())
 def test_stages_divide_all_parameters_of_a_decoder_among_them(count: int, each: int, is_tied: bool) -> None:
     layers = count * each

@@ -45,7 +45,6 @@ def is_refused(call: Callable[[], object]) -> bool:
     return False
 
 
-@settings(deadline=None)
 @given(
     requests=st.integers(1, 50),
     seconds=st.integers(1, 60),
@@ -115,7 +114,7 @@ class Replica:
         return taken
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     least=st.integers(1, 20),
     most=st.integers(1, 200),
@@ -224,7 +223,6 @@ def test_a_machine_that_became_slower_for_good_is_not_starved_and_a_faster_one_i
     assert replica.serve(demand=40, rounds=200)[-1] == 40
 
 
-@settings(deadline=None)
 @given(
     failures=st.integers(1, 5),
     events=st.lists(st.sampled_from(["fail", "succeed", "wait", "leave"]), max_size=60),
@@ -283,7 +281,7 @@ async def test_places_are_given_in_the_order_of_arrival_and_none_is_lost_to_thos
     assert (queue.depth, queue.ongoing) == (0, 0)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans()), max_size=40), st.integers(1, 4))
 def test_the_queue_never_lets_in_more_than_it_has_places(visits: list[tuple[int, int, bool]], places: int) -> None:
     async def run() -> None:
@@ -316,7 +314,7 @@ def test_the_queue_never_lets_in_more_than_it_has_places(visits: list[tuple[int,
     asyncio.run(run())
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     sizes=st.lists(st.integers(1, 12), min_size=1, max_size=15),
     max_batch_size=st.integers(1, 8),
@@ -397,7 +395,7 @@ async def test_the_cache_forgets_what_is_too_old() -> None:
     assert calls == 2
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.data())
 def test_whatever_is_done_to_an_audit_chain_shows(data: st.DataObject) -> None:
     written: list[bytes] = []
@@ -421,7 +419,6 @@ def test_whatever_is_done_to_an_audit_chain_shows(data: st.DataObject) -> None:
     assert first_break(forged) is not None
 
 
-@settings(deadline=None)
 @given(
     logits=st.lists(st.floats(-30, 30, width=32), min_size=1, max_size=20),
     temperature=st.floats(0.05, 2),
@@ -445,7 +442,6 @@ def test_tokens_are_drawn_as_often_as_they_are_likely() -> None:
     np.testing.assert_allclose(counts, [0.5, 0.3, 0.2], atol=4 * math.sqrt(0.25 / 20_000))
 
 
-@settings(deadline=None)
 @given(
     text=st.binary(max_size=40).map(lambda raw: bytes(byte % 3 + 97 for byte in raw)),
     stops=st.lists(st.text("abc", min_size=1, max_size=4).map(str.encode), max_size=3),

@@ -3,8 +3,9 @@
 `spec` is a Run: anything with `parallelism`, `training` and `workers`. The texts are the same in CEL.
 """
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from capstan_runtime.contract.parallelism import Parallelism
 
@@ -46,18 +47,28 @@ REPLICA_RULES: tuple[tuple[str, str], ...] = (
 """The twins of `require_whole_replicas` in CEL."""
 
 
-def workers_per_replica(spec: Any) -> int:
-    """How many workers with consecutive ranks hold one replica together; 1: each holds one, or several."""
-    return max(1, _devices(spec) // _own(spec))
+class Replicas(NamedTuple):
+    """How the workers of a run make replicas of its model."""
+
+    workers: int
+    """With consecutive ranks, that hold one replica together; 1: each holds one, or several."""
+    multiple: int
+    """Their number is a multiple of it, where several share experts."""
 
 
-def whole_worlds(spec: Any, virtual_ranks: int) -> Iterator[int]:
-    """Numbers of workers up to `workers.max` that make whole replicas whose number divides the virtual ranks, so that
-    each computes as many of these; smallest first."""
-    per_replica, devices, own = workers_per_replica(spec), _devices(spec), _own(spec)
+def replicas_of(spec: Any) -> Replicas:
+    devices, own = _devices(spec), _own(spec)
+    each = max(1, own // devices)
     expert = (spec.parallelism or Parallelism()).expert
-    for world in range(per_replica, spec.workers.max + 1, per_replica):
-        if virtual_ranks % (world // per_replica) == 0 and world * own // devices % expert == 0:
+    return Replicas(max(1, devices // own), expert // math.gcd(expert, each))
+
+
+def whole_worlds(replicas: Replicas, largest: int, virtual_ranks: int) -> Iterator[int]:
+    """Numbers of workers up to `largest` that make whole replicas whose number divides the virtual ranks, so that each
+    computes as many of these; smallest first."""
+    step = replicas.workers * replicas.multiple
+    for world in range(step, largest + 1, step):
+        if virtual_ranks % (world // replicas.workers) == 0:
             yield world
 
 
@@ -69,7 +80,7 @@ def require_whole_replicas(spec: Any) -> None:
             f"parallelism: tensor x sequence x pipeline is {devices}, and workers.gpus {own} neither divides it nor is "
             "a multiple of it; choose degrees that fit"
         )
-    ends, per_replica = (spec.min_workers, spec.workers.max), workers_per_replica(spec)
+    ends, per_replica = (spec.min_workers, spec.workers.max), replicas_of(spec).workers
     for size in ends:
         if size % per_replica:
             raise ValueError(

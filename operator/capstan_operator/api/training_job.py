@@ -26,9 +26,9 @@ from capstan_operator.api.replicas import (
     CEL_RANKS,
     CEL_WORKERS_PER_REPLICA,
     REPLICA_RULES,
+    replicas_of,
     require_whole_replicas,
     whole_worlds,
-    workers_per_replica,
 )
 from capstan_operator.api.update_rules import UPDATE_RULES, require_update_fits
 from capstan_operator.api.workers import Workers
@@ -138,7 +138,7 @@ class Run(Record):
     @property
     def workers_per_replica(self) -> int:
         """How many workers with consecutive ranks hold one replica of the model together."""
-        return workers_per_replica(self)
+        return replicas_of(self).workers
 
     @property
     def min_workers(self) -> int:
@@ -147,7 +147,8 @@ class Run(Record):
 
     def valid_worlds(self) -> list[int]:
         """The world sizes between min and max whose replicas divide virtualRanks, smallest first; never empty."""
-        return [world for world in whole_worlds(self, self.virtual_ranks) if world >= self.min_workers]
+        worlds = whole_worlds(replicas_of(self), self.workers.max, self.virtual_ranks)
+        return [world for world in worlds if world >= self.min_workers]
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

@@ -166,6 +166,14 @@ class TrainingJobStatus(Record):
     virtual_ranks: Annotated[
         int | None, Field(description="Slices of the global batch the run was started with; they stay for good.")
     ] = None
+    workers_per_replica: Annotated[
+        int | None,
+        Field(description="Workers that hold one replica of the model together, as the run was started; absent: 1."),
+    ] = None
+    replica_multiple: Annotated[
+        int | None,
+        Field(description="Replicas that share experts, by whole workers, as the run was started; absent: 1."),
+    ] = None
     ranks: Annotated[
         str | None,
         Field(description="Workers of the newest attempt in the order of their ranks, such as 0-2,5."),

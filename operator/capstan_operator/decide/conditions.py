@@ -20,9 +20,9 @@ ConditionType = TrainingJobCondition | InferenceServiceCondition | BenchmarkCond
 """They stand in the order in which their enumeration names them."""
 
 LATE_CHANGE = (
-    "checkpoint.interval, retention and verify, callbacks, tracking, recordSteps and, of recovery, deadlines, "
-    "numerical, warmSpare and memoryTier stay as they were when the pods first started; to have them followed, set "
-    "spec.suspend to true, and to false again when no pod is left"
+    "checkpoint.interval, retention and verify, parallelism, callbacks, tracking, recordSteps and, of recovery, "
+    "deadlines, numerical, warmSpare and memoryTier stay as they were when the pods first started; to have them "
+    "followed, set spec.suspend to true, and to false again when no pod is left"
 )
 LATE_PODS = (
     "what changed of workers.image, gang, gpus, resources, nodeSelector, tolerations or podPatch holds for pods that "

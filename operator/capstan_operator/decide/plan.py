@@ -17,7 +17,7 @@ from capstan_operator.decide.nodes import seconds_until_relaxed
 from capstan_operator.decide.placement import delete_pods, plan_creations, plan_deletions
 from capstan_operator.decide.progress import MAKES_STEPS
 from capstan_operator.decide.reasons import Reason
-from capstan_operator.decide.situation import Situation, Worker, is_changed
+from capstan_operator.decide.situation import Situation, Worker, is_changed, replicas_as_started
 from capstan_operator.decide.sizing import choose_members, choose_next_world
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import Manifest, MembershipPush, PodDeletion
@@ -227,12 +227,15 @@ _PLANS: tuple[Callable[[Situation], Plan | None], ...] = (
 def _activated(situation: Situation) -> TrainingJobStatus:
     """Status of a job that is at work: since when, on which run, in which world."""
     status, blueprint = situation.status, situation.blueprint
+    replicas = replicas_as_started(status, blueprint)
     return status.model_copy(
         update={
             "active_since": status.active_since or rfc3339(situation.now),
             "run_digest": status.run_digest or blueprint.run_digest,
             "pods_digest": status.pods_digest or blueprint.pods_digest,
             "virtual_ranks": status.virtual_ranks or _virtual_ranks(situation),
+            "workers_per_replica": replicas.workers if replicas.workers > 1 else None,
+            "replica_multiple": replicas.multiple if replicas.multiple > 1 else None,
             "world": situation.world,
             "steps": status.steps or blueprint.spec.training.steps,
         }

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 
-from capstan_operator.api.replicas import whole_worlds
+from capstan_operator.api.replicas import Replicas, replicas_of, whole_worlds
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.blueprint import Blueprint
 from capstan_operator.decide.ranks import rank_of, read_ranks
@@ -215,9 +215,16 @@ def valid_worlds(status: TrainingJobStatus, blueprint: Blueprint) -> tuple[int, 
     if status.virtual_ranks is None and status.world and is_changed(status, blueprint):
         return (status.world,)
     virtual_ranks = status.virtual_ranks or spec.virtual_ranks
-    whole = list(whole_worlds(spec, virtual_ranks))
-    # A later spec may have other replicas; if none fits, the trainer says so.
+    whole = list(whole_worlds(replicas_as_started(status, blueprint), spec.workers.max, virtual_ranks))
+    # A run that begins anew may have other replicas; if none fits, the trainer says so.
     return tuple(world for world in whole if world >= spec.min_workers) or tuple(whole[-1:]) or (spec.workers.max,)
+
+
+def replicas_as_started(status: TrainingJobStatus, blueprint: Blueprint) -> Replicas:
+    """How workers make replicas in the run that the pods have read, which a later spec does not change."""
+    if not is_changed(status, blueprint):
+        return replicas_of(blueprint.spec)
+    return Replicas(status.workers_per_replica or 1, status.replica_multiple or 1)
 
 
 def is_changed(status: TrainingJobStatus, blueprint: Blueprint) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.placement import needs_pod
-from capstan_operator.decide.situation import Situation, Worker
+from capstan_operator.decide.situation import Situation, Worker, replicas_as_started
 from capstan_operator.decide.waiting import is_held_up, trouble_of
 
 GATHER_SECONDS = 30.0
@@ -83,7 +83,7 @@ def unreachable_size(situation: Situation) -> str | None:
     asked = f"workers.min: {least} and max: {largest}" if both else f"workers.max: {largest}"
     if virtual_ranks is None:
         return f"{asked} cannot be followed: nobody noted the virtualRanks of the run, which keeps its size of {wanted}"
-    each = spec.workers_per_replica
+    each = replicas_as_started(situation.status, situation.blueprint).workers
     fitting = (n * each for n in range(1, virtual_ranks + 1) if virtual_ranks % n == 0)
     larger = next((size for size in fitting if size > largest), None)
     # A spec whose min does not divide its max is refused, unless it sets the virtual ranks itself.
@@ -166,10 +166,11 @@ def _size_message(situation: Situation) -> str | None:
     missing = [worker for worker in situation.workers if worker.index not in ranks and worker.index < wanted]
     ready = world + count_idle(situation)
     reasons = [trouble for worker in missing if not worker.is_ready and (trouble := trouble_of(worker))]
+    each = replicas_as_started(situation.status, situation.blueprint).workers
     message = f"{world} of {wanted} workers"
     if ready > world and _largest(situation.worlds, ready) == world:
         message = (
-            f"{ready} workers are ready, but only {_either(situation.worlds)}{_over(spec.workers_per_replica)} divide "
+            f"{ready} workers are ready, but only {_either(situation.worlds)}{_over(each)} divide "
             f"virtualRanks {situation.status.virtual_ranks or spec.virtual_ranks}"
         )
     return f"{message}: {reasons[0]}" if reasons else message

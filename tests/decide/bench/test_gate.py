@@ -103,7 +103,7 @@ def test_a_baseline_of_fewer_runs_is_refused_and_one_of_more_is_not() -> None:
 
 
 @given(judged=st.integers(1, 16), repetitions=st.integers(5, 8), confidence=st.sampled_from([0.8, 0.9, 0.95, 0.99]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_what_is_refused_is_exactly_what_the_verdict_could_never_call_worse(
     judged: int, repetitions: int, confidence: float
 ) -> None:

@@ -28,7 +28,7 @@ def training(batch_sizes: list[int], **more: Any) -> BenchmarkSpec:
     repetitions=st.integers(1, 15),
     seed=st.integers(0, 2**31 - 1),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_every_case_is_run_as_often_as_asked_for_in_turns(
     sizes: list[int], more: list[int], fewer: int, repetitions: int, seed: int
 ) -> None:

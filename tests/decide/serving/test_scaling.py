@@ -94,7 +94,7 @@ def test_whatever_pods_say_the_size_is_an_allowed_one_and_shrinks_only_where_it_
         assert 1000.0 - told[-1].at <= 15.0
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PODS, st.integers(0, 2000))
 def test_a_constant_load_leads_to_one_size_that_holds_it(size: int, ongoing: int) -> None:
     service = Service(size).live_on(ongoing, 900)
@@ -104,7 +104,7 @@ def test_a_constant_load_leads_to_one_size_that_holds_it(size: int, ongoing: int
     assert service.size == max(1, -(-ongoing // TARGET)) or 9 * room <= 10 * ongoing
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PODS, st.lists(st.floats(0.9, 1.1), min_size=1, max_size=60))
 def test_a_load_of_a_tenth_about_the_target_changes_nothing(size: int, noise: list[float]) -> None:
     service = Service(size)
@@ -115,7 +115,7 @@ def test_a_load_of_a_tenth_about_the_target_changes_nothing(size: int, noise: li
     assert service.sizes == []
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(PODS, st.lists(st.tuples(st.integers(0, 600), st.integers(1, 400)), min_size=1, max_size=12))
 def test_what_was_asked_for_within_the_downscale_delay_is_kept(size: int, loads: list[tuple[int, int]]) -> None:
     service = Service(size)
@@ -132,7 +132,7 @@ def test_what_was_asked_for_within_the_downscale_delay_is_kept(size: int, loads:
                 assert min(shortly) > (service.size - 1) * TARGET
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(st.integers(1, 20), st.integers(1, 10_000), st.integers(1, 16))
 def test_as_long_as_requests_are_turned_away_there_are_more_pods_but_never_at_once_more_than_twice(
     size: int, turned_away: int, capacity: int
@@ -185,7 +185,7 @@ def test_without_delays_the_newest_sample_decides() -> None:
     assert decide_size(at_once, 2, told, may_shrink=True, now=1015.1) is None
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.lists(st.integers(0, 35), min_size=1, max_size=100))
 def test_a_load_that_moves_within_what_the_pods_are_to_have_writes_nothing(loads: list[int]) -> None:
     world = live(replicas=None, autoscaling={"minReplicas": 2, "maxReplicas": 8})
