@@ -21,6 +21,7 @@ from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.registry import REGISTRY
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.signature import Signature
+from capstan_runtime.contract.state import Phase
 from capstan_runtime.data.open import open_dataset
 from capstan_runtime.integers import as_integers, as_weights
 from capstan_runtime.registry.registering import Candidate, Wanted, register
@@ -28,7 +29,7 @@ from capstan_runtime.registry.registry import Registry
 from capstan_runtime.serving.load import load
 from tests.numerics.test_predict_load import config_of
 from tests.support.attempts import Attempted, attempt, small_run
-from tests.support.checkpoints import RUN
+from tests.support.checkpoints import RUN, flip
 from tests.support.predictors import FRAMEWORKS
 from tests.support.teachers import run_of_teacher, values_of, write_teacher
 from tests.support.training_runs import Run
@@ -166,6 +167,20 @@ class BesideModels:
 
     def environ(self, **more: str) -> dict[str, str]:
         return self.run.environ(**{REGISTRY: str(self.run.folder)}, **more)
+
+
+@pytest.mark.parametrize("framework", ["flax", "deepspeed"])
+def test_a_teacher_is_read_under_the_deadline_of_what_is_restored(framework: str, tmp_path: Path) -> None:
+    compression = {"distill": {"teacher": {"registry": {"name": "teacher", "version": "1.0.0"}}}}
+    run = small_run(tmp_path, framework, compression=compression)
+    signature = Signature(model=Model.parse({"mlp": {"hidden": [16]}}), kind="vector", input_shape=(6,), outputs=3)
+    write_teacher(tmp_path, signature, values_of(signature, 1))
+    for shard in (tmp_path / run_of_teacher("teacher")).rglob("*.safetensors"):
+        flip(shard, -1)
+    (ended,) = attempt(BesideModels(run), 1)
+    assert ended.failure is not None
+    assert ended.failure.startswith("CorruptCheckpoint")
+    assert [each.phase for each in ended.progress if each.phase is not None] == [Phase.RESTORING]
 
 
 @pytest.mark.parametrize("framework", ["flax", pytest.param("deepspeed", marks=pytest.mark.full)])

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.distillation import Distill
 from capstan_runtime.contract.losses import Regularization
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.signature import Signature
 from capstan_runtime.deepspeed_trainer import objective as in_torch
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass as TorchPass
-from capstan_runtime.engine import Batch, Trained
+from capstan_runtime.engine import Batch, Engine, Trained
 from capstan_runtime.flax_trainer import objective as in_flax
 from capstan_runtime.flax_trainer.forward_pass import Pass as FlaxPass
 from capstan_runtime.model_signature import data_spec_of
@@ -123,6 +124,13 @@ def trained(model: Document, student: Document, seed: int = 1) -> Trained:
     return Trained(signature, "blake3:" + "7" * 64, Saved({**values, **averages}))
 
 
+def learner(context: TrainContext, teacher: Trained) -> Engine:
+    """An engine that has read its teacher."""
+    engine = make_engine(replace(context, teacher=teacher))
+    engine.read_teacher()
+    return engine
+
+
 def curve(
     rank: int, world: int, coordinator: str, framework: Document, model: Document, teacher: Document, more: Document
 ) -> Any:
@@ -130,7 +138,7 @@ def curve(
     compression = {"distill": {"teacher": REFERENCE, "alpha": 0.8}}
     options = {"virtual_ranks": 4, "compression": compression, **more}
     context = context_of(framework, model, rank, world, coordinator, **options)
-    engine = make_engine(replace(context, teacher=trained(teacher, model)))
+    engine = learner(context, trained(teacher, model))
     losses = train(engine, context, 0, 20)
     names = sorted({part.name for part in engine.export_state()})
     engine.close()
@@ -182,7 +190,7 @@ def judgement(
     options = {"virtual_ranks": 2, "batch": 8, "compression": compression, **more}
     context = context_of(FLAX, model, rank, world, coordinator, **options)
     asked = trained(teacher, model)
-    engine = make_engine(replace(context, teacher=asked))
+    engine = learner(context, asked)
     found = engine.evaluate([batch_of(context, 0)], asked)
     engine.close()
     return found.loss, found.correct, found.count
@@ -217,7 +225,7 @@ def first_step(rank: int, world: int, coordinator: str, framework: Document, see
     data = DATA_OF["mlp"]
     signature = Signature(model=Model.parse(MLP), kind=data.kind, input_shape=data.input_shape, outputs=data.outputs)
     teacher = Trained(signature, "", Saved(values_of(signature, seed)))
-    engine = make_engine(replace(context, teacher=teacher))
+    engine = learner(context, teacher)
     (found,) = train(engine, context, 0, 1)
     engine.close()
     return found
@@ -236,7 +244,7 @@ def with_a_module_of_its_own(rank: int, world: int, coordinator: str, framework:
     compression = {"distill": {"teacher": REFERENCE}}
     context = context_of(framework, model, rank, world, coordinator, compression=compression)
     teacher = trained(BATCH_NORM, model)
-    engine = make_engine(replace(context, teacher=teacher))
+    engine = learner(context, teacher)
     losses = [loss for loss, _ in train(engine, context, 0, 10)]
     batch = [batch_of(context, 0)]
     found = engine.evaluate(batch, teacher), engine.evaluate(batch)

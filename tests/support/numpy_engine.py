@@ -55,6 +55,9 @@ class NumpyEngine:
         shares = exponents / exponents.sum(axis=1, keepdims=True)
         return flat, shares, -np.log(shares[np.arange(len(targets)), targets] + 1e-12)
 
+    def read_teacher(self) -> None:
+        """There is none: `evaluate` knows no other model."""
+
     def memory_limit(self) -> int | None:
         return self._memory
 

@@ -60,6 +60,9 @@ class ObservedEngine:
         self._engine = engine
         self._activity = activity
 
+    def read_teacher(self) -> None:
+        self._engine.read_teacher()
+
     def memory_limit(self) -> int | None:
         return self._engine.memory_limit()
 

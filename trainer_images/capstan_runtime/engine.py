@@ -136,6 +136,12 @@ class Engine(Stateful, Protocol):
     devices: int
     """Of this rank; each micro-step's samples are divided evenly over them."""
 
+    def read_teacher(self) -> None:
+        """Reads whom the model learns from, if its context names somebody: once, before the first step or evaluation.
+        Not made with the engine, since it takes as long as reading a checkpoint does. Not collective. Raises
+        CorruptCheckpoint, StoreUnavailable, ConfigError."""
+        ...
+
     def memory_limit(self) -> int | None:
         """Bytes that a step may take of each of this rank's devices. None: not known, or what a step takes cannot be
         told before it is made."""

@@ -135,6 +135,7 @@ def run_attempt(
     engine = DisturbedEngine(engine, activity, chaos.disturbance) if chaos else ObservedEngine(engine, activity)
     tell_of_data(dataset, store, voice)
     voice.report(phase=Phase.RESTORING, steps=steps)
+    engine.read_teacher()
     registering = RegisterAtEnd(context, store) if run.register_as is not None and membership.rank == 0 else None
     start = restore(context, engine, store, voice)
     origin = begin_from_trained(context, engine, store, voice) if start.root is None else None

@@ -45,6 +45,7 @@ from capstan_runtime.deepspeed_trainer.parallel.saving import saved_by
 from capstan_runtime.deepspeed_trainer.parallel.shards import Shard, shards_of
 from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequences, spread
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
+from capstan_runtime.deepspeed_trainer.teacher import Teacher
 from capstan_runtime.deepspeed_trainer.trial import memory_of_reduction, peak_of, stand_ins
 from capstan_runtime.deepspeed_trainer.world import World, choose_device, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
@@ -147,13 +148,7 @@ class DeepSpeedEngine:
                 mpu=None if self._groups is None else DeepSpeedUnit(self._groups),
                 dist_init_required=False,
             )[0]
-        # Beside DeepSpeed, which neither trains it nor cuts it up: whole on every rank that has logits, and no part of
-        # the state.
-        self._teacher = None
-        self._teacher_root = context.teacher.root if context.teacher is not None else None
-        if context.teacher is not None and stage.is_last:
-            with translated_errors():
-                self._teacher = trained_model(context.teacher.signature, context.teacher.tensors, self._device)
+        self._teacher = Teacher(context.teacher, self._device) if context.teacher and stage.is_last else None
         self._model = model_call(self._engine, is_custom=custom is not None)
         self._module = model_call(self._engine.module, is_custom=custom is not None)
         self._counts = stage.is_last and (self._groups is None or self._groups.tensor.position == 0)
@@ -173,6 +168,11 @@ class DeepSpeedEngine:
         self._quantize = run.compression.quantize if run.compression is not None else None
         self._quantized = [(parameters[spec.name], spec) for spec in self._table if is_quantized(spec)]
         self._is_quantized = False
+
+    def read_teacher(self) -> None:
+        if self._teacher is not None:
+            with translated_errors():
+                self._teacher.read()
 
     def memory_limit(self) -> int | None:
         """None where there is no trial: at stage 3 and where several ranks compute one model, passes communicate, and a
@@ -200,8 +200,7 @@ class DeepSpeedEngine:
                     here = self._training_pass(micro_batch, keys)
                     self._objective(self._module, micro_batch, here, self._module, self._teacher).backward()
 
-        models = [module] if self._teacher is None else [module, self._teacher]
-        weights = [each for model in models for each in (*model.parameters(), *model.buffers())]
+        weights = [*module.parameters(), *module.buffers(), *(self._teacher.weights() if self._teacher else ())]
         peak = peak_of(passes, self._device, [*weights, *state, *arrays], limit)
         return None if peak is None else peak + memory_of_reduction(self._engine, self._fragments)
 
@@ -305,7 +304,7 @@ class DeepSpeedEngine:
 
     def _asked(self, trained: Trained) -> Callable[[Tensor, Pass], Tensor]:
         """A model that is asked and not trained."""
-        if self._teacher is not None and trained.root == self._teacher_root:
+        if self._teacher is not None and trained.root == self._teacher.root:
             return self._teacher
         return trained_model(trained.signature, trained.tensors, self._device)
 

@@ -110,7 +110,7 @@ class FlaxEngine:
         embedding = embedding_width(context.run.model)
         objective = Objective(context.run.loss, context.run.regularization, embedding, distill)
         self._teacher = context.teacher
-        teacher, self._taught_by = self._placed(context.teacher) if context.teacher is not None else (None, [])
+        self._taught_by: list[jax.Array] = []
         keeps = kept_activations(training.activation_checkpointing)
         dtype = _DTYPES[training.precision]
         plan = self._plan = StepPlan(
@@ -125,7 +125,7 @@ class FlaxEngine:
             stages_of(context.run.parallelism),
             self._sharding,
             self._state_memory is not None,
-            teacher,
+            None if context.teacher is None else _served(context.teacher),
         )
         if self._sharding is not None:
             self._gather = cached_by_every_rank(compile_gathering(leaves, self._sharding, meshes.everybody))
@@ -162,11 +162,13 @@ class FlaxEngine:
         structure.require_same_weights(self.exchange)
         return structure
 
-    def _placed(self, trained: Trained) -> tuple[Structure, list[jax.Array]]:
+    def read_teacher(self) -> None:
+        if self._teacher is not None and self._plan.teacher is not None:
+            self._taught_by = self._placed(self._plan.teacher, self._teacher)
+
+    def _placed(self, structure: Structure, trained: Trained) -> list[jax.Array]:
         """A model that is asked and not trained: whole on every device, and no part of the state."""
-        signature = trained.signature
-        structure = Structure(as_served(signature.model), data_spec_of(signature), signature.low_rank)
-        return structure, [self._place(value) for value in structure.read_served(trained.tensors)]
+        return [self._place(value) for value in structure.read_served(trained.tensors)]
 
     def memory_limit(self) -> int | None:
         limits = [(device.memory_stats() or {}).get("bytes_limit") for device in jax.local_devices()]
@@ -222,8 +224,9 @@ class FlaxEngine:
 
     def _evaluation_of(self, trained: Trained) -> tuple[EvaluationStep, list[jax.Array]]:
         is_teacher = self._teacher is not None and trained.root == self._teacher.root
-        structure, values = (self._plan.teacher, self._taught_by) if is_teacher else self._placed(trained)
+        structure = self._plan.teacher if is_teacher else _served(trained)
         assert structure is not None
+        values = self._taught_by if is_teacher else self._placed(structure, trained)
         plan = StepPlan(structure, self._update, self._plan.objective, self._plan.dtype, self._whole)
         step = cached_by_every_rank(compile_evaluation_step(plan, self._own_mesh))
         return step, [self._of_own_replicas(value) for value in values]
@@ -374,6 +377,11 @@ class FlaxEngine:
         assert isinstance(array.sharding, NamedSharding)
         sharding = NamedSharding(self._own_mesh, array.sharding.spec)
         return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+
+def _served(trained: Trained) -> Structure:
+    signature = trained.signature
+    return Structure(as_served(signature.model), data_spec_of(signature), signature.low_rank)
 
 
 def _placing(sharding: NamedSharding) -> Callable[[Batch[Array]], Batch[jax.Array]]:
