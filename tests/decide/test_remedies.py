@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,6 +13,12 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.remedies import next_splits, skip_batches, skips_of
 from capstan_runtime.contract.run_config import Skip
 from capstan_runtime.data.plan import batch_index, micro_steps_of_slice
+from tests.support.lives import Life
+
+DECODER: dict[str, Any] = {
+    "model": {"mlp": None, "transformer": {"layers": 2, "dim": 32, "heads": 4}},
+    "data": {"digits": None, "text": {"path": "/data/text", "sequenceLength": 16}},
+}
 
 
 @given(st.integers(1, 200), st.data())
@@ -62,6 +71,34 @@ def test_a_run_that_leaves_out_every_bad_batch_it_meets_meets_each_once(bad: set
         else:
             step += 1
     assert rewinds == sorted(bad)
+
+
+@pytest.mark.parametrize(
+    ("change", "splits"),
+    [
+        ({"checkpoint": {"interval": {"steps": 5}}, "workers": {"resources": {"memory": "8Gi"}}}, 8),
+        ({"workers": {"gpus": 2}}, None),
+        ({"workers": {"nodeSelector": {"gpu": "large"}}}, None),
+        ({"parallelism": {"tensor": 2}}, None),
+    ],
+)
+def test_micro_steps_are_found_anew_after_a_suspension_for_other_devices_and_other_shares_of_the_model(
+    change: dict[str, Any], splits: int | None
+) -> None:
+    life = Life("running", **DECODER)
+    life.say(phase="Compiling", microSplits=8)
+    life.decide(30.0)
+    assert life.status.micro_splits == 8
+    life.change_spec(suspend=True, **change)
+    life.decide(31.0)
+    assert life.status.micro_splits == 8, "its pods are still there"
+    life.seen = replace(life.seen, pods=(), supervisors={})
+    life.decide(40.0)
+    life.decide(41.0)
+    assert (life.status.phase, life.status.micro_splits) == ("Suspended", splits)
+    life.change_spec(suspend=False)
+    life.decide(50.0)
+    assert (life.status.micro_splits, life.status.micro_splits_for is None) == (splits, splits is None)
 
 
 def test_the_ranks_are_told_what_status_says() -> None:

@@ -220,6 +220,10 @@ class TrainingJobStatus(Record):
         int | None,
         Field(description="Micro-steps per virtual rank, raised where memory is too small for fewer; absent: 1."),
     ] = None
+    micro_splits_for: Annotated[
+        str | None,
+        Field(description="Digest of parallelism, gpus and nodeSelector that microSplits was found with."),
+    ] = None
     skips: Annotated[
         list[SkipStatus], Field(description="Batches left out after rewinds, in the order of the data.")
     ] = []

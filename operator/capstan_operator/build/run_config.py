@@ -76,6 +76,13 @@ def pods_digest(workers: Workers) -> str:
     return _digest(workers.model_dump(mode="json", by_alias=True, exclude=counts, exclude_defaults=True))
 
 
+def room_digest(spec: TrainingJobSpec) -> str:
+    """The same over what may change in a job and decides how much of a step a device has to hold, and what it can."""
+    shares = spec.model_dump(mode="json", by_alias=True, include={"parallelism"}, exclude_defaults=True)
+    devices = {"gpus", "node_selector"}
+    return _digest(shares | spec.workers.model_dump(mode="json", by_alias=True, include=devices, exclude_defaults=True))
+
+
 def _digest(document: dict[str, Any]) -> str:
     return "sha256:" + hashlib.sha256(_canonical(document).encode()).hexdigest()[:16]
 

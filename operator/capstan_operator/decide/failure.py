@@ -169,8 +169,7 @@ def restart_sentence(situation: Situation) -> str:
 def remedies(situation: Situation, culprit: Evidence) -> tuple[dict[str, object], str | None]:
     """(what changes in status so that the next attempt is another one, that in words)."""
     if culprit.failure is FailureClass.GPU_OUT_OF_MEMORY:
-        parts, words = split_micro_batch(situation)
-        return {"micro_splits": parts}, words
+        return split_micro_batch(situation)
     if culprit.failure is FailureClass.NUMERICAL and culprit.exit is not None and culprit.exit.bad_batch is not None:
         count = situation.blueprint.spec.recovery.numerical.skip_steps
         skips, words = skip_batches(situation.status, culprit.exit.bad_batch, count)

@@ -19,6 +19,7 @@ from capstan_operator.decide.failure import (
 from capstan_operator.decide.membership import has_members
 from capstan_operator.decide.queueing import stopped_by_queue
 from capstan_operator.decide.reasons import Reason, is_budget
+from capstan_operator.decide.remedies import forget_splits
 from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
 from capstan_operator.decide.times import rfc3339, seconds_since_1970
 from capstan_runtime.contract.state import EarlyStop
@@ -40,6 +41,7 @@ def forget_run(situation: Situation) -> TrainingJobStatus:
     status, blueprint = situation.status, situation.blueprint
     if status.active_since is not None or situation.observed.pods:
         return status
+    status = forget_splits(situation)
     if has_changed_pods(status, blueprint):
         status = status.model_copy(update={"pods_digest": None})
     if status.virtual_ranks is not None and is_changed(status, blueprint):

@@ -2,7 +2,8 @@
 out."""
 
 from capstan_operator.api.training_job_status import SkipStatus, TrainingJobStatus
-from capstan_operator.decide.situation import Situation
+from capstan_operator.build.run_config import room_digest
+from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
 from capstan_runtime.contract.run_config import Skip
 
 
@@ -27,7 +28,27 @@ def learn_splits(situation: Situation) -> TrainingJobStatus:
     status = situation.status
     words = [worker.word for worker in situation.members]
     found = max((word.micro_splits for word in words if word and word.fence == status.fence), default=1)
-    return status.model_copy(update={"micro_splits": found}) if found > (status.micro_splits or 1) else status
+    return status.model_copy(update=_splits(situation, found)) if found > (status.micro_splits or 1) else status
+
+
+def forget_splits(situation: Situation) -> TrainingJobStatus:
+    """Status of a job without pods: micro-steps that other devices, or another share of the model on each, had no room
+    for are tried again. Any other change leaves them: to find them anew may cost restarts, of which there are few."""
+    status = situation.status
+    if status.micro_splits_for in (None, room_digest(situation.blueprint.spec)):
+        return status
+    return status.model_copy(update={"micro_splits": None, "micro_splits_for": None})
+
+
+def _splits(situation: Situation, parts: int) -> dict[str, object]:
+    """What changes in status with so many micro-steps per virtual rank."""
+    status, blueprint = situation.status, situation.blueprint
+    # What the pods were made of is not known once the spec says something else.
+    is_late = is_changed(status, blueprint) or has_changed_pods(status, blueprint)
+    return {
+        "micro_splits": parts,
+        "micro_splits_for": status.micro_splits_for if is_late else room_digest(blueprint.spec),
+    }
 
 
 def largest_splits_reached(situation: Situation) -> bool:
@@ -35,13 +56,14 @@ def largest_splits_reached(situation: Situation) -> bool:
     return next_splits(samples_of_slice(situation), situation.status.micro_splits or 1) is None
 
 
-def split_micro_batch(situation: Situation) -> tuple[int, str]:
-    """(micro-steps per virtual rank from now on, that in words). Only if `largest_splits_reached` is false."""
+def split_micro_batch(situation: Situation) -> tuple[dict[str, object], str]:
+    """(what changes in status from now on, that in words). Only if `largest_splits_reached` is false."""
     samples, splits = samples_of_slice(situation), situation.status.micro_splits or 1
     parts = next_splits(samples, splits)
     assert parts is not None
     after, before = samples // parts, samples // splits
-    return parts, f"micro-batches of {after} sample{'s' if after > 1 else ''} from now on, of {before} before"
+    words = f"micro-batches of {after} sample{'s' if after > 1 else ''} from now on, of {before} before"
+    return _splits(situation, parts), words
 
 
 def skip_batches(status: TrainingJobStatus, first: int, count: int) -> tuple[list[SkipStatus], str]:
