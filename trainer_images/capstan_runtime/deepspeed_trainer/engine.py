@@ -16,9 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.framework import DeepSpeed, DeepSpeedOffload
+from capstan_runtime.contract.framework import DeepSpeed
 from capstan_runtime.contract.models import Model
 from capstan_runtime.decoder_spec import figures
+from capstan_runtime.deepspeed_trainer.batches import micro_steps
 from capstan_runtime.deepspeed_trainer.custom import Constants, build_custom, model_call, require_same_weights, table_of
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
@@ -45,7 +46,9 @@ from capstan_runtime.deepspeed_trainer.parallel.saving import saved_by
 from capstan_runtime.deepspeed_trainer.parallel.shards import Shard, shards_of
 from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequences, spread
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
+from capstan_runtime.deepspeed_trainer.settings import settings_of
 from capstan_runtime.deepspeed_trainer.teacher import Teacher
+from capstan_runtime.deepspeed_trainer.tracing import begin_trace
 from capstan_runtime.deepspeed_trainer.trial import memory_of_reduction, peak_of, stand_ins
 from capstan_runtime.deepspeed_trainer.world import World, choose_device, translated_errors
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
@@ -97,7 +100,7 @@ class DeepSpeedEngine:
         context.require_whole_slices(devices=1)
         self._device = choose_device()
         self._dtype = _DTYPES[training.precision]
-        self._stage, self._offload = settings.zero_stage, settings.offload
+        self._stage, offload = settings.zero_stage, settings.offload
         self._recompute = recomputation(training.activation_checkpointing)
         self._architecture = run.model
         self.devices = 1
@@ -129,11 +132,12 @@ class DeepSpeedEngine:
             assert isinstance(model, TransformerModel)
             spread(model, self._groups)
             self._tokens = slice_of_sequences(self._groups, context.data)
+        self._micro_steps = partial(micro_steps, device=self._device, tokens=self._tokens)
         if custom is not None:
             require_same_weights(model, self.exchange)
         parameters = dict(model.named_parameters())
         self.parameters = sum(spec.size for spec in table if spec.is_trained)
-        updated_on = self._device if self._offload is None or self._offload.optimizer is None else torch.device("cpu")
+        updated_on = self._device if offload is None or offload.optimizer is None else torch.device("cpu")
         self._updates = Updates(
             run, parameters, self._table, self._stage, updated_on, [spec.name for spec in table], self._groups
         )
@@ -144,7 +148,7 @@ class DeepSpeedEngine:
             self._engine = deepspeed.initialize(
                 model=model,
                 optimizer=self._updates.optimizer,
-                config=self._config(context),
+                config=settings_of(context, self._device),
                 mpu=None if self._groups is None else DeepSpeedUnit(self._groups),
                 dist_init_required=False,
             )[0]
@@ -188,7 +192,7 @@ class DeepSpeedEngine:
         """By a trial of two micro-steps' passes: with the gradients of one, the next needs as much as any after it."""
         limit, module = self.memory_limit(), self._engine.module
         assert limit is not None
-        micro_batches = self._micro_batches(batch._replace(weights=None))
+        micro_batches = self._micro_steps(batch._replace(weights=None))
         all_keys = batch.keys
         assert all_keys is not None
         arrays = [each for micro_batch in micro_batches for each in micro_batch if each is not None]
@@ -209,7 +213,7 @@ class DeepSpeedEngine:
         self._updates.begin(self._step + 1, learning_rate)
         if self._scale is not None:
             self._engine.optimizer.loss_scale = self._scale.scale
-        micro_batches = self._micro_batches(batch._replace(weights=None))
+        micro_batches = self._micro_steps(batch._replace(weights=None))
         assert batch.keys is not None
         proposals = Proposals(self._engine.module)
         waited = self._waited_seconds()
@@ -311,7 +315,7 @@ class DeepSpeedEngine:
     def _sums(self, model: Callable[[Tensor, Pass], Tensor | None], batches: Iterable[Batch]) -> EvaluationSums:
         sums = torch.zeros(3, dtype=torch.float64, device=self._device)
         for batch in batches:
-            for micro_batch in self._micro_batches(batch._replace(keys=None)):
+            for micro_batch in self._micro_steps(batch._replace(keys=None)):
                 targets, weights = micro_batch.targets, micro_batch.weights
                 logits = model(micro_batch.inputs, Pass(self._dtype, conditions=micro_batch.conditions))
                 if logits is None:  # a later stage has them
@@ -388,18 +392,7 @@ class DeepSpeedEngine:
         return self._seconds_in_steps
 
     def trace(self, folder: Path) -> Callable[[], None]:
-        """For Perfetto and chrome://tracing."""
-        activities = [torch.profiler.ProfilerActivity.CPU]
-        if self._device.type == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
-        profile = torch.profiler.profile(activities=activities)
-        profile.start()
-
-        def end() -> None:
-            profile.stop()
-            profile.export_chrome_trace(str(folder / "trace.json.gz"))
-
-        return end
+        return begin_trace(self._device, folder)
 
     def poison_next_step(self) -> None:
         self._loss_factor = math.nan
@@ -419,43 +412,6 @@ class DeepSpeedEngine:
         specs = [*self._table, *(buffer.spec for buffer in self._buffers)]
         weights: list[Weights] = [(spec, partial(_on_host, whole[spec.name])) for spec in specs]
         return export_integers(weights, self._step, self._quantize.bits, self.rank, self.world)
-
-    def _micro_batches(self, batch: Batch[Array]) -> list[Batch[Tensor]]:
-        """The micro-steps of a batch, on the device: of sequences what this rank has. Keys are int64 there
-        (`random.py`)."""
-        if batch.keys is not None:
-            batch = batch._replace(keys=batch.keys.astype(np.int64))
-        if self._tokens != slice(None):
-            batch = batch._replace(inputs=batch.inputs[..., self._tokens], targets=batch.targets[..., self._tokens])
-        tensors = [None if array is None else self._to_device(array) for array in batch]
-        cut = (tuple(None if each is None else each[number] for each in tensors) for number in range(len(batch.inputs)))
-        return [Batch._make(arrays) for arrays in cut]
-
-    def _to_device(self, array: Array) -> Tensor:
-        tensor = torch.from_numpy(array)
-        if self._device.type == "cuda":
-            tensor = tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor
-
-    def _offloads(self) -> dict[str, Any]:
-        """The host's memory is page-locked, where that makes a difference."""
-        host = {"device": "cpu", "pin_memory": self._device.type == "cuda"}
-        wanted = self._offload or DeepSpeedOffload.model_construct()
-        given = {"offload_optimizer": wanted.optimizer, "offload_param": wanted.parameters}
-        return {name: host for name, target in given.items() if target is not None}
-
-    def _config(self, context: TrainContext) -> dict[str, Any]:
-        return {
-            "train_micro_batch_size_per_gpu": context.samples_per_micro_step,
-            # This engine says when an optimizer step is due, because M may change from attempt to attempt.
-            "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,
-            "zero_optimization": {"stage": self._stage, "overlap_comm": False, **self._offloads()},
-            "zero_allow_untested_optimizer": True,
-            # Its own would be compiled at run time, and knows Adam alone.
-            "zero_force_ds_cpu_optimizer": False,
-            "gradient_clipping": 0.0 if self._stage == 0 else context.run.training.gradient_clip or 0.0,
-        }
 
 
 def _on_host(tensor: Tensor) -> npt.NDArray[np.float32]:
