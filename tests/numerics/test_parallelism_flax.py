@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from capstan_runtime.contract.parallelism import Parallelism
+from capstan_runtime.engine import Array
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.cuts import cuts_of
+from capstan_runtime.model_spec import STEP_NAME
 from tests.numerics.test_state import Tensors, bits, gather
 from tests.support.engines import FLAX, TOKENS, Saved, batch_of, context_of, make_engine, train
 from tests.support.ranks import run_ranks
@@ -175,6 +177,41 @@ def test_any_layout_is_no_layout(parallelism: Document | None, world: int, devic
     ((state, resumed),) = run_ranks(onwards, 1, 1, DECODER, PLAIN, saved)
     assert state == bits(saved)
     np.testing.assert_allclose(resumed, exact[MIDDLE:], rtol=1e-5)
+
+
+class Counted(Saved):
+    """Tensors that know how many bytes of them were asked for."""
+
+    asked = 0
+
+    def read_range(self, name: str, start: int, stop: int) -> Array:
+        self.asked += super().read_range(name, start, stop).nbytes
+        return super().read_range(name, start, stop)
+
+
+def asked_and_kept(rank: int, world: int, coordinator: str, devices: int, model: Document, options: Document) -> Any:
+    """Bytes that an import asks for, bytes of the rows of which this process keeps something, and of all tensors."""
+    _, engine = begun(rank, world, coordinator, devices, model, options)
+    source = Counted(gather(engine))
+    engine.import_state(source)
+    kept = 0
+    for array in (*engine._parameters, *(array for arrays in engine._state for array in arrays)):
+        rows = {str(shard.index[:-1]): shard.data.size // shard.data.shape[-1] for shard in array.addressable_shards}
+        kept += sum(rows.values()) * array.shape[-1] * array.dtype.itemsize
+    engine.close()
+    return source.asked, kept, sum(source.read(name).nbytes for name in source.names() if name != STEP_NAME)
+
+
+@pytest.mark.parametrize(
+    ("world", "devices", "parallelism"),
+    [(1, 8, {"tensor": 2}), (1, 8, {"pipeline": 2}), (2, 2, {"tensor": 4})],
+    ids=str,
+)
+def test_a_worker_reads_once_what_several_of_its_devices_keep(world: int, devices: int, parallelism: Document) -> None:
+    options = spread({"virtual_ranks": 1, "batch": 16}, parallelism, world, devices)
+    for asked, kept, everything in run_ranks(asked_and_kept, world, devices, DECODER, options):
+        assert asked == kept
+        assert asked == everything if world == 1 else asked < everything
 
 
 COMPANY: dict[str, tuple[Document, Document]] = {

@@ -8,7 +8,9 @@ they lie on the devices, of which checkpoints know nothing.
 # JAX leaves these parts of its interface untyped.
 # mypy: disable-error-code="no-untyped-call,no-any-return"
 
+import bisect
 import functools
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -89,22 +91,21 @@ class Partition:
 
     def read(self, leaf: Leaf, source: TensorSource, kind: StateKind | None, memory: str | None = None) -> jax.Array:
         """The parameters, or their state of a kind, out of a checkpoint: rows that this process does not keep are not
-        read. Raises as `read_part` does."""
-        shape = leaf.shape if kind is None else leaf.state_shape(kind)
+        read, and others once, however many of its devices keep them. Raises as `read_part` does."""
+        shape, name = (leaf.shape, None) if kind is None else (leaf.state_shape(kind), kind.name)
+        sharding = NamedSharding(self._mesh, self._spec_of(leaf, kind), memory_kind=memory)
+        indices = [index for index in sharding.addressable_devices_indices_map(shape).values() if index is not None]
+        read = _Rows(source, [each for index in indices for each in self._stretches(leaf, shape, name, index)])
 
         def part(index: Index | None) -> np.ndarray:
             assert index is not None
-            rows = [
-                read_part(source, stretch.name, stretch.shape, stretch.start, stretch.start + stretch.size)
-                for stretch in self._stretches(leaf, shape, None if kind is None else kind.name, index)
-            ]
+            rows = [read.of(stretch) for stretch in self._stretches(leaf, shape, name, index)]
             flat = np.concatenate(rows) if len(rows) > 1 else rows[0]
             kept = [len(range(*each.indices(size))) for each, size in zip(index, shape, strict=True)]
             if shape == leaf.shape and self._is_cut(leaf, _COLUMNS):
                 return flat.reshape(*kept[:-1], shape[-1])[..., index[-1]].astype(np.float32, copy=False)
             return flat.astype(np.float32, copy=False).reshape(kept)
 
-        sharding = NamedSharding(self._mesh, self._spec_of(leaf, kind), memory_kind=memory)
         return jax.make_array_from_callback(shape, sharding, part)
 
     def export(
@@ -171,6 +172,41 @@ class Partition:
             return None
         parts = np.split(np.arange(sum(cut.parts)), np.cumsum(cut.parts)[:-1])
         return np.concatenate([part.reshape(self._degree, -1) for part in parts], axis=1).reshape(-1)
+
+
+class _Rows:
+    """Rows of a checkpoint's tensors. JAX asks for those of one device after the other, many of them for several."""
+
+    def __init__(self, source: TensorSource, wanted: Sequence[Stretch]) -> None:
+        """Reads what is `wanted`: once, and at once where it touches. Raises as `read_part` does."""
+        self._read: dict[str, list[tuple[int, np.ndarray]]] = {}
+        for name, alike in itertools.groupby(sorted(wanted, key=_place), lambda each: each.name):
+            stretches = list(alike)
+            shape = stretches[0].shape
+            self._read[name] = [
+                (start, read_part(source, name, shape, start, stop)) for start, stop in _joined(stretches)
+            ]
+
+    def of(self, stretch: Stretch) -> np.ndarray:
+        """One-dimensional, of one that was wanted."""
+        starts = [start for start, _ in self._read[stretch.name]]
+        start, rows = self._read[stretch.name][bisect.bisect_right(starts, stretch.start) - 1]
+        return rows[stretch.start - start :][: stretch.size]
+
+
+def _place(stretch: Stretch) -> tuple[str, int]:
+    return stretch.name, stretch.start
+
+
+def _joined(stretches: Sequence[Stretch]) -> list[tuple[int, int]]:
+    """Starts and stops of what they cover of one tensor, in whose order they are: no two touch."""
+    runs: list[tuple[int, int]] = []
+    for stretch in stretches:
+        start, stop = stretch.start, stretch.start + stretch.size
+        if runs and start <= runs[-1][1]:
+            start, stop = runs[-1][0], max(stop, runs.pop()[1])
+        runs.append((start, stop))
+    return runs
 
 
 def _spec(axes: Sequence[Any]) -> PartitionSpec:
