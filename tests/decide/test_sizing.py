@@ -149,6 +149,22 @@ def test_a_world_is_valid_when_it_makes_whole_replicas_that_divide_the_virtual_r
     assert worlds(workers=large, parallelism=shared, training=batch) == (1, 2, 4), "each worker holds four replicas"
 
 
+def test_a_pipeline_with_fewer_micro_steps_than_stages_is_accepted_with_what_it_costs() -> None:
+    decoder = {**DECODER, "parallelism": {"pipeline": 2}, "workers": {"max": 4}}
+    for virtual_ranks, said in (
+        (
+            2,
+            "the spec is valid; pipeline 2 with 1 micro-step a replica keeps 1 of 2 turns of each stage busy; in a new "
+            "job set training.virtualRanks to 4 or more",
+        ),
+        (4, "the spec is valid"),
+    ):
+        training = {"globalBatchSize": 32, "virtualRanks": virtual_ranks}
+        life = Life("created", **decoder, training=training)
+        life.decide(1.0)
+        assert [each.message for each in life.status.conditions if each.type == "Accepted"] == [said]
+
+
 def test_a_run_keeps_its_replicas_until_pods_read_another() -> None:
     """Whoever changes parallelism while it runs gets no world that its pods, which know nothing of it, cannot form."""
     life = Life("running", **DECODER, workers={"max": 4, "min": 1}, training={"globalBatchSize": 32})

@@ -11,7 +11,7 @@ from capstan_operator.decide.progress import summary
 from capstan_operator.decide.queueing import late_queue
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, has_changed_pods, is_changed
-from capstan_operator.decide.sizing import unreachable_size
+from capstan_operator.decide.sizing import idle_stages, unreachable_size
 from capstan_operator.decide.times import rfc3339
 
 Status = TypeVar("Status", TrainingJobStatus, InferenceServiceStatus, BenchmarkStatus)
@@ -91,7 +91,8 @@ def put_accepted(situation: Situation, status: TrainingJobStatus) -> TrainingJob
     if unfollowed:
         message = "; ".join(unfollowed)
         return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.PARTLY_APPLIED, message)
-    return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.VALID, "the spec is valid")
+    message = "; ".join(["the spec is valid", *filter(None, [idle_stages(situation)])])
+    return put(situation, status, TrainingJobCondition.ACCEPTED, True, Reason.VALID, message)
 
 
 def put_checkpoint_verified(situation: Situation, status: TrainingJobStatus) -> TrainingJobStatus:

@@ -97,6 +97,24 @@ def unreachable_size(situation: Situation) -> str | None:
     )
 
 
+def idle_stages(situation: Situation) -> str | None:
+    """What a pipeline with fewer micro-steps than stages costs, and what to do, in one line; None: there is none. Said
+    at the start, for the virtual ranks stay."""
+    spec = situation.blueprint.spec
+    if spec.parallelism is None or spec.parallelism.pipeline == 1:
+        return None
+    stages, virtual_ranks = spec.parallelism.pipeline, situation.status.virtual_ranks or spec.virtual_ranks
+    replicas = max(1, situation.worlds[-1] * max(1, spec.workers.gpus) // spec.parallelism.devices)
+    steps = max(1, virtual_ranks // replicas) * (situation.status.micro_splits or 1)
+    if steps >= stages:
+        return None
+    return (
+        f"pipeline {stages} with {steps} micro-step{'s' if steps > 1 else ''} a replica keeps {steps} of "
+        f"{stages + steps - 1} turns of each stage busy; in a new job set training.virtualRanks to "
+        f"{stages * replicas} or more"
+    )
+
+
 def count_idle(situation: Situation) -> int:
     """Workers that are ready, but not in the attempt that is on."""
     ranks = set(situation.ranks)
