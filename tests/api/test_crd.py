@@ -282,6 +282,19 @@ REFUSED = {
         a_spec(workers={"max": 2, "gpus": 2}, parallelism={"tensor": 4, "expert": 2}, **DECODER),
         "parallelism: expert 2 does not divide the 1 replicas that the workers hold; choose a divisor",
     ),
+    "experts that neither fill a worker nor several": (
+        a_spec(workers={"max": 2, "gpus": 6}, parallelism={"expert": 4}, **DECODER),
+        "parallelism: of expert 4 and the 6 replicas of each worker neither divides the other; choose degrees that fit",
+    ),
+    "DeepSpeed over the GPUs of one worker": (
+        a_spec(
+            workers={"max": 2, "gpus": 2},
+            parallelism={"tensor": 2},
+            framework={"deepspeed": {"zeroStage": 1}},
+            **DECODER,
+        ),
+        "parallelism: DeepSpeed has one GPU in each worker; set workers.gpus to 1, and as many workers as there are",
+    ),
     "a classifier over several devices": (
         a_spec(workers={"max": 2}, parallelism={"tensor": 2}),
         "parallelism: only layers of model.transformer can be spread over devices; remove it, or choose that model",

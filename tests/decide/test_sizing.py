@@ -182,3 +182,8 @@ def test_a_run_keeps_its_replicas_until_pods_read_another() -> None:
     life.change_spec(suspend=False)
     life.decide(60.0)
     assert (life.status.valid_worlds, life.status.workers_per_replica) == ([2, 4, 8], 2)
+
+
+def test_a_run_that_a_later_spec_has_no_room_for_goes_on_as_it_is() -> None:
+    status = TrainingJobStatus(virtual_ranks=1, run_digest="sha256:0", world=4, workers_per_replica=4)
+    assert worlds_of({**DECODER, "workers": {"max": 2}}, status) == (4,)

@@ -22,6 +22,9 @@ _WHOLE_MODELS = (
     "parallelism: pipeline leaves each worker of DeepSpeed some layers, but sophia and adversarial look at all of "
     "them; remove them, or set pipeline to 1"
 )
+_ONE_DEVICE = (
+    "parallelism: DeepSpeed has one GPU in each worker; set workers.gpus to 1, and as many workers as there are GPUs"
+)
 _OF_WIDTH = "parallelism: tensor does not divide the width of the feed-forward layers; choose a divisor of hiddenDim"
 
 _DECODER, _TRAINING = "self.model.transformer", "self.training"
@@ -34,6 +37,10 @@ def _cel(axis: str, refused: str, text: str) -> tuple[str, str]:
 
 
 DEEPSPEED_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
+    (
+        "!has(self.parallelism) || !has(self.framework.deepspeed) || self.workers.gpus <= 1",
+        f"'{_ONE_DEVICE}'",
+    ),
     _cel(
         "tensor",
         f"has(self.optimizer.novograd) || has({_TRAINING}.adaptiveClip) || has({_TRAINING}.centralizeGradients)",
@@ -70,6 +77,8 @@ def require_exact_with_deepspeed(spec: Any) -> None:
     asked, decoder, deepspeed = spec.parallelism, spec.model.transformer, spec.framework.deepspeed
     if asked is None or decoder is None or deepspeed is None:
         return
+    if spec.workers.gpus > 1:
+        raise ValueError(_ONE_DEVICE)
     training, novograd = spec.training, spec.optimizer.novograd is not None
     if asked.tensor > 1 and (novograd or training.adaptive_clip or training.centralize_gradients):
         raise ValueError(_WHOLE_MATRICES)

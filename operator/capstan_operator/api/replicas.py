@@ -37,6 +37,14 @@ REPLICA_RULES: tuple[tuple[str, str], ...] = (
         " + ' workers over which parallelism spreads one replica; choose a multiple'",
     ),
     (
+        f"!has(self.parallelism) || self.parallelism.expert < 1 || {_CEL_DEVICES} < 1"
+        f" || [{_CEL_OWN} / {_CEL_DEVICES}].all(n, n < 1 || self.parallelism.expert % n == 0"
+        " || n % self.parallelism.expert == 0)",
+        "'parallelism: of expert ' + string(self.parallelism.expert) + ' and the '"
+        f" + string({_CEL_OWN} / {_CEL_DEVICES})"
+        " + ' replicas of each worker neither divides the other; choose degrees that fit'",
+    ),
+    (
         "!has(self.parallelism) || self.parallelism.expert <= 1"
         f" || {_CEL_DEVICES} < 1 || {_CEL_REPLICAS}.all(n, n % self.parallelism.expert == 0)",
         "'parallelism: expert ' + string(self.parallelism.expert) + ' does not divide the '"
@@ -88,6 +96,12 @@ def require_whole_replicas(spec: Any) -> None:
                 "replica; choose a multiple"
             )
     expert = (spec.parallelism or Parallelism()).expert
+    each = own // devices
+    if each and expert % each and each % expert:
+        raise ValueError(
+            f"parallelism: of expert {expert} and the {each} replicas of each worker neither divides the other; choose "
+            "degrees that fit"
+        )
     for replicas in (size * own // devices for size in ends):
         if replicas % expert:
             raise ValueError(

@@ -216,8 +216,11 @@ def valid_worlds(status: TrainingJobStatus, blueprint: Blueprint) -> tuple[int, 
         return (status.world,)
     virtual_ranks = status.virtual_ranks or spec.virtual_ranks
     whole = list(whole_worlds(replicas_as_started(status, blueprint), spec.workers.max, virtual_ranks))
+    fitting = tuple(world for world in whole if world >= spec.min_workers) or tuple(whole[-1:])
+    if not fitting and status.world and is_changed(status, blueprint):
+        return (status.world,)  # too small for a replica as it was started: it goes on as it is
     # A run that begins anew may have other replicas; if none fits, the trainer says so.
-    return tuple(world for world in whole if world >= spec.min_workers) or tuple(whole[-1:]) or (spec.workers.max,)
+    return fitting or (spec.workers.max,)
 
 
 def replicas_as_started(status: TrainingJobStatus, blueprint: Blueprint) -> Replicas:
