@@ -1,5 +1,9 @@
 """Matrices as products of two: nearest to a given one, alike in both frameworks, and smaller in what is saved."""
 
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +19,7 @@ from capstan_runtime.contract.signature import Signature
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass as TorchPass
 from capstan_runtime.deepspeed_trainer.models import bare_model, trained_model
 from capstan_runtime.deepspeed_trainer.predict import build as build_torch
-from capstan_runtime.engine import Trained
+from capstan_runtime.engine import Array, Trained
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.flax_trainer.forward_pass import Pass as FlaxPass
 from capstan_runtime.flax_trainer.leaves import Structure
@@ -23,6 +27,7 @@ from capstan_runtime.flax_trainer.predict import build as build_flax
 from capstan_runtime.low_rank import factors_of, is_factored, model_table, nearest_factors, table_of
 from capstan_runtime.model_signature import data_spec_of
 from capstan_runtime.model_spec import Normal, ParameterSpec, initial_parameter, parameter_table
+from capstan_runtime.parallel.star import MOST_BYTES
 from tests.support.engines import (
     CNN,
     DATA_OF,
@@ -69,6 +74,70 @@ def test_the_product_is_the_nearest_of_its_rank_and_both_factors_bear_the_same(
         np.linalg.norm(seconds, axis=-2), np.linalg.norm(firsts, axis=-1), rtol=1e-4, err_msg="in equal parts"
     )
     assert (np.take_along_axis(seconds, np.abs(seconds).argmax(-2, keepdims=True), -2) > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (24, 40)], ids=str)
+def test_a_product_is_as_exact_as_its_elements_whatever_there_is_of_singular_values(shape: tuple[int, int]) -> None:
+    random = np.random.default_rng(4)
+    left, right = (np.linalg.qr(random.normal(size=(size, 24)))[0] for size in shape)
+    values = np.concatenate([np.geomspace(1, 1e-9, 20), np.zeros(4)])
+    whole = ((left * values) @ right.T).astype(np.float32)
+    for rank in (4, 12):
+        first, second = nearest_factors(spec(*shape), whole, rank)
+        u, s, vh = np.linalg.svd(whole.astype(np.float64))
+        best = (u[:, :rank] * s[:rank]) @ vh[:rank]
+        np.testing.assert_allclose(second.astype(np.float64) @ first, best, rtol=0, atol=2e-7)
+    for factor in nearest_factors(spec(*shape), np.zeros_like(whole), 4):
+        assert not factor.any(), "of nothing is nothing"
+
+
+class Seen(Saved):
+    """Tensors that know which were read."""
+
+    def __init__(self, tensors: Mapping[str, Array]) -> None:
+        super().__init__(tensors)
+        self.read_names: list[str] = []
+
+    def read(self, name: str) -> Array:
+        self.read_names.append(name)
+        return super().read(name)
+
+
+@pytest.mark.parametrize("name", ["mlp", "experts"])
+def test_each_rank_finds_the_factors_of_its_share_and_all_have_those_that_one_alone_finds(name: str) -> None:
+    model, world = MODELS[name], 3
+    compression = {"lowRank": {"rank": 5, "from": ORIGIN}}
+    origin = origin_of(model)
+    everything = Saved({each: origin.tensors.read(each) for each in origin.tensors.names()})
+    here, messages = threading.Barrier(world, timeout=60), [b""] * world
+    sources = [Seen(everything._tensors) for _ in range(world)]
+
+    def found(rank: int) -> Factors:
+        def exchange(payload: bytes) -> list[bytes]:
+            assert len(payload) <= MOST_BYTES
+            messages[rank] = payload
+            here.wait()
+            answers = list(messages)
+            here.wait()
+            return answers
+
+        context = context_of(FLAX, model, rank, world, batch=12, compression=compression)
+        return Factors(replace(origin, tensors=sources[rank]), context, exchange)
+
+    with ThreadPoolExecutor(world) as pool:
+        together = list(pool.map(found, range(world)))
+    shown: list[None] = []
+    alone = Factors(
+        origin, context_of(FLAX, model, compression=compression), lambda own: [own], lambda: shown.append(None)
+    )
+    table = parameter_table(Model.parse(model), DATA_OF[next(iter(model))])
+    for factors in together:
+        assert list(factors.names()) == list(alone.names())
+        for each in alone.names():
+            np.testing.assert_array_equal(factors.read(each), alone.read(each))
+    read = Counter(each for source in sources for each in source.read_names)
+    assert read == {each.tensor_name("ema"): 1 if is_factored(each, 5) else world for each in table}
+    assert len(shown) == len(table), "a sign of life for each"
 
 
 def test_elements_of_a_product_that_begins_by_chance_vary_as_those_of_the_whole_matrix() -> None:
@@ -183,7 +252,7 @@ def life(rank: int, world: int, coordinator: str, framework: Document, model: Do
     compression = {"lowRank": {"rank": 5, "from": ORIGIN}}
     context = context_of(framework, model, rank, world, coordinator, virtual_ranks=4, compression=compression, **more)
     engine = make_engine(context)
-    engine.import_state(Factors(origin_of(model), context))
+    engine.import_state(Factors(origin_of(model), context, engine.exchange))
     began = train(engine, context, 0, 10)
     saved = [replace(part, data=part.data.copy()) for part in engine.export_state()]
     went_on = train(engine, context, 10, 20)

@@ -95,6 +95,17 @@ def test_what_the_page_shows_is_progress_for_as_long_as_a_trainer_starts() -> No
     assert watched.overdue(121) == Overdue(Phase.RESTORING, step=0, waited=101, limit=100)
 
 
+def test_each_matrix_that_is_made_smaller_is_progress_before_the_first_step_and_nothing_else_is() -> None:
+    watched = watch((4, Progress(phase=Phase.RESTORING)), (5, Progress(phase=Phase.COMPILING)))
+    watched.stir(Section.FACTORS, at=90)
+    watched.stir(Section.EXCHANGE, at=95)
+    assert watched.overdue(190) is None
+    assert watched.overdue(191) == Overdue(Phase.COMPILING, step=0, waited=101, limit=100)
+    watched.note(Progress(phase=Phase.TRAINING, step=1), now=191)
+    watched.stir(Section.FACTORS, at=10_000)
+    assert watched.overdue(10_000) is not None
+
+
 def test_only_more_micro_steps_than_the_membership_asks_for_are_news() -> None:
     watched = Watch(DEADLINES, now=0.0, splits=4)
     watched.note(Progress(phase=Phase.COMPILING), now=5)

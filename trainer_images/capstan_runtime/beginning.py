@@ -1,21 +1,23 @@
 """A run that begins as the best approximation of a model that is trained already, with matrices of low rank."""
 
-from collections.abc import Iterable
-from functools import cached_property
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from capstan_runtime.checkpoint.digest import digest_of, name_of
+from capstan_runtime.activity import Activity
 from capstan_runtime.checkpoint.layout import ORIGIN
 from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.run_config import RunConfig
+from capstan_runtime.contract.state import Section
 from capstan_runtime.engine import Array, Stateful, Trained
 from capstan_runtime.errors import ConfigError
 from capstan_runtime.low_rank import factors_of, is_factored, model_table, nearest_factors, table_of
 from capstan_runtime.model_signature import rank_of
 from capstan_runtime.model_spec import STEP_NAME, ParameterSpec, parameter_table, read_tensor, served_kind
+from capstan_runtime.parallel.star import MOST_BYTES
 from capstan_runtime.trained import find_trained
 from capstan_runtime.updates import state_kinds
 from capstan_runtime.voice import Voice
@@ -24,36 +26,58 @@ _FIELD = "spec.compression.lowRank.from"
 Values = npt.NDArray[np.float32]
 
 
-def begin_from_trained(context: TrainContext, state: Stateful, store: Store, voice: Voice) -> Trained | None:
+def begin_from_trained(
+    context: TrainContext, state: Stateful, store: Store, voice: Voice, activity: Activity
+) -> Trained | None:
     """The model that the run begins from, once its factors are in `state`, which is that of no step; None: it begins by
-    chance. `store`: the run's own. Collective, and the same on every rank.
+    chance. `store`: the run's own. Collective, and the same on every rank; `activity` shows each matrix.
 
-    Raises as `find_trained` does, and ConfigError for a model of another architecture, or if ranks come to different
-    factors.
+    Raises as `find_trained` does, and ConfigError for a model of another architecture.
     """
     low_rank = context.run.compression.low_rank if context.run.compression is not None else None
     if low_rank is None or low_rank.origin is None:
         return None
     origin = find_trained(low_rank.origin, context, store, voice, ORIGIN, _FIELD)
     require_same_architecture(origin, context)
-    factors = Factors(origin, context)
-    _require_same(factors.digest, state)
+    before = activity.enter(Section.FACTORS)
+    factors = Factors(origin, context, state.exchange, lambda: activity.enter(Section.FACTORS))
     state.import_state(factors)
+    activity.enter(before)
     return origin
 
 
 class Factors:
     """The state before the first step of a run that begins from a trained model, as a `TensorSource`."""
 
-    def __init__(self, origin: Trained, context: TrainContext) -> None:
-        """`origin` has the architecture of the run. Nothing is read yet."""
+    def __init__(
+        self,
+        origin: Trained,
+        context: TrainContext,
+        exchange: Callable[[bytes], list[bytes]],
+        show: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`origin` has the architecture of the run. Each rank finds the factors of its share of the matrices, and they
+        are handed round, so that all have the same to the last bit, whatever their processors. Collective; `show` is
+        called before each. Raises as `read_tensor` does, and PeerLost."""
         run, rank = context.run, rank_of(context.run)
         assert rank is not None
         self._rank = rank
         self._source, self._kind = origin.tensors, served_kind(origin.tensors)
-        self._whole = parameter_table(run.model, context.data)
         self._shapes = _state_shapes(run, model_table(run.model, context.data, rank))
         self._firsts = {kind.name: kind.first for kind in state_kinds(run.optimizer, run.training)}
+        self._values: dict[str, Values] = {}
+        """By parameter. What is served of a model is what its successor begins from."""
+        whole = parameter_table(run.model, context.data)
+        for spec in whole:
+            if not is_factored(spec, rank):
+                show()
+                self._values[spec.name] = self._read(spec)
+        # Those of one round are of about one size: none waits for long.
+        factored = sorted((spec for spec in whole if is_factored(spec, rank)), key=_cost, reverse=True)
+        for at in range(0, len(factored), context.membership.world):
+            show()
+            shared = factored[at : at + context.membership.world]
+            self._values.update(self._found_together(shared, context.membership.rank, exchange))
 
     def names(self) -> Iterable[str]:
         return self._shapes
@@ -75,25 +99,25 @@ class Factors:
     def read_range(self, name: str, start: int, stop: int) -> Array:
         return self.read(name).reshape(-1)[start:stop]
 
-    @property
-    def digest(self) -> str:
-        """Of all values, to the last bit."""
-        return name_of(digest_of(b"".join(digest_of(self._values[name].tobytes()) for name in sorted(self._values))))
+    def _found_together(
+        self, shared: Sequence[ParameterSpec], rank: int, exchange: Callable[[bytes], list[bytes]]
+    ) -> Iterator[tuple[str, Values]]:
+        """The factors of all, of which each rank finds those of one, by name. Collective."""
+        mine = b""
+        if rank < len(shared):
+            spec = shared[rank]
+            mine = b"".join(factor.tobytes() for factor in nearest_factors(spec, self._read(spec), self._rank))
+        parts = [factors_of(spec, self._rank) for spec in shared]
+        most = max(first.size + second.size for first, second in parts) * np.dtype(np.float32).itemsize
+        sent = [exchange(mine[start : start + MOST_BYTES]) for start in range(0, most, MOST_BYTES)]
+        for place, (first, second) in enumerate(parts):
+            flat = np.frombuffer(bytearray().join(piece[place] for piece in sent), np.float32)
+            yield first.name, flat[: first.size].reshape(first.shape)
+            yield second.name, flat[first.size :].reshape(second.shape)
 
-    @cached_property
-    def _values(self) -> dict[str, Values]:
-        """By parameter. What is served of a model is what its successor begins from."""
-        found: dict[str, Values] = {}
-        for spec in self._whole:
-            read = read_tensor(self._source, spec.tensor_name(self._kind), spec.shape)
-            whole = np.ascontiguousarray(read, np.float32)
-            if not is_factored(spec, self._rank):
-                found[spec.name] = whole
-                continue
-            parts = factors_of(spec, self._rank)
-            values = nearest_factors(spec, whole, self._rank)
-            found.update({part.name: value for part, value in zip(parts, values, strict=True)})
-        return found
+    def _read(self, spec: ParameterSpec) -> Values:
+        read = read_tensor(self._source, spec.tensor_name(self._kind), spec.shape)
+        return np.ascontiguousarray(read, np.float32)
 
 
 def require_same_architecture(origin: Trained, context: TrainContext) -> None:
@@ -120,15 +144,11 @@ def _state_shapes(run: RunConfig, table: Iterable[ParameterSpec]) -> dict[str, t
     return shapes
 
 
-def _require_same(digest: str, state: Stateful) -> None:
-    """Collective."""
-    answers = [answer.decode() for answer in state.exchange(digest.encode())]
-    for rank, answer in enumerate(answers):
-        if answer != answers[0]:
-            raise ConfigError(
-                f"{_FIELD}: rank {rank} comes to other factors than rank 0, since its processor rounds otherwise; let "
-                "all workers run on machines of one kind (workers.nodeSelector)"
-            )
+def _cost(spec: ParameterSpec) -> int:
+    """About how long its factors take to be found, in no unit."""
+    several, (outputs, *inputs) = spec.shape[: spec.matrix_dims], spec.shape[spec.matrix_dims :]
+    size = math.prod(inputs)
+    return math.prod(several) * outputs * size * min(outputs, size)
 
 
 def _shown(shape: tuple[int, ...] | None) -> str:

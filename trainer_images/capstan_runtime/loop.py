@@ -138,7 +138,7 @@ def run_attempt(
     engine.read_teacher()
     registering = RegisterAtEnd(context, store) if run.register_as is not None and membership.rank == 0 else None
     start = restore(context, engine, store, voice)
-    origin = begin_from_trained(context, engine, store, voice) if start.root is None else None
+    origin = begin_from_trained(context, engine, store, voice, activity) if start.root is None else None
     reference = context.teacher or origin
     stop.from_now_on_save_first()
     activity.step = start.step

@@ -18,7 +18,7 @@ MESSAGE_LENGTH = 300
 """What status keeps of a message."""
 STOPPED_STATES = frozenset({"T", "t"})
 """The kernel's letters for a process that somebody stopped."""
-OWN_SECTIONS = frozenset({Section.HOST, Section.DATA, Section.SAVE})
+OWN_SECTIONS = frozenset({Section.HOST, Section.DATA, Section.FACTORS, Section.SAVE})
 """What a rank does without waiting for others."""
 
 SUPERVISORS_SLACK_SECONDS = 60.0

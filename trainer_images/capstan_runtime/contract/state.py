@@ -86,6 +86,8 @@ class Section(StrEnum):
     HOST = "Host"
     DATA = "Data"
     """Waiting for the next batch."""
+    FACTORS = "Factors"
+    """Before the first step, at one of the matrices that are made products of two; written anew for each."""
     STEP = "Step"
     """Computing: may be waiting for other ranks inside a collective."""
     EXCHANGE = "Exchange"

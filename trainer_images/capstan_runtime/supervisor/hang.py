@@ -22,6 +22,7 @@ _STATES = {
 _SECTIONS = {
     Section.HOST: "on the host, between two steps",
     Section.DATA: "waiting for the next batch",
+    Section.FACTORS: "while making a matrix a product of two",
     Section.STEP: "while computing",
     Section.EXCHANGE: "waiting for the other ranks' messages",
     Section.SAVE: "while saving",

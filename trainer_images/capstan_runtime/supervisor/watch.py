@@ -90,11 +90,14 @@ class Watch:
 
     def stir(self, section: Section, at: float) -> None:
         """Takes in when the trainer wrote its page last, and what. While it starts it does so each time its data comes
-        nearer, which may take far longer than the world may take to form."""
+        nearer, which may take far longer than the world may take to form; and before the first step at each matrix that
+        it makes smaller, which takes seconds to minutes each."""
         if self.phase is Phase.STARTING:
             self._since = max(self._since, at)
             self.has_data = section is not Section.DATA
             self.data_at = at
+        elif self.phase in _START_UP and section is Section.FACTORS:
+            self._since = max(self._since, at)
 
     def limit(self) -> float:
         """Seconds that the current wait may last."""
