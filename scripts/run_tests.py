@@ -6,6 +6,7 @@ begin first. What a folder prints is shown when it has ended. Exits 1 if any tes
 """
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -58,7 +59,9 @@ def run(folders: list[Path], jobs: int, arguments: list[str]) -> list[Path]:
             while waiting and len(sessions) < jobs:
                 folder, output = waiting.pop(0), tempfile.TemporaryFile()  # noqa: SIM115  # open until its session is told of
                 command = [sys.executable, "-m", "pytest", str(folder), *arguments]
-                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+                # Whoever looks while it goes on, or ends it, sees how far it has come.
+                environ = {**os.environ, "PYTHONUNBUFFERED": "1"}
+                process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environ)
                 print(f"== {folder}: begins", flush=True)
                 sessions.append(Session(folder, process, output))
             for session in [each for each in sessions if each.process.poll() is not None]:
