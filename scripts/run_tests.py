@@ -20,6 +20,7 @@ LONGEST = ("numerics", "e2e", "runtime", "apiserver", "charts", "serve_replica",
 NO_TESTS = 5
 """pytest's status when all that it found is left out by a mark."""
 _LOOK_SECONDS = 0.1
+_END_SECONDS = 30.0
 
 
 def folders_of(tests: Path) -> list[Path]:
@@ -40,6 +41,16 @@ class Session:
     process: "subprocess.Popen[bytes]"
     output: IO[bytes]
     began: float = field(default_factory=time.monotonic)
+
+    def end(self) -> None:
+        """Lets it put away what it has begun, within reason, and shows how far it has come."""
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.tell()
 
     def tell(self) -> bool:
         """Prints what it has printed; whether all is well."""
@@ -71,8 +82,7 @@ def run(folders: list[Path], jobs: int, arguments: list[str]) -> list[Path]:
             time.sleep(_LOOK_SECONDS)
     finally:
         for session in sessions:  # somebody wants all of it to end
-            session.process.send_signal(signal.SIGINT)
-            session.process.wait()
+            session.end()
     return failed
 
 
@@ -86,6 +96,8 @@ def main() -> int:
     parser.add_argument("--tests", type=Path, default=Path("tests"))
     options, arguments = parser.parse_known_args()
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell's background jobs ignore it, and so would every session.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     began = time.monotonic()
     failed = run(folders_of(options.tests), options.jobs, arguments)
     word = f"FAILED in {', '.join(map(str, failed))}" if failed else "passed"
