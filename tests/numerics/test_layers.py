@@ -149,7 +149,7 @@ def test_grouped_query_attention() -> None:
     x, w = normal(2, 5, 24), {"qkv.weight": normal(40, 24) / 4, "out.weight": normal(24, 24) / 4}
     expected = attention(x, w, DECODER)
     where = flax_positions.positions_of(DECODER, jnp.arange(5), FLAX.dtype)
-    check(run_flax(flax_decoder.Attention(DECODER), dict(w), jnp.asarray(x), where), expected)
+    check(run_flax(flax_decoder.Attention(DECODER), dict(w), jnp.asarray(x), where, FLAX), expected)
     torch_where = torch_positions.PositionsOf(DECODER).at(torch.arange(5), torch.float32)
     check(run_torch(torch_decoder.Attention(DECODER), w, torch.from_numpy(x), torch_where), expected)
 

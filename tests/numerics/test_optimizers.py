@@ -189,7 +189,7 @@ def by_torch(optimizer: Document, options: Document) -> tuple[Arrays, Arrays]:
     """As `by_flax`."""
     run = context_of(deepspeed(0), TRANSFORMER, optimizer=optimizer, **options).run
     parameters = {spec.name: torch.nn.Parameter(torch.from_numpy(initial_parameter(spec, 7))) for spec in SPECS}
-    updates = Updates(run, parameters, SPECS, 0, torch.device("cpu"))
+    updates = Updates(run, parameters, SPECS, 0, torch.device("cpu"), parameters)
     state = {name: make_state(updates.optimizer, value, updates.kinds, 0) for name, value in parameters.items()}
     curves: dict[str, list[np.ndarray]] = {spec.name: [] for spec in SPECS}
     for step in range(1, STEPS + 1):
