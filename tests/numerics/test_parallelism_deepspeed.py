@@ -13,26 +13,14 @@ from tests.support.attempts import attempt
 from tests.support.engines import FLAX, Saved, batch_of, context_of, deepspeed, make_engine, train
 from tests.support.features import STEPS, FeatureRun, run_config, spec_of, write_data
 from tests.support.ranks import run_ranks
+from tests.support.spreading import LEFT_TO_CHANCE, spread
 
 Document = dict[str, Any]
 FIRST, LAST = 3, 8
 OPTIONS: Document = {"virtual_ranks": 4, "batch": 8}
 
 PLAIN: Document = {"transformer": {"layers": 2, "dim": 32, "heads": 4, "kvHeads": 2}}
-CHANCE: Document = {
-    "transformer": {
-        "layers": 2,
-        "dim": 32,
-        "heads": 4,
-        "tied": True,
-        "alibi": {},
-        "layerScale": {},
-        "dropout": {"rate": 0.1},
-        "temporalDropout": {"rate": 0.1},
-        "stochasticDepth": {"rate": 0.2},
-        "adaptiveDropout": {},
-    }
-}
+CHANCE: Document = {"transformer": {"layers": 2, "dim": 32, "heads": 4, **LEFT_TO_CHANCE}}
 EXPERTS: Document = {
     "transformer": {
         "layers": 2,
@@ -45,12 +33,6 @@ MODELS = {"plain": PLAIN, "chance": CHANCE, "experts": EXPERTS}
 
 EVERYWHERE = ("embed.weight", "layers.0.attention_norm.weight", "layers.1.feed_forward_norm.weight", "norm.weight")
 """Parameters that no axis cuts."""
-
-
-def spread(degrees: Document) -> Document:
-    """The part of a run that spreads its model."""
-    per_replica = degrees.get("tensor", 1) * degrees.get("sequence", 1)
-    return {"parallelism": degrees, "workersPerReplica": per_replica}
 
 
 def life(

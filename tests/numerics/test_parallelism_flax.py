@@ -16,35 +16,15 @@ from capstan_runtime.model_spec import STEP_NAME
 from tests.numerics.test_state import Tensors, bits, gather
 from tests.support.engines import FLAX, TOKENS, Saved, batch_of, context_of, make_engine, train
 from tests.support.ranks import run_ranks
+from tests.support.spreading import LEFT_TO_CHANCE, spread
 
 Document = dict[str, Any]
 DECODER: Document = {"transformer": {"layers": 2, "dim": 32, "heads": 8, "kvHeads": 4}}
-EVERYTHING: Document = {
-    "transformer": {
-        "layers": 3,
-        "dim": 32,
-        "heads": 4,
-        "tied": True,
-        "alibi": {},
-        "layerScale": {},
-        "dropout": {"rate": 0.1},
-        "temporalDropout": {"rate": 0.1},
-        "stochasticDepth": {"rate": 0.2},
-        "adaptiveDropout": {},
-    }
-}
+EVERYTHING: Document = {"transformer": {"layers": 3, "dim": 32, "heads": 4, **LEFT_TO_CHANCE}}
 PLAIN: Document = {"virtual_ranks": 2, "batch": 8}
 MIDDLE, STEPS = 3, 6
 _ACTIVATIONS = "f32[4,8,32]"
 """Of a micro-step, half of each sequence."""
-
-
-def spread(options: Document, parallelism: Document | None, world: int, devices: int) -> Document:
-    """The options of a run in which each of `world` workers has so many devices."""
-    if parallelism is None:
-        return options
-    a_replica = int(np.prod([degree for axis, degree in parallelism.items() if axis != "expert"]))
-    return {**options, "parallelism": parallelism, "workersPerReplica": max(1, a_replica // devices)}
 
 
 def begun(rank: int, world: int, coordinator: str, devices: int, model: Document, options: Document) -> Any:
@@ -109,7 +89,7 @@ def onwards(
 
 def test_a_spread_replica_learns_as_a_whole_one_and_another_layout_resumes_it() -> None:
     (((curve, saved, evaluated, (own, everything)), messages),) = run_ranks(
-        looked_at, 1, 4, DECODER, spread(PLAIN, {"tensor": 2, "sequence": 2}, 1, 4)
+        looked_at, 1, 4, DECODER, PLAIN | spread({"tensor": 2, "sequence": 2}, 4)
     )
     ((exact, exactly_saved, exactly, _),) = run_ranks(life, 1, 1, DECODER, PLAIN)
     assert curve[-1][0] < curve[0][0]
@@ -126,7 +106,7 @@ def test_a_spread_replica_learns_as_a_whole_one_and_another_layout_resumes_it() 
         ): 4,  # over sequence: Ulysses's (2309.14509), of queries, keys, values and what they mix
         ("all-to-all", "backward"): 4,
     }
-    for state, resumed in run_ranks(onwards, 2, 1, DECODER, spread(PLAIN, {"tensor": 2}, 2, 1), saved):
+    for state, resumed in run_ranks(onwards, 2, 1, DECODER, PLAIN | spread({"tensor": 2}), saved):
         assert state == bits(saved)
         np.testing.assert_allclose(resumed, exact[MIDDLE:], rtol=1e-5)
 
@@ -166,7 +146,7 @@ LAYOUTS = {
 @pytest.mark.full
 @pytest.mark.parametrize(("parallelism", "world", "devices"), LAYOUTS.values(), ids=LAYOUTS)
 def test_any_layout_is_no_layout(parallelism: Document | None, world: int, devices: int) -> None:
-    options = spread(PLAIN, parallelism, world, devices)
+    options = PLAIN | spread(parallelism, devices)
     ranks = run_ranks(life, world, devices, DECODER, options)
     ((exact, _, exactly, _),) = run_ranks(life, 1, 1, DECODER, PLAIN)
     for curve, _, _, _ in ranks:
@@ -208,7 +188,7 @@ def asked_and_kept(rank: int, world: int, coordinator: str, devices: int, model:
     ids=str,
 )
 def test_a_worker_reads_once_what_several_of_its_devices_keep(world: int, devices: int, parallelism: Document) -> None:
-    options = spread({"virtual_ranks": 1, "batch": 16}, parallelism, world, devices)
+    options = {"virtual_ranks": 1, "batch": 16, **spread(parallelism, devices)}
     for asked, kept, everything in run_ranks(asked_and_kept, world, devices, DECODER, options):
         assert asked == kept
         assert asked == everything if world == 1 else asked < everything
@@ -246,7 +226,7 @@ COMPANY: dict[str, tuple[Document, Document]] = {
 def test_what_else_a_run_does_is_the_same_over_devices(model: Document, options: Document) -> None:
     parallelism = {"sequence": 2} if "framework" in options else {"tensor": 2, "sequence": 2}
     options = {**PLAIN, **options}
-    ((curve, saved, evaluated, _),) = run_ranks(life, 1, 4, model, spread(options, parallelism, 1, 4))
+    ((curve, saved, evaluated, _),) = run_ranks(life, 1, 4, model, options | spread(parallelism, 4))
     ((exact, exactly_saved, exactly, _),) = run_ranks(life, 1, 1, model, options)
     tolerance = 1e-2 if "precision" in options else 2e-5
     np.testing.assert_allclose(curve, exact, rtol=tolerance)

@@ -10,6 +10,7 @@ from capstan_runtime.errors import PeerLost
 from tests.numerics.test_state import Tensors, bits, gather
 from tests.support.engines import FLAX, Saved, batch_of, context_of, deepspeed, make_engine
 from tests.support.ranks import run_ranks
+from tests.support.spreading import spread
 
 Document = dict[str, Any]
 MIDDLE, STEPS = 3, 7
@@ -19,11 +20,6 @@ ALONE: Document = {}
 
 def decoder(**components: Any) -> Document:
     return {"transformer": {"layers": 4, "dim": 32, "heads": 4, "kvHeads": 2, **components}}
-
-
-def spread(**degrees: int) -> Document:
-    """The part of a run that spreads its model."""
-    return {"parallelism": degrees, "workersPerReplica": int(np.prod([*degrees.values()]))}
 
 
 def curve(engine: Any, context: Any, first: int, last: int) -> list[dict[str, float]]:
@@ -74,13 +70,13 @@ CHANCE = decoder(
 CLIPPED_BY_UNIT: Document = {"gradient_clip": None, "training": {"adaptiveClip": {}, "centralizeGradients": {}}}
 AVERAGED: Document = {"training": {"ema": {}, "lookahead": {"steps": 2}, "activationCheckpointing": {"policy": "dots"}}}
 OFFLOADED: Document = {"deepspeed": {"zeroStage": 1, "offload": {"optimizer": {"cpu": {}}}}}
-TWO, FOUR = spread(pipeline=2), spread(pipeline=4)
+TWO, FOUR = spread({"pipeline": 2}), spread({"pipeline": 4})
 CASES: dict[str, tuple[Document, Document, Document, Document, int]] = {
     "what is left to chance, and what experts add to the loss": (deepspeed(1), CHANCE, OPTIONS, TWO, 2),
 }
 MORE: dict[str, tuple[Document, Document, Document, Document, int]] = {
     **{
-        f"zero{stage}, {degrees} of {world} ranks": (deepspeed(stage), decoder(), OPTIONS, spread(**degrees), world)
+        f"zero{stage}, {degrees} of {world} ranks": (deepspeed(stage), decoder(), OPTIONS, spread(degrees), world)
         for stage in range(3)
         for degrees, world in (
             ({"pipeline": 2}, 4),
@@ -94,7 +90,7 @@ MORE: dict[str, tuple[Document, Document, Document, Document, int]] = {
             deepspeed(stage),
             decoder(tied=True),
             OPTIONS,
-            spread(**degrees),
+            spread(degrees),
             world,
         )
         for stage in range(2)

@@ -7,26 +7,16 @@ import pytest
 
 from capstan_runtime.engine import EvaluationSums
 from capstan_runtime.evaluation import add_up
-from tests.numerics.test_parallelism_flax import begun, spread
+from tests.numerics.test_parallelism_flax import begun
 from tests.numerics.test_state import Tensors, bits, gather
 from tests.support.engines import Saved, batch_of, train
 from tests.support.ranks import run_ranks
+from tests.support.spreading import LEFT_TO_CHANCE, spread
 
 Document = dict[str, Any]
 DECODER: Document = {"transformer": {"layers": 4, "dim": 32, "heads": 4, "kvHeads": 2}}
 EXPERTS: Document = {"transformer": {"layers": 2, "dim": 32, "heads": 4, "experts": {"count": 4, "jitter": 0.1}}}
-RANDOM: Document = {
-    "transformer": {
-        **DECODER["transformer"],
-        "tied": True,
-        "alibi": {},
-        "layerScale": {},
-        "dropout": {"rate": 0.1},
-        "temporalDropout": {"rate": 0.1},
-        "stochasticDepth": {"rate": 0.2},
-        "adaptiveDropout": {},
-    }
-}
+RANDOM: Document = {"transformer": DECODER["transformer"] | LEFT_TO_CHANCE}
 PLAIN: Document = {"virtual_ranks": 4, "batch": 16}
 MIDDLE, STEPS = 3, 6
 
@@ -72,7 +62,7 @@ def is_the_same(found: Any, exact: Any, tolerance: float = 1e-5) -> None:
 
 
 def test_stages_that_share_experts_learn_as_one_device_does_which_resumes_them_and_is_resumed() -> None:
-    layout = spread(PLAIN, {"pipeline": 2, "expert": 2}, 1, 4)
+    layout = PLAIN | spread({"pipeline": 2, "expert": 2}, 4)
     (found,), (exact,) = run_ranks(life, 1, 4, EXPERTS, layout), run_ranks(life, 1, 1, EXPERTS, PLAIN)
     is_the_same(found, exact)
     own, everything = found[-1]
@@ -104,7 +94,7 @@ LAYOUTS: dict[str, tuple[Document, Document, int, int]] = {
 @pytest.mark.full
 @pytest.mark.parametrize(("model", "parallelism", "world", "devices"), LAYOUTS.values(), ids=LAYOUTS)
 def test_any_layout_is_no_layout(model: Document, parallelism: Document, world: int, devices: int) -> None:
-    ranks = run_ranks(life, world, devices, model, spread(PLAIN, parallelism, world, devices))
+    ranks = run_ranks(life, world, devices, model, PLAIN | spread(parallelism, devices))
     (exact,) = run_ranks(life, 1, 1, model, PLAIN)
     for found in ranks:
         is_the_same(found, exact)
@@ -151,7 +141,7 @@ COMPANY: dict[str, tuple[Document, Document, Document]] = {
 @pytest.mark.parametrize(("model", "parallelism", "options"), COMPANY.values(), ids=COMPANY)
 def test_what_else_a_run_does_is_the_same(model: Document, parallelism: Document, options: Document) -> None:
     options, devices = {**PLAIN, **options}, int(np.prod(list(parallelism.values())))
-    (found,) = run_ranks(life, 1, devices, model, spread(options, parallelism, 1, devices))
+    (found,) = run_ranks(life, 1, devices, model, options | spread(parallelism, devices))
     (exact,) = run_ranks(life, 1, 1, model, options)
     is_the_same(found, exact, 1e-2 if "precision" in options else 1e-4)  # Sophia takes signs of what may be almost 0
     ((state, _),) = run_ranks(onwards, 1, 1, model, options, found[1])

@@ -6,15 +6,6 @@ _OF_DECODERS = (
     "parallelism: only layers of model.transformer can be spread over devices; remove it, or choose that model"
 )
 _OF_LENGTH = "parallelism: sequence does not divide sequenceLength; choose a divisor"
-_NOT_YET: dict[str, tuple[str, ...]] = {
-    "flax": (),
-    "deepspeed": (),
-}
-"""Axes that a trainer does not know."""
-
-
-def _unknown(framework: str, axis: str) -> str:
-    return f"parallelism: {axis} is not known to framework {framework}; set it to 1"
 
 
 def _cel_divides(axes: str, degree: str, field: str, count: str) -> tuple[str, str]:
@@ -43,14 +34,6 @@ PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
         )
         for data in ("text", "tokens")
     ),
-    *(
-        (
-            f"!has(self.parallelism) || !has(self.framework.{framework}) || self.parallelism.{axis} <= 1",
-            f"'{_unknown(framework, axis)}'",
-        )
-        for framework, axes in _NOT_YET.items()
-        for axis in axes
-    ),
 )
 """The twins of `require_parallelism_fits` in CEL."""
 
@@ -70,9 +53,6 @@ def require_parallelism_fits(spec: Any) -> None:
     data = spec.data.text or spec.data.tokens
     if data is not None and data.sequence_length % asked.sequence:
         raise ValueError(_OF_LENGTH)
-    for axis in _NOT_YET[spec.framework.kind]:
-        if getattr(asked, axis) > 1:
-            raise ValueError(_unknown(spec.framework.kind, axis))
 
 
 def _require_divisor(axes: str, degree: int, field: str, count: int) -> None:

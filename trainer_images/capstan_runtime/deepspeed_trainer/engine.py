@@ -4,10 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +16,6 @@ from torch import Tensor
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed
-from capstan_runtime.contract.models import Model
-from capstan_runtime.decoder_spec import figures
 from capstan_runtime.deepspeed_trainer.batches import micro_steps
 from capstan_runtime.deepspeed_trainer.custom import Constants, build_custom, model_call, require_same_weights, table_of
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
@@ -46,6 +43,7 @@ from capstan_runtime.deepspeed_trainer.parallel.saving import saved_by
 from capstan_runtime.deepspeed_trainer.parallel.shards import Shard, shards_of
 from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequences, spread
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
+from capstan_runtime.deepspeed_trainer.result import DeepSpeedStepResult
 from capstan_runtime.deepspeed_trainer.settings import settings_of
 from capstan_runtime.deepspeed_trainer.teacher import Teacher
 from capstan_runtime.deepspeed_trainer.tracing import begin_trace
@@ -64,25 +62,6 @@ from capstan_runtime.quantization import Weights, export_integers, is_quantized,
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _MORE_THAN_THERE_IS = 1 << 56
 """Bytes; beyond what any address space holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeepSpeedStepResult:
-    model: Model
-    said: Tensor
-    """Loss, and what the model measures, flattened, by name: sums over the ranks, once `reduced` is done."""
-    reduced: Any
-    gradient_norm: Tensor | float
-    world: int
-    scaling: Mapping[str, float]
-    """`loss_scale` and `skipped_steps` where the loss is scaled, or nothing."""
-
-    def fetch(self) -> Mapping[str, float]:
-        with translated_errors():
-            self.reduced.wait()
-            loss, *measured = (total / self.world for total in self.said.tolist())
-            norm = float(self.gradient_norm)
-        return {"loss": loss, "gradient_norm": norm, **self.scaling, **figures(self.model, np.asarray(measured))}
 
 
 class DeepSpeedEngine:

@@ -7,7 +7,6 @@ import functools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,8 +16,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from capstan_runtime.context import TrainContext
-from capstan_runtime.contract.models import Model
-from capstan_runtime.decoder_spec import as_served, figures
+from capstan_runtime.decoder_spec import as_served
 from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
 from capstan_runtime.errors import GpuOutOfMemory
 from capstan_runtime.flax_trainer.custom import CustomStructure
@@ -32,6 +30,7 @@ from capstan_runtime.flax_trainer.optimizers.update import UpdatePlan
 from capstan_runtime.flax_trainer.partition import Partition
 from capstan_runtime.flax_trainer.pipeline import stages_of
 from capstan_runtime.flax_trainer.recomputation import kept_activations
+from capstan_runtime.flax_trainer.result import FlaxStepResult
 from capstan_runtime.flax_trainer.sharding import FullSharding
 from capstan_runtime.flax_trainer.step import (
     Buffers,
@@ -52,25 +51,10 @@ from capstan_runtime.quantization import export_integers, sees_integers
 from capstan_runtime.updates import EMA, StateKind
 
 _DTYPES = {"fp32": jnp.dtype(jnp.float32), "bf16": jnp.dtype(jnp.bfloat16), "fp16": jnp.dtype(jnp.float16)}
-_RESULTS = ("loss", "gradient_norm", "loss_scale", "skipped_steps")
 _HOST_MEMORY = "pinned_host"
 """JAX's name for pages that a GPU reads by itself."""
 _MORE_THAN_THERE_IS = 1 << 56
 """Bytes; beyond what any address space holds."""
-
-
-@dataclass(frozen=True, slots=True)
-class FlaxStepResult:
-    model: Model
-    values: jax.Array
-    """The first two of `_RESULTS` or, where the loss is scaled, all, and then what the model measures; replicated."""
-    is_scaled: bool
-
-    def fetch(self) -> Mapping[str, float]:
-        names = _RESULTS if self.is_scaled else _RESULTS[:2]
-        with translated_errors():
-            values = np.asarray(self.values.addressable_data(0)).tolist()
-        return {**dict(zip(names, values, strict=False)), **figures(self.model, np.asarray(values[len(names) :]))}
 
 
 class FlaxEngine:

@@ -132,38 +132,6 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> jax.stages.Wrapped:
     replicas = math.prod(mesh.shape[axis] for axis in over_replicas(mesh))
     mean = functools.partial(_mean_over_replicas, plan, mesh)
 
-    def loss_of(
-        together: int,
-        parameters: Leaves,
-        buffers: Leaves,
-        taught_by: Leaves,
-        factor: jax.Array,
-        batch: Batch[jax.Array],
-    ) -> tuple[jax.Array, tuple[Said, Said]]:
-        gather_layer = plan.sharding.gather_layer if plan.sharding is not None else None
-        here = dataclasses.replace(plan.call(batch, together), gather_layer=gather_layer)
-        teacher = plan.teacher.assemble(taught_by) if plan.teacher is not None else None
-        loss = plan.objective(plan.assemble(parameters, buffers), batch, here, teacher)
-        return loss * factor, (here.proposals, here.measured)
-
-    def sampled_loss_of(together: int, parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
-        model = plan.structure.assemble([*parameters, *buffers])
-        return sampled_objective(model, batch, plan.call(batch, together))
-
-    def sampled_hessian(
-        together: int, parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array], numbers: jax.Array
-    ) -> Leaves:
-        """An estimate of its diagonal if one is due in this step, else zeros."""
-
-        def estimate() -> Leaves:
-            gradient = jax.grad(functools.partial(sampled_loss_of, together))
-            sums = _sum_over_micro_steps(functools.partial(gradient, parameters, buffers), batch)
-            _, means = mean((), sums, replicas * len(batch.inputs))
-            return plan.update.hessian(means, replicas * batch.targets.size)
-
-        is_due = plan.update.named(numbers)["hessian_rate"] > 0
-        return jax.lax.cond(is_due, estimate, lambda: [jnp.zeros_like(parameter) for parameter in parameters])
-
     def step(
         parameters: Leaves,
         state: list[Leaves],
@@ -177,7 +145,7 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> jax.stages.Wrapped:
         together, batch = len(batch.inputs), plan.micro_steps(batch)
         factor = numbers[-1] if scale is None else numbers[-1] * scale[0]
         used = plan.update.used(parameters, numbers)
-        gradient = jax.value_and_grad(functools.partial(loss_of, together), has_aux=True)
+        gradient = jax.value_and_grad(functools.partial(_loss, plan, together), has_aux=True)
         sums = _sum_over_micro_steps(functools.partial(gradient, used, buffers, taught_by, factor), batch)
         terms = replicas * len(batch.inputs)
         if plan.sharding is None:
@@ -187,7 +155,10 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> jax.stages.Wrapped:
             gradients = [total / terms for total in sums[1]]
         if scale is not None:
             loss, gradients = jax.tree.map(lambda scaled: scaled / scale[0], (loss, gradients))
-        hessian = sampled_hessian(together, used, buffers, batch, numbers) if plan.update.samples_hessian else None
+        hessian = None
+        if plan.update.samples_hessian:
+            sampled = functools.partial(_sampled_hessian, plan, mean, replicas, together)
+            hessian = sampled(used, buffers, batch, numbers)
         parameters, state, norm = plan.update.apply(parameters, state, gradients, numbers, hessian)
         named = zip(plan.structure.buffers, buffers, strict=True)
         moved = [proposals.get(leaf.name, buffer) for leaf, buffer in named]
@@ -213,6 +184,48 @@ def compile_train_step(plan: StepPlan, mesh: Mesh) -> jax.stages.Wrapped:
     put = put_out(mesh, (*plan.specs(), REPLICATED, REPLICATED, REPLICATED))
     whole = _with_state_in_host_memory(spread) if plan.is_offloaded else spread
     return jax.jit(whole, donate_argnums=(0, 1, 2, 3), **put)
+
+
+def _loss(
+    plan: StepPlan,
+    together: int,
+    parameters: Leaves,
+    buffers: Leaves,
+    taught_by: Leaves,
+    factor: jax.Array,
+    batch: Batch[jax.Array],
+) -> tuple[jax.Array, tuple[Said, Said]]:
+    """That of one call of the model, times `factor`; what the model proposes, and what it measures."""
+    gather_layer = plan.sharding.gather_layer if plan.sharding is not None else None
+    here = dataclasses.replace(plan.call(batch, together), gather_layer=gather_layer)
+    teacher = plan.teacher.assemble(taught_by) if plan.teacher is not None else None
+    loss = plan.objective(plan.assemble(parameters, buffers), batch, here, teacher)
+    return loss * factor, (here.proposals, here.measured)
+
+
+def _sampled_hessian(
+    plan: StepPlan,
+    mean: Callable[..., Any],
+    replicas: int,
+    together: int,
+    parameters: Leaves,
+    buffers: Leaves,
+    batch: Batch[jax.Array],
+    numbers: jax.Array,
+) -> Leaves:
+    """An estimate of its diagonal if one is due in this step, else zeros."""
+
+    def sampled_loss(parameters: Leaves, buffers: Leaves, batch: Batch[jax.Array]) -> jax.Array:
+        model = plan.structure.assemble([*parameters, *buffers])
+        return sampled_objective(model, batch, plan.call(batch, together))
+
+    def estimate() -> Leaves:
+        sums = _sum_over_micro_steps(functools.partial(jax.grad(sampled_loss), parameters, buffers), batch)
+        _, means = mean((), sums, replicas * len(batch.inputs))
+        return plan.update.hessian(means, replicas * batch.targets.size)
+
+    is_due = plan.update.named(numbers)["hessian_rate"] > 0
+    return jax.lax.cond(is_due, estimate, lambda: [jnp.zeros_like(parameter) for parameter in parameters])
 
 
 def _with_state_in_host_memory(step: TrainStep) -> TrainStep:
