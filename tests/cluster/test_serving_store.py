@@ -11,6 +11,7 @@ import pytest
 
 from capstan_operator.api.meta import LABEL_REVISION, LABEL_SERVICE
 from capstan_operator.cluster import serving_store
+from capstan_operator.cluster.gateway_routes import HttpRoute
 from capstan_operator.cluster.pods import OwnerReference, Pod, PodSpec
 from capstan_operator.cluster.replicas import Deployment, DeploymentStatus, Service
 from capstan_operator.cluster.scraper import Scraper, Target
@@ -90,6 +91,11 @@ def route(version: int, revision: str | None, name: str = "served", **owner: str
     return msgspec.convert({"metadata": owned(name, version, **owner), "spec": spec}, Service)
 
 
+def gateway_route(version: int) -> HttpRoute:
+    rules = [{"backendRefs": [{"name": "served", "weight": 1}]}]
+    return msgspec.convert({"metadata": owned("served", version), "spec": {"rules": rules}}, HttpRoute)
+
+
 def pod(name: str, version: int, *, is_ready: bool = False, created: str = T1, **status: Any) -> Pod:
     metadata = {
         "name": name,
@@ -154,6 +160,22 @@ def test_what_only_lost_its_label_is_known_again_when_it_is_seen_at_a_newer_vers
     known.wakes()
     known.store.deployments.put(deployment("served-1", 8, 2))
     assert (known.wakes(), [one.name for one in known.look().deployments]) == ([KEY], ["served-1"])
+
+
+def test_a_gateway_route_is_told_of_once_gateway_routes_are_known_to_be_served(known: Known) -> None:
+    """One that is seen sooner would look like one that nobody wants."""
+
+    def told() -> bool:
+        return known.look().gateway_route is not None
+
+    store = known.store
+    store.gateway_routes.replace([gateway_route(5)], "5")
+    assert not told()
+    store.set_gateway_api(is_served=True)
+    assert told()
+    store.set_gateway_api(is_served=False)
+    store.gateway_routes.put(gateway_route(6))  # the answer to a write that was on its way
+    assert not told()
 
 
 def test_a_copy_of_a_replica_that_no_deployment_made_is_none(known: Known) -> None:

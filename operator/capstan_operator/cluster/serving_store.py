@@ -139,7 +139,7 @@ class ServingStore:
             load=self._counts.load(service.uid),
             latencies=self._counts.latency(service.uid),
             proven=self._route(service, proven_name(key.name)),
-            gateway_route=next((one.seen for one in self.gateway_routes.of(key) if one.owner_uid == service.uid), None),
+            gateway_route=self._gateway_route(service),
             has_gateway_api=self._has_gateway_api,
             budget_api=self._budget_api,
             has_budget=any(one.owner_uid == service.uid for one in self.budgets.of(key)),
@@ -170,6 +170,13 @@ class ServingStore:
     def _route(self, service: ObjectRecord, name: str) -> ObservedRoute | None:
         found = (one.seen for one in self.routes.of(service.key) if (one.owner_uid, one.name) == (service.uid, name))
         return next(found, None)
+
+    def _gateway_route(self, service: ObjectRecord) -> ObservedGatewayRoute | None:
+        """None as well while HTTPRoutes are not known to be served: one that was just listed, or comes with the answer
+        to a write, would look as if nobody wanted it."""
+        if not self._has_gateway_api:
+            return None
+        return next((one.seen for one in self.gateway_routes.of(service.key) if one.owner_uid == service.uid), None)
 
     def pods_of(self, service: ObjectRecord) -> list[Child[ObservedReplica]]:
         """Its pods, sorted by name. Those that are older than it are left of another service of the same name."""

@@ -1,6 +1,7 @@
 """The HTTP server in the replica's process: on a thread and an event loop of its own, beside Ray's."""
 
 import asyncio
+import atexit
 import gc
 import math
 import os
@@ -25,6 +26,8 @@ from capstan_runtime.serving.exchange import Message, Receive, Scope, Send
 _KEEP_ALIVE_SECONDS = 120
 """An idle connection is kept longer than usual clients and balancers keep theirs (60-90 s): who closes first can never
 meet a request on its way."""
+_END_SECONDS = 5.0
+"""For what runs in the event loop to give way when the process ends."""
 
 
 class _Loop(uvloop.Loop):
@@ -64,6 +67,12 @@ class Server:
         )
         self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
+        # uvloop calls its timers from C: one that is due while the interpreter ends would crash the process.
+        atexit.register(self._end)
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(_END_SECONDS)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
