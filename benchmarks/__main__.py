@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, tuple[str, ...]] = {
     "rollouts": ("requests",),
     "loop_overhead": ("turns",),
     "convergence": ("decoder_steps",),
+    "flops": (),
     "machinery": (),
     "verdicts": ("rounds", "repetitions"),
 }

@@ -35,6 +35,8 @@ OF_TRAINING = {
     "step_seconds": "Seconds of a step, over those between the newest two lines of the log.",
     "samples_per_second": "Samples of all workers in a second, over the same steps as step_seconds.",
     "tokens_per_second": "Tokens of all workers in a second, likewise; of decoders only.",
+    "model_flops_per_second": "Floating-point operations that the model needs in a second, over all workers.",
+    "mfu": "Model FLOPs utilization: their share of what the GPUs could do, bf16 or fp16; of GPUs whose peak is known.",
     "busy_seconds": "Seconds of a step that this rank worked itself, without waiting for others.",
     "validation_loss": "Loss on the held-out samples.",
     "accuracy": "Share of the held-out samples, or tokens, that are predicted right.",

@@ -128,3 +128,14 @@ def test_a_claim_that_is_not_there_is_told_by_its_field() -> None:
         "Unschedulable",
         "spec.checkpoint.store.claim.name: checkpoints is no PersistentVolumeClaim of namespace default; create it",
     )
+
+
+def test_a_job_that_makes_no_steps_tells_no_speed() -> None:
+    life = Life()
+    speed = {"samples_per_second": 80.0, "tokens_per_second": 640.0, "model_flops_per_second": 1e15, "mfu": 0.5}
+    life.say(ZERO, step=60, metrics={"loss": 0.5, "step_seconds": 0.1, **speed})
+    life.decide(30.0)
+    assert life.status.metrics == {"loss": 0.5, "step_seconds": 0.1, **speed}
+    life.say(ONE, phase="Exited", exit=CRASH | {"step": 60})
+    life.decide(31.0)
+    assert life.status.metrics == {"loss": 0.5}

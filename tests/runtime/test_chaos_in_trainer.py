@@ -23,7 +23,7 @@ from capstan_runtime.checkpoint.reader import open_checkpoint
 from capstan_runtime.contract.chaos import Fault, Injected, Injection
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
 from capstan_runtime.contract.state import Section
-from capstan_runtime.engine import Batch
+from capstan_runtime.engine import Batch, Hardware
 from capstan_runtime.errors import CorruptCheckpoint, GpuOutOfMemory
 from capstan_runtime.hooks import Outcome, Step
 from tests.support.training_runs import Ended, Run, losses, run_trainers
@@ -150,7 +150,7 @@ class Clock:
 class CountingEngine:
     """Does nothing, for 0.1 s a step."""
 
-    rank, world, parameters, devices = 0, 1, 0, 1
+    rank, world, parameters, devices, hardware = 0, 1, 0, 1, Hardware(1)
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock

@@ -242,6 +242,7 @@ def test_a_progress_line_is_pleasant() -> None:
     metrics = {"loss": 0.18321, "accuracy": 0.9611, "samples_per_second": 3412.4, "learning_rate": 9.1e-4}
     assert progress_line(120, 560, metrics) == "step 120/560  loss 0.1832  accuracy 0.961  3,412 samples/s  lr 9.1e-04"
     assert progress_line(5, 560, {"loss": 2.0}) == "step   5/560  loss 2.0000"
+    assert progress_line(6, 560, {"loss": 2.0, "mfu": 0.4567}) == "step   6/560  loss 2.0000  MFU 45.7%"
     assert progress_line(560, 560, {"validation_loss": 0.1, "accuracy": 1.0}) == (
         "step 560/560  validation loss 0.1000  accuracy 1.000"
     )

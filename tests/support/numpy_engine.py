@@ -9,7 +9,7 @@ from typing import NoReturn
 import numpy as np
 
 from capstan_runtime.context import TrainContext
-from capstan_runtime.engine import Batch, EvaluationSums, LocalTensor, TensorSource, Trained
+from capstan_runtime.engine import Batch, EvaluationSums, Hardware, LocalTensor, TensorSource, Trained
 from capstan_runtime.errors import GpuOutOfMemory
 from capstan_runtime.parallel.tiling import tile_evenly
 from tests.support.socket_world import SocketWorld
@@ -41,6 +41,7 @@ class NumpyEngine:
         self.parameters = sum(each.size for name, each in self.state.items() if name.startswith("params/"))
         self._drops_non_finite = context.run.numerical.non_finite == "ignore"
         self.devices = 1
+        self.hardware = Hardware(member.world)
         self._memory = context.device_memory
         self._loss_factor = 1.0
         self._busy_seconds = 0.0

@@ -56,7 +56,7 @@ class ObservedEngine:
 
     def __init__(self, engine: Engine, activity: Activity) -> None:
         self.rank, self.world, self.parameters = engine.rank, engine.world, engine.parameters
-        self.devices = engine.devices
+        self.devices, self.hardware = engine.devices, engine.hardware
         self._engine = engine
         self._activity = activity
 

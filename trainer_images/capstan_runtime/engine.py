@@ -88,6 +88,15 @@ class Trained:
     """Bytes of its weights, as they are saved."""
 
 
+@dataclass(frozen=True, slots=True)
+class Hardware:
+    """What all ranks of a run compute with together."""
+
+    devices: int
+    name: str | None = None
+    """What their maker calls them. None: they are CPUs."""
+
+
 class StepResult(Protocol):
     """The outcome of a step that the device may still be working on."""
 
@@ -135,6 +144,7 @@ class Engine(Stateful, Protocol):
     """Weights of the model, all of them, however they are divided over the ranks."""
     devices: int
     """Of this rank; each micro-step's samples are divided evenly over them."""
+    hardware: Hardware
 
     def read_teacher(self) -> None:
         """Reads whom the model learns from, if its context names somebody: once, before the first step or evaluation.

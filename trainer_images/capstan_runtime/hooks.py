@@ -14,6 +14,7 @@ from capstan_runtime.data.batches import validation_batches
 from capstan_runtime.data.spec import Samples
 from capstan_runtime.engine import Batch, Engine, StepResult, Trained
 from capstan_runtime.evaluation import add_up
+from capstan_runtime.flops import Work
 from capstan_runtime.metrics.lines import progress_line
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.voice import Voice
@@ -69,11 +70,17 @@ class Log:
     """
 
     def __init__(
-        self, voice: Voice, meter: Meter, context: TrainContext, busy_seconds: Callable[[], float | None]
+        self,
+        voice: Voice,
+        meter: Meter,
+        context: TrainContext,
+        busy_seconds: Callable[[], float | None],
+        work: Work | None = None,
     ) -> None:
-        """`busy_seconds` is the engine's: in all so far, None if it cannot tell."""
+        """`busy_seconds` is the engine's: in all so far, None if it cannot tell. `work` None: not known either."""
         self._voice = voice
         self._meter = meter
+        self._work = work
         self._busy_seconds = busy_seconds
         self._busy_before = busy_seconds()
         self._logged = meter.step
@@ -101,6 +108,8 @@ class Log:
             metrics["samples_per_second"] = self._samples / step_seconds
             if self._tokens is not None:
                 metrics["tokens_per_second"] = self._tokens / step_seconds
+            if self._work is not None:
+                metrics |= self._work.rates(step_seconds)
         busy_seconds = self._busy_seconds_per_step(step.done)
         if busy_seconds is not None:
             metrics["busy_seconds"] = busy_seconds

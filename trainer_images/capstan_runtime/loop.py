@@ -40,6 +40,7 @@ from capstan_runtime.errors import (
 )
 from capstan_runtime.explain import explain, located
 from capstan_runtime.fitting import fitted
+from capstan_runtime.flops import work_of
 from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
 from capstan_runtime.losses import require_loss_fits
 from capstan_runtime.metrics.meter import Meter
@@ -268,7 +269,8 @@ class _Attempt:
 
     def _make_steps(self, hooks: list[Hook], save_state: SaveState, steps: Iterator[Step], guard: Guard) -> bool:
         """True when the last step is done and committed, False when stopped or left before it."""
-        log = Log(self.voice, self.meter, self.context, self.engine.busy_seconds)
+        work = work_of(self.context.run, self.context.data, self.engine.hardware)
+        log = Log(self.voice, self.meter, self.context, self.engine.busy_seconds, work)
         for step in steps:
             is_settled = any(hook.is_due(step) for hook in hooks)
             if is_settled:

@@ -142,7 +142,8 @@ class TrainingJobStatus(Record):
     metrics: Annotated[
         dict[str, float],
         Field(
-            description="Newest values: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds."
+            description="Newest values: loss, accuracy (validation), learning_rate, samples_per_second, step_seconds, "
+            "model_flops_per_second, mfu (of GPUs whose peak is known)."
         ),
     ] = {}
     workers: Annotated[WorkersStatus, Field(description="Pods of the job.")] = WorkersStatus()

@@ -19,7 +19,9 @@ from capstan_runtime.contract.state import Checkpoint, Phase, Source, State
 
 MAKES_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.SUCCEEDED})
 """Phases in which `step` is that of the present attempt. Before them it may still be the last attempt's."""
-RATES = frozenset({"samples_per_second", "step_seconds"})
+RATES = frozenset(
+    {"samples_per_second", "tokens_per_second", "step_seconds", "busy_seconds", "model_flops_per_second", "mfu"}
+)
 """Metrics that say nothing once the steps stop."""
 UNKNOWN_ROOT = "unknown"
 """What the trainer calls a checkpoint whose manifest it could not read."""

@@ -49,7 +49,7 @@ from capstan_runtime.deepspeed_trainer.teacher import Teacher
 from capstan_runtime.deepspeed_trainer.tracing import begin_trace
 from capstan_runtime.deepspeed_trainer.trial import memory_of_reduction, peak_of, stand_ins
 from capstan_runtime.deepspeed_trainer.world import World, choose_device, translated_errors
-from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
+from capstan_runtime.engine import Array, Batch, EvaluationSums, Hardware, LocalTensor, TensorSource, Trained
 from capstan_runtime.integers import holds_integers
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
@@ -104,6 +104,7 @@ class DeepSpeedEngine:
         model.to(self._device)
         self._world = World(membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
+        self.hardware = Hardware(self.world, None if self._device.type == "cpu" else torch.cuda.get_device_name())
         with translated_errors():
             self._groups = None if layout is None else Groups(layout, self.rank, self._world.patience)
         self._tokens = slice(None)

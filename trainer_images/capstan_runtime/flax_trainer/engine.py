@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.decoder_spec import as_served
-from capstan_runtime.engine import Array, Batch, EvaluationSums, LocalTensor, TensorSource, Trained
+from capstan_runtime.engine import Array, Batch, EvaluationSums, Hardware, LocalTensor, TensorSource, Trained
 from capstan_runtime.errors import GpuOutOfMemory
 from capstan_runtime.flax_trainer.custom import CustomStructure
 from capstan_runtime.flax_trainer.cuts import cuts_of
@@ -71,6 +71,9 @@ class FlaxEngine:
         self._structure = self._structure_of(context)
         meshes = Meshes.of(context)
         self.devices = meshes.local.shape[AXIS]
+        self.hardware = Hardware(
+            jax.device_count(), None if jax.default_backend() == "cpu" else jax.devices()[0].device_kind
+        )
         self._device_memory = context.device_memory
         self._finds_sums, self._data_world, self._own_shares = meshes.is_first, context.data_world, meshes.shares
         self._replicated, self._own_mesh = NamedSharding(meshes.everybody, REPLICATED), meshes.own

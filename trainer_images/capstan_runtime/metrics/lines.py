@@ -12,6 +12,8 @@ def progress_line(step: int, steps: int, metrics: Mapping[str, float]) -> str:
     for name, unit in (("samples_per_second", "samples/s"), ("tokens_per_second", "tokens/s")):
         if name in metrics:
             shown.append(f"{metrics[name]:,.0f} {unit}")
+    if "mfu" in metrics:
+        shown.append(f"MFU {metrics['mfu']:.1%}")
     if "learning_rate" in metrics:
         shown.append(f"lr {metrics['learning_rate']:.1e}")
     return "  ".join(shown).replace("validation_loss", "validation loss")
