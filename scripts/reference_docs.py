@@ -13,11 +13,10 @@ import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import yaml
 
-Schema = dict[str, Any]
+from capstan_operator.crd_size import Schema, bare
 
 CRDS = Path("crds")
 PAGES = Path("docs/reference")
@@ -38,6 +37,16 @@ class Places:
 
     known: dict[str, str] = field(default_factory=dict)
     """Content to `page#anchor path`."""
+    described: dict[str, str] = field(default_factory=dict)
+    """The same by what values it takes: for groups that a CRD describes elsewhere (`say_once`)."""
+
+    def note(self, node: Schema, place: str) -> None:
+        self.known[_content(node)] = place
+        self.described.setdefault(_values(node), place)
+
+    def find(self, node: Schema) -> str | None:
+        is_described = any("description" in child for child in _fields_of(node).values())
+        return self.known.get(_content(node)) or (None if is_described else self.described.get(_values(node)))
 
 
 def page(definition: Schema, places: Places) -> str:
@@ -81,8 +90,8 @@ def _part(name: str, node: Schema, page_name: str, places: Places) -> Iterator[s
     rows = []
     for child_name, child in node["properties"].items():
         path = f"{name}.{child_name}"
-        if _fields_of(child) and _content(child) not in places.known:
-            places.known[_content(child)] = f"{page_name}#{_anchor(path)} {path}"
+        if _fields_of(child) and places.find(child) is None:
+            places.note(child, f"{page_name}#{_anchor(path)} {path}")
             sections.append((path, child))
         rows.append(_row(child_name, child, node, _link(child, places)))
     yield from _table(rows)
@@ -100,7 +109,7 @@ def _rows(node: Schema, prefix: str, section: str, page_name: str, places: Place
         yield _row(f"{prefix}{name}", child, inner, link or _rules_in_row(child))
         if _fields_of(child) and not link:
             if _count(child) >= _SHARED_FROM:
-                places.known[_content(child)] = f"{page_name}#{_anchor(section)} {section}.{path}"
+                places.note(child, f"{page_name}#{_anchor(section)} {section}.{path}")
             yield from _rows(child, f"{path}.", section, page_name, places)
 
 
@@ -113,7 +122,7 @@ def _row(path: str, node: Schema, parent: Schema, more: str) -> str:
 
 def _link(node: Schema, places: Places) -> str:
     """To where the fields of `node` are written out; empty where they have not been yet, or there are none."""
-    target, _, path = places.known.get(_content(node), "").partition(" ") if _fields_of(node) else ("", "", "")
+    target, _, path = (places.find(node) or "").partition(" ") if _fields_of(node) else ("", "", "")
     return f"Fields: [{path}]({target})." if target else ""
 
 
@@ -265,6 +274,10 @@ def _content(node: Schema) -> str:
     """Equal for groups of equal fields and rules, whatever the field that holds them is called and does."""
     inner = {key: value for key, value in _inner(node).items() if key not in ("description", "default")}
     return json.dumps(inner, sort_keys=True)
+
+
+def _values(node: Schema) -> str:
+    return json.dumps(bare(_inner(node)), sort_keys=True)
 
 
 def _anchor(heading: str) -> str:

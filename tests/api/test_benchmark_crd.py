@@ -17,7 +17,8 @@ from capstan_operator.api.meta import API_VERSION
 from capstan_operator.cluster.errors import ApiError
 from capstan_operator.cluster.kinds import BENCHMARKS
 from capstan_operator.cluster.limiter import Lane
-from capstan_operator.crdgen import MAX_CRD_BYTES, applied_bytes, benchmark_crd
+from capstan_operator.crd_size import MAX_CRD_BYTES, applied_bytes
+from capstan_operator.crdgen import benchmark_crd
 from capstan_operator.decide.bench.blueprint import name_problem
 from capstan_runtime.contract import workloads
 from capstan_runtime.contract.base import OneOf

@@ -15,14 +15,8 @@ from capstan_local.schema.structural import check_structural, compile_schema
 from capstan_operator.api.program_rules import NOT_FOR_PROGRAMS, parts_of_trainers
 from capstan_operator.api.training_job import Run, TrainingJobSpec
 from capstan_operator.build.children import longest_job_name
-from capstan_operator.crdgen import (
-    MAX_CRD_BYTES,
-    UntranslatableSchema,
-    applied_bytes,
-    render,
-    structural,
-    training_job_crd,
-)
+from capstan_operator.crd_size import MAX_CRD_BYTES, applied_bytes, say_once
+from capstan_operator.crdgen import UntranslatableSchema, render, structural, training_job_crd
 from capstan_operator.decide.validation import spec_problems
 
 CRD = training_job_crd()
@@ -109,6 +103,20 @@ def test_every_field_is_described() -> None:
 
 def test_the_crd_is_small_enough_for_a_client_side_apply() -> None:
     assert applied_bytes(CRD) < MAX_CRD_BYTES
+
+
+def test_a_large_group_of_fields_is_described_where_it_stands_nearest_to_the_root() -> None:
+    def group(said: str) -> dict[str, Any]:
+        fields = {f"f{number}": {"type": "string", "description": f"{said} {number}"} for number in range(200)}
+        return {"type": "object", "description": said, "properties": fields}
+
+    deep = {"type": "object", "description": "Deep.", "properties": {"inner": group("Inner.")}}
+    schema = {"type": "object", "properties": {"deep": deep, "near": group("Near.")}}
+    say_once(schema)
+    assert schema["properties"]["near"] == group("Near.")
+    fields = {f"f{number}": {"type": "string"} for number in range(200)}
+    described = {"type": "object", "description": "Inner. Fields as in spec.near.", "properties": fields}
+    assert deep["properties"] == {"inner": described}
 
 
 def test_one_letter_words_survive_yaml_1_1() -> None:

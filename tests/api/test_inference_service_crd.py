@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from capstan_local.schema.structural import check_structural, compile_schema
 from capstan_operator.api.inference_service import InferenceServiceSpec
-from capstan_operator.crdgen import MAX_CRD_BYTES, applied_bytes, inference_service_crd
+from capstan_operator.crd_size import MAX_CRD_BYTES, applied_bytes
+from capstan_operator.crdgen import inference_service_crd
 from capstan_operator.decide.serving.blueprint import name_problems
 
 CRD = inference_service_crd()

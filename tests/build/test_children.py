@@ -336,3 +336,19 @@ def test_what_nobody_has_set_is_no_part_of_the_runs_digest() -> None:
 )
 def test_cores_are_counted_in_whole_ones(quantity: str, cores: int) -> None:
     assert whole_cores(quantity) == cores
+
+
+def test_what_is_offloaded_to_a_disk_has_a_volume_that_a_patch_may_replace() -> None:
+    offload = {"flax": None, "deepspeed": {"zeroStage": 1, "offload": {"optimizer": {"nvme": {}}}}}
+    (mount,) = _scratch(pod_of(framework=offload)["spec"]["containers"][0]["volumeMounts"])
+    assert mount == {"name": "scratch", "mountPath": "/var/cache/capstan/scratch"}
+    assert _scratch(pod_of(framework=offload)["spec"]["volumes"]) == [{"name": "scratch", "emptyDir": {}}]
+    assert _scratch(pod_of(framework={"flax": None, "deepspeed": {"zeroStage": 1}})["spec"]["volumes"]) == []
+    claim = {"volumeClaimTemplate": {"spec": {"storageClassName": "local-nvme"}}}
+    patch = {"spec": {"volumes": [{"name": "scratch", "ephemeral": claim}]}}
+    patched = pod_of(framework=offload, workers={"max": 1, "podPatch": patch})
+    assert _scratch(patched["spec"]["volumes"]) == [{"name": "scratch", "ephemeral": claim}]
+
+
+def _scratch(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [entry for entry in entries if entry["name"] == "scratch"]

@@ -1,11 +1,21 @@
-"""What is kept in the host's memory makes the same losses, weights and checkpoints to the last bit."""
+"""What is kept in the host's memory, or on its disk, makes the same losses, weights and checkpoints to the last bit."""
 
+import errno
 import importlib
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from capstan_runtime.contract import env
+from capstan_runtime.contract.framework import DeepSpeedOffload
+from capstan_runtime.deepspeed_trainer import disk
 from tests.numerics.test_state import bits, gather
 from tests.support.engines import (
     ADAMW,
@@ -25,10 +35,11 @@ from tests.support.ranks import run_ranks
 
 Document = dict[str, Any]
 CPU: Document = {"cpu": {}}
+NVME: Document = {"nvme": {}}
 
 
-def offloaded(stage: int, *parts: str) -> Document:
-    return {"deepspeed": {"zeroStage": stage, "offload": dict.fromkeys(parts, CPU)}}
+def offloaded(stage: int, *parts: str, to: Document = CPU) -> Document:
+    return {"deepspeed": {"zeroStage": stage, "offload": dict.fromkeys(parts, to)}}
 
 
 def lives(
@@ -42,6 +53,7 @@ def lives(
     """For each framework: a curve, all state after it and an evaluation, then the same again from the state in its
     middle."""
     answers = []
+    disk.SMALLEST_BYTES = 1
     for framework in frameworks:
         context = context_of(framework, model, rank, world, coordinator, **options)
         engine: Any = make_engine(context)
@@ -61,12 +73,16 @@ def lives(
 
 
 CASES: dict[str, tuple[list[Document], Document]] = {
-    "zero1": ([deepspeed(1), offloaded(1, "optimizer")], {"optimizer": ADAMW}),
+    "zero1": (
+        [deepspeed(1), offloaded(1, "optimizer"), offloaded(1, "optimizer", to=NVME)],
+        {"optimizer": ADAMW, "training": {"ema": {"decay": 0.9}}},
+    ),
     "zero2": ([deepspeed(2), offloaded(2, "optimizer")], {"optimizer": SGD, "gradient_clip": None}),
     "zero3": (
         [
             deepspeed(3),
             *(offloaded(3, *parts) for parts in (["optimizer"], ["parameters"], ["optimizer", "parameters"])),
+            *(offloaded(3, *parts, to=NVME) for parts in (["optimizer"], ["optimizer", "parameters"])),
         ],
         {"optimizer": ADAMW},
     ),
@@ -85,6 +101,51 @@ def test_an_offloaded_run_is_the_same_to_the_last_bit_and_resumes_as_itself(
             assert [loss for loss, _ in found_curve] == [loss for loss, _ in curve]
             # Their squares are summed in another order.
             np.testing.assert_allclose(found_curve, curve, rtol=1e-6)
+
+
+WIDE: Document = {"mlp": {"hidden": [1024, 1024]}}
+
+
+def bytes_in_files(rank: int, world: int, coordinator: str, framework: Document, folder: str) -> tuple[int, int, Any]:
+    """Bytes of the weights that this rank keeps, of the files in `folder` that are its memory, and what lies there."""
+    context = context_of(framework, WIDE, rank, world, coordinator)
+    engine: Any = make_engine(replace(context, environ={env.SCRATCH: folder}))
+    train(engine, context, 0, 1)
+    weights = sum(4 * fragment.size for fragment in engine._fragments)
+    maps = re.findall(rf"^(\w+)-(\w+) rw-s .* {folder}/", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    engine.close()
+    return weights, sum(int(end, 16) - int(start, 16) for start, end in maps), list(Path(folder).iterdir())
+
+
+@pytest.mark.parametrize(
+    ("framework", "times"),
+    [
+        (offloaded(1, "optimizer", to=NVME), 3),
+        (offloaded(3, "optimizer", to=NVME), 3),
+        (offloaded(3, "optimizer", "parameters", to=NVME), 4),
+        (offloaded(1, "optimizer"), 0),
+    ],
+)
+def test_masters_and_both_moments_and_parameters_are_files_that_nobody_has_to_remove(
+    framework: Document, times: int, tmp_path: Path
+) -> None:
+    for weights, in_files, left in run_ranks(bytes_in_files, 2, framework, str(tmp_path)):
+        assert left == []
+        # What is small stays in memory; pages and the parts of a parameter group are rounded up.
+        assert in_files == pytest.approx(times * weights, rel=0.05)
+
+
+def test_a_disk_without_room_says_so_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    offload = DeepSpeedOffload.parse({"optimizer": NVME})
+    engine = SimpleNamespace(module=torch.nn.Linear(1, 1))
+    keep = disk.move_to_disk(engine, offload, {env.SCRATCH: str(tmp_path)})
+    with pytest.raises(OSError, match=r"^framework.deepspeed.offload: 4,000,000 bytes of state do not fit on the disk"):
+        keep(torch.zeros(1_000_000))
+    assert list(tmp_path.iterdir()) == []
 
 
 def in_host_memory(**more: Document) -> Document:

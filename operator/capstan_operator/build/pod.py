@@ -36,6 +36,9 @@ from capstan_operator.observe import OperatorSettings
 from capstan_runtime.contract import env
 from capstan_runtime.contract.registry import REGISTRY
 
+SCRATCH_VOLUME = "scratch"
+"""For what is offloaded to a disk of the node."""
+SCRATCH_FOLDER = "/var/cache/capstan/scratch"
 MEMORY_VOLUME = "memory"
 MEMORY_FOLDER = "/capstan/memory"
 SIGNING_VOLUME = "signing"
@@ -126,6 +129,8 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         mounts.append({"name": STORE_VOLUME, "mountPath": STORE_FOLDER})
     if is_fetched(spec):
         mounts.append({"name": DATA_VOLUME, "mountPath": DATA_CACHE})
+    if _needs_disk(spec):
+        mounts.append({"name": SCRATCH_VOLUME, "mountPath": SCRATCH_FOLDER})
     if spec.recovery.memory_tier:
         mounts.append({"name": MEMORY_VOLUME, "mountPath": MEMORY_FOLDER})
     if spec.checkpoint.sign:
@@ -164,6 +169,8 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
         plain[REGISTRY] = store_place(spec.checkpoint.store)
     if is_fetched(spec):
         plain[env.DATA_CACHE] = DATA_CACHE
+    if _needs_disk(spec):
+        plain[env.SCRATCH] = SCRATCH_FOLDER
     if spec.recovery.memory_tier:
         plain[env.MEMORY] = MEMORY_FOLDER
     if spec.checkpoint.sign:
@@ -197,6 +204,11 @@ def _framework(spec: TrainingJobSpec) -> str | None:
     return _FRAMEWORK_OF_PROGRAM[spec.program.framework] if spec.program.framework is not None else None
 
 
+def _needs_disk(spec: TrainingJobSpec) -> bool:
+    framework = spec.framework.deepspeed if spec.framework is not None else None
+    return framework is not None and framework.offload is not None and framework.offload.needs_disk
+
+
 def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         # 0440: readable through FS_GROUP, by nobody else.
@@ -206,6 +218,8 @@ def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:
         volumes.append(store_volume(spec.checkpoint.store))
     if is_fetched(spec):
         volumes.append(data_volume(spec))
+    if _needs_disk(spec):
+        volumes.append({"name": SCRATCH_VOLUME, "emptyDir": {}})
     if spec.recovery.memory_tier:
         # No sizeLimit: what a save takes is known to nobody but the job, and the pod's memory limit counts it anyway.
         volumes.append({"name": MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})

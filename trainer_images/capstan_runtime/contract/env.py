@@ -18,6 +18,8 @@ DATA_CACHE = "CAPSTAN_DATA_CACHE"
 DATA_ACCOUNT = "CAPSTAN_DATA_ACCOUNT_"
 """Before the names of the provider's variables that hold for the bucket of the data alone, such as
 CAPSTAN_DATA_ACCOUNT_AWS_ACCESS_KEY_ID."""
+SCRATCH = "CAPSTAN_SCRATCH"
+"""Folder on this pod's disk for what a run offloads there. Unset: the system's own for such files."""
 MEMORY = "CAPSTAN_MEMORY"
 """Folder in this pod's memory (tmpfs) that outlives its trainers: the memory tier. Unset: there is none."""
 SIGNING_KEY = "CAPSTAN_SIGNING_KEY"

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import Field, model_validator
 
 from capstan_runtime.contract.base import OneOf, Record, cel
-from capstan_runtime.contract.memory import OffloadTarget
+from capstan_runtime.contract.memory import HostTarget, OffloadTarget
 
 _NOTHING_OFFLOADED = "offload names nothing; set optimizer, parameters or both, or remove it"
 _NOT_CUT_UP = "zeroStage 0 cannot offload: DeepSpeed does from stage 1 on; choose zeroStage 1, 2 or 3"
@@ -27,7 +27,7 @@ class FullySharded(Record):
 class FlaxOffload(Record):
     """What Flax keeps outside of the GPU's memory. It is brought there for the update alone, and computed as ever."""
 
-    optimizer: Annotated[OffloadTarget, Field(description="Optimizer state, averages of the weights included.")]
+    optimizer: Annotated[HostTarget, Field(description="Optimizer state, averages of the weights included.")]
 
 
 class Flax(Record):
@@ -46,7 +46,7 @@ class Flax(Record):
 
 
 class DeepSpeedOffload(Record):
-    """What DeepSpeed keeps outside of the GPU's memory (ZeRO-Offload, 2101.06840)."""
+    """What DeepSpeed keeps outside of the GPU's memory (ZeRO-Offload, 2101.06840; ZeRO-Infinity, 2104.07857)."""
 
     model_config = cel(("has(self.optimizer) || has(self.parameters)", f"'{_NOTHING_OFFLOADED}'"))
 
@@ -59,8 +59,12 @@ class DeepSpeedOffload(Record):
     ] = None
     parameters: Annotated[
         OffloadTarget | None,
-        Field(description="Parameters between their uses (ZeRO-Infinity, 2104.07857). Needs zeroStage 3."),
+        Field(description="Parameters between their uses. Needs zeroStage 3."),
     ] = None
+
+    @property
+    def needs_disk(self) -> bool:
+        return any(target is not None and target.nvme is not None for target in (self.optimizer, self.parameters))
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -87,7 +91,8 @@ class DeepSpeed(Record):
         ),
     ] = 1
     offload: Annotated[
-        DeepSpeedOffload | None, Field(description="What is kept in the host's memory. Left out: nothing is.")
+        DeepSpeedOffload | None,
+        Field(description="What is kept in the host's memory, or on its disk. Left out: nothing is."),
     ] = None
 
     @model_validator(mode="after")

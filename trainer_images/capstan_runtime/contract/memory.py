@@ -29,7 +29,20 @@ class HostMemory(Record):
     """The memory of the worker's host, which its GPU reaches over the bus."""
 
 
+class NodeDisk(Record):
+    """Files in the pod's volume `scratch`, an emptyDir unless workers.podPatch has another of that name."""
+
+
+class HostTarget(OneOf):
+    """Where something is kept while it is not used. Set exactly one key."""
+
+    cpu: Annotated[HostMemory | None, Field(description="In the host's memory.")] = None
+
+
 class OffloadTarget(OneOf):
     """Where something is kept while it is not used. Set exactly one key."""
 
     cpu: Annotated[HostMemory | None, Field(description="In the host's memory.")] = None
+    nvme: Annotated[
+        NodeDisk | None, Field(description="On a disk of the node: more than fits into the host's memory.")
+    ] = None

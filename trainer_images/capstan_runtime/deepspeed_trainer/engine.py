@@ -19,6 +19,7 @@ from capstan_runtime.contract.framework import DeepSpeed
 from capstan_runtime.deepspeed_trainer.batches import micro_steps
 from capstan_runtime.deepspeed_trainer.custom import Constants, build_custom, model_call, require_same_weights, table_of
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
+from capstan_runtime.deepspeed_trainer.disk import move_to_disk
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
 from capstan_runtime.deepspeed_trainer.fragments import (
     Fragment,
@@ -145,8 +146,9 @@ class DeepSpeedEngine:
         self._scale = None if self._scaling is None else ScaleState(self._scaling.initial)
         self._seconds_in_steps = 0.0
         self._loss_factor = 1.0
+        keep = move_to_disk(self._engine, offload, context.environ)
         # Found once: DeepSpeed never moves them.
-        self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step)
+        self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step, keep)
         self._buffers = buffers_of(self._engine, table, self._updates.kinds)
         self._constants = Constants(model) if custom is not None else None
         self._quantize = run.compression.quantize if run.compression is not None else None

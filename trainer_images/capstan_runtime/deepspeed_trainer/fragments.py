@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from capstan_runtime.deepspeed_trainer.disk import Keep, as_it_is
 from capstan_runtime.deepspeed_trainer.optimizers.state import make_state
 from capstan_runtime.deepspeed_trainer.parallel.shards import Shard
 from capstan_runtime.engine import Array, LocalTensor, TensorSource
@@ -67,10 +68,10 @@ def buffers_of(engine: Any, table: Sequence[ParameterSpec], kinds: tuple[StateKi
 
 
 def fragments_of(
-    engine: Any, table: Sequence[ParameterSpec], kinds: tuple[StateKind, ...], step: int
+    engine: Any, table: Sequence[ParameterSpec], kinds: tuple[StateKind, ...], step: int, keep: Keep = as_it_is
 ) -> list[Fragment]:
     """All that this rank keeps of the parameters in `table`, in its order; the optimizer's state is made where there is
-    none yet.
+    none yet. Master weights and state become what `keep` makes of them.
 
     `engine` is a DeepSpeedEngine; `step` the number of optimizer steps done.
     """
@@ -85,7 +86,8 @@ def fragments_of(
             continue
         flat_parameter, offset, start, size = address
         if id(flat_parameter) not in state_of:
-            state_of[id(flat_parameter)] = make_state(torch_optimizer, flat_parameter, kinds, step)
+            flat_parameter.data = keep(flat_parameter.data)
+            state_of[id(flat_parameter)] = make_state(torch_optimizer, flat_parameter, kinds, step, keep)
         views: dict[StateKind | None, Tensor] = {None: flat_parameter.detach().view(-1)[offset : offset + size]}
         for kind, tensor in state_of[id(flat_parameter)].items():
             views[kind] = tensor.view(1) if kind.per_parameter else tensor.view(-1)[offset : offset + size]

@@ -27,8 +27,11 @@ def settings_of(context: TrainContext, device: torch.device) -> dict[str, Any]:
 
 
 def _offloads(settings: DeepSpeed, device: torch.device) -> dict[str, Any]:
-    """The host's memory is page-locked, where that makes a difference."""
-    host = {"device": "cpu", "pin_memory": device.type == "cuda"}
+    """The host's memory is page-locked, where that makes a difference. What goes to a disk is there at first, too."""
     wanted = settings.offload or DeepSpeedOffload.model_construct()
     given = {"offload_optimizer": wanted.optimizer, "offload_param": wanted.parameters}
-    return {name: host for name, target in given.items() if target is not None}
+    return {
+        name: {"device": "cpu", "pin_memory": target.cpu is not None and device.type == "cuda"}
+        for name, target in given.items()
+        if target is not None
+    }
