@@ -52,7 +52,7 @@ def measure(turns: int) -> list[Figure]:
     figures = []
     command = "python -m benchmarks loop_overhead"
     for framework in FRAMEWORKS:
-        wall, cpu = _in_process_of_its_own(framework, "real", turns)
+        wall, cpu = seconds_of(framework, "real", turns)
         added, low, high = _middle(100 * (wall[:, 0] / wall[:, 1] - 1))
         worked, low_cpu, high_cpu = _middle(100 * (cpu[:, 0] / cpu[:, 1] - 1))
         figures += [
@@ -65,7 +65,7 @@ def measure(turns: int) -> list[Figure]:
                 command,
             ),
         ]
-        wall, cpu = _in_process_of_its_own(framework, "toy", TOY_FACTOR * turns)
+        wall, cpu = seconds_of(framework, "toy", TOY_FACTOR * turns)
         added, low, high = _middle(1e6 * (wall[:, 0] - wall[:, 1]) / STEPS)
         figures += [
             Figure(f"{framework}: a bare step of a toy", 1e6 * float(np.median(wall[:, 1])) / STEPS, "us", command),
@@ -82,7 +82,7 @@ def _middle(values: np.ndarray, resamples: int = 10_000) -> tuple[float, float, 
     return float(np.median(values)), float(low), float(high)
 
 
-def _in_process_of_its_own(framework: str, size: str, turns: int) -> tuple[np.ndarray, np.ndarray]:
+def seconds_of(framework: str, size: str, turns: int) -> tuple[np.ndarray, np.ndarray]:
     """Wall and processor seconds, [turns, 2] each: of a block of the loop and of a bare one, means of the two in each
     turn."""
     command = [sys.executable, "-m", "benchmarks.loop_overhead", framework, size, str(turns)]
@@ -177,7 +177,8 @@ def bare_deepspeed(engine: Any, batch: Any) -> Run:
 
     from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 
-    (inputs,), (targets,) = engine._to_device(batch.inputs), engine._to_device(batch.targets).long()
+    (micro_batch,) = engine._micro_steps(batch._replace(weights=None))
+    inputs, targets = micro_batch.inputs, micro_batch.targets.long()
     deepspeed, here = engine._engine, Pass(torch.float32)
 
     def run(steps: int) -> None:

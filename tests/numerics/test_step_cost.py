@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks import loop_overhead
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass
 from capstan_runtime.flax_trainer.forward_pass import Pass as FlaxPass
 from capstan_runtime.flax_trainer.leaves import Structure
@@ -123,6 +124,14 @@ def test_a_deepspeed_step_adds_no_waits_of_its_own(stage: int) -> None:
     # On a GPU each would stop the host until the device has caught up.
     ((ours, theirs),) = run_ranks(torch_waits, 1, stage)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("framework", loop_overhead.FRAMEWORKS)
+def test_a_bare_step_is_there_to_hold_the_loops_against(framework: str) -> None:
+    """What `make bench` measures it with knows the engines from within."""
+    wall, cpu = loop_overhead.seconds_of(framework, "toy", 2)
+    assert wall.shape == cpu.shape == (2, 2)
+    assert (wall > 0).all()
 
 
 UNDER_ZERO = {

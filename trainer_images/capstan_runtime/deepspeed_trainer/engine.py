@@ -206,7 +206,7 @@ class DeepSpeedEngine:
                     self._estimate_hessian(micro_batches, batch.keys)
             computed = time.perf_counter() - (self._waited_seconds() - waited)
             self._engine.step()
-            reduced = dist.all_reduce(said, async_op=True)
+            reduced = dist.all_reduce(said, async_op=True) if self.world > 1 else None
             norm, was_dropped = self._updates.settle(self._engine)
             if not was_dropped:
                 proposals.settle(len(micro_batches) * self.world)

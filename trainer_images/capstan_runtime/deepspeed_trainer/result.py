@@ -17,7 +17,8 @@ class DeepSpeedStepResult:
     model: Model
     said: Tensor
     """Loss, and what the model measures, flattened, by name: sums over the ranks, once `reduced` is done."""
-    reduced: Any
+    reduced: Any | None
+    """None: there is one rank."""
     gradient_norm: Tensor | float
     world: int
     scaling: Mapping[str, float]
@@ -25,7 +26,8 @@ class DeepSpeedStepResult:
 
     def fetch(self) -> Mapping[str, float]:
         with translated_errors():
-            self.reduced.wait()
+            if self.reduced is not None:
+                self.reduced.wait()
             loss, *measured = (total / self.world for total in self.said.tolist())
             norm = float(self.gradient_norm)
         return {"loss": loss, "gradient_norm": norm, **self.scaling, **figures(self.model, np.asarray(measured))}
