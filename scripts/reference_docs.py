@@ -16,7 +16,7 @@ from pathlib import Path
 
 import yaml
 
-from capstan_operator.crd_size import Schema, bare
+from capstan_operator.crd_size import Schema, without_descriptions
 
 CRDS = Path("crds")
 PAGES = Path("docs/reference")
@@ -277,7 +277,8 @@ def _content(node: Schema) -> str:
 
 
 def _values(node: Schema) -> str:
-    return json.dumps(bare(_inner(node)), sort_keys=True)
+    inner = {key: value for key, value in _inner(node).items() if key != "default"}
+    return json.dumps(without_descriptions(inner), sort_keys=True)
 
 
 def _anchor(heading: str) -> str:

@@ -13,6 +13,7 @@ _ESCAPED = str.maketrans({letter: f"\\u{ord(letter):04x}" for letter in "<>&"})
 """As Go's encoder of JSON writes these letters."""
 _SAID_ONCE_BYTES = 4000
 """Of a group of fields that is described in one place only."""
+_ELEMENTS = ("items", "additionalProperties")
 
 
 def applied_bytes(crd: dict[str, Any]) -> int:
@@ -21,39 +22,25 @@ def applied_bytes(crd: dict[str, Any]) -> int:
 
 
 def say_once(spec: Schema) -> None:
-    """Large groups of fields that stand in several places of `spec` are described in the one nearest to its root; the
-    others name that. `kubectl explain` goes there, too."""
+    """Large groups of fields that stand in several places of `spec`, with equal words, are described in the one nearest
+    to its root; the others name that."""
     described: dict[str, str] = {}
     waiting = deque([("spec", spec)])
     while waiting:
         path, node = waiting.popleft()
-        content = json.dumps(bare(node), sort_keys=True)
+        content = json.dumps({key: node[key] for key in node if key not in ("description", "default")}, sort_keys=True)
         if len(content) >= _SAID_ONCE_BYTES and content in described:
             description = f"{node['description']} Fields as in {described[content]}."
             node |= without_descriptions(node) | {"description": description}
             continue
         described[content] = path
         waiting += [(f"{path}.{name}", child) for name, child in node.get("properties", {}).items()]
-        waiting += [
-            (f"{path}[]", node[key]) for key in ("items", "additionalProperties") if isinstance(node.get(key), dict)
-        ]
-
-
-def bare(schema: Schema) -> Schema:
-    """What values `schema` takes: without descriptions, and without defaults, which lists have in descriptions."""
-    return _without(schema, ("description", "default"))
+        waiting += [(f"{path}[]", node[key]) for key in _ELEMENTS if isinstance(node.get(key), dict)]
 
 
 def without_descriptions(schema: Schema) -> Schema:
-    return _without(schema, ("description",))
-
-
-def _without(schema: Schema, keys: tuple[str, ...]) -> Schema:
     """At any depth."""
-    kept = {key: value for key, value in schema.items() if key not in keys}
+    kept = {key: value for key, value in schema.items() if key != "description"}
     if "properties" in kept:
-        kept["properties"] = {name: _without(child, keys) for name, child in kept["properties"].items()}
-    for key in ("items", "additionalProperties"):
-        if isinstance(kept.get(key), dict):
-            kept[key] = _without(kept[key], keys)
-    return kept
+        kept["properties"] = {name: without_descriptions(child) for name, child in kept["properties"].items()}
+    return kept | {key: without_descriptions(kept[key]) for key in _ELEMENTS if isinstance(kept.get(key), dict)}

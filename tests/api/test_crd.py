@@ -106,14 +106,15 @@ def test_the_crd_is_small_enough_for_a_client_side_apply() -> None:
 
 
 def test_a_large_group_of_fields_is_described_where_it_stands_nearest_to_the_root() -> None:
-    def group(said: str) -> dict[str, Any]:
-        fields = {f"f{number}": {"type": "string", "description": f"{said} {number}"} for number in range(200)}
+    def group(said: str, about: str = "Field") -> dict[str, Any]:
+        fields = {f"f{number}": {"type": "string", "description": f"{about} {number}."} for number in range(200)}
         return {"type": "object", "description": said, "properties": fields}
 
     deep = {"type": "object", "description": "Deep.", "properties": {"inner": group("Inner.")}}
-    schema = {"type": "object", "properties": {"deep": deep, "near": group("Near.")}}
+    others = {"near": group("Near."), "another": group("Another.", about="Other field")}
+    schema = {"type": "object", "properties": {"deep": deep, **others}}
     say_once(schema)
-    assert schema["properties"]["near"] == group("Near.")
+    assert schema["properties"] == {"deep": deep, "near": group("Near."), "another": group("Another.", "Other field")}
     fields = {f"f{number}": {"type": "string"} for number in range(200)}
     described = {"type": "object", "description": "Inner. Fields as in spec.near.", "properties": fields}
     assert deep["properties"] == {"inner": described}
@@ -324,7 +325,7 @@ REFUSED = {
             ("norms of matrices", "tensor leaves each worker", {"parallelism": {"tensor": 2}, "optimizer": NOVOGRAD}),
             (
                 "an odd width",
-                "tensor does not divide the width",
+                "tensor 2 does not divide model.transformer.hiddenDim 3",
                 {"parallelism": {"tensor": 2}, **decoder(hiddenDim=3)},
             ),
             (

@@ -344,6 +344,9 @@ def test_what_is_offloaded_to_a_disk_has_a_volume_that_a_patch_may_replace() -> 
     assert mount == {"name": "scratch", "mountPath": "/var/cache/capstan/scratch"}
     assert _scratch(pod_of(framework=offload)["spec"]["volumes"]) == [{"name": "scratch", "emptyDir": {}}]
     assert _scratch(pod_of(framework={"flax": None, "deepspeed": {"zeroStage": 1}})["spec"]["volumes"]) == []
+    # Its tier for saves would take as much memory as is to be spared.
+    assert environment(pod_of(framework=offload))[env.MEMORY] == "/var/cache/capstan/scratch/saves"
+    assert [volume["name"] for volume in pod_of(framework=offload)["spec"]["volumes"]] == ["run", "store", "scratch"]
     claim = {"volumeClaimTemplate": {"spec": {"storageClassName": "local-nvme"}}}
     patch = {"spec": {"volumes": [{"name": "scratch", "ephemeral": claim}]}}
     patched = pod_of(framework=offload, workers={"max": 1, "podPatch": patch})

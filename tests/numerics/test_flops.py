@@ -40,6 +40,9 @@ def test_a_token_costs_what_the_experts_that_it_chooses_do() -> None:
     routers = 3 * 2 * 64 * 4 * (8 * 64)
     chosen = decoder_flops(experts={"count": 8, "topK": 2})
     assert chosen == decoder_flops(hiddenDim=2 * 128) + routers
+    # An expert with room for one of the two tokens that choose it on average.
+    full = decoder_flops(experts={"count": 64, "topK": 2, "capacityFactor": 0.5})
+    assert full == decoder_flops(hiddenDim=128) + 8 * routers
 
 
 def test_tokens_that_layers_leave_out_cost_nothing_there() -> None:
@@ -84,7 +87,9 @@ def test_utilisation_is_the_share_of_what_all_devices_together_could_do() -> Non
     [
         ("NVIDIA H200", 989.4),
         ("NVIDIA H100 80GB HBM3", 989.4),
+        ("NVIDIA H200 NVL", 835.5),
         ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA A100-SXM4-80GB", 312),
         ("NVIDIA L40S", 362),
         ("NVIDIA L4", 121),

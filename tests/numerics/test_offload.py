@@ -16,6 +16,7 @@ import torch
 from capstan_runtime.contract import env
 from capstan_runtime.contract.framework import DeepSpeedOffload
 from capstan_runtime.deepspeed_trainer import disk
+from capstan_runtime.errors import ConfigError
 from tests.numerics.test_state import bits, gather
 from tests.support.engines import (
     ADAMW,
@@ -103,47 +104,53 @@ def test_an_offloaded_run_is_the_same_to_the_last_bit_and_resumes_as_itself(
             np.testing.assert_allclose(found_curve, curve, rtol=1e-6)
 
 
-WIDE: Document = {"mlp": {"hidden": [1024, 1024]}}
+WIDE: Document = {"mlp": {"hidden": [4096, 4096]}}
 
 
-def bytes_in_files(rank: int, world: int, coordinator: str, framework: Document, folder: str) -> tuple[int, int, Any]:
-    """Bytes of the weights that this rank keeps, of the files in `folder` that are its memory, and what lies there."""
+def bytes_kept(rank: int, world: int, coordinator: str, framework: Document, folder: str) -> tuple[int, int, int, Any]:
+    """Bytes of the weights that this rank keeps, of the files in `folder` that are its memory, of its other memory, and
+    what lies there."""
     context = context_of(framework, WIDE, rank, world, coordinator)
     engine: Any = make_engine(replace(context, environ={env.SCRATCH: folder}))
     train(engine, context, 0, 1)
     weights = sum(4 * fragment.size for fragment in engine._fragments)
     maps = re.findall(rf"^(\w+)-(\w+) rw-s .* {folder}/", Path("/proc/self/maps").read_text(), re.MULTILINE)
+    anonymous = re.search(r"RssAnon:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert anonymous is not None
     engine.close()
-    return weights, sum(int(end, 16) - int(start, 16) for start, end in maps), list(Path(folder).iterdir())
+    in_files = sum(int(end, 16) - int(start, 16) for start, end in maps)
+    return weights, in_files, 1024 * int(anonymous[1]), list(Path(folder).iterdir())
 
 
 @pytest.mark.parametrize(
-    ("framework", "times"),
-    [
-        (offloaded(1, "optimizer", to=NVME), 3),
-        (offloaded(3, "optimizer", to=NVME), 3),
-        (offloaded(3, "optimizer", "parameters", to=NVME), 4),
-        (offloaded(1, "optimizer"), 0),
-    ],
+    ("stage", "parts", "times"), [(1, ["optimizer"], 3), (3, ["optimizer"], 3), (3, ["optimizer", "parameters"], 4)]
 )
 def test_masters_and_both_moments_and_parameters_are_files_that_nobody_has_to_remove(
-    framework: Document, times: int, tmp_path: Path
+    stage: int, parts: list[str], times: int, tmp_path: Path
 ) -> None:
-    for weights, in_files, left in run_ranks(bytes_in_files, 2, framework, str(tmp_path)):
-        assert left == []
-        # What is small stays in memory; pages and the parts of a parameter group are rounded up.
-        assert in_files == pytest.approx(times * weights, rel=0.05)
+    ((weights, none, in_memory, _),) = run_ranks(bytes_kept, 1, offloaded(stage, *parts), str(tmp_path))
+    ((_, in_files, beside, left),) = run_ranks(bytes_kept, 1, offloaded(stage, *parts, to=NVME), str(tmp_path))
+    assert (none, left) == (0, [])
+    # What is small stays in memory; pages and the parts of a parameter group are rounded up.
+    assert in_files == pytest.approx(times * weights, rel=0.05)
+    assert in_memory - beside == pytest.approx(in_files, rel=0.1), "nothing of it is in memory as well"
 
 
 def test_a_disk_without_room_says_so_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def full(file: int, *_: int) -> None:
+        os.ftruncate(file, 1 << 20)  # some file systems keep what there was
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     offload = DeepSpeedOffload.parse({"optimizer": NVME})
     engine = SimpleNamespace(module=torch.nn.Linear(1, 1))
     keep = disk.move_to_disk(engine, offload, {env.SCRATCH: str(tmp_path)})
-    with pytest.raises(OSError, match=r"^framework.deepspeed.offload: 4,000,000 bytes of state do not fit on the disk"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^spec.framework.deepspeed.offload: nvme has no room for state: No space left on device: 4,000,000 "
+        rf"bytes, and {tmp_path} has [\d,]+ left; give the pod's volume `scratch` more by workers.podPatch, or choose"
+        " cpu$",
+    ):
         keep(torch.zeros(1_000_000))
     assert list(tmp_path.iterdir()) == []
 

@@ -3,6 +3,7 @@
 import errno
 import mmap
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_staged_memory_is_what_any_safetensors_reader_reads() -> None:
     assert {name: (array.dtype, array.shape, array.tobytes()) for name, array in loaded.items()} == {
         name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays_of(3).items()
     }
+
+
+def test_what_no_memory_holds_is_staged_on_a_disk_and_leaves_nothing_there(tmp_path: Path) -> None:
+    def in_memory() -> int:
+        found = re.findall(r"Rss(?:Anon|Shmem):\s+(\d+) kB", Path("/proc/self/status").read_text())
+        return 1024 * sum(map(int, found))
+
+    size = 64 << 20
+    areas = [StagingArea(None, RUN, 0, pytest.fail, scratch) for scratch in (None, tmp_path)]
+    for area, taken in zip(areas, (size, 0), strict=True):
+        before = in_memory()
+        memory = area.allocate(0, size)
+        memory[:] = bytes(1) * size
+        assert in_memory() - before == pytest.approx(taken, abs=size / 8)
+        assert area.allocate(0, size).obj is memory.obj
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tensor_larger_than_a_file_is_cut_where_its_leaves_end() -> None:

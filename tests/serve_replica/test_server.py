@@ -3,6 +3,8 @@
 import http.client
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -100,3 +102,22 @@ def test_a_stream_that_is_not_finished_in_the_time_there_is_holds_up_no_drain() 
     word = line.hear(pod)
     assert word is not None
     assert word.kind is line.Kind.DRAINED
+
+
+ENDING = """
+import ctypes, sys
+from tests.serve_replica.servers import serve
+from tests.serving.models import NumpyClassifier
+
+libc = ctypes.CDLL(None)
+# Once Python is gone, libraries take as long as this to go: sleep(3), of which the argument is the exit status.
+libc.on_exit(ctypes.cast(libc.sleep, ctypes.c_void_p), None)
+serve(NumpyClassifier(), drain_seconds=0.0)
+sys.exit(2)
+"""
+
+
+def test_a_process_that_ends_while_a_server_has_timers_ends_as_it_says() -> None:
+    """uvloop calls them from C, into an interpreter that may be gone; uvicorn has one every 0.1 s."""
+    ended = subprocess.run([sys.executable, "-c", ENDING], capture_output=True, text=True, timeout=SECONDS)
+    assert ended.returncode == 2, ended.stderr

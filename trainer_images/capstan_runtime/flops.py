@@ -8,10 +8,11 @@ counts at all pairs of positions, those a causal mask hides included.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from capstan_runtime.contract.decoder_components import Experts
 from capstan_runtime.contract.models import Cnn, Model, Transformer
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.data.spec import DataSpec
-from capstan_runtime.decoder_spec import taken_tokens
+from capstan_runtime.decoder_spec import expert_capacity, taken_tokens
 from capstan_runtime.engine import Hardware
 from capstan_runtime.low_rank import model_table
 from capstan_runtime.model_signature import rank_of
@@ -22,9 +23,10 @@ _PASSES = 3
 
 _PEAKS: Mapping[str, float] = {
     "B200": 2250e12,
+    "H200 NVL": 835.5e12,
     "H200": 989.4e12,
     "H100 PCIe": 756e12,
-    "H100 NVL": 835e12,
+    "H100 NVL": 835.5e12,
     "H100": 989.4e12,
     "GH200": 989.4e12,
     "A100": 312e12,
@@ -61,11 +63,13 @@ def work_of(run: RunConfig, data: DataSpec, hardware: Hardware) -> Work | None:
 
 
 def peak_flops(device_name: str | None, precision: str) -> float | None:
-    """Operations a second in `precision` of one device, dense. None: not known, as of CPUs and of fp32, for which it
-    depends on what libraries make of it."""
+    """Operations a second in `precision` of one device, dense. None: not known, as of CPUs, of a part of a device, and
+    of fp32, for which it depends on what libraries make of it."""
     if device_name is None or precision not in _HALF:
         return None
     words = device_name.replace("-", " ").split()
+    if "MIG" in words:  # a part of the device that the name does not measure
+        return None
     return next((peak for name, peak in _PEAKS.items() if set(name.split()) <= set(words)), None)
 
 
@@ -114,9 +118,15 @@ def _uses(config: object, spec: ParameterSpec, data: DataSpec) -> float:
             if not spec.name.startswith("layers."):
                 return length
             tokens = _tokens(config, length)[int(spec.name.split(".")[1])]
-            chosen = config.experts.top_k / config.experts.count if config.experts and spec.unit_dims > 1 else 1
-            return tokens * chosen
+            return tokens if config.experts is None or spec.unit_dims == 1 else _taken(config.experts, tokens)
     return 1
+
+
+def _taken(experts: Experts, tokens: int) -> float:
+    """How many tokens an expert takes, on average: those that choose it and find room. Empty places are no work."""
+    chosen = tokens * experts.top_k / experts.count
+    capacity = expert_capacity(experts, tokens, is_training=True)
+    return chosen if capacity is None else min(chosen, capacity)
 
 
 def _positions(config: Cnn, name: str, data: DataSpec) -> int:

@@ -18,6 +18,7 @@ from capstan_runtime.errors import PeerLost
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.restore import Start
 from capstan_runtime.saving import SaveClock, SaveState
+from capstan_runtime.scratch import scratch_folder
 from capstan_runtime.trainer_state import Carried
 from capstan_runtime.voice import Voice
 
@@ -57,7 +58,9 @@ def make_save_state(
         parent=start.root,
         exchange=state.exchange,
         deadline_seconds=run.deadlines.save,
-        staging=StagingArea(memory, run.uid, membership.rank, lambda note: voice.report(note=note)),
+        staging=StagingArea(
+            memory, run.uid, membership.rank, lambda note: voice.report(note=note), scratch_folder(environ)
+        ),
         on_staged=lambda checkpoint: voice.report(staged=checkpoint),
         on_trouble=voice.warn,
     )

@@ -25,10 +25,8 @@ _WHOLE_MODELS = (
 _ONE_DEVICE = (
     "parallelism: DeepSpeed has one GPU in each worker; set workers.gpus to 1, and as many workers as there are GPUs"
 )
-_OF_WIDTH = "parallelism: tensor does not divide the width of the feed-forward layers; choose a divisor of hiddenDim"
 
 _DECODER, _TRAINING = "self.model.transformer", "self.training"
-_CEL_WIDTH = f"(has({_DECODER}.hiddenDim) ? {_DECODER}.hiddenDim : ({_DECODER}.dim + 11) / 12 * 32)"
 
 
 def _cel(axis: str, refused: str, text: str) -> tuple[str, str]:
@@ -56,7 +54,6 @@ DEEPSPEED_PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
         "has(self.optimizer.sophia) || has(self.regularization) && has(self.regularization.adversarial)",
         _WHOLE_MODELS,
     ),
-    _cel("tensor", f"{_CEL_WIDTH} % self.parallelism.tensor != 0", _OF_WIDTH),
     _cel(
         "sequence",
         f"has({_DECODER}.experts) || has({_DECODER}.tokenDropout)",
@@ -87,8 +84,6 @@ def require_exact_with_deepspeed(spec: Any) -> None:
     attacks = bool(spec.regularization and spec.regularization.adversarial)
     if asked.pipeline > 1 and (spec.optimizer.sophia or attacks):
         raise ValueError(_WHOLE_MODELS)
-    if (decoder.hidden_dim or -(-decoder.dim // 12) * 32) % asked.tensor:
-        raise ValueError(_OF_WIDTH)
     if asked.sequence > 1 and (decoder.experts or decoder.token_dropout):
         raise ValueError(_WHOLE_SEQUENCES)
     dropless = bool(decoder.experts and decoder.experts.dropless)

@@ -18,12 +18,17 @@ def _cel_divides(axes: str, degree: str, field: str, count: str) -> tuple[str, s
 
 _CEL_HEADS_DEGREE = "(self.parallelism.tensor * self.parallelism.sequence)"
 _CEL_KV_HEADS = "(has(self.model.transformer.kvHeads) ? self.model.transformer.kvHeads : self.model.transformer.heads)"
+_CEL_WIDTH = (
+    "(has(self.model.transformer.hiddenDim) ? self.model.transformer.hiddenDim"
+    " : (self.model.transformer.dim + 11) / 12 * 32)"
+)
 _CEL_EXPERTS = "(has(self.model.transformer.experts) ? self.model.transformer.experts.count : 1)"
 
 PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
     ("!has(self.parallelism) || has(self.model.transformer)", f"'{_OF_DECODERS}'"),
     _cel_divides("tensor x sequence", _CEL_HEADS_DEGREE, "heads", "self.model.transformer.heads"),
     _cel_divides("tensor x sequence", _CEL_HEADS_DEGREE, "kvHeads", _CEL_KV_HEADS),
+    _cel_divides("tensor", "self.parallelism.tensor", "hiddenDim", _CEL_WIDTH),
     _cel_divides("pipeline", "self.parallelism.pipeline", "layers", "self.model.transformer.layers"),
     _cel_divides("expert", "self.parallelism.expert", "experts.count", _CEL_EXPERTS),
     *(
@@ -48,6 +53,7 @@ def require_parallelism_fits(spec: Any) -> None:
     heads = asked.tensor * asked.sequence
     _require_divisor("tensor x sequence", heads, "heads", decoder.heads)
     _require_divisor("tensor x sequence", heads, "kvHeads", decoder.kv_heads or decoder.heads)
+    _require_divisor("tensor", asked.tensor, "hiddenDim", decoder.hidden_dim or -(-decoder.dim // 12) * 32)
     _require_divisor("pipeline", asked.pipeline, "layers", decoder.layers)
     _require_divisor("expert", asked.expert, "experts.count", decoder.experts.count if decoder.experts else 1)
     data = spec.data.text or spec.data.tokens

@@ -39,6 +39,8 @@ from capstan_runtime.contract.registry import REGISTRY
 SCRATCH_VOLUME = "scratch"
 """For what is offloaded to a disk of the node."""
 SCRATCH_FOLDER = "/var/cache/capstan/scratch"
+SAVES_FOLDER = "saves"
+"""In it, the memory tier of what no memory holds."""
 MEMORY_VOLUME = "memory"
 MEMORY_FOLDER = "/capstan/memory"
 SIGNING_VOLUME = "signing"
@@ -131,7 +133,7 @@ def _trainer(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> d
         mounts.append({"name": DATA_VOLUME, "mountPath": DATA_CACHE})
     if _needs_disk(spec):
         mounts.append({"name": SCRATCH_VOLUME, "mountPath": SCRATCH_FOLDER})
-    if spec.recovery.memory_tier:
+    if _has_memory_volume(spec):
         mounts.append({"name": MEMORY_VOLUME, "mountPath": MEMORY_FOLDER})
     if spec.checkpoint.sign:
         mounts.append({"name": SIGNING_VOLUME, "mountPath": SIGNING_FOLDER, "readOnly": True})
@@ -172,7 +174,7 @@ def _env(job: Owner, spec: TrainingJobSpec, settings: OperatorSettings) -> list[
     if _needs_disk(spec):
         plain[env.SCRATCH] = SCRATCH_FOLDER
     if spec.recovery.memory_tier:
-        plain[env.MEMORY] = MEMORY_FOLDER
+        plain[env.MEMORY] = MEMORY_FOLDER if _has_memory_volume(spec) else f"{SCRATCH_FOLDER}/{SAVES_FOLDER}"
     if spec.checkpoint.sign:
         plain[env.SIGNING_KEY] = f"{SIGNING_FOLDER}/{SIGNING_FILE}"
     if tracker_secrets(spec.tracking):
@@ -209,6 +211,10 @@ def _needs_disk(spec: TrainingJobSpec) -> bool:
     return framework is not None and framework.offload is not None and framework.offload.needs_disk
 
 
+def _has_memory_volume(spec: TrainingJobSpec) -> bool:
+    return spec.recovery.memory_tier and not _needs_disk(spec)
+
+
 def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:
     volumes: list[dict[str, Any]] = [
         # 0440: readable through FS_GROUP, by nobody else.
@@ -220,7 +226,7 @@ def _volumes(job: Owner, spec: TrainingJobSpec) -> list[dict[str, Any]]:
         volumes.append(data_volume(spec))
     if _needs_disk(spec):
         volumes.append({"name": SCRATCH_VOLUME, "emptyDir": {}})
-    if spec.recovery.memory_tier:
+    if _has_memory_volume(spec):
         # No sizeLimit: what a save takes is known to nobody but the job, and the pod's memory limit counts it anyway.
         volumes.append({"name": MEMORY_VOLUME, "emptyDir": {"medium": "Memory"}})
     if spec.checkpoint.sign:

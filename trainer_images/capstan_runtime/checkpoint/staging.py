@@ -17,6 +17,7 @@ from pathlib import Path
 from capstan_runtime.checkpoint.layout import SHARDS, SaveName, rank_manifest_name, shard_name
 from capstan_runtime.checkpoint.manifest import RankManifest, SaveFacts
 from capstan_runtime.checkpoint.memory import HELD, Held, held_saves, write_held
+from capstan_runtime.scratch import map_file
 
 _SPARE = "spare"
 """Folder of memory that is ready and holds nothing."""
@@ -25,8 +26,17 @@ _SPARE = "spare"
 class StagingArea:
     """One rank's memory for saves, one at a time."""
 
-    def __init__(self, folder: Path | None, run: str, rank: int, on_note: Callable[[str], None]) -> None:
-        """`folder` is the pod's memory tier; None: there is none. `on_note` hears when it cannot be used."""
+    def __init__(
+        self,
+        folder: Path | None,
+        run: str,
+        rank: int,
+        on_note: Callable[[str], None],
+        scratch: Path | None = None,
+    ) -> None:
+        """`folder` is the pod's memory tier; None: there is none. `on_note` hears when it cannot be used. `scratch` is
+        where memory is files instead, for a state that no memory holds twice; None: it is memory."""
+        self._scratch = scratch
         self._tier = _Tier(folder, run, rank) if folder is not None else None
         self._on_note = on_note
         self._anonymous: dict[int, mmap.mmap] = {}
@@ -56,7 +66,7 @@ class StagingArea:
                 self._give_up(error)
         if len(self._anonymous.get(index, b"")) != size:
             self._anonymous.pop(index, None)
-            self._anonymous[index] = mmap.mmap(-1, size)
+            self._anonymous[index] = mmap.mmap(-1, size) if self._scratch is None else map_file(self._scratch, size)
         return memoryview(self._anonymous[index])
 
     def seal(self, facts: SaveFacts, manifest: RankManifest) -> Held | None:

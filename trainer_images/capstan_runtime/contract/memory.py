@@ -30,7 +30,8 @@ class HostMemory(Record):
 
 
 class NodeDisk(Record):
-    """Files in the pod's volume `scratch`, an emptyDir unless workers.podPatch has another of that name."""
+    """Files in the pod's volume `scratch`, an emptyDir unless workers.podPatch has another of that name. Those of an
+    emptyDir count against no limit of the pod."""
 
 
 class HostTarget(OneOf):

@@ -6,9 +6,6 @@ which pages it, writes what the host has no room for to the disk and reads it ah
 tensors like any other.
 """
 
-import errno
-import mmap
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -18,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from capstan_runtime.contract import env
 from capstan_runtime.contract.framework import DeepSpeedOffload
+from capstan_runtime.errors import ConfigError
+from capstan_runtime.scratch import map_file, scratch_folder
 
 SMALLEST_BYTES = 64 * 1024
 """Of a tensor that is worth a file."""
@@ -34,8 +32,8 @@ def as_it_is(tensor: Tensor) -> Tensor:
 
 def move_to_disk(engine: Any, offload: DeepSpeedOffload | None, environ: Mapping[str, str]) -> Keep:
     """Of a DeepSpeedEngine that nothing has used yet, what `offload` says: parameters at once; what it returns does so
-    with a tensor of the optimizer's. Raises OSError when there is no room, now rather than at a step."""
-    to_file = partial(_in_a_file, Path(environ.get(env.SCRATCH) or tempfile.gettempdir()))
+    with a tensor of the optimizer's. Raises ConfigError when there is no room, now rather than at a step."""
+    to_file = partial(_in_a_file, scratch_folder(environ) or Path(tempfile.gettempdir()))
     if offload is not None and offload.parameters is not None and offload.parameters.nvme is not None:
         _move_parameters(engine, to_file)
     if offload is None or offload.optimizer is None or offload.optimizer.nvme is None:
@@ -67,22 +65,16 @@ def _keep_all(tensors: Iterable[Tensor], keep: Keep) -> None:
 
 
 def _in_a_file(folder: Path, tensor: Tensor) -> Tensor:
-    """A copy of `tensor` whose memory is a file without a name in `folder`: it goes with the process, however that
-    ends. Raises OSError."""
+    """A copy of `tensor` whose memory is a file in `folder`. Raises ConfigError."""
     size = tensor.numel() * tensor.element_size()
     if size < SMALLEST_BYTES or tensor.device.type != "cpu":
         return tensor
-    with tempfile.TemporaryFile(dir=folder) as file:
-        try:
-            os.posix_fallocate(file.fileno(), 0, size)
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
-            raise OSError(
-                f"framework.deepspeed.offload: {size:,} bytes of state do not fit on the disk of {folder}, which has "
-                f"{free:,} left; give the pod's volume `scratch` more room by workers.podPatch, or choose cpu"
-            ) from None
-        pages = mmap.mmap(file.fileno(), size)
+    try:
+        pages = map_file(folder, size)
+    except OSError as error:
+        raise ConfigError(
+            f"spec.framework.deepspeed.offload: nvme has no room for state: {error.strerror}; give the pod's volume "
+            "`scratch` more by workers.podPatch, or choose cpu"
+        ) from None
     copy = torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape)
     return copy.copy_(tensor)
