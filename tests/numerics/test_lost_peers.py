@@ -6,6 +6,7 @@ import signal
 import time
 from typing import Any
 
+import psutil
 import pytest
 
 from capstan_runtime.errors import PeerLost
@@ -77,6 +78,48 @@ def require_notice(framework: Document, victim: int, where: str, model: Document
         # JAX's client may abort first when it is the coordinator that went away: see flax_trainer/world.py.
         may_abort = framework is FLAX and victim == 0
         assert survivor.exitcode in ({PEER_LOST, -signal.SIGABRT} if may_abort else {PEER_LOST})
+    finally:
+        for process in ranks:
+            process.kill()
+            process.join()
+
+
+FROZEN_SECONDS = 25.0
+"""Longer than JAX's coordinator would wait by a short deadline of its own."""
+
+
+def freeze_or_wait(rank: int, coordinator: str, framework: Document) -> None:
+    engine = make_engine(context := context_of(framework, MLP, rank, 2, coordinator))
+    train(engine, context, 0, 3)
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    train(engine, context, 3, 10)
+    os._exit(0)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS.values(), ids=FRAMEWORKS)
+def test_who_waits_for_a_frozen_peer_is_not_the_one_that_ends(framework: Document) -> None:
+    """Who is to blame supervisors see: a trainer that ended first would be blamed itself."""
+    run_ranks(_nothing, 1)
+    context = multiprocessing.get_context("forkserver")
+    coordinator = free_coordinator()
+    ranks = [
+        context.Process(target=freeze_or_wait, args=(rank, coordinator, framework), daemon=True) for rank in (0, 1)
+    ]
+    try:
+        for process in ranks:
+            process.start()
+        frozen = psutil.Process(ranks[1].pid)
+        limit = time.monotonic() + 120
+        while frozen.status() != psutil.STATUS_STOPPED:
+            assert time.monotonic() < limit
+            time.sleep(0.1)
+        ranks[0].join(FROZEN_SECONDS)
+        assert ranks[0].exitcode is None
+        frozen.resume()
+        for process in ranks:
+            process.join(NOTICE_SECONDS)
+        assert [process.exitcode for process in ranks] == [0, 0]
     finally:
         for process in ranks:
             process.kill()

@@ -124,6 +124,28 @@ def is_saving(worker: Worker, situation: Situation) -> bool:
     return answer.phase is Phase.STOPPING or (pod.is_deleting and answer.phase in _HAS_STEPS)
 
 
+def still_saving(situation: Situation) -> str | None:
+    """Name of a pod that saves what the last attempt has done, because the job was suspended or its quota was taken
+    back, and both are over: an attempt that began before it is done would take the store from it. None: there is none.
+    As in `is_saving`, the grace of the pod bounds how long that takes."""
+    if situation.status.members is not None or situation.is_recovering:
+        return None
+    observed, phases = situation.observed, _HAS_STEPS | {Phase.STOPPING}
+    for pod in observed.pods:
+        answer = observed.supervisors.get(pod.uid)
+        if (
+            not pod.is_deleting
+            or pod.phase != "Running"
+            or pod.final
+            or answer is None
+            or pod.uid in observed.silent_since
+        ):
+            continue
+        if answer.state.fence == situation.status.fence and answer.state.exit is None and answer.state.phase in phases:
+            return pod.name
+    return None
+
+
 def is_cascade(exit_: Exit) -> bool:
     """It ended because a peer did."""
     return exit_.failure is FailureClass.RETRYABLE or exit_.signal == "SIGABRT"

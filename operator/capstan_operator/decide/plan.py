@@ -8,7 +8,7 @@ from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.build.secret import build_secret
 from capstan_operator.decide.actions import pause_seconds
 from capstan_operator.decide.conditions import is_true
-from capstan_operator.decide.evidence import is_saving, seconds_of_start, start_limit
+from capstan_operator.decide.evidence import is_saving, seconds_of_start, start_limit, still_saving
 from capstan_operator.decide.failure import find_culprit, restart_sentence
 from capstan_operator.decide.gang import gang_problem, is_without_pods, plan_gang, with_gang
 from capstan_operator.decide.lifecycle import deactivate, end_of
@@ -126,7 +126,7 @@ def _own_program(situation: Situation) -> Plan | None:
 def _forming(situation: Situation) -> Plan | None:
     """As many workers are ready as can go on: a new attempt begins. Pods for the others are created at the next look;
     nothing that an API server may refuse stands in the way of an attempt."""
-    if situation.status.members is not None:
+    if situation.status.members is not None or still_saving(situation) is not None:
         return None
     members, _ = choose_members(situation)
     if members is None:
@@ -150,6 +150,9 @@ def _placing(situation: Situation) -> Plan | None:
     is_queued = reason is Reason.WAITING_FOR_QUOTA
     if recovering and not is_wrong and not is_queued:
         reason, message = Reason.REPLACING_PODS, restart_sentence(situation)
+    saving = still_saving(situation)
+    if saving is not None and not is_wrong:
+        message = f"pod {saving} still saves what the last attempt has done; the next one begins after that"
     situation = situation.after(deactivate(situation) if is_queued else _activated(situation))
     return Plan(
         with_gang(situation),

@@ -1,9 +1,10 @@
 """Joining, talking across, and leaving the world of JAX processes; and what its failures mean.
 
-A dead peer is noticed within milliseconds where processes talk over TCP (CPU collectives, `exchange`), and after
-`HEARTBEAT_SECONDS` at the latest; nothing waits for ever. When it is rank 0 that died, JAX's own client may end this
-process with SIGABRT before the collective's error arrives: there is no way to ask it not to (its callback for that
-raises std::bad_cast in jaxlib 0.10), and either end is prompt.
+A dead peer is noticed within milliseconds where processes talk over TCP (CPU collectives, `exchange`). One that is
+frozen, or cut off, is the supervisors' to find: they know who waits for whom, where JAX's coordinator would end
+everybody, itself first. Its heartbeats come after their deadlines, so that nothing waits for ever. When it is rank 0
+that died, JAX's own client may end this process with SIGABRT before the collective's error arrives: there is no way to
+ask it not to (its callback for that raises std::bad_cast in jaxlib 0.10), and either end is prompt.
 """
 
 # JAX leaves these parts of its interface untyped.
@@ -25,8 +26,8 @@ from capstan_runtime.parallel.star import Star, form_star
 
 Result = TypeVar("Result")
 
-HEARTBEAT_SECONDS = 15
-"""JAX's default is 100. Heartbeats come from a native thread, so a busy interpreter does not miss them."""
+HEARTBEAT_MARGIN_SECONDS = 15
+"""After the supervisors' deadlines. Heartbeats come from a native thread: a busy interpreter does not miss them."""
 
 _STAR_KEY = "capstan/star"
 _OUT_OF_MEMORY = re.compile(r"RESOURCE_EXHAUSTED|ALLOC_FAILED|out of memory", re.I)
@@ -104,7 +105,7 @@ def _initialize(membership: Membership, deadlines: Deadlines) -> None:
             process_id=membership.rank,
             cluster_detection_method="deactivate",
             initialization_timeout=max(1, int(deadlines.form)),
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            heartbeat_timeout_seconds=int(max(deadlines.first_step, deadlines.hang)) + HEARTBEAT_MARGIN_SECONDS,
             shutdown_timeout_seconds=max(1, int(deadlines.save)),
         )
 
