@@ -8,7 +8,7 @@ from capstan_operator.decide.conditions import is_true
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS
 from capstan_operator.decide.placement import delete_pods, is_live
 from capstan_operator.decide.queueing import end_groups
-from capstan_operator.decide.situation import word_of
+from capstan_operator.decide.situation import ranks_of, word_of
 from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_operator.decide.types import Decision, MembershipPush
 from capstan_operator.observe import Observed, ObservedPod
@@ -22,7 +22,8 @@ LEAVE_SECONDS = 60.0
 def decide_after_end(observed: Observed, now: float) -> Decision:
     """Live pods go, all pods and the Secret after the TTL; the job stays as a tombstone.
 
-    After success the pods end by themselves. After a failure those whose trainer has ended are told to end, and stay
+    After success the pods that took part end by themselves; one that came too late has nobody to end it, and may keep
+    a GPU. After a failure those whose trainer has ended are told to end, and stay
     for their logs; those whose trainer still runs are deleted. What has not ended after a grace is deleted. Needs no
     valid spec: it may have been edited into anything since.
     """
@@ -41,7 +42,8 @@ def decide_after_end(observed: Observed, now: float) -> Decision:
         )
     live = [pod for pod in observed.pods if is_live(pod) and not pod.is_deleting]
     has_succeeded = is_true(status, TrainingJobCondition.SUCCEEDED)
-    ending = [pod for pod in live if has_succeeded or _has_ended_trainer(pod, observed)] if age < LEAVE_SECONDS else []
+    ends = _took_part if has_succeeded else _has_ended_trainer
+    ending = [pod for pod in live if ends(pod, observed)] if age < LEAVE_SECONDS else []
     waits = [] if ttl is None else [ttl - age]
     waits += [LEAVE_SECONDS - age] if ending else []
     pushes = () if has_succeeded else tuple(push for pod in ending for push in _that_it_is_over(pod, observed))
@@ -53,6 +55,14 @@ def decide_after_end(observed: Observed, now: float) -> Decision:
         pushes=pushes,
         requeue_after=min(waits, default=None),
     )
+
+
+def _took_part(pod: ObservedPod, observed: Observed) -> bool:
+    """In the attempt with which the job succeeded, as far as known; a program without a supervisor has no attempts."""
+    status, word = observed.job.status, word_of(pod, observed)
+    if status.fence == 0:
+        return True
+    return pod.worker in ranks_of(status) if word is None else word.fence == status.fence
 
 
 def _has_ended_trainer(pod: ObservedPod, observed: Observed) -> bool:
