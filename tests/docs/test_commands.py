@@ -25,6 +25,11 @@ def _shown(page: Path, program: str) -> list[list[str]]:
     return [words[1:] for words in commands(page) if words[0].rpartition("/")[2] == program]
 
 
+def _mentioned(page: Path) -> list[list[str]]:
+    """Words behind `capstan` in the page's sentences."""
+    return [text.split() for text in re.findall(r"`capstan ([^`]+)`", page.read_text())]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_make_is_asked_for_targets_that_it_has(page: Path) -> None:
     asked = {word for words in _shown(page, "make") for word in words if re.fullmatch(r"[a-z][a-z0-9-]*", word)}
@@ -35,6 +40,16 @@ def test_make_is_asked_for_targets_that_it_has(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_capstan_is_called_with_commands_and_options_that_it_has(page: Path) -> None:
     assert [problem for words in _shown(page, "capstan") for problem in _problems(words)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_sentences_name_commands_and_options_that_capstan_has(page: Path) -> None:
+    whole = [words for words in _mentioned(page) if "COMMAND" not in words and not _is_a_group(words)]
+    assert [problem for words in whole for problem in _problems(words)] == []
+
+
+def _is_a_group(words: list[str]) -> bool:
+    return any(name.startswith(f"{' '.join(['capstan', *words])} ") for name in CAPSTAN)
 
 
 def _problems(words: list[str]) -> list[str]:
@@ -62,6 +77,8 @@ def test_what_is_not_there_is_found() -> None:
     assert _problems(["checkpoint", "gc", "STORE", "--keep", "2"]) == [
         "capstan checkpoint gc STORE --keep 2: no option --keep"
     ]
+    assert _problems(["data", "inspect", "-f", "job.yaml"]) == ["capstan data inspect -f job.yaml: no option -f"]
+    assert (_is_a_group(["data"]), _is_a_group(["data", "inspect"])) == (True, False)
 
 
 def test_every_command_of_capstan_is_in_the_reference_and_told_of_in_a_page() -> None:
