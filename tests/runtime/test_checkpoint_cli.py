@@ -227,6 +227,22 @@ def test_of_two_attempts_at_a_step_the_one_that_counts_is_meant(
     assert "50 may mean any of" in capsys.readouterr().err
 
 
+def test_a_checkpoint_may_be_named_behind_options(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["verify", str(store), "--level", "manifest", "10"]) == 0
+    assert "/000000000010.1." in capsys.readouterr().out
+    assert cli.main(["convert", str(store), "--to", str(tmp_path / "x"), "newest"]) == 0
+    capsys.readouterr()
+    assert cli.main(["show", "--output", "json", str(store), "20"]) == 0
+    assert json.loads(capsys.readouterr().out)["step"] == 20
+    for more in (["20", "30"], ["20", "--bogus"]):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["verify", str(store), "--level", "manifest", *more])
+        assert ended.value.code == USAGE
+        assert capsys.readouterr().err.endswith(f"capstan checkpoint: error: unrecognized arguments: {more[1]}\n")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
