@@ -16,7 +16,7 @@ from capstan_runtime.checkpoint.cli import BAD_BYTES, USAGE
 from capstan_runtime.checkpoint.cli import add_arguments as add_checkpoint_arguments
 from capstan_runtime.checkpoint.cli import run as run_checkpoint
 from capstan_runtime.contract.exit_codes import ExitCode
-from capstan_runtime.registry.cli import add_arguments, run
+from capstan_runtime.registry.cli import add_arguments, main, run
 from tests.runtime.test_signing import public_text, written
 from tests.support.checkpoints import RUN, flip, folder_of, save
 
@@ -63,6 +63,7 @@ def test_a_checkpoint_becomes_a_version_then_production_and_all_of_it_can_be_rea
         capsys, "register", store, "digits", "--bump", "minor", "--metric", "f1=0.25", "--stage", "staging"
     ) == ("digits 1.1.0 is step 20 of default/test, blake3:…\ndigits staging is 1.1.0 (was nothing)\n")
     assert told(capsys, "promote", store, "digits@1.0.0", "production") == "digits production is 1.0.0 (was nothing)\n"
+    assert told(capsys, "promote", store, "digits@1.0.0", "production") == "digits production is 1.0.0 already\n"
     assert told(capsys, "promote", store, "digits@staging", "production", "--expect", "1.0.0") == (
         "digits production is 1.1.0 (was 1.0.0)\n"
     )
@@ -200,9 +201,21 @@ def test_what_cannot_be_is_refused_before_anything_is_looked_at(
 
 def test_of_several_runs_one_is_named(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save(store / "default" / "other" / "uid-2", 30, run="uid-2")
-    assert "there are 2 stores below" in told(capsys, "register", store, "digits", "--version", "1.0.0", code=USAGE)
+    assert told(capsys, "register", store, "digits", "--version", "1.0.0", code=USAGE) == (
+        f"capstan model: STORE: there are 2 stores below {store} ({store}/{IN_STORE}, {store}/default/other/uid-2); "
+        "name the run with --run NAMESPACE/JOB/UID\n"
+    )
     entry = answer(capsys, "register", store, "digits", "--version", "1.0.0", "--run", "default/other/uid-2")["entry"]
     assert (entry["run"], entry["step"], entry["lineage"]["uid"]) == ("default/other/uid-2", 30, "uid-2")
+
+
+def test_a_checkpoint_may_be_named_behind_options(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    register = ["register", str(store), "digits", "--bump", "patch", "--metric", "f1=0.5", "--run", IN_STORE, "10"]
+    assert main([*register, "--output", "json"]) == 0
+    entry = json.loads(capsys.readouterr().out)["entry"]
+    assert (entry["version"], entry["step"], entry["metrics"]["f1"]) == ("0.0.1", 10, 0.5)
+    assert main(["list", str(store), "--output", "json", "digits"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "digits"
 
 
 def test_what_is_registered_is_unpinned_only_by_force(store: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -192,7 +192,9 @@ def _opened(place: str, environ: Mapping[str, str]) -> Store:
 def _candidate(options: argparse.Namespace, environ: Mapping[str, str]) -> Candidate:
     """Raises Usage unless there is exactly one such checkpoint below the store."""
     base = options.store.rstrip("/") or "/"
-    place = one_place(f"{base}/{options.run}" if options.run else options.store, environ)
+    place = one_place(
+        f"{base}/{options.run}" if options.run else options.store, environ, "name the run with --run NAMESPACE/JOB/UID"
+    )
     run = place.store.place.removeprefix(base).strip("/")
     if place.only is not None or not run or not place.store.place.startswith(base):
         raise Usage(

@@ -33,13 +33,14 @@ def register_one(registry: Registry, candidate: Candidate, wanted: Wanted, stage
         entry = register(registry, candidate, wanted, progress.add)
     finally:
         progress.end()
+    before = registry.newest_promotion(entry.name, stage) if stage is not None else None
     promotion = registry.promote(entry.name, entry.version, stage, wanted.by) if stage is not None else None
     if output == "json":
         _print({"entry": entry.document(), "promotion": promotion.document() if promotion else None})
         return ExitCode.OK
     print(f"{entry.name} {entry.version} is step {entry.step} of {entry.lineage.job}, {entry.root}")
     if promotion is not None:
-        print(_moved(promotion))
+        print(_moved(promotion, before))
     return ExitCode.OK
 
 
@@ -151,11 +152,12 @@ def _facts(entry: ModelEntry, is_signed: bool) -> dict[str, str]:
 def promote(registry: Registry, reference: Reference, stage: str, expected: str | None, output: str) -> int:
     """0. Raises as `Registry.promote`."""
     entry = _meant(registry, reference)
+    before = registry.newest_promotion(entry.name, stage)
     promotion = registry.promote(entry.name, entry.version, stage, this_user(), expected)
     if output == "json":
         _print(promotion.document())
     else:
-        print(_moved(promotion))
+        print(_moved(promotion, before))
     return ExitCode.OK
 
 
@@ -215,9 +217,11 @@ def _meant_version(registry: Registry, reference: Reference) -> str:
     return versions[0]
 
 
-def _moved(promotion: Promotion) -> str:
-    before = f"was {promotion.previous}" if promotion.previous else "was nothing"
-    return f"{promotion.name} {promotion.stage} is {promotion.version} ({before})"
+def _moved(promotion: Promotion, before: Promotion | None) -> str:
+    """`before`: the stage's newest promotion until then."""
+    if promotion == before:
+        return f"{promotion.name} {promotion.stage} is {promotion.version} already"
+    return f"{promotion.name} {promotion.stage} is {promotion.version} (was {promotion.previous or 'nothing'})"
 
 
 def _print(document: dict[str, Any]) -> None:

@@ -52,12 +52,12 @@ def find_places(place: str, environ: Mapping[str, str]) -> list[Place]:
     return [Place(_opened(f"{base}/{prefix}" if prefix else place, environ)) for prefix in found]
 
 
-def one_place(place: str, environ: Mapping[str, str]) -> Place:
-    """The one store that `place` means. Raises Usage when there are several, or none."""
+def one_place(place: str, environ: Mapping[str, str], of_several: str = "name one of them") -> Place:
+    """The one store that `place` means. Raises Usage when there are several, which says `of_several`, or none."""
     places = find_places(place, environ)
     if len(places) > 1:
-        names = ", ".join(each.store.place for each in places[:3])
-        raise Usage(f"STORE: there are {len(places)} stores below {place} ({names}, …); name one of them")
+        names = ", ".join(each.store.place for each in places[:3]) + (", …" if len(places) > 3 else "")
+        raise Usage(f"STORE: there are {len(places)} stores below {place} ({names}); {of_several}")
     return places[0]
 
 
