@@ -189,14 +189,19 @@ def test_tokens_are_counted_and_their_entropy_told() -> None:
     assert (report.tokens.distinct, report.tokens.top) == (3, [(2, 0.5), (0, 0.25), (1, 0.25)])
 
 
-@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 5))
-def test_documents_are_as_long_as_they_are_however_they_are_cut_into_samples(lengths: list[int], width: int) -> None:
-    stream = [token for length in lengths for token in [*[1] * length, 2]]
-    tokens = np.asarray([*stream, *[1] * (-len(stream) % width)], np.int32).reshape(-1, width)
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 5), st.sampled_from([1, 2]))
+def test_documents_are_as_long_as_they_are_however_they_are_cut_into_samples_and_filled_up(
+    texts: list[int], width: int, filling: int
+) -> None:
+    stream = [token for length in texts for token in [*[1] * length, 2]]
+    samples = max(1, -(-(len(stream) - 1) // width))
+    stream += [filling] * (samples * width + 1 - len(stream))
+    windows = np.asarray([stream[n * width : (n + 1) * width + 1] for n in range(samples)], np.int32)
     spec = DataSpec("tokens", (width,), 3, "blake3:x", end_of_text=2)
-    for most in (len(tokens), max(1, len(tokens) - 1)):
-        found = look_at(Rows(tokens, tokens), spec, most).lengths
-        if not lengths or most < len(tokens):
+    lengths = [length for length in texts if length]
+    for most in (samples, max(1, samples - 1)):
+        found = look_at(Rows(windows[:, :-1], windows[:, 1:]), spec, most).lengths
+        if not lengths or most < samples:
             assert found is None
         else:
             assert found is not None

@@ -111,19 +111,24 @@ class TokenCount:
 
 
 class DocumentLengths:
-    """Tokens between two ends of text, in samples that follow each other without a gap."""
+    """Tokens between two ends of text, in samples that follow each other without a gap. An end right after an end ends
+    no document: with such ends files are filled up, and a text without a token has nothing to learn from."""
 
     def __init__(self, end_of_text: int) -> None:
         self._end_of_text = end_of_text
-        self._open = 0
-        """Tokens since the last end."""
+        self._open: int | None = None
+        """Tokens since the last end; None: there was no token yet."""
         self._count = 0
         self._total = 0
         self._least, self._most = 0, 0
         self._kept = Thinned(_MOST_ROWS)
 
     def add(self, ids: Ids, inputs: Array, targets: Array) -> None:
-        tokens = inputs.ravel()
+        if not targets.size:
+            return
+        if self._open is None:  # the one token that nobody predicts
+            self._open = int(inputs.flat[0] != self._end_of_text)
+        tokens = targets.ravel()
         ends = np.flatnonzero(tokens == self._end_of_text)
         if not len(ends):
             self._open += len(tokens)
@@ -131,6 +136,9 @@ class DocumentLengths:
         lengths = np.diff(ends, prepend=-1) - 1
         lengths[0] += self._open
         self._open = len(tokens) - 1 - int(ends[-1])
+        lengths = lengths[lengths > 0]
+        if not len(lengths):
+            return
         least = int(lengths.min())
         self._least = min(self._least, least) if self._count else least
         self._most = max(self._most, int(lengths.max()))

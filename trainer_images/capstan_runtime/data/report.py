@@ -78,7 +78,7 @@ class TokenUse(Record):
 
 
 class Lengths(Record):
-    """Of documents, in tokens, their ends not counted."""
+    """Of documents that have a token, in tokens, their ends not counted."""
 
     documents: Count
     minimum: Count
