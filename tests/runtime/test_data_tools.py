@@ -1,6 +1,9 @@
 """`capstan data`: token files made of text, packed without a token lost, and looked at; and writers that are killed."""
 
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models
 
 from capstan_runtime.contract.data import Data
 from capstan_runtime.data.open import open_samples
@@ -115,6 +118,12 @@ def test_a_job_reads_what_was_packed(text: Path, tmp_path: Path, capsys: pytest.
     report = json.loads(capsys.readouterr().out)
     tokens = sum(len(content.encode()) + 1 for content in TEXTS.values())
     assert report["samples"] == -(-(tokens - 1) // 16)
+    lengths = [len(content.encode()) for content in TEXTS.values() if content]
+    assert {name: report["lengths"][name] for name in ("documents", "minimum", "maximum")} == {
+        "documents": len(lengths),
+        "minimum": min(lengths),
+        "maximum": max(lengths),
+    }, "what fills the last file is no document"
     data = Data.parse({"tokens": {"path": str(tmp_path / "packed"), "vocabulary": 257, "sequenceLength": 16}})
     samples, _ = open_samples(data, {})
     _, targets = samples.fetch(np.arange(len(samples)))
@@ -176,13 +185,21 @@ def test_a_folder_of_something_else_is_left_alone(
 
 
 def latin(text: Path) -> None:
-    (text / "a.txt").write_bytes(b"caf\xe9")
+    (text / "b" / "c.txt").write_bytes(b"caf\xe9")
+
+
+def without_end(text: Path) -> None:
+    Tokenizer(models.BPE()).save(str(text / "t.json"))
 
 
 @pytest.mark.parametrize(
     ("prepare", "arguments", "says"),
     [
-        (latin, ["--vocabulary", "300"], "a.txt: byte 3 is not UTF-8; convert the file, or give --bytes"),
+        (
+            latin,
+            ["--vocabulary", "300", "--training-mib", "1"],
+            "c.txt: byte 3 is not UTF-8; convert the file, or give --bytes",
+        ),
         (lambda text: None, ["--vocabulary", "100"], "--vocabulary: 100 is too few; each byte and the end of text"),
         (lambda text: None, ["--bytes", "--pattern", "*.md"], "no file of it matches *.md; correct the path, or"),
         (
@@ -190,6 +207,14 @@ def latin(text: Path) -> None:
             ["--tokenizer", "{text}/t.json"],
             "t.json: is no tokenizer.json: ",
         ),
+        (without_end, ["--tokenizer", "{text}/t.json"], "t.json: has no token <|endoftext|>, which stands between"),
+        (
+            lambda text: None,
+            ["--tokenizer", "{text}/none.json"],
+            "--tokenizer: {text}/none.json cannot be read: No such file or directory; give a tokenizer.json",
+        ),
+        (shutil.rmtree, ["--bytes"], "TEXT: {text} is not there; correct it"),
+        (lambda text: None, ["--bytes", "--to", "{text}/a.txt/x"], "--to: {text}/a.txt/x cannot be made a folder: Not"),
     ],
 )
 def test_text_and_tokenizers_that_cannot_be_used_are_refused_in_one_line(
@@ -203,9 +228,51 @@ def test_text_and_tokenizers_that_cannot_be_used_are_refused_in_one_line(
     prepare(text)
     filled = [each.replace("{text}", str(text)) for each in arguments]
     assert main(["tokenize", str(text), "--to", str(tmp_path / "out"), *filled]) == 2
-    error = capsys.readouterr().err.splitlines()[-1]
-    assert error.startswith("capstan data: ")
-    assert says in error
+    error = capsys.readouterr().err
+    assert (error.startswith("capstan data: "), error.count("\n")) == (True, 1)
+    assert says.replace("{text}", str(text)) in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_text_that_may_not_be_read_is_no_bucket_that_does_not_answer(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path, *_: object) -> None:  # as root, tests may read everything
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+    assert main(["tokenize", str(text), "--to", str(tmp_path / "out"), "--bytes"]) == 2
+    assert capsys.readouterr().err == f"capstan data: {text}/a.txt: Permission denied\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "least"),
+    [("--seed", "-1", 0), ("--sequence-length", "1", 2), ("--file-samples", "9" * 20, 1), ("--seed", "x", 0)],
+)
+def test_a_number_that_cannot_be_is_refused_by_the_parser(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], option: str, value: str, least: int
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["pack", str(text), "--to", str(tmp_path / "packed"), "--sequence-length", "8", option, value])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.endswith(
+        f"error: argument {option}: '{value}' is no whole number from {least} to 2,147,483,647; give one\n"
+    )
+
+
+def test_what_would_be_a_single_sample_is_not_packed(
+    text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["tokenize", str(text), "--to", str(tmp_path / "out"), "--bytes"]) == 0
+    tokens = sum(len(content.encode()) + 1 for content in TEXTS.values())
+    pack = ["pack", str(tmp_path / "out"), "--to", str(tmp_path / "packed"), "--sequence-length"]
+    capsys.readouterr()
+    assert main([*pack, str(tokens - 1)]) == 2
+    assert f"--sequence-length: {tokens - 1} leaves one sample of {tokens:,} tokens, and" in capsys.readouterr().err
+    assert not (tmp_path / "packed").exists()
+    assert main([*pack, str(tokens - 2)]) == 0
+    (tmp_path / "job.yaml").write_text(capsys.readouterr().out)
+    assert main(["inspect", str(tmp_path / "job.yaml")]) == 0
 
 
 def test_what_is_no_folder_of_whole_token_files_is_not_packed(
@@ -269,6 +336,16 @@ def test_bad_samples_are_named_and_the_exit_code_tells(tmp_path: Path, capsys: p
         ("kind: Service\nspec: {ports: []}", "has no data; give a TrainingJob, or its data section"),
         ("digits: {}\ntext: {path: /x, sequenceLength: 4}", "data: got digits, text: set exactly one of digits"),
         ("images: {path: ftp://x, size: 8}", "data.images: path: ftp://x is neither a path in the pod nor"),
+        (
+            "tokens: {path: /x, dtype: int8, vocabulary: 9, sequenceLength: 1}",
+            "data.tokens.dtype: 'int8' is refused: input should be 'uint16' or 'uint32'; "
+            "data.tokens.sequenceLength: 1 is refused: input should be greater than or equal to 2\n",
+        ),
+        (
+            "images: {pth: /x, size: 8}",
+            "data.images.path: is not there, and must be; "
+            "data.images.pth: there is no such field; correct its name, or remove it\n",
+        ),
     ],
 )
 def test_manifests_without_data_are_refused(

@@ -1,13 +1,13 @@
 """`capstan data`: looks at data before a job does, and makes token files of text.
 
-Exit codes: 0 good; 1 some samples cannot be trained on; 2 what was given cannot be used; 75 the bucket does not answer;
-78 the data cannot be trained on as its manifest says.
+Exit codes: 0 good; 1 some samples cannot be trained on; 2 what was given cannot be used; 75 the bucket does not answer,
+or a disk is full or fails; 78 the data cannot be trained on as its manifest says.
 """
 
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from capstan_runtime.command_line import run_program
@@ -19,6 +19,9 @@ from capstan_runtime.errors import ConfigError, StoreUnavailable
 BAD_SAMPLES = 1
 USAGE = 2
 _MIB = 1 << 20
+_LARGEST = (1 << 31) - 1
+"""As of seeds of jobs, and token ids."""
+_WRONG_PATH = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
 _COMMANDS = {
     "inspect": "look at the data that a manifest names: bad samples, duplicates, classes, tokens, drift",
     "tokenize": "make token files of text: bytes, or byte pairs of a tokenizer that is given or trained",
@@ -45,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     inspect.add_argument(
         "--samples",
-        type=_positive,
+        type=_whole(1),
         default=10_000,
         metavar="N",
         help="most samples to look at, evenly spaced (default 10,000, as a job does)",
@@ -57,19 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_target(tokenize)
     how = tokenize.add_mutually_exclusive_group(required=True)
     how.add_argument("--bytes", action="store_true", help="each byte is a token: 257 with the end of text")
-    how.add_argument("--vocabulary", type=_positive, metavar="N", help="train a tokenizer of so many tokens")
+    how.add_argument("--vocabulary", type=_whole(1), metavar="N", help="train a tokenizer of so many tokens")
     how.add_argument("--tokenizer", type=Path, metavar="FILE", help="use this tokenizer.json")
     tokenize.add_argument("--pattern", default="**/*.txt", help="which files of a folder, as a glob (default **/*.txt)")
     tokenize.add_argument(
         "--training-mib",
-        type=_positive,
+        type=_whole(1),
         default=256,
         metavar="N",
         help="train the tokenizer on so much of the text (default 256)",
     )
     tokenize.add_argument(
         "--file-mib",
-        type=_positive,
+        type=_whole(1),
         default=256,
         metavar="N",
         help="text in each token file; more begins another (default 256)",
@@ -77,10 +80,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pack = made["pack"]
     pack.add_argument("tokens", type=Path, metavar="TOKENS", help="a folder that tokenize has written")
     _add_target(pack)
-    pack.add_argument("--sequence-length", type=_positive, required=True, metavar="T", help="tokens of a sample")
-    pack.add_argument("--seed", type=int, help="shuffle the documents by it; left out: they stay in their order")
+    pack.add_argument("--sequence-length", type=_whole(2), required=True, metavar="T", help="tokens of a sample")
+    pack.add_argument("--seed", type=_whole(0), help="shuffle the documents by it; left out: they stay in their order")
     pack.add_argument(
-        "--file-samples", type=_positive, default=1 << 16, metavar="N", help="samples in each file (default 65,536)"
+        "--file-samples", type=_whole(1), default=1 << 16, metavar="N", help="samples in each file (default 65,536)"
     )
 
 
@@ -94,10 +97,15 @@ def _add_target(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
-    return int(text)
+def _whole(least: int) -> Callable[[str], int]:
+    """Of an argument that is a whole number of at least so much."""
+
+    def parsed(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= _LARGEST:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {_LARGEST:,}; give one")
+        return int(text)
+
+    return parsed
 
 
 def _mount(text: str) -> tuple[str, str]:
@@ -123,8 +131,9 @@ def run(options: argparse.Namespace, environ: Mapping[str, str]) -> int:
                 return _tokenize(options)
         return _pack(options)
     except (Unusable, ConfigError, StoreUnavailable, OSError) as error:
-        print(f"capstan data: {error}", file=sys.stderr)
-        if isinstance(error, Unusable):
+        told = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"capstan data: {told}", file=sys.stderr)
+        if isinstance(error, (Unusable, *_WRONG_PATH)):
             return USAGE
         return ExitCode.CONFIG if isinstance(error, ConfigError) else ExitCode.RETRYABLE
 

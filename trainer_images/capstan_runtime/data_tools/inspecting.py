@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from capstan_runtime.contract import words
 from capstan_runtime.contract.data import Data
@@ -20,6 +21,7 @@ from capstan_runtime.download import fetched
 
 _MOST_BYTES = 4 << 20
 _MOST_BAD_SHOWN = 20
+_MOST_PROBLEMS = 4
 _MOST_COLUMNS_SHOWN = 16
 
 
@@ -40,9 +42,20 @@ def data_of(file: Path) -> Data:
     try:
         return Data.parse(found)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(["data", *map(str, first["loc"])])
-        raise Unusable(f"{file}: {where}: {first['msg'].removeprefix('Value error, ')}") from error
+        raise Unusable(f"{file}: {'; '.join(_problem(one) for one in error.errors()[:_MOST_PROBLEMS])}") from error
+
+
+def _problem(error: ErrorDetails) -> str:
+    """Names field, value and rule."""
+    where, given, rule = ".".join(["data", *map(str, error["loc"])]), error["input"], error["msg"]
+    match error["type"]:
+        case "missing":
+            return f"{where}: is not there, and must be"
+        case "extra_forbidden":
+            return f"{where}: there is no such field; correct its name, or remove it"
+        case "value_error":  # of a validator of ours, which names the value
+            return f"{where}: {rule.removeprefix('Value error, ')}"
+    return f"{where}: {given!r:.80} is refused: {rule[:1].lower()}{rule[1:]}"
 
 
 def _section(document: Mapping[str, Any]) -> Any:

@@ -82,6 +82,12 @@ def pack(
     documents = find_documents([mapped(path, source.dtype) for path in source.paths], source.end_of_text)
     if not len(documents.lengths):
         raise Unusable(f"{source.paths[0].parent if source.paths else folder}: holds no document; give some text")
+    stream = Stream(documents, _order(len(documents.lengths), seed))
+    if stream.tokens - 1 <= sequence_length:
+        raise Unusable(
+            f"--sequence-length: {sequence_length} leaves one sample of {stream.tokens:,} tokens, and a job needs one "
+            "to train on and one to validate with; give a smaller one, or more text"
+        )
     begin(
         folder,
         {
@@ -92,7 +98,6 @@ def pack(
             "seed": seed,
         },
     )
-    stream = Stream(documents, _order(len(documents.lengths), seed))
     dtype = dtype_for(source.vocabulary)
     parts = [
         _part(stream, first, count, source.end_of_text)

@@ -47,7 +47,7 @@ class TokenFolder(Record):
     end_of_text: Annotated[int, Field(ge=0)]
     """The token after each document."""
     documents: Annotated[int, Field(ge=0)]
-    sequence_length: Annotated[int, Field(ge=1)] | None = None
+    sequence_length: Annotated[int, Field(ge=2)] | None = None
     """Every file holds a whole number of samples of so many tokens, and one token. None: it is not packed."""
     files: list[TokenFile]
 
@@ -71,8 +71,11 @@ def read_folder(folder: Path) -> TokenFolder | None:
 
 
 def begin(folder: Path, plan: dict[str, object]) -> None:
-    """From now on `folder` is for what `plan` says. Raises Unusable if it is for something else."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """From now on `folder` is for what `plan` says. Raises Unusable if it is for something else, or cannot be made."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unusable(f"--to: {folder} cannot be made a folder: {error.strerror}; choose another") from error
     text = json.dumps(plan, sort_keys=True, indent=1)
     path = folder / PLAN
     if path.is_file():

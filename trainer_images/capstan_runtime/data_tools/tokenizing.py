@@ -49,8 +49,10 @@ def find_text(root: Path, pattern: str) -> Text:
     """Raises Unusable if there is none."""
     if root.is_file():
         return Text(root.parent, (root.name,), (root.stat().st_size,))
+    if not root.is_dir():
+        raise Unusable(f"TEXT: {root} is {'neither a file nor a folder' if root.exists() else 'not there'}; correct it")
     try:
-        files = sorted(file for file in root.glob(pattern) if file.is_file()) if root.is_dir() else []
+        files = sorted(file for file in root.glob(pattern) if file.is_file())
     except (NotImplementedError, ValueError) as error:  # it is absolute, or no glob at all
         raise Unusable(
             f"--pattern: {pattern} is no glob of files below {root} ({error}); give one such as **/*.txt"
@@ -86,8 +88,10 @@ def tokenize(
     """Writes `folder`: each document, then the end of text. With neither `vocabulary`, of a tokenizer to be trained on
     `training_bytes` of the text, nor `tokenizer`, a file, tokens are bytes.
 
-    Equal text and settings give equal files; a folder that was left unfinished is gone on with. Raises Unusable.
+    Equal text and settings give equal files; a folder that was left unfinished is gone on with. Raises Unusable,
+    before anything is written.
     """
+    _require_usable(text, vocabulary, tokenizer)
     plan: dict[str, object] = {
         "makes": "tokens of text",
         "text": _fingerprint(text),
@@ -110,6 +114,17 @@ def tokenize(
     )
     finish(folder, made)
     return made
+
+
+def _require_usable(text: Text, vocabulary: int | None, tokenizer: Path | None) -> None:
+    """Raises Unusable where a coder would: a folder that is begun must be one that can be finished."""
+    if vocabulary is not None and vocabulary < BYTE_VALUES + 1:
+        raise Unusable(f"--vocabulary: {vocabulary} is too few; each byte and the end of text are tokens: 257 or more")
+    if tokenizer is not None:
+        _coder_of(tokenizer)
+    if vocabulary is not None or tokenizer is not None:
+        for number in range(len(text.paths)):
+            text.read(number)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +164,20 @@ def _coder(
             assert vocabulary is not None
             tell(f"training a tokenizer of {vocabulary:,} tokens")
             write_whole(path, [_train(text, vocabulary, training_bytes).to_str(pretty=True).encode()])
-    return _coder_of(_load(path, tokenizer or path))
+    return _coder_of(path)
 
 
-def _load(path: Path, named: Path) -> Tokenizer:
+def _coder_of(path: Path) -> _Coder:
+    """Of a tokenizer.json. Raises Unusable."""
     try:
-        return Tokenizer.from_file(str(path))
+        tokenizer = Tokenizer.from_buffer(path.read_bytes())
+    except OSError as error:
+        raise Unusable(f"--tokenizer: {path} cannot be read: {error.strerror}; give a tokenizer.json") from error
     except Exception as error:  # the library raises Exception itself
-        raise Unusable(f"{named}: is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
-
-
-def _coder_of(tokenizer: Tokenizer) -> _Coder:
+        raise Unusable(f"{path}: is no tokenizer.json: {' '.join(str(error).split())[:200]}") from error
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
     if end_of_text is None:
-        raise Unusable(f"tokenizer: has no token {END_OF_TEXT}, which stands between documents; add it to its tokens")
+        raise Unusable(f"{path}: has no token {END_OF_TEXT}, which stands between documents; add it to its tokens")
 
     def encode(text: Text, shard: range) -> Iterator[Array]:
         for start in range(shard.start, shard.stop, _DOCUMENTS_AT_ONCE):
@@ -180,13 +195,12 @@ def _bytes_of(text: Text, shard: range) -> Iterator[Array]:
 
 def _train(text: Text, vocabulary: int, training_bytes: int) -> Tokenizer:
     """On the documents that come first in a fixed order by chance, as many as have `training_bytes` together."""
-    if vocabulary < BYTE_VALUES + 1:
-        raise Unusable(f"--vocabulary: {vocabulary} is too few; each byte and the end of text are tokens: 257 or more")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocabulary,
+        # It makes room for all at once; and there is no pair of which more could be made.
+        vocab_size=min(vocabulary, BYTE_VALUES + 1 + sum(text.sizes)),
         special_tokens=[END_OF_TEXT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -204,5 +218,6 @@ def _fingerprint(text: Text) -> str:
     for path, size in zip(text.paths, text.sizes, strict=True):
         digest.update(f"{path}\0{size}\0".encode())
         if size:
-            digest.update_mmap(text.root / path)
+            with (text.root / path).open("rb"):  # its error names the file, which that of the next line does not
+                digest.update_mmap(text.root / path)
     return digest.hexdigest()
