@@ -167,11 +167,11 @@ REFUSED = {
     ),
     "pruning that ends before it begins": (
         a_spec(compression={"prune": {"magnitude": {"sparsity": 0.5, "beginStep": 9, "endStep": 9}}}),
-        "prune.magnitude: endStep must be beginStep plus a multiple of everySteps, so that the last cut is at endStep",
+        "prune.magnitude: endStep 9 must be beginStep 9 plus a multiple of everySteps 100, for the last cut to be",
     ),
     "pruning that ends between two cuts": (
         a_spec(compression={"prune": {"magnitude": {"sparsity": 0.5, "endStep": 7, "everySteps": 2}}}),
-        "prune.magnitude: endStep must be beginStep plus a multiple of everySteps, so that the last cut is at endStep",
+        "prune.magnitude: endStep 7 must be beginStep 0 plus a multiple of everySteps 2, for the last cut to be there",
     ),
     "pruning that goes on after the last step": (
         a_spec(
@@ -182,26 +182,26 @@ REFUSED = {
     ),
     "pruning that begins with the last step": (
         a_spec(
-            compression={"prune": {"nm": {"n": 2, "m": 4, "beginStep": 10}}},
+            compression={"prune": {"nm": {"keep": 2, "of": 4, "beginStep": 10}}},
             training={"steps": 10, "globalBatchSize": 8},
         ),
         "compression: prune makes its last cut at step 11, after the last of training.steps 10; lower it",
     ),
     "pruning that leaves nothing out": (
-        a_spec(compression={"prune": {"nm": {"n": 4, "m": 4}}}),
-        "prune.nm: n must be below m, or nothing is left out; lower n, such as 2 of 4",
+        a_spec(compression={"prune": {"nm": {"keep": 4, "of": 4}}}),
+        "prune.nm: keep 4 of 4 leaves nothing out; lower keep, such as 2 of 4",
     ),
     "pruning of parameters that are cut up": (
-        a_spec(framework={"deepspeed": {"zeroStage": 2}}, compression={"prune": {"nm": {"n": 2, "m": 4}}}),
+        a_spec(framework={"deepspeed": {"zeroStage": 2}}, compression={"prune": {"nm": {"keep": 2, "of": 4}}}),
         "compression: prune needs whole parameters, which deepspeed.zeroStage above 0 cuts up; choose zeroStage 0",
     ),
     "pruning of a model that is not ours": (
-        a_spec(compression={"prune": {"nm": {"n": 2, "m": 4}}}, model={"custom": {"target": "mine:make"}}),
+        a_spec(compression={"prune": {"nm": {"keep": 2, "of": 4}}}, model={"custom": {"target": "mine:make"}}),
         "compression: prune does not know how the weights of model.custom lie; remove one of the two",
     ),
     "pruning of weights that are averaged": (
         a_spec(
-            compression={"prune": {"nm": {"n": 2, "m": 4}}},
+            compression={"prune": {"nm": {"keep": 2, "of": 4}}},
             training={"steps": 1, "globalBatchSize": 8, "ema": {}},
         ),
         "compression: prune leaves no zeros in the average of training.ema",
@@ -333,7 +333,11 @@ REFUSED = {
                 "sequence leaves each worker",
                 {"parallelism": {"sequence": 2}, **decoder(experts={"count": 2})},
             ),
-            ("an odd length", "sequence does not divide", {"parallelism": {"sequence": 2}, "data": ODD_TEXT}),
+            (
+                "an odd length",
+                "sequence 2 does not divide data.text.sequenceLength 7",
+                {"parallelism": {"sequence": 2}, "data": ODD_TEXT},
+            ),
             ("dropless", "expert leaves each worker", {"parallelism": {"expert": 2}, **decoder(experts=DROPLESS)}),
             (
                 "weights that all gather in one order",
@@ -389,13 +393,18 @@ REFUSED = {
                 {},
                 {"parallelism": {"sequence": 2}, **decoder(layers=3, tokenDropout={"keep": 0.5})},
             ),
-            ("an odd length", "sequence does not divide", {}, {"parallelism": {"sequence": 2}, "data": ODD_TEXT}),
+            (
+                "an odd length",
+                "sequence 2 does not divide data.text.sequenceLength 7",
+                {},
+                {"parallelism": {"sequence": 2}, "data": ODD_TEXT},
+            ),
         )
     },
     "pruning over the stages of a pipeline": (
         a_spec(
             framework={"deepspeed": {"zeroStage": 0}},
-            compression={"prune": {"nm": {"n": 2, "m": 4}}},
+            compression={"prune": {"nm": {"keep": 2, "of": 4}}},
             parallelism={"pipeline": 2},
             workers={"max": 2},
             **DECODER,

@@ -32,7 +32,7 @@ from tests.support.engines import (
 )
 from tests.support.ranks import run_ranks
 
-TWO_OF_FOUR = {"nm": {"n": 2, "m": 4}}
+TWO_OF_FOUR = {"nm": {"keep": 2, "of": 4}}
 PRUNED = [spec.name for spec in SPECS if is_pruned(spec)]
 Mask = Callable[[np.ndarray, int], np.ndarray]
 """Where weights stay, of those that a step has made; every one of its bits that was 0 before stays 0."""
@@ -86,8 +86,8 @@ CASES: dict[str, tuple[dict[str, Any], Mask]] = {
         {"magnitude": {"sparsity": 0.7, "beginStep": 3, "endStep": 33, "everySteps": 5}},
         smallest(0.7, 3, 33, 5),
     ),
-    "2:4": ({"nm": {"n": 2, "m": 4, "beginStep": 4}}, neighbours(2, 4, 4)),
-    "3:5, which divides nothing": ({"nm": {"n": 3, "m": 5}}, neighbours(3, 5, 0)),
+    "2:4": ({"nm": {"keep": 2, "of": 4, "beginStep": 4}}, neighbours(2, 4, 4)),
+    "3:5, which divides nothing": ({"nm": {"keep": 3, "of": 5}}, neighbours(3, 5, 0)),
 }
 
 
@@ -124,7 +124,7 @@ def test_all_but_embeddings_output_gains_and_biases_is_pruned() -> None:
 
 def test_kernels_are_cut_along_their_input_channels_alike() -> None:
     """2:4 as sparse tensor cores take it: of four input channels at one place of the kernel, two."""
-    prune = Prune.parse({"nm": {"n": 2, "m": 4}})
+    prune = Prune.parse({"nm": {"keep": 2, "of": 4}})
     kernel = np.random.default_rng(5).normal(size=(3, 6, 3, 3)).astype(np.float32)
     expected = kernel.copy()
     for o, y, x in itertools.product(range(3), range(3), range(3)):

@@ -38,7 +38,7 @@ def require_last_cut(compression: Compression | None, training: Training, steps:
 
 def pruned_share(prune: Prune, step: int) -> float:
     """Of the weights that are pruned, the share that is 0 after optimizer step number `step` (from 1), rounded down to
-    whole weights; where m does not divide a dimension, of N:M less."""
+    whole weights; where groups do not divide a dimension, of N:M less."""
     match prune.value:
         case Magnitude() as config:
             # Between two cuts it is that of the one before.
@@ -46,7 +46,7 @@ def pruned_share(prune: Prune, step: int) -> float:
             way = (cut - config.begin_step) / (config.end_step - config.begin_step)
             return config.sparsity * (1.0 - (1.0 - min(1.0, max(0.0, way))) ** 3)
         case Nm() as config:
-            return 1.0 - config.n / config.m if step > config.begin_step else 0.0
+            return 1.0 - config.keep / config.of if step > config.begin_step else 0.0
         case other:  # pragma: no cover - a new kind of pruning
             raise TypeError(f"nobody has said how much {type(other).__name__} prunes")
 

@@ -5,7 +5,6 @@ from typing import Any
 _OF_DECODERS = (
     "parallelism: only layers of model.transformer can be spread over devices; remove it, or choose that model"
 )
-_OF_LENGTH = "parallelism: sequence does not divide sequenceLength; choose a divisor"
 
 
 def _cel_divides(axes: str, degree: str, field: str, count: str) -> tuple[str, str]:
@@ -35,7 +34,9 @@ PARALLELISM_RULES: tuple[tuple[str, str], ...] = (
         (
             f"!has(self.parallelism) || self.parallelism.sequence < 1 || !has(self.data.{data})"
             f" || self.data.{data}.sequenceLength % self.parallelism.sequence == 0",
-            f"'{_OF_LENGTH}'",
+            "'parallelism: sequence ' + string(self.parallelism.sequence)"
+            f" + ' does not divide data.{data}.sequenceLength ' + string(self.data.{data}.sequenceLength)"
+            " + '; choose a divisor'",
         )
         for data in ("text", "tokens")
     ),
@@ -51,18 +52,20 @@ def require_parallelism_fits(spec: Any) -> None:
     if decoder is None:
         raise ValueError(_OF_DECODERS)
     heads = asked.tensor * asked.sequence
-    _require_divisor("tensor x sequence", heads, "heads", decoder.heads)
-    _require_divisor("tensor x sequence", heads, "kvHeads", decoder.kv_heads or decoder.heads)
-    _require_divisor("tensor", asked.tensor, "hiddenDim", decoder.hidden_dim or -(-decoder.dim // 12) * 32)
-    _require_divisor("pipeline", asked.pipeline, "layers", decoder.layers)
-    _require_divisor("expert", asked.expert, "experts.count", decoder.experts.count if decoder.experts else 1)
-    data = spec.data.text or spec.data.tokens
-    if data is not None and data.sequence_length % asked.sequence:
-        raise ValueError(_OF_LENGTH)
+    _require_divisor("tensor x sequence", heads, "model.transformer.heads", decoder.heads)
+    _require_divisor("tensor x sequence", heads, "model.transformer.kvHeads", decoder.kv_heads or decoder.heads)
+    _require_divisor(
+        "tensor", asked.tensor, "model.transformer.hiddenDim", decoder.hidden_dim or -(-decoder.dim // 12) * 32
+    )
+    _require_divisor("pipeline", asked.pipeline, "model.transformer.layers", decoder.layers)
+    _require_divisor(
+        "expert", asked.expert, "model.transformer.experts.count", decoder.experts.count if decoder.experts else 1
+    )
+    if spec.data.kind in ("text", "tokens"):
+        field, length = f"data.{spec.data.kind}.sequenceLength", spec.data.value.sequence_length
+        _require_divisor("sequence", asked.sequence, field, length)
 
 
 def _require_divisor(axes: str, degree: int, field: str, count: int) -> None:
     if count % degree:
-        raise ValueError(
-            f"parallelism: {axes} {degree} does not divide model.transformer.{field} {count}; choose a divisor"
-        )
+        raise ValueError(f"parallelism: {axes} {degree} does not divide {field} {count}; choose a divisor")

@@ -13,11 +13,6 @@ from capstan_runtime.contract.distillation import Distill
 from capstan_runtime.contract.low_rank import LowRank
 from capstan_runtime.contract.trained_model import TrainedModel
 
-_NOTHING_LEFT_OUT = "prune.nm: n must be below m, or nothing is left out; lower n, such as 2 of 4"
-_NO_TIME = (
-    "prune.magnitude: endStep must be beginStep plus a multiple of everySteps, so that the last cut is at endStep"
-)
-
 
 class Magnitude(Record):
     """Gradual magnitude pruning (Zhu and Gupta, 1710.01878): of each matrix and kernel, the weights that are smallest
@@ -28,7 +23,9 @@ class Magnitude(Record):
         (
             "self.everySteps < 1 || (self.endStep > self.beginStep"
             " && (self.endStep - self.beginStep) % self.everySteps == 0)",
-            f"'{_NO_TIME}'",
+            "'prune.magnitude: endStep ' + string(self.endStep) + ' must be beginStep ' + string(self.beginStep)"
+            " + ' plus a multiple of everySteps ' + string(self.everySteps)"
+            " + ', for the last cut to be there; choose another'",
         ),
     )
 
@@ -52,19 +49,29 @@ class Magnitude(Record):
     @model_validator(mode="after")
     def _ends_with_a_cut(self) -> Self:
         if self.end_step <= self.begin_step or (self.end_step - self.begin_step) % self.every_steps:
-            raise ValueError(_NO_TIME)
+            raise ValueError(
+                f"prune.magnitude: endStep {self.end_step} must be beginStep {self.begin_step} plus a multiple of "
+                f"everySteps {self.every_steps}, for the last cut to be there; choose another"
+            )
         return self
 
 
 class Nm(Record):
-    """N:M sparsity (Zhou et al., 2102.04010): of each m weights that follow each other along the inputs of a matrix or
-    the channels of a kernel, the n largest by magnitude stay. 2 of 4 is what NVIDIA's sparse tensor cores take. What is
+    """N:M sparsity (Zhou et al., 2102.04010): of weights that follow each other along the inputs of a matrix or the
+    channels of a kernel, the largest by magnitude stay: keep 2 of 4 is what NVIDIA's sparse tensor cores take. What is
     0 stays 0."""
 
-    model_config = cel(("self.n < self.m", f"'{_NOTHING_LEFT_OUT}'"))
+    model_config = cel(
+        (
+            "self.keep < self.of",
+            "'prune.nm: keep ' + string(self.keep) + ' of ' + string(self.of)"
+            " + ' leaves nothing out; lower keep, such as 2 of 4'",
+        )
+    )
 
-    n: Annotated[int, Field(ge=1, le=31, description="Weights of each group that stay.")]
-    m: Annotated[int, Field(ge=2, le=32, description="Weights of a group.")]
+    # Not n and m: YAML 1.1, which kubectl reads, takes a bare n for false.
+    keep: Annotated[int, Field(ge=1, le=31, description="Weights of each group that stay.")]
+    of: Annotated[int, Field(ge=2, le=32, description="Weights of a group.")]
     begin_step: Annotated[int, Field(ge=0, description="Optimizer step after which the others are 0.")] = 0
 
     @property
@@ -79,8 +86,8 @@ class Nm(Record):
 
     @model_validator(mode="after")
     def _leaves_something_out(self) -> Self:
-        if self.n >= self.m:
-            raise ValueError(_NOTHING_LEFT_OUT)
+        if self.keep >= self.of:
+            raise ValueError(f"prune.nm: keep {self.keep} of {self.of} leaves nothing out; lower keep, such as 2 of 4")
         return self
 
 
@@ -89,7 +96,7 @@ class Prune(OneOf):
     scales and shifts, gains and biases are left as they are."""
 
     magnitude: Annotated[Magnitude | None, Field(description="The smallest of each matrix, more and more.")] = None
-    nm: Annotated[Nm | None, Field(description="All but n of each m neighbours.")] = None
+    nm: Annotated[Nm | None, Field(description="All but the largest of neighbours: keep 2 of 4.")] = None
 
 
 class Aware(Record):

@@ -62,10 +62,10 @@ def _drop_smallest(weights: Tensor, share: float) -> None:
 
 
 def _largest_of_each(config: Nm, weights: Tensor) -> Tensor:
-    """Where the n largest of each m neighbours along the inputs are; of equals the first."""
+    """Where the largest to `keep` of each group of neighbours along the inputs are; of equals the first."""
     magnitudes = weights.abs().movedim(1, -1)
     inputs = magnitudes.shape[-1]
     # What fills the last group up is smaller than any weight.
-    groups = F.pad(magnitudes, (0, -inputs % config.m), value=-1.0).unflatten(-1, (-1, config.m))
+    groups = F.pad(magnitudes, (0, -inputs % config.of), value=-1.0).unflatten(-1, (-1, config.of))
     ranks = groups.neg().argsort(dim=-1, stable=True).argsort(dim=-1)
-    return (ranks < config.n).flatten(-2)[..., :inputs].movedim(-1, 1)
+    return (ranks < config.keep).flatten(-2)[..., :inputs].movedim(-1, 1)

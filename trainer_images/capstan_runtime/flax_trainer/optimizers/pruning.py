@@ -29,12 +29,12 @@ def _without_smallest(weights: jax.Array, share: jax.Array, stack: int) -> jax.A
 
 
 def _largest_of_each(config: Nm, weights: jax.Array, stack: int) -> jax.Array:
-    """Where the n largest of each m neighbours along the inputs are; of equals the first."""
+    """Where the largest to `keep` of each group of neighbours along the inputs are; of equals the first."""
     magnitudes = jnp.moveaxis(jnp.abs(weights), stack + 1, -1)
     inputs = magnitudes.shape[-1]
     # What fills the last group up is smaller than any weight.
-    padding = [(0, 0)] * (magnitudes.ndim - 1) + [(0, -inputs % config.m)]
-    groups = jnp.pad(magnitudes, padding, constant_values=-1.0).reshape(*magnitudes.shape[:-1], -1, config.m)
+    padding = [(0, 0)] * (magnitudes.ndim - 1) + [(0, -inputs % config.of)]
+    groups = jnp.pad(magnitudes, padding, constant_values=-1.0).reshape(*magnitudes.shape[:-1], -1, config.of)
     ranks = jnp.argsort(jnp.argsort(-groups, axis=-1, stable=True), axis=-1)
-    stays = (ranks < config.n).reshape(*magnitudes.shape[:-1], -1)[..., :inputs]
+    stays = (ranks < config.keep).reshape(*magnitudes.shape[:-1], -1)[..., :inputs]
     return jnp.moveaxis(stays, -1, stack + 1)
