@@ -67,10 +67,11 @@ def _cel_world_fits(name: str, workers: str) -> tuple[str, str]:
 
 
 # What the run is cannot change under it: data order, weights and checkpoints would no longer belong together.
-_FROZEN = (
+FROZEN = (
     *("program", "framework", "model", "data", "dataQuality", "augmentation", "optimizer", "schedule", "loss"),
     *("regularization", "training", "compression"),
 )
+"""Fields that cannot change after a job was created."""
 
 
 class Run(Record):
@@ -186,7 +187,7 @@ class TrainingJobSpec(Run):
                 f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})",
                 f"'{field}: cannot change after the job was created; delete the job and create one with a new name'",
             )
-            for field in _FROZEN
+            for field in FROZEN
         ),
         (
             "self.checkpoint.store == oldSelf.checkpoint.store",

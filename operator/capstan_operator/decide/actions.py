@@ -5,6 +5,7 @@ from enum import StrEnum
 from pydantic.alias_generators import to_camel
 
 from capstan_operator.api.recovery_spec import Budgets
+from capstan_operator.api.training_job import FROZEN
 from capstan_operator.api.training_job_status import FailureStatus, TrainingJobStatus
 from capstan_operator.decide.evidence import MESSAGE_LENGTH, Evidence
 from capstan_operator.decide.nodes import has_other_nodes, is_repeated
@@ -60,6 +61,7 @@ FATAL_REASONS = {FailureClass.CONFIG: Reason.CONFIG_ERROR, FailureClass.DO_NOT_R
 NO_PROGRESS_FIELD = "spec.recovery.noProgressAttempts"
 AGAIN = "set spec.suspend to true and to false again"
 """How a user has a job go on that nothing but a change from outside can help."""
+_FIXED = (*FROZEN, "checkpoint.store", "checkpoint.sign")
 NEW_POD = frozenset({Action.REPLACE_POD, Action.REPLACE_NODE})
 
 
@@ -96,7 +98,7 @@ def fatal_clause(situation: Situation, culprit: Evidence, reason: Reason) -> str
     """Why no other attempt follows, and what to do, in a clause."""
     spec = situation.blueprint.spec
     if ACTIONS[culprit.failure] is Action.HALT:
-        return f"this is not restarted by itself; when it is mended, {AGAIN}"
+        return f"this is not restarted by itself; {_mend_clause(culprit.message)}"
     if reason is Reason.NUMERICAL_FAILURE:
         return "spec.recovery.numerical says halt; set it to rewind or ignore in a new TrainingJob"
     if reason is Reason.GPU_OUT_OF_MEMORY:
@@ -113,6 +115,16 @@ def fatal_clause(situation: Situation, culprit: Evidence, reason: Reason) -> str
     used = used_of(situation.status, culprit.failure)
     field = f"spec.recovery.budgets.{to_camel(culprit.failure.name.lower())}"
     return f"{used} of {budget} restarts for {culprit.failure} are used; raise {field} to go on"
+
+
+def _mend_clause(message: str) -> str:
+    """How the job goes on after what `message` says is mended. The value of a field may be at fault, or what it names:
+    a file to mount, a model to register."""
+    path = message.removeprefix("spec.").partition(":")[0]
+    field = next((field for field in _FIXED if f"{path}.".startswith(f"{field}.")), None)
+    if field is None:
+        return f"when it is mended, {AGAIN}"
+    return f"another value of spec.{field} takes a job with a new name; when it is mended otherwise, {AGAIN}"
 
 
 def budget_of(budgets: Budgets, failure: FailureClass) -> int:
