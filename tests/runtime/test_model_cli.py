@@ -149,11 +149,11 @@ def test_a_signed_version_verifies_with_its_owners_key_only(
         (
             ("show", "{store}", "letters"),
             USAGE,
-            "model: letters is not registered in {store} (models: digits); register",
+            "name: letters is not registered in {store} (models: digits); register",
         ),
         (("show", "{store}", "digits@9.0.0"), USAGE, "digits has no version 9.0.0 (versions: 1.0.0); choose one"),
         (("show", "{store}", "digits@production"), USAGE, "digits has no production (stages: none); promote"),
-        (("list", "{store}", "letters"), USAGE, "model: letters is not registered"),
+        (("list", "{store}", "letters"), USAGE, "name: letters is not registered"),
         (
             ("promote", "{store}", "digits", "production", "--expect", "1.0.0"),
             ExitCode.CONFIG,

@@ -29,7 +29,7 @@ def answer_of(version: str) -> Resolved:
 
 def test_a_version_means_its_checkpoint_and_a_stage_what_was_promoted_to_it_last(tmp_path: Path) -> None:
     registry, _ = in_folder(tmp_path)
-    with pytest.raises(NotRegistered, match="model: digits is not registered"):
+    with pytest.raises(NotRegistered, match="name: digits is not registered"):
         resolve(registry, ResolveTask(name="digits", version="1.0.0"))
     for version, root in ROOTS.items():
         add(registry, entry_of(version, uid=version, root=root))

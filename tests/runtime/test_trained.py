@@ -94,13 +94,17 @@ GONE = {"checkpoint": {"run": f"tests/teacher/{RUN}", "digest": "blake3:" + "0" 
     [
         (OTHER, r"checkpoint\.run: default/teacher/.* is of another namespace than tests; name a run of tests, or "),
         (GONE, r"teacher: .* holds no checkpoint blake3:0+ of run .*; it may have been removed by its retention: "),
+        (
+            {"registry": {"name": "nonesuch", "version": "1.0.0"}},
+            r"registry\.name: nonesuch is not registered in .* \(models: teacher\); register it first",
+        ),
         (STAGE, r"registry\.stage: teacher has no production \(stages: none\); promote a version to it first"),
         (
             {"registry": {"name": "teacher", "version": "3.0.0"}},
             r"registry\.version: teacher has no version 3\.0\.0 \(versions: 1\.0\.0\); choose one, or register it",
         ),
     ],
-    ids=["another namespace", "no checkpoint", "no stage", "no version"],
+    ids=["another namespace", "no checkpoint", "no model", "no stage", "no version"],
 )
 def test_a_teacher_that_is_not_there_is_refused_in_one_line(
     tmp_path: Path, teacher: dict[str, Any], message: str

@@ -204,6 +204,6 @@ class Registry:
         versions = self.versions(name)
         if not versions:
             known = ", ".join(self.names()[:10]) or "none"
-            return f"model: {name} is not registered in {self.store.place} (models: {known}); register it first"
+            return f"name: {name} is not registered in {self.store.place} (models: {known}); register it first"
         shown = ", ".join(versions[:10])
         return f"version: {name} has no version {version} (versions: {shown}); choose one, or register it"
