@@ -47,6 +47,12 @@ def operator_pod(image: str = "capstan/operator:0.2.0", *args: str) -> Document:
     return {"metadata": metadata, "spec": {"containers": [{"image": image, "args": list(args)}]}}
 
 
+STARTED_WITH_COMMAND: Document = operator_pod() | {
+    "spec": {"containers": [{"image": "capstan/operator:0.2.0", "command": ["operator", "run", "--allow-host-path"]}]}
+}
+"""As the embedded cluster does."""
+
+
 def node(name: str = "a", *, ready: str = "True", labels: Document | None = None, **offered: str) -> Document:
     resources = {f"nvidia.com/{kind}".replace("_", "-"): number for kind, number in offered.items()}
     status = {"capacity": resources, "allocatable": resources, "conditions": [{"type": "Ready", "status": ready}]}
@@ -381,9 +387,10 @@ def test_what_is_wrong_is_found_and_how_to_mend_it_said(
     "changes",
     [
         {"operator_pods": [operator_pod("capstan/operator:0.2.0", "--allow-host-path")]},
+        {"operator_pods": [STARTED_WITH_COMMAND]},
         {"jobs": [ours("train", IN_FOLDER, finishedAt=moment(5))]},
     ],
-    ids=["where they are allowed", "of what has ended"],
+    ids=["where they are allowed", "where the command allows them", "of what has ended"],
 )
 def test_folders_of_the_nodes_are_nothing_to_tell(changes: dict[str, Any]) -> None:
     seen = {"jobs": [ours("train", IN_FOLDER)]} | changes

@@ -177,7 +177,8 @@ def _check_host_paths(area: Area, facts: Facts) -> None:
     """Nothing is said where the operator allows them, or nobody has one: that is how it should be."""
     if isinstance(facts.operator_pods, Unread) or not facts.operator_pods:
         return
-    if ALLOWS_HOST_PATH in at(facts.operator_pods[0], "spec", "containers", 0, "args", default=[]):
+    container = at(facts.operator_pods[0], "spec", "containers", 0)
+    if any(ALLOWS_HOST_PATH in at(container, field, default=[]) for field in ("command", "args")):
         return
     named = [
         name_of(one) for one in facts.objects() if not at(one, "status", "finishedAt") and _has_host_path(one["spec"])
