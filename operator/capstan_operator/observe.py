@@ -60,6 +60,8 @@ class ObservedPod:
     """When the trainer container ended (seconds since 1970); None: it has not, or nobody said."""
     waiting: str | None = None
     """Why it does not run yet, `Reason: message`; None when nothing is wrong."""
+    is_unprepared: bool = False
+    """Its node says that it has not got its volumes and its network yet."""
     exit_code: int | None = None
     """Of the trainer container; None while it runs."""
     exit_reason: str | None = None

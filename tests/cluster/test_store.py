@@ -242,6 +242,20 @@ def test_what_a_pod_waits_for_is_told_only_when_something_is_wrong(
     assert observed.pods[0].waiting == expected
 
 
+@pytest.mark.parametrize(
+    ("phase", "status", "expected"),
+    [("Pending", "False", True), ("Pending", "True", False), ("Pending", None, False), ("Succeeded", "False", False)],
+)
+def test_a_node_says_whether_it_has_what_a_pod_mounts(
+    world: World, phase: str, status: str | None, expected: bool
+) -> None:
+    told = [{"type": "PodReadyToStartContainers", "status": status}] if status else []
+    world.store.put(pod(phase=phase, conditions=told))
+    observed = world.store.observe(KEY)
+    assert observed is not None
+    assert observed.pods[0].is_unprepared is expected
+
+
 @pytest.mark.parametrize("message", ['{"pod": 1}', '{"pod"' + "x" * 20000])
 def test_a_termination_message_that_cannot_be_read_is_counted_and_passed_over(world: World, message: str) -> None:
     world.store.put(pod(phase="Failed", containerStatuses=exited(1, message)))

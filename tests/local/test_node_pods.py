@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from typing import Any
 
 from capstan_local.client import CONFIG_MAPS, EVENTS, PODS, SECRETS, SERVICES, key_of
 from capstan_local.node.launcher import all_pids, mark_of
@@ -42,6 +43,7 @@ async def test_a_program_that_succeeds_is_told_and_no_write_repeats_another(node
         "Ready": ("False", "PodCompleted"),
         "ContainersReady": ("False", "PodCompleted"),
         "PodScheduled": ("True", None),
+        "PodReadyToStartContainers": ("False", None),
     }
     assert seen["status"]["podIP"].startswith("127.")
     assert await node.log(pod) == "done\n"
@@ -197,6 +199,24 @@ async def test_a_missing_secret_holds_a_container_up_until_it_is_there(node: Run
     await node.client.create(SECRETS, secret)
     await node.wait(pod, lambda seen: seen["status"]["phase"] == "Succeeded", seconds=8)  # woken, not at the next try
     assert await node.log(pod) == "hush\n"
+
+
+async def test_a_missing_volume_holds_a_pod_up_and_its_events_say_which(node: RunningNode, namespace: str) -> None:
+    def prepared(seen: Any) -> str | None:
+        found = (one for one in seen["status"].get("conditions") or [] if one["type"] == "PodReadyToStartContainers")
+        return next((one["status"] for one in found), None)
+
+    volumes = [{"name": "code", "configMap": {"name": "lookup"}}]
+    pod = await node.create(namespace, "mounts", shell("sleep 60"), volumes=volumes)
+    seen = await node.wait(pod, lambda seen: prepared(seen) == "False")
+    assert state_of(seen)["state"] == {"waiting": {"reason": "ContainerCreating"}}  # a kubelet says no more here either
+    events, _ = await node.client.list(EVENTS, namespace)
+    told = [one["message"] for one in events if one["reason"] == "FailedMount"]
+    assert told == ['MountVolume.SetUp failed: configmap "lookup" not found']
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "lookup", "namespace": namespace}}
+    await node.client.create(CONFIG_MAPS, config)
+    seen = await node.wait_phase(pod, "Running")
+    assert prepared(seen) == "True"
 
 
 async def test_the_deadline_of_a_pod_ends_it(node: RunningNode, namespace: str) -> None:

@@ -53,6 +53,8 @@ class Pod:
         self.report = Reporter(machine.client, obj, self._build_status)
         self._ip: str | None = None
         self._start_time = self.report.status.get("startTime") or timestamp(time.time())
+        self._is_prepared = False
+        """It has its volumes."""
         self._verdict: Verdict | None = None
         if self.is_finished and self.report.status.get("reason"):
             self._verdict = Verdict(self.report.status["reason"], self.report.status.get("message", ""))
@@ -116,6 +118,7 @@ class Pod:
                 self.report.change(is_news=False)
                 volumes = await unless(self._must_end, self._make_volumes())
                 if volumes is not None:
+                    self._is_prepared = True
                     await self._run_containers(self._parts(volumes))
         except Exception as error:
             log.exception("pod %s/%s", *self.key)
@@ -319,6 +322,7 @@ class Pod:
             now=time.time(),
             verdict=self._verdict,
             is_stopped=self._ending is Ending.DELETED,
+            is_prepared=self._is_prepared,
         )
 
 

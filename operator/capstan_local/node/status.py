@@ -123,15 +123,19 @@ def build_status(
     now: float,
     verdict: Verdict | None = None,
     is_stopped: bool = False,
+    is_prepared: bool = True,
 ) -> dict[str, Any]:
-    """The whole status this node is responsible for. Conditions of others are left alone: see `status_patch`."""
+    """The whole status this node is responsible for. Conditions of others are left alone: see `status_patch`.
+
+    `is_prepared`: the pod has its address and its volumes.
+    """
     phase = decide_phase(pod["spec"].get("restartPolicy", "Always"), init, main, is_stopped=is_stopped)
     if verdict is not None:
         # A pod has not failed while something of it still runs: who replaces it would run beside it.
         phase = "Running" if any(state.is_running for state in (*init, *main)) else "Failed"
     status: dict[str, Any] = {
         "phase": phase,
-        "conditions": _conditions(pod, init, main, phase, now),
+        "conditions": _conditions(pod, init, main, phase, now, is_prepared),
         "hostIP": host_ip,
         "startTime": start_time,
         "containerStatuses": [state.document() for state in main],
@@ -151,6 +155,7 @@ def _conditions(
     main: Sequence[ContainerState],
     phase: str,
     now: float,
+    is_prepared: bool,
 ) -> list[Condition]:
     ended = {"Succeeded": "PodCompleted", "Failed": "PodFailed"}.get(phase)
     incomplete = [state.name for state in init if not state.is_initialized]
@@ -176,6 +181,7 @@ def _conditions(
     return [
         _condition(existing, kind, reason, now)
         for kind, reason in (
+            ("PodReadyToStartContainers", None if is_prepared and not ended else ("", "")),
             ("Initialized", initialized),
             ("Ready", pod_reason),
             ("ContainersReady", unready_reason),
@@ -193,9 +199,7 @@ def _condition(
     since = before.get("lastTransitionTime") if before.get("status") == status else None
     condition = {"type": kind, "status": status, "lastProbeTime": None, "lastTransitionTime": since or timestamp(now)}
     if problem is not None:
-        condition["reason"] = problem[0]
-        if problem[1]:
-            condition["message"] = problem[1]
+        condition |= {key: word for key, word in zip(("reason", "message"), problem, strict=True) if word}
     return condition
 
 

@@ -19,6 +19,7 @@ MAX_TERMINATION_BYTES = 12 * 1024
 MAX_LINES = 10
 MAX_LINE_LENGTH = 200
 _BROADCAST = IPv4Address("255.255.255.255")
+PREPARED = "PodReadyToStartContainers"
 _STARTING = frozenset({"", "ContainerCreating", "PodInitializing"})
 """Reasons of waiting that mean: nothing is wrong."""
 
@@ -170,6 +171,7 @@ def observe_pod(pod: Pod, worker: int, incarnation: int) -> tuple[ObservedPod, s
         running_since=seconds_of(running.started_at) if running is not None and running.started_at else None,
         finished_at=seconds_of(terminated.finished_at) if terminated is not None and terminated.finished_at else None,
         waiting=waiting(status),
+        is_unprepared=_is_unprepared(status),
         exit_code=terminated.exit_code if terminated is not None else None,
         exit_reason=exit_reason(status, terminated),
         final=final,
@@ -218,6 +220,12 @@ def _is_loopback(host_ip: str) -> bool:
 
 def _interned(text: str | None) -> str | None:
     return sys.intern(text) if text else None
+
+
+def _is_unprepared(status: PodStatus) -> bool:
+    """What it mounts is not there yet: a kubelet says no more, but in events. Those before 1.29 do not say that."""
+    conditions = status.conditions or ()
+    return status.phase == "Pending" and any(one.type == PREPARED and one.status == "False" for one in conditions)
 
 
 def _stopped_by_queue(status: PodStatus) -> str | None:

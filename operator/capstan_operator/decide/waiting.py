@@ -1,5 +1,6 @@
 """Why a worker is not ready: Kubernetes' words in ours."""
 
+from capstan_operator.build.mounted import mounted_objects
 from capstan_operator.decide.queueing import held_group, is_gated
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker
@@ -38,9 +39,13 @@ def waiting_for(situation: Situation) -> tuple[Reason, str, bool]:
         if reason is not None and worker.pod is not None:
             is_wrong = reason is not Reason.WAITING_FOR_WORKERS
             return reason, _missing_claim(worker, situation) or f"pod {worker.pod.name}: {worker.pod.waiting}", is_wrong
+    starting = [pod for pod in _starting_pods(situation) if situation.now - pod.created_at >= START_SECONDS]
+    unprepared = next((pod for pod in starting if pod.is_unprepared), None)
+    if unprepared is not None:
+        return Reason.CONTAINER_NOT_CREATED, _unprepared_sentence(unprepared, situation), True
     message = f"waiting for {situation.wanted} pod{'s' if situation.wanted > 1 else ''} to start"
-    slow = next((pod for pod in _starting_pods(situation) if situation.now - pod.created_at >= START_SECONDS), None)
-    if slow is not None:
+    if starting:
+        slow = starting[0]
         message += f"; {slow.name} is slow to start on node {slow.node}: kubectl describe pod {slow.name}"
     return Reason.WAITING_FOR_WORKERS, message, False
 
@@ -86,6 +91,13 @@ def _missing_claim(worker: Worker, situation: Situation) -> str | None:
         return None
     where = f"namespace {situation.observed.job.namespace}"
     return f"spec.checkpoint.store.claim.name: {claim.name} is no PersistentVolumeClaim of {where}; create it"
+
+
+def _unprepared_sentence(pod: ObservedPod, situation: Situation) -> str:
+    """What may keep a node from preparing a pod: which of it does, only the pod's events say."""
+    mounted = mounted_objects(situation.blueprint.pod_template)
+    missing = f"one of its volumes ({', '.join(mounted)}), or its network" if mounted else "its network"
+    return f"pod {pod.name}: node {pod.node} cannot give it {missing}; see why: kubectl describe pod {pod.name}"
 
 
 def _reason_of(worker: Worker) -> Reason | None:
