@@ -157,7 +157,7 @@ REFUSED: dict[str, tuple[str, Document, str]] = {
     "nothing to call": (
         "tests.support.own_models:NOT_CALLABLE",
         {},
-        "spec.model.custom.target: tests.support.own_models:NOT_CALLABLE: is a int; name a function or a class",
+        "spec.model.custom.target: tests.support.own_models:NOT_CALLABLE: is of type int; name a function or a class",
     ),
     "an argument that it has not": (
         "tests.support.own_models:{framework}_classifier",
@@ -168,8 +168,8 @@ REFUSED: dict[str, tuple[str, Document, str]] = {
     "no module": (
         "tests.support.own_models:of_no_framework",
         {},
-        "spec.model.custom.target: tests.support.own_models:of_no_framework returned a object; return a {framework} "
-        "Module",
+        "spec.model.custom.target: tests.support.own_models:of_no_framework returned a value of type object; return a "
+        "{framework} Module",
     ),
     "running statistics": (
         "tests.support.own_models:{framework}_statistics",

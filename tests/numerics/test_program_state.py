@@ -80,8 +80,8 @@ def test_arrays_of_jax_and_numpy_and_everything_that_is_none_come_back_as_they_w
 
 
 REFUSED = {
-    "an object": ({"params": {"w": object()}}, "job.save: params/w is a object, which cannot be saved, because"),
-    "a pytree's node": ([Pair(1, 2)], "job.save: 0 is a Pair, which cannot be saved"),
+    "an object": ({"params": {"w": object()}}, "job.save: params/w is of type object, which cannot be saved, because"),
+    "a pytree's node": ([Pair(1, 2)], "job.save: 0 is of type Pair, which cannot be saved"),
     "numbers that safetensors has not": (
         {"w": np.zeros(2, np.complex64)},
         "job.save: w has elements of type complex64",

@@ -44,6 +44,7 @@ SEEN = Evidence(
     step=12,
     sign=None,
     has_spoken=True,
+    is_program=False,
     was_asked_to_stop=False,
     was_asked_to_leave=False,
     was_out_of_memory=False,
@@ -69,6 +70,22 @@ SEEN = Evidence(
             None,
             FailureClass.APPLICATION,
             "the trainer exited with code 0 without having said that it is done",
+        ),
+        (
+            {"status": 0, "is_program": True},
+            0,
+            None,
+            FailureClass.APPLICATION,
+            "the program exited with code 0 before its last step was committed; call job.save() after every step, with "
+            "is_last=True to end early",
+        ),
+        (
+            {"status": 0, "is_program": True, "has_spoken": False},
+            0,
+            None,
+            FailureClass.APPLICATION,
+            "the program exited with code 0 without having attached; call capstan_runtime.attach() in the process of "
+            "program.command",
         ),
         (
             {"status": 0, "failure": FailureClass.CONFIG, "message": "no such file"},

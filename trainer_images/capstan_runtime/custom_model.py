@@ -36,7 +36,7 @@ def make_module(custom: Custom, data: DataSpec, kind: type[Any], **given: Any) -
         ) from error
     if not isinstance(module, kind):
         raise ConfigError(
-            f"{_FIELD}.target: {custom.target} returned a {type(module).__name__}; return a "
+            f"{_FIELD}.target: {custom.target} returned a value of type {type(module).__name__}; return a "
             f"{kind.__module__.partition('.')[0]} {kind.__name__}"
         )
     return module
@@ -65,7 +65,7 @@ def _find(target: str) -> Callable[..., Any]:
             raise ConfigError(f"{_FIELD}.target: {target}: {name} has no {path}; correct the name")
         found = getattr(found, part)
     if not callable(found):
-        raise ConfigError(f"{_FIELD}.target: {target}: is a {type(found).__name__}; name a function or a class")
+        raise ConfigError(f"{_FIELD}.target: {target}: is of type {type(found).__name__}; name a function or a class")
     factory: Callable[..., Any] = found
     return factory
 

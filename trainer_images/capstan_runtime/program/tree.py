@@ -68,8 +68,8 @@ def _document(value: object, path: tuple[object, ...], leaves: dict[str, Leaf]) 
         items = [_document(item, (*path, number), leaves) for number, item in enumerate(value)]
         return {"list" if isinstance(value, list) else "tuple": items}
     raise ConfigError(
-        f"job.save: {_shown(path)} is a {type(value).__name__}, which cannot be saved, because no code is kept in "
-        "checkpoints; give arrays, numbers, text and None in dicts, lists and tuples (of a pytree: jax.tree.leaves)"
+        f"job.save: {_shown(path)} is of type {type(value).__name__}, which cannot be saved, because no code is kept "
+        "in checkpoints; give arrays, numbers, text and None in dicts, lists and tuples (of a pytree: jax.tree.leaves)"
     )
 
 

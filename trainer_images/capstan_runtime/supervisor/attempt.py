@@ -124,6 +124,7 @@ class Attempt:
                 step=max(self._watch.step, sign.step) if sign is not None else self._watch.step or None,
                 sign=sign,
                 has_spoken=self._has_spoken,
+                is_program=self._is_program,
                 was_asked_to_stop=self._stop_by is not None,
                 was_asked_to_leave=self._leaves_at_checkpoint,
                 was_out_of_memory=oom_kills(self._memory_events) > self._oom_kills,

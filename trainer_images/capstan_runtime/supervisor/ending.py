@@ -38,6 +38,8 @@ class Evidence:
     """What its page says it was doing; None: nothing."""
     has_spoken: bool
     """It reported anything at all: its interpreter and its imports worked."""
+    is_program: bool
+    """The user's own, rather than one of Capstan's trainers."""
     was_asked_to_stop: bool
     was_asked_to_leave: bool
     """At its next checkpoint."""
@@ -94,8 +96,22 @@ def _judge(seen: Evidence) -> tuple[FailureClass, str]:
         # What it printed last need not have to do with it: somebody else may have sent the signal.
         return classify_exit(128 + by_signal), f"the trainer {_ended(seen.status)}"
     if seen.status == 0:
-        return FailureClass.APPLICATION, "the trainer exited with code 0 without having said that it is done"
+        return FailureClass.APPLICATION, _unfinished(seen)
     return classify_exit(seen.status), _last_word(seen)
+
+
+def _unfinished(seen: Evidence) -> str:
+    if not seen.is_program:
+        return "the trainer exited with code 0 without having said that it is done"
+    if not seen.has_spoken:
+        return (
+            "the program exited with code 0 without having attached; call capstan_runtime.attach() in the process of "
+            "program.command"
+        )
+    return (
+        "the program exited with code 0 before its last step was committed; call job.save() after every step, with "
+        "is_last=True to end early"
+    )
 
 
 def _stopped(seen: Evidence) -> str:
