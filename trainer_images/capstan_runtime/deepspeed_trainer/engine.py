@@ -149,6 +149,7 @@ class DeepSpeedEngine:
         keep = move_to_disk(self._engine, offload, context.environ)
         # Found once: DeepSpeed never moves them.
         self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step, keep)
+        self._module_buffers = list(model.buffers())
         self._buffers = buffers_of(self._engine, table, self._updates.kinds)
         self._constants = Constants(model) if custom is not None else None
         self._quantize = run.compression.quantize if run.compression is not None else None
@@ -197,7 +198,7 @@ class DeepSpeedEngine:
             self._engine.optimizer.loss_scale = self._scale.scale
         micro_batches = self._micro_steps(batch._replace(weights=None))
         assert batch.keys is not None
-        proposals = Proposals(self._engine.module)
+        proposals = Proposals(self._module_buffers)
         waited = self._waited_seconds()
         with translated_errors():
             with self._seen_weights(self._step + 1):
@@ -233,7 +234,7 @@ class DeepSpeedEngine:
             self._engine.backward(loss)
             proposals.add(here.proposals)
             measured = [here.measured[name].flatten() / len(micro_batches) for name in sorted(here.measured)]
-            now = torch.cat([loss.detach()[None], *measured])
+            now = torch.cat([loss.detach()[None], *measured]) if measured else loss.detach()[None]
             said = now if said is None else said + now
         assert said is not None
         return said

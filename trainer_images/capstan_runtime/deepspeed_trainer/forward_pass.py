@@ -1,12 +1,12 @@
 """What a model is told with its inputs, and what it says beside its outputs. Axes: B samples."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from capstan_runtime.deepspeed_trainer import random
 from capstan_runtime.deepspeed_trainer.recomputation import Recompute
@@ -99,10 +99,11 @@ def through_block(block: Callable[..., Tensor], x: Tensor, here: Pass, *others: 
 
 
 class Proposals:
-    """The sum of what the micro-steps of one optimizer step propose for the buffers of `module`."""
+    """The sum of what the micro-steps of one optimizer step propose for the buffers of a module."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self._buffers = list(module.buffers())
+    def __init__(self, buffers: Sequence[Tensor]) -> None:
+        """`buffers`: all that the module has, in its order; to find them takes long enough to do it once only."""
+        self._buffers = buffers
         self._sums: dict[int, Tensor] = {}
 
     def add(self, proposals: Mapping[int, Tensor]) -> None:
