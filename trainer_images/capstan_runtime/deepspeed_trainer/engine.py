@@ -144,13 +144,12 @@ class DeepSpeedEngine:
         self._step = 0
         self._scaling = training.loss_scaling
         self._scale = None if self._scaling is None else ScaleState(self._scaling.initial)
-        self._seconds_in_steps = 0.0
-        self._loss_factor = 1.0
-        keep = move_to_disk(self._engine, offload, context.environ)
+        self._seconds_in_steps, self._loss_factor = 0.0, 1.0
         # Found once: DeepSpeed never moves them.
-        self._fragments = fragments_of(self._engine, self._table, self._updates.kinds, self._step, keep)
+        keep, kinds = move_to_disk(self._engine, offload, context.environ), self._updates.kinds
+        self._fragments = fragments_of(self._engine, self._table, kinds, self._step, keep)
         self._module_buffers = list(model.buffers())
-        self._buffers = buffers_of(self._engine, table, self._updates.kinds)
+        self._buffers = buffers_of(self._engine, table, kinds)
         self._constants = Constants(model) if custom is not None else None
         self._quantize = run.compression.quantize if run.compression is not None else None
         self._quantized = [(parameters[spec.name], spec) for spec in self._table if is_quantized(spec)]
