@@ -59,6 +59,7 @@ def test_a_run_of_two_ranks_reports_logs_and_commits(tmp_path: Path) -> None:
     metrics = last_metrics(first)
     assert metrics.keys() == {
         "loss", "gradient_norm", "learning_rate", "step_seconds", "samples_per_second", "busy_seconds",
+        "model_flops_per_second",
         "validation_loss", "accuracy", "save_blocked_seconds", "save_seconds", "save_bytes",
     }  # fmt: skip
     assert 0 < metrics["loss"] < 1.2
