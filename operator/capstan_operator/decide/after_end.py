@@ -22,10 +22,10 @@ LEAVE_SECONDS = 60.0
 def decide_after_end(observed: Observed, now: float) -> Decision:
     """Live pods go, all pods and the Secret after the TTL; the job stays as a tombstone.
 
-    After success the pods that took part end by themselves; one that came too late has nobody to end it, and may keep
-    a GPU. After a failure those whose trainer has ended are told to end, and stay
-    for their logs; those whose trainer still runs are deleted. What has not ended after a grace is deleted. Needs no
-    valid spec: it may have been edited into anything since.
+    After success the pods that took part end by themselves; one that came too late has nobody to end it, and may keep a
+    GPU. After a failure those whose trainer has ended are told to end, and stay for their logs; those whose trainer
+    still runs are deleted. What has not ended after a grace is deleted. Needs no valid spec: it may have been edited
+    into anything since.
     """
     job = observed.job
     status = job.status.model_copy(update={"observed_generation": job.generation})

@@ -133,13 +133,8 @@ def still_saving(situation: Situation) -> str | None:
     observed, phases = situation.observed, _HAS_STEPS | {Phase.STOPPING}
     for pod in observed.pods:
         answer = observed.supervisors.get(pod.uid)
-        if (
-            not pod.is_deleting
-            or pod.phase != "Running"
-            or pod.final
-            or answer is None
-            or pod.uid in observed.silent_since
-        ):
+        is_ending = pod.is_deleting and pod.phase == "Running" and pod.final is None
+        if not is_ending or answer is None or pod.uid in observed.silent_since:
             continue
         if answer.state.fence == situation.status.fence and answer.state.exit is None and answer.state.phase in phases:
             return pod.name

@@ -151,7 +151,7 @@ def _placing(situation: Situation) -> Plan | None:
     if recovering and not is_wrong and not is_queued:
         reason, message = Reason.REPLACING_PODS, restart_sentence(situation)
     saving = still_saving(situation)
-    if saving is not None and not is_wrong:
+    if saving is not None and not is_wrong and not is_queued:
         message = f"pod {saving} still saves what the last attempt has done; the next one begins after that"
     situation = situation.after(deactivate(situation) if is_queued else _activated(situation))
     return Plan(

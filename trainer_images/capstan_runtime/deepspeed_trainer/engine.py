@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -122,17 +122,7 @@ class DeepSpeedEngine:
         self._updates = Updates(
             run, parameters, self._table, self._stage, updated_on, [spec.name for spec in table], self._groups
         )
-        deepspeed = load_deepspeed(self._device)
-        if self._groups is not None and self._groups.experts.size > 1:
-            tell_deepspeed(model, self._groups)
-        with translated_errors():
-            self._engine = deepspeed.initialize(
-                model=model,
-                optimizer=self._updates.optimizer,
-                config=settings_of(context, self._device),
-                mpu=None if self._groups is None else DeepSpeedUnit(self._groups),
-                dist_init_required=False,
-            )[0]
+        self._engine = self._initialized(model, context)
         self._teacher = Teacher(context.teacher, self._device) if context.teacher and stage.is_last else None
         self._model = model_call(self._engine, is_custom=custom is not None)
         self._module = model_call(self._engine.module, is_custom=custom is not None)
@@ -154,6 +144,20 @@ class DeepSpeedEngine:
         self._quantize = run.compression.quantize if run.compression is not None else None
         self._quantized = [(parameters[spec.name], spec) for spec in self._table if is_quantized(spec)]
         self._is_quantized = False
+
+    def _initialized(self, model: torch.nn.Module, context: TrainContext) -> Any:
+        """DeepSpeed's engine of it."""
+        deepspeed = load_deepspeed(self._device)
+        if self._groups is not None and self._groups.experts.size > 1:
+            tell_deepspeed(model, self._groups)
+        with translated_errors():
+            return deepspeed.initialize(
+                model=model,
+                optimizer=self._updates.optimizer,
+                config=settings_of(context, self._device),
+                mpu=None if self._groups is None else DeepSpeedUnit(self._groups),
+                dist_init_required=False,
+            )[0]
 
     def read_teacher(self) -> None:
         if self._teacher is not None:
