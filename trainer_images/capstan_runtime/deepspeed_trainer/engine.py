@@ -17,7 +17,7 @@ from torch import Tensor
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed
 from capstan_runtime.deepspeed_trainer.batches import micro_steps
-from capstan_runtime.deepspeed_trainer.custom import Constants, build_custom, model_call, require_same_weights, table_of
+from capstan_runtime.deepspeed_trainer.custom import Constants, model_call, require_same_weights
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.disk import move_to_disk
 from capstan_runtime.deepspeed_trainer.forward_pass import Pass, Proposals
@@ -32,17 +32,17 @@ from capstan_runtime.deepspeed_trainer.fragments import (
 )
 from capstan_runtime.deepspeed_trainer.integers import seen_as_integers
 from capstan_runtime.deepspeed_trainer.library import load_deepspeed
-from capstan_runtime.deepspeed_trainer.models import build_model, of_stage, trained_model
+from capstan_runtime.deepspeed_trainer.models import trained_model
 from capstan_runtime.deepspeed_trainer.objective import Objective, cross_entropy
 from capstan_runtime.deepspeed_trainer.optimizers.averaged import averaged_model
 from capstan_runtime.deepspeed_trainer.optimizers.gauss_newton import hessian_diagonal
 from capstan_runtime.deepspeed_trainer.optimizers.updates import Updates
 from capstan_runtime.deepspeed_trainer.parallel.experts import tell_deepspeed
-from capstan_runtime.deepspeed_trainer.parallel.groups import DeepSpeedUnit, Groups, layout_of
+from capstan_runtime.deepspeed_trainer.parallel.groups import DeepSpeedUnit, Groups
 from capstan_runtime.deepspeed_trainer.parallel.pipeline import Pipeline
 from capstan_runtime.deepspeed_trainer.parallel.saving import saved_by
-from capstan_runtime.deepspeed_trainer.parallel.shards import Shard, shards_of
 from capstan_runtime.deepspeed_trainer.parallel.spreading import slice_of_sequences, spread
+from capstan_runtime.deepspeed_trainer.part import Part, part_of
 from capstan_runtime.deepspeed_trainer.recomputation import recomputation
 from capstan_runtime.deepspeed_trainer.result import DeepSpeedStepResult
 from capstan_runtime.deepspeed_trainer.settings import settings_of
@@ -54,10 +54,8 @@ from capstan_runtime.engine import Array, Batch, EvaluationSums, Hardware, Local
 from capstan_runtime.integers import holds_integers
 from capstan_runtime.loss_scaling import ScaleState, read_scale
 from capstan_runtime.losses import embedding_width
-from capstan_runtime.low_rank import model_table
-from capstan_runtime.model_signature import rank_of
 from capstan_runtime.model_spec import STEP_NAME, read_tensor
-from capstan_runtime.parallel.stages import WHOLE, Stage
+from capstan_runtime.parallel.stages import WHOLE
 from capstan_runtime.quantization import Weights, export_integers, is_quantized, sees_integers
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -87,45 +85,34 @@ class DeepSpeedEngine:
         self._device_memory = context.device_memory
         distill = run.compression.distill if run.compression is not None else None
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model), distill)
-        custom, membership = run.model.custom, context.membership
-        layout = layout_of(run.parallelism, membership.world)
-        shards, stage = None, WHOLE if layout is None else Stage.of(layout, membership.rank)
-        if custom is None:
-            rank = rank_of(run)
-            table = model_table(run.model, context.data, rank)
-            own = of_stage(table, run.model, stage)
-            if layout is not None:
-                shards = shards_of(run.model, own, layout, membership.rank)
-            model = build_model(run.model, context.data, training.seed, shards, rank, stage)
-        else:
-            model = build_custom(custom, context.data, training.seed)
-            table = own = table_of(model)
-        self._shards = shards or {spec.name: Shard.all_of(spec) for spec in table}
-        self._table = [self._shards[spec.name].part for spec in own if spec.is_trained]
-        model.to(self._device)
+        part = part_of(context)
+        self._shards, self._table, self.parameters = part.shards, part.trained, part.size
+        model, stage, is_custom = part.module, part.stage, run.model.custom is not None
+        membership = context.membership
+        if self._stage < 3:
+            part.move_to(self._device)
         self._world = World(membership, context.deadlines, self._device)
         self.rank, self.world = self._world.rank, self._world.size
         self.hardware = Hardware(self.world, None if self._device.type == "cpu" else torch.cuda.get_device_name())
         with translated_errors():
-            self._groups = None if layout is None else Groups(layout, self.rank, self._world.patience)
+            self._groups = None if part.layout is None else Groups(part.layout, self.rank, self._world.patience)
         self._tokens = slice(None)
         if self._groups is not None:
             assert isinstance(model, TransformerModel)
             spread(model, self._groups)
             self._tokens = slice_of_sequences(self._groups, context.data)
         self._micro_steps = partial(micro_steps, device=self._device, tokens=self._tokens)
-        if custom is not None:
+        if is_custom:
             require_same_weights(model, self.exchange)
         parameters = dict(model.named_parameters())
-        self.parameters = sum(spec.size for spec in table if spec.is_trained)
         updated_on = self._device if offload is None or offload.optimizer is None else torch.device("cpu")
         self._updates = Updates(
-            run, parameters, self._table, self._stage, updated_on, [spec.name for spec in table], self._groups
+            run, parameters, self._table, self._stage, updated_on, [spec.name for spec in part.table], self._groups
         )
-        self._engine = self._initialized(model, context)
+        self._engine = self._initialized(part, context)
         self._teacher = Teacher(context.teacher, self._device) if context.teacher and stage.is_last else None
-        self._model = model_call(self._engine, is_custom=custom is not None)
-        self._module = model_call(self._engine.module, is_custom=custom is not None)
+        self._model = model_call(self._engine, is_custom=is_custom)
+        self._module = model_call(self._engine.module, is_custom=is_custom)
         self._counts = stage.is_last and (self._groups is None or self._groups.tensor.position == 0)
         self._stages, self._pipeline = stage.count, None
         if self._groups is not None and stage != WHOLE:
@@ -139,23 +126,26 @@ class DeepSpeedEngine:
         keep, kinds = move_to_disk(self._engine, offload, context.environ), self._updates.kinds
         self._fragments = fragments_of(self._engine, self._table, kinds, self._step, keep)
         self._module_buffers = list(model.buffers())
-        self._buffers = buffers_of(self._engine, table, kinds)
-        self._constants = Constants(model) if custom is not None else None
+        self._buffers = buffers_of(self._engine, part.table, kinds)
+        self._constants = Constants(model) if is_custom else None
         self._quantize = run.compression.quantize if run.compression is not None else None
         self._quantized = [(parameters[spec.name], spec) for spec in self._table if is_quantized(spec)]
         self._is_quantized = False
 
-    def _initialized(self, model: torch.nn.Module, context: TrainContext) -> Any:
+    def _initialized(self, part: Part, context: TrainContext) -> Any:
         """DeepSpeed's engine of it."""
-        deepspeed = load_deepspeed(self._device)
+        deepspeed, settings = load_deepspeed(self._device), settings_of(context, self._device)
+        unit = None if self._groups is None else DeepSpeedUnit(self._groups)
         if self._groups is not None and self._groups.experts.size > 1:
-            tell_deepspeed(model, self._groups)
+            tell_deepspeed(part.module, self._groups)
         with translated_errors():
+            if self._stage == 3:
+                part.cut_up(deepspeed, settings, unit, self._device)
             return deepspeed.initialize(
-                model=model,
+                model=part.module,
                 optimizer=self._updates.optimizer,
-                config=settings_of(context, self._device),
-                mpu=None if self._groups is None else DeepSpeedUnit(self._groups),
+                config=settings,
+                mpu=unit,
                 dist_init_required=False,
             )[0]
 

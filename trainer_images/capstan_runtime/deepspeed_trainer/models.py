@@ -1,10 +1,10 @@
 """Whichever architecture a run asks for, as a torch module."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from capstan_runtime.contract.models import Cnn, Mlp, Model, Transformer
 from capstan_runtime.contract.signature import Signature
@@ -23,35 +23,59 @@ from capstan_runtime.model_spec import ParameterSpec, initial_parameter, paramet
 from capstan_runtime.parallel.stages import WHOLE, Stage
 
 AnyModel = MlpModel | CnnModel | TransformerModel
+Fill = Callable[[str, Tensor], None]
+"""Gives a tensor, by its name in the module, its first value."""
 
 
-def build_model(
+def build_model(model: Model, data: DataSpec, seed: int) -> nn.Module:
+    """The module in fp32 on the CPU, with the initial values of `seed`.
+
+    Call it with inputs [B, *sample] and a `Pass`; it returns logits [B, classes] or [B, T, vocabulary].
+    Raises as `model_table`.
+    """
+    module, fill = unfilled_model(model, data, seed)
+    fill_all(module, fill)
+    return module
+
+
+def unfilled_model(
     model: Model,
     data: DataSpec,
     seed: int,
     shards: Mapping[str, Shard] | None = None,
     rank: int | None = None,
     stage: Stage = WHOLE,
-) -> nn.Module:
-    """The module in fp32 on the CPU, with the initial values of `seed`; of a decoder perhaps a stage alone, and of its
-    parameters `shards`, and no whole ones but one at a time.
+) -> tuple[nn.Module, Fill]:
+    """The module in fp32 on the CPU, in memory that nobody has touched, so that it costs address space alone; and what
+    gives its tensors the initial values of `seed`. Of a decoder perhaps a stage alone, and of its parameters `shards`.
 
-    Call it with inputs [B, *sample] and a `Pass`; it returns logits [B, classes] or [B, T, vocabulary].
     `rank`: of products in the place of matrices. Raises as `model_table`.
     """
-    table = of_stage(model_table(model, data, rank), model, stage)
+    table = {spec.name: spec for spec in of_stage(model_table(model, data, rank), model, stage)}
     module = bare_model(model, data, rank, stage)
     if shards is not None:
         assert isinstance(module, TransformerModel)
         cut(module, shards)
-    tensors = dict([*module.named_parameters(), *module.named_buffers()])
-    with torch.no_grad():
-        for spec in table:
-            first = initial_parameter(spec, seed)
-            tensors.pop(spec.name).copy_(torch.from_numpy(first if shards is None else shards[spec.name].of(first)))
-    if tensors:
-        raise AssertionError(f"tensors without a specification: {', '.join(tensors)}")
-    return module
+    unspecified = {name for name, _ in _tensors(module)} ^ set(table)
+    if unspecified:
+        raise AssertionError(f"tensors or specifications without the other: {', '.join(sorted(unspecified))}")
+
+    def fill(name: str, tensor: Tensor) -> None:
+        first = initial_parameter(table[name], seed)
+        with torch.no_grad():
+            tensor.copy_(torch.from_numpy(first if shards is None else shards[name].of(first)))
+
+    return module, fill
+
+
+def fill_all(module: nn.Module, fill: Fill) -> None:
+    for name, tensor in _tensors(module):
+        fill(name, tensor)
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
 
 
 def of_stage(table: Sequence[ParameterSpec], model: Model, stage: Stage) -> tuple[ParameterSpec, ...]:
