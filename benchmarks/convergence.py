@@ -91,7 +91,8 @@ def _in_process(which: str, request: dict[str, Any]) -> dict[str, float]:
 def ours(request: dict[str, Any], folder: Path) -> dict[str, float]:
     """The metrics of the last evaluation of one attempt, which is the whole run."""
     from capstan_runtime.contract.state import Progress
-    from capstan_runtime.loop import prepare, run_attempt
+    from capstan_runtime.loop import run_attempt
+    from capstan_runtime.preparing import prepare
     from capstan_runtime.report import Reporter
     from capstan_runtime.stop_signal import StopSignal
 

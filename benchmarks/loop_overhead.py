@@ -192,7 +192,8 @@ def bare_deepspeed(engine: Any, batch: Any) -> Run:
 def _run(framework: str, size: str, turns: int, folder: Path) -> list[tuple[float, float]]:
     """Seconds of all blocks, one attempt of a job long."""
     from capstan_runtime.contract.exit_codes import ExitCode
-    from capstan_runtime.loop import prepare, run_attempt
+    from capstan_runtime.loop import run_attempt
+    from capstan_runtime.preparing import prepare
     from capstan_runtime.report import Reporter
     from capstan_runtime.stop_signal import StopSignal
 

@@ -1,13 +1,15 @@
 """A run that keeps a moving average of its model is evaluated and served with it, and trains on with the weights."""
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
+from capstan_runtime.engine import Batch
 from capstan_runtime.flax_trainer.objective import cross_entropy
+from capstan_runtime.hooks import Interrupted
 from tests.numerics.test_state import bits, gather
 from tests.support.engines import FLAX, Saved, batch_of, context_of, deepspeed, make_engine, train
 from tests.support.predictors import FRAMEWORKS, Framework, build, signature_of, state_of, trainer_forward
@@ -28,9 +30,18 @@ def loss_of(engine: Any, context: Any) -> float:
     return float(loss / count)
 
 
+def break_off(engine: Any, context: Any) -> None:
+    def batches() -> Iterator[Batch]:
+        yield batch_of(context, JUDGED)._replace(keys=None)
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        engine.evaluate(batches())
+
+
 def evaluated(rank: int, world: int, coordinator: str, frameworks: list[Document]) -> Any:
     """For each framework: the loss after some steps, everything it had at first and after each of them, and whether
-    evaluating has left every bit and the steps that follow as they were."""
+    evaluating, also when it is broken off, has left every bit and the steps that follow as they were."""
     from capstan_runtime.deepspeed_trainer import engine as deepspeed_engine
 
     answers = []
@@ -45,6 +56,7 @@ def evaluated(rank: int, world: int, coordinator: str, frameworks: list[Document
         onwards = train(engine, context, 4, 6)
         engine.import_state(Saved(state))
         loss = loss_of(engine, context)
+        break_off(engine, context)
         is_untouched = bits(gather(engine)) == bits(state)
         answers.append((loss, history, is_untouched, train(engine, context, 4, 6) == onwards))
         # A process joins one world only, so the stages share it.

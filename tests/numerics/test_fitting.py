@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from capstan_runtime import loop
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract import env
 from capstan_runtime.contract.run_config import Membership
 from capstan_runtime.data.plan import SamplePlan
 from capstan_runtime.engine import Batch
+from capstan_runtime.preparing import prepare
 from capstan_runtime.reading import read_batch
 from tests.numerics.test_state import bits, gather
 from tests.support.attempts import attempt
@@ -131,7 +131,7 @@ WIDE: Document = {
 
 def needs_of_run(rank: int, world: int, coordinator: str, run: Run) -> list[int]:
     """Of its first step with 24 samples in a micro-step, and with 12."""
-    prepared = loop.prepare(run.environ())
+    prepared = prepare(run.environ())
     member = Membership(fence=1, rank=rank, world=world, coordinator=coordinator)
     context = TrainContext(
         run=prepared.run, membership=member, data=prepared.dataset.spec, steps=10, environ=run.environ()

@@ -172,6 +172,32 @@ def test_a_run_leaves_right_after_a_committed_checkpoint_and_loses_no_step(
     assert found == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("stopped_at", [20, 30], ids=["amid the run", "after the last step"])
+def test_a_stop_ends_an_evaluation_too_and_what_was_to_be_measured_is_measured_later(
+    tmp_path: Path, stopped_at: int
+) -> None:
+    options = {
+        "training": {"globalBatchSize": 2, "logEverySteps": 5, "evaluation": {"everySteps": 20}},
+        "callbacks": {"earlyStopping": {"patience": 5}},
+    }
+    run, log = Run(tmp_path, save_every=1000, overrides=options), tmp_path / "steps.log"
+    faults = {"FAULT_KIND": "terminate evaluation", "FAULT_STEP": str(stopped_at), "STEP_LOG": str(log)}
+
+    def measured(ended: Ended) -> list[int]:
+        return [int(step) for step in re.findall(r"^step +(\d+)/30  validation loss", ended.output, re.MULTILINE)]
+
+    for fence in (1, 2):  # the second time before the first step
+        ended = train(run, world=2, fence=fence, FAULT_FENCE=str(fence), FAULT_RANK="1", **faults)
+        assert [each.code for each in ended] == [ExitCode.STOPPED] * 2, ended[0].output
+        assert f"stopped at step {stopped_at}, as asked" in ended[0].output
+        assert committed(run) == [stopped_at]
+        assert stopped_at not in measured(ended[0])
+    ended = train(run, world=2, fence=3, floor_step=stopped_at, STEP_LOG=str(log))
+    assert [each.code for each in ended] == [0, 0], ended[0].output
+    assert measured(ended[0]) == sorted({stopped_at, 30})
+    assert [step for step, _ in losses(log)] == list(range(1, 31)), "no step was done twice"
+
+
 def test_an_exception_is_reported_in_one_line_and_shown_with_its_traceback(tmp_path: Path) -> None:
     ended = train(Run(tmp_path), world=1, FAULT_KIND="raise", FAULT_STEP="3")[0]
     assert ended.code == ExitCode.APPLICATION

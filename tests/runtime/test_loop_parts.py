@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from capstan_runtime.agreement import CARRY_ON, Agreement, Verdict, Wishes, steps_between, wait_for_rank_0
+from capstan_runtime.agreement import CARRY_ON, Agreement, StopVote, Verdict, Wishes, steps_between, wait_for_rank_0
 from capstan_runtime.checkpoint.saver import Outcome as Saved
 from capstan_runtime.contract.exit_codes import ExitCode, FailureClass
 from capstan_runtime.contract.numerical import Numerical
@@ -106,7 +106,23 @@ class NoSaves:
         return not self.is_busy
 
 
-def run_agreement(step_seconds: list[float], stop_at: int, steps: int) -> list[tuple[list[int], int]]:
+Exchange = Callable[[bytes], list[bytes]]
+Ask = Callable[[int], bool]
+"""After each step: whether to stop."""
+
+
+def of_agreement(exchange: Exchange, wants_stop: Callable[[], bool], clock: Clock) -> Ask:
+    agreement = Agreement(exchange, Wishes(wants_stop), NoSaves(), clock, 0)
+    return lambda done: agreement.after(done).stop
+
+
+def of_vote(exchange: Exchange, wants_stop: Callable[[], bool], clock: Clock) -> Ask:
+    return StopVote(exchange, wants_stop, clock).after
+
+
+def run_together(
+    make: Callable[[Exchange, Callable[[], bool], Clock], Ask], step_seconds: list[float], stop_at: int, steps: int
+) -> list[tuple[list[int], int]]:
     """Two or more ranks of different speed, stepping together; rank 1 is asked to stop at step `stop_at`.
 
     For each rank: the steps after which it exchanged, and the step at which it stopped.
@@ -117,22 +133,21 @@ def run_agreement(step_seconds: list[float], stop_at: int, steps: int) -> list[t
     results: list[tuple[list[int], int]] = [([], 0)] * world
 
     def rank_main(rank: int) -> None:
-        clock, asked, exchanged = Clock(), [False], []
+        clock, exchanged, now = Clock(), [], [0]
 
         def exchange(payload: bytes) -> list[bytes]:
+            exchanged.append(now[0])
             slots[rank] = payload
             barrier.wait()
             answers = list(slots)
             barrier.wait()
             return answers
 
-        agreement = Agreement(exchange, Wishes(stop=lambda: asked[0]), NoSaves(), clock, 0)
+        is_to_stop = make(exchange, lambda: rank == 1 and now[0] >= stop_at, clock)
         for done in range(1, steps + 1):
             clock.now += step_seconds[rank]
-            asked[0] = rank == 1 and done >= stop_at
-            if agreement.is_due(done):
-                exchanged.append(done)
-            if agreement.after(done).stop:
+            now[0] = done
+            if is_to_stop(done):
                 results[rank] = (exchanged, done)
                 return
         results[rank] = (exchanged, 0)
@@ -145,8 +160,9 @@ def run_agreement(step_seconds: list[float], stop_at: int, steps: int) -> list[t
     return results
 
 
-def test_all_ranks_exchange_after_the_same_steps_and_stop_at_the_same_one() -> None:
-    results = run_agreement([0.05, 0.1, 0.08], stop_at=27, steps=200)
+@pytest.mark.parametrize("make", [of_agreement, of_vote], ids=["between steps", "amid an evaluation"])
+def test_all_ranks_exchange_after_the_same_steps_and_stop_at_the_same_one(make: Any) -> None:
+    results = run_together(make, [0.05, 0.1, 0.08], stop_at=27, steps=200)
     assert results == [([1, 11, 21, 31], 31)] * 3, "the slowest rank, 0.1 s a step, sets the pace of ten steps"
 
 

@@ -14,7 +14,7 @@ from tests.support.training_runs import FIRST_STEP, Run, StartPod, alone, script
 
 STAND_BY = """
 import os, sys, time
-import capstan_runtime.loop as loop
+import capstan_runtime.preparing as preparing
 from capstan_runtime import entry
 from capstan_runtime.contract import env
 
@@ -22,7 +22,7 @@ def prepare(environ, alive):
     alive()
     return "prepared"
 
-loop.prepare = prepare
+preparing.prepare = prepare
 
 def load():
     time.sleep(0.5)

@@ -17,6 +17,7 @@ from capstan_runtime.contract.state import Progress
 from capstan_runtime.data.spec import Ids, Samples
 from capstan_runtime.engine import Batch
 from capstan_runtime.errors import Failure
+from capstan_runtime.preparing import prepare
 from capstan_runtime.randomness import Keys
 from capstan_runtime.report import Reporter
 from capstan_runtime.stop_signal import StopSignal
@@ -87,7 +88,7 @@ def _attempt(rank: int, world: int, coordinator: str, run: Attemptable, document
     failure = None
     with tempfile.TemporaryFile() as reports:
         try:
-            loop.run_attempt(_make_engine, environ, Reporter(reports.fileno()), StopSignal(), loop.prepare(environ))
+            loop.run_attempt(_make_engine, environ, Reporter(reports.fileno()), StopSignal(), prepare(environ))
         except Failure as error:
             failure = f"{type(error).__name__}: {error}"
         reports.seek(0)

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from capstan_runtime.checkpoint.writer import commit
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.saving import VerifyLevel
 from capstan_runtime.contract.state import Checkpoint
-from capstan_runtime.engine import Batch
+from capstan_runtime.engine import Batch, EvaluationSums, Trained
 from capstan_runtime.errors import PeerLost
 from tests.support.numpy_engine import Done, NumpyEngine
 
@@ -51,6 +51,17 @@ class FaultyEngine(NumpyEngine):
         if self._fault and step == self._step:
             return self._fail(result)
         return result
+
+    def evaluate(self, batches: Iterable[Batch], trained: Trained | None = None) -> EvaluationSums:
+        return super().evaluate(self._disturbed(batches), trained)
+
+    def _disturbed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        is_disturbed = self._fault == "terminate evaluation" and int(self.state["optimizer/count"]) == self._step
+        for batch in batches:
+            if is_disturbed:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(1.5)  # longer than the ranks go without asking each other
+            yield batch
 
     def leave(self) -> None:
         if self._fault == "no goodbye":

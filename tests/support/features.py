@@ -14,12 +14,12 @@ from pydantic import ValidationError
 
 from capstan_operator.api.training_job import TrainingJobSpec
 from capstan_operator.build.run_config import build_run_config
-from capstan_runtime import loop
 from capstan_runtime.contract import env
 from capstan_runtime.contract.models import Model
 from capstan_runtime.contract.registry import REGISTRY
 from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.model_signature import signature_of
+from capstan_runtime.preparing import prepare
 from tests.support.teachers import values_of, write_teacher
 
 Document = dict[str, Any]
@@ -191,7 +191,7 @@ class FeatureRun:
         compression = self.config.compression
         if compression is None or not compression.models:
             return
-        prepared = loop.prepare(self.environ())
+        prepared = prepare(self.environ())
         document = {"image": MODELS["cnn"], "vector": MODELS["mlp"], "tokens": MODELS["transformer"]}
         teacher = Model.parse(document[prepared.dataset.spec.kind])
         for name, model in (("teacher", teacher), ("origin", self.config.model)):

@@ -14,6 +14,7 @@ from typing import Protocol
 from capstan_runtime.metrics.meter import Clock
 
 _BALLOT = struct.Struct("<????d")
+_STOP_BALLOT = struct.Struct("<?d")
 _INTERVAL_SECONDS = 1.0
 _OWED_INTERVAL_SECONDS = 0.05
 """Until a save that is owed can begin."""
@@ -140,6 +141,27 @@ class Agreement:
             leave=save and any(each.leave for each in ballots),
             profile=any(each.profile for each in ballots),
         )
+
+
+class StopVote:
+    """Whether any rank was asked to stop amid other work, which all of them do in equally many pieces."""
+
+    def __init__(self, exchange: Callable[[bytes], list[bytes]], wants_stop: Callable[[], bool], clock: Clock) -> None:
+        self._exchange = exchange
+        self._wants_stop = wants_stop
+        self._clock = clock
+        self._last, self._next = 0, 1
+        self._since = clock()
+
+    def after(self, pieces: int) -> bool:
+        """After so many are done, each time one is. Collective about once a second, at the same piece on all ranks."""
+        if pieces < self._next:
+            return False
+        seconds = (self._clock() - self._since) / (pieces - self._last)
+        ballots = list(map(_STOP_BALLOT.unpack, self._exchange(_STOP_BALLOT.pack(self._wants_stop(), seconds))))
+        self._last, self._since = pieces, self._clock()
+        self._next = pieces + steps_between(max(each for _, each in ballots))
+        return any(stop for stop, _ in ballots)
 
 
 def wait_for_rank_0(

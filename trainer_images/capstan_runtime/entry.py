@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, NoReturn
 from capstan_runtime.contract import env
 
 if TYPE_CHECKING:
-    from capstan_runtime.loop import MakeEngine, Prepared
+    from capstan_runtime.loop import MakeEngine
+    from capstan_runtime.preparing import Prepared
 
 READY = b"ready\n"
 """What a spare writes on its descriptor once it could begin at once."""
@@ -99,8 +100,9 @@ def _load(load: Callable[[], "MakeEngine"], niceness: str | None) -> "tuple[Make
     if niceness is not None:
         os.setpriority(os.PRIO_PROCESS, 0, int(niceness))  # on Linux: of this thread alone
     make_engine = load()
+    import capstan_runtime.loop  # noqa: F401 - nothing is left to be imported when the membership comes
     from capstan_runtime.beat import data_comes_nearer
-    from capstan_runtime.loop import prepare
+    from capstan_runtime.preparing import prepare
 
     return make_engine, prepare(os.environ, data_comes_nearer(os.environ))
 

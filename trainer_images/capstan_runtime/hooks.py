@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from capstan_runtime.agreement import Verdict
+from capstan_runtime.agreement import StopVote, Verdict
 from capstan_runtime.checkpoint.manifest import Value
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.state import Phase, Section
@@ -49,6 +49,10 @@ class Step:
     verdict: Verdict
 
 
+class Interrupted(Exception):
+    """All ranks have agreed to stop, amid what a hook does; nothing was changed by it."""
+
+
 class Hook(Protocol):
     """Something done after some steps, by all ranks after the same ones."""
 
@@ -59,7 +63,9 @@ class Hook(Protocol):
         """Asked when the hooks before it have run."""
         ...
 
-    def run(self, step: Step) -> None: ...
+    def run(self, step: Step) -> None:
+        """May raise Interrupted, on all ranks alike."""
+        ...
 
 
 class Log:
@@ -150,9 +156,12 @@ class Evaluate:
         held_out: Samples,
         followers: Sequence[Follower] = (),
         saved: Mapping[str, Value] = MappingProxyType({}),
+        wants_stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        """`saved` is what `state` returned before, empty at step 0."""
+        """`saved` is what `state` returned before, empty at step 0. `wants_stop`: whether this rank was asked to, which
+        ends an evaluation on all of them: it may take longer than whoever stops a pod waits for what is to be saved."""
         self._followers = followers
+        self._wants_stop = wants_stop
         self._followed_to = int(saved.get("step", 0))
         self._voice = voice
         self._meter = meter
@@ -190,7 +199,7 @@ class Evaluate:
 
     def measure(self, done: int, then: Phase = Phase.TRAINING, is_followed: bool = True) -> None:
         """Reports `validation_loss` and `accuracy` of the state after `done` steps, and that phase `then` follows.
-        Collective."""
+        Collective. Raises Interrupted."""
         self._voice.report(phase=Phase.EVALUATING, step=done)
         with self._meter.paused():
             metrics = self._measured(None)
@@ -229,9 +238,12 @@ class Evaluate:
         )
 
     def _heard(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The same batches; the supervisor hears that they are being consumed."""
+        """The same batches; the supervisor hears that they are being consumed. Raises Interrupted between two."""
         spoke_at = time.monotonic()
-        for batch in batches:
+        vote = StopVote(self._engine.exchange, self._wants_stop, time.monotonic)
+        for number, batch in enumerate(batches):
+            if number and vote.after(number):
+                raise Interrupted
             if time.monotonic() - spoke_at > _HEARTBEAT_SECONDS:
                 self._voice.report(phase=Phase.EVALUATING)
                 spoke_at = time.monotonic()

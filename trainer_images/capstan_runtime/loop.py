@@ -22,16 +22,12 @@ from capstan_runtime.compressing import Compress
 from capstan_runtime.context import TrainContext, require_whole_replicas
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
-from capstan_runtime.contract.run_config import RunConfig
 from capstan_runtime.contract.state import Phase, Progress, Section
-from capstan_runtime.data.augment import augmented
-from capstan_runtime.data.open import open_dataset
 from capstan_runtime.data.plan import SamplePlan, batch_index
 from capstan_runtime.data.spec import Dataset
-from capstan_runtime.data_check import check_of, tell_of_data
+from capstan_runtime.data_check import tell_of_data
 from capstan_runtime.data_of_peers import await_data_of_peers
 from capstan_runtime.distillation import find_teacher
-from capstan_runtime.download import Alive, fetched
 from capstan_runtime.engine import Batch, Engine, Trained
 from capstan_runtime.errors import (
     ConfigError,
@@ -41,14 +37,14 @@ from capstan_runtime.errors import (
 from capstan_runtime.explain import explain, located
 from capstan_runtime.fitting import fitted
 from capstan_runtime.flops import work_of
-from capstan_runtime.hooks import Evaluate, Hook, Log, Outcome, Step
-from capstan_runtime.losses import require_loss_fits
+from capstan_runtime.hooks import Evaluate, Hook, Interrupted, Log, Outcome, Step
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
 from capstan_runtime.persistence import make_save_state, settle
 from capstan_runtime.plateau import PlateauFollower
 from capstan_runtime.prefetch import Prefetch
+from capstan_runtime.preparing import Prepared, prepare
 from capstan_runtime.pruning import require_last_cut
 from capstan_runtime.quantization import require_aware_steps
 from capstan_runtime.reading import largest_batch, read_batch
@@ -59,30 +55,12 @@ from capstan_runtime.restore import Start, restore
 from capstan_runtime.saving import SaveState, begin_retention
 from capstan_runtime.schedules import learning_rate_at
 from capstan_runtime.stop_signal import StopSignal
-from capstan_runtime.told import read_membership, read_run, required
+from capstan_runtime.told import read_membership, required
 from capstan_runtime.tracking.open import open_tracker
 from capstan_runtime.trainer_state import Carried
 from capstan_runtime.voice import Voice
 
 MakeEngine = Callable[[TrainContext], Engine]
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a trainer needs that is the same in every attempt."""
-
-    run: RunConfig
-    dataset: Dataset
-
-
-def prepare(environ: Mapping[str, str], alive: Alive = lambda: None) -> Prepared:
-    """Reads the run, and fetches and opens its data; asks for no membership. `alive` is called now and then meanwhile.
-    Raises ConfigError, and StoreUnavailable for data in a bucket."""
-    run = read_run(environ)
-    data, seed = fetched(run.data, environ, alive), run.training.seed
-    dataset = open_dataset(data, seed, environ, check_of(run, environ, alive), alive)
-    require_loss_fits(run.loss, dataset.spec.outputs)
-    return Prepared(run, augmented(dataset, run.augmentation, seed))
 
 
 def main(make_engine: MakeEngine, environ: Mapping[str, str] = os.environ, prepared: Prepared | None = None) -> int:
@@ -209,6 +187,7 @@ class _Attempt:
             self.dataset.validation,
             followers,
             self.start.callbacks.get(Evaluate.name, {}),
+            lambda: self.stop.wanted,
         )
         compress = self._compress(evaluate)
         carried = [*([evaluate, *followers] if followers else []), *([compress] if compress else [])]
@@ -221,11 +200,14 @@ class _Attempt:
         if self.chaos is not None:
             hooks.append(self.chaos)
         self._introduce()
-        finished = self._is_finished(evaluate, early_stopping, compress, save_state)
-        if not finished:
-            finished = self._make_steps(
-                hooks, save_state, self._queued_steps(save_state, guard, plateau, profiler), guard
-            )
+        steps = self._queued_steps(save_state, guard, plateau, profiler)
+        try:
+            finished = self._is_finished(evaluate, early_stopping, compress, save_state)
+            finished = finished or self._make_steps(hooks, save_state, steps, guard)
+        except Interrupted:  # amid what was owed before the first step
+            finished = False
+            self._save_what_is_nowhere(save_state)
+            self._say_stopped(self.start.step)
         self._settle(finished, retention)
         return finished
 
@@ -254,11 +236,15 @@ class _Attempt:
         if early_stopping is not None and done < self.context.steps:
             early_stopping.tell(done)
         is_another = compress is not None and compress.finish(done)
+        self._save_what_is_nowhere(save_state, is_another)
+        return True
+
+    def _save_what_is_nowhere(self, save_state: SaveState, is_another: bool = False) -> None:
+        """Before the first step: what was restored, if it was in memory alone or has become another model."""
         if is_another or not self.start.is_in_store:
             before = self.activity.enter(save_state.section)
-            save_state.save_again(done)
+            save_state.save_again(self.start.step)
             self.activity.enter(before)
-        return True
 
     def _require_trainable(self) -> None:
         if self.start.has_integers:
@@ -278,18 +264,24 @@ class _Attempt:
             log.after(step, settles=is_settled)
             for hook in hooks:
                 if hook.is_due(step):
-                    before = self.activity.enter(hook.section)
-                    hook.run(step)
-                    self.activity.enter(before)
+                    self._run(hook, step)
             if step.is_last:
                 return True
             if step.verdict.stop:
-                self.voice.say(f"stopped at step {step.done}, as asked")
+                self._say_stopped(step.done)
                 break
             if save_state.has_left:
                 self.voice.say(f"left at the checkpoint of step {step.done}, as asked")
                 break
         return False
+
+    def _run(self, hook: Hook, step: Step) -> None:
+        before = self.activity.enter(hook.section)
+        try:
+            hook.run(step)
+        except Interrupted:  # what comes after it is for after the next start, and what there is must be saved now
+            step.is_last, step.verdict = False, replace(step.verdict, stop=True)
+        self.activity.enter(before)
 
     def _settle(self, finished: bool, retention: Retention | None) -> None:
         """Waits for what rank 0 still does after the last save: reading it back and, if asked to, registering it."""
@@ -385,6 +377,9 @@ class _Attempt:
             carried,
             run.judged_from,
         )
+
+    def _say_stopped(self, done: int) -> None:
+        self.voice.say(f"stopped at step {done}, as asked")
 
     def _introduce(self) -> None:
         training, world = self.context.run.training, self.context.membership.world

@@ -19,6 +19,25 @@ def micro_steps(batch: Batch[Array], device: torch.device, tokens: slice) -> lis
     return [Batch._make(arrays) for arrays in cut]
 
 
+class Pace:
+    """Keeps the host one batch ahead of the device and no more: what it tells of its progress is true then, and what it
+    is asked meanwhile is heard."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_queued = device.type == "cuda"
+        self._before: torch.cuda.Event | None = None
+
+    def queued(self) -> None:
+        """All of a batch is."""
+        if not self._is_queued:
+            return
+        event = torch.cuda.Event()
+        event.record()
+        if self._before is not None:
+            self._before.synchronize()
+        self._before = event
+
+
 def _to_device(array: Array, device: torch.device) -> Tensor:
     tensor = torch.from_numpy(array)
     if device.type == "cuda":

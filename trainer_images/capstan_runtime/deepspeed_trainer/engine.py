@@ -16,7 +16,7 @@ from torch import Tensor
 
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.framework import DeepSpeed
-from capstan_runtime.deepspeed_trainer.batches import micro_steps
+from capstan_runtime.deepspeed_trainer.batches import Pace, micro_steps
 from capstan_runtime.deepspeed_trainer.custom import Constants, model_call, require_same_weights
 from capstan_runtime.deepspeed_trainer.decoder import TransformerModel
 from capstan_runtime.deepspeed_trainer.disk import move_to_disk
@@ -277,10 +277,11 @@ class DeepSpeedEngine:
             with translated_errors(), torch.no_grad():
                 return self._sums(self._asked(trained), batches)
         self._engine.eval()
-        with translated_errors(), torch.no_grad(), self._served_model(), self._seen_weights(self._step):
-            sums = self._sums(self._model if self._pipeline is None else self._pipeline.logits, batches)
-        self._engine.train()
-        return sums
+        try:
+            with translated_errors(), torch.no_grad(), self._served_model(), self._seen_weights(self._step):
+                return self._sums(self._model if self._pipeline is None else self._pipeline.logits, batches)
+        finally:
+            self._engine.train()
 
     def _asked(self, trained: Trained) -> Callable[[Tensor, Pass], Tensor]:
         """A model that is asked and not trained."""
@@ -289,7 +290,7 @@ class DeepSpeedEngine:
         return trained_model(trained.signature, trained.tensors, self._device)
 
     def _sums(self, model: Callable[[Tensor, Pass], Tensor | None], batches: Iterable[Batch]) -> EvaluationSums:
-        sums = torch.zeros(3, dtype=torch.float64, device=self._device)
+        sums, pace = torch.zeros(3, dtype=torch.float64, device=self._device), Pace(self._device)
         for batch in batches:
             for micro_batch in self._micro_steps(batch._replace(keys=None)):
                 targets, weights = micro_batch.targets, micro_batch.weights
@@ -301,6 +302,7 @@ class DeepSpeedEngine:
                 loss = (cross_entropy(logits, targets) * weights).sum()
                 correct = ((logits.argmax(dim=-1) == targets) * weights).sum()
                 sums += torch.stack([loss, correct, weights.sum()])
+            pace.queued()
         if not self._counts:
             sums.zero_()  # others of the replica have found the same
         return EvaluationSums(*sums.tolist())

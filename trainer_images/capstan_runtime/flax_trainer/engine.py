@@ -194,7 +194,11 @@ class FlaxEngine:
         began = native_threads_seconds()
         with translated_errors():
             step, values = self._own_evaluation() if trained is None else self._evaluation_of(trained)
-            sums = [step(values, self._spread_here(batch._replace(keys=None))) for batch in batches]
+            sums: list[jax.Array] = []
+            for batch in batches:
+                sums.append(step(values, self._spread_here(batch._replace(keys=None))))
+                # One batch ahead of the device and no more: the loop tells of it, and hears of a stop, between two.
+                jax.block_until_ready(sums[-2:-1])
             found = [np.asarray(each.addressable_data(0), np.float64) for each in sums]
             loss, correct, count = np.sum(found, axis=0).tolist()
         self._seconds_in_evaluations += native_threads_seconds() - began
