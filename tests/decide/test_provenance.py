@@ -94,6 +94,22 @@ def test_a_record_says_what_is_known_while_it_is_under_way() -> None:
     assert (life.recoveries[0].recovered_at, life.recoveries[0].seconds.form) == (None, None)
 
 
+def test_an_evaluation_that_the_attempt_before_owed_is_no_step() -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    times = {"Starting": 30.75, "Restoring": 31.5, "Compiling": 32.5, "Evaluating": 33.0}
+    life.say(**merged(BACK, {"phase": "Evaluating", "step": 40, "timeline": times | {"Training": None}}))
+    life.decide(36.0)
+    assert (life.recoveries[0].recovered_at, life.status.step) == (None, 40)
+    running = next(each for each in life.status.conditions if each.type == "Running")
+    assert (running.status, running.message.partition(",")[0]) == ("False", "attempt 2 with 2 workers is evaluating")
+    life.say(phase="Evaluating", step=60, timeline=times | {"Training": 40.0})
+    life.decide(50.0)
+    assert life.recoveries[0].recovered_at == "1970-01-01T00:00:40.000Z"
+    assert (life.recoveries[0].step, life.status.step) == (40, 60)
+
+
 def test_pods_whose_clocks_are_wrong_make_no_part_negative_and_none_too_long() -> None:
     life = Life()
     life.say(ONE, phase="Exited", exit=CRASH | {"at": -5000.0})

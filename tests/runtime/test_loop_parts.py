@@ -42,7 +42,7 @@ from capstan_runtime.parallel.ahead import begun_ahead
 from capstan_runtime.prefetch import Prefetch
 from capstan_runtime.report import Reporter
 from capstan_runtime.saving import SaveClock, SaveState
-from capstan_runtime.schedules import learning_rate_at
+from capstan_runtime.schedules import learning_rate_at, unreached_peak
 from capstan_runtime.voice import Voice
 
 
@@ -66,6 +66,11 @@ def test_cosine_falls_from_the_peak_to_the_final_fraction() -> None:
 
 def test_a_run_of_warm_up_alone_has_a_learning_rate_at_every_step() -> None:
     assert [learning_rate_at(step, 2, 1.0, cosine(5)) for step in range(2)] == pytest.approx([1 / 6, 2 / 6])
+    assert unreached_peak(5, cosine(5)) is None
+    assert unreached_peak(2, cosine(5)) == (
+        "spec.schedule.cosine.warmupSteps: 5 of 2 steps: the learning rate comes to 33 % of its peak and no further; "
+        "choose fewer"
+    )
 
 
 class Clock:

@@ -53,7 +53,7 @@ from capstan_runtime.registry.at_end import RegisterAtEnd
 from capstan_runtime.report import Reporter
 from capstan_runtime.restore import Start, restore
 from capstan_runtime.saving import SaveState, begin_retention
-from capstan_runtime.schedules import learning_rate_at
+from capstan_runtime.schedules import learning_rate_at, unreached_peak
 from capstan_runtime.stop_signal import StopSignal
 from capstan_runtime.told import read_membership, required
 from capstan_runtime.tracking.open import open_tracker
@@ -330,13 +330,13 @@ class _Attempt:
     def _guard(self) -> Guard:
         run, skips = self.context.run, self.context.membership.skips
 
-        def tell(note: str) -> None:
-            """All ranks have noticed the same; one says so."""
-            if self.context.membership.rank == 0:
-                self.voice.report(note=note)
-                self.voice.say(note)
+        return Guard(run.numerical, lambda done: batch_index(done - 1, skips), self._tell, self.start.loss)
 
-        return Guard(run.numerical, lambda done: batch_index(done - 1, skips), tell, self.start.loss)
+    def _tell(self, note: str) -> None:
+        """All ranks have noticed the same; one says so."""
+        if self.context.membership.rank == 0:
+            self.voice.report(note=note)
+            self.voice.say(note)
 
     def _plateau(self) -> PlateauFollower | None:
         plateau, saved = self.context.run.schedule.plateau, self.start.callbacks.get(PlateauFollower.name, {})
@@ -388,3 +388,6 @@ class _Attempt:
             f"{training.global_batch_size} of {len(self.dataset.train):,} {self.dataset.spec} a step, "
             f"{world} {'worker' if world == 1 else 'workers'}"
         )
+        unreached = unreached_peak(self.context.steps, self.context.run.schedule)
+        if unreached is not None and self.start.step == 0:
+            self._tell(unreached)

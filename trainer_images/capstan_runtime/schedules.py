@@ -32,6 +32,18 @@ def learning_rate_at(step: int, steps: int, peak: float, schedule: Schedule, pla
     return peak
 
 
+def unreached_peak(steps: int, schedule: Schedule) -> str | None:
+    """What to say of a warm-up that is longer than the run of `steps`; None: it is not."""
+    warmup_steps: int = schedule.value.warmup_steps
+    if warmup_steps <= steps:
+        return None
+    percent = int(100 * learning_rate_at(steps - 1, steps, 1.0, schedule))
+    return (
+        f"spec.schedule.{schedule.kind}.warmupSteps: {warmup_steps} of {steps} steps: the learning rate comes to "
+        f"{percent} % of its peak and no further; choose fewer"
+    )
+
+
 def _half_cosine(done: float) -> float:
     """From 1 to 0 while `done` goes from 0 to 1."""
     return 0.5 * (1.0 + math.cos(math.pi * done))

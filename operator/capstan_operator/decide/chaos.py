@@ -14,7 +14,7 @@ from capstan_operator.api.recovery_status import InjectedStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.conditions import find, put
 from capstan_operator.decide.placement import delete_pods, is_live
-from capstan_operator.decide.progress import MAKES_STEPS
+from capstan_operator.decide.progress import MAKES_STEPS, is_making_steps
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker, word_of
 from capstan_operator.decide.times import rfc3339, rfc3339_millis, seconds_after, seconds_since_1970
@@ -139,7 +139,7 @@ def _learn_first_step(situation: Situation) -> TrainingJobStatus:
     status, word = situation.status, _speech(situation)
     if status.first_step_at is not None or word is None or word.fence != status.fence or not status.fence:
         return status
-    if word.phase not in MAKES_STEPS:
+    if not is_making_steps(word):
         return status
     at = min(min((word.timeline[p] for p in MAKES_STEPS & word.timeline.keys()), default=situation.now), situation.now)
     return status.model_copy(update={"first_step_at": rfc3339(at)})
@@ -197,7 +197,7 @@ def _speech(situation: Situation) -> State | None:
 def _due_deletion(chaos: Chaos, situation: Situation) -> int | None:
     """The step at which the pod is to be deleted now; None: not now."""
     status, word = situation.status, _speech(situation)
-    if word is None or word.fence != status.fence or word.phase not in MAKES_STEPS or word.exit is not None:
+    if word is None or word.fence != status.fence or not is_making_steps(word) or word.exit is not None:
         return None
     return word.step if _is_due(chaos, status, word.step, situation.now) else None
 

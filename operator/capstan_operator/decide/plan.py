@@ -15,7 +15,7 @@ from capstan_operator.decide.lifecycle import deactivate, end_of
 from capstan_operator.decide.membership import PUSH_AGAIN_SECONDS, form_attempt, plan_pushes
 from capstan_operator.decide.nodes import seconds_until_relaxed
 from capstan_operator.decide.placement import delete_pods, plan_creations, plan_deletions
-from capstan_operator.decide.progress import MAKES_STEPS
+from capstan_operator.decide.progress import is_making_steps
 from capstan_operator.decide.reasons import Reason
 from capstan_operator.decide.situation import Situation, Worker, is_changed, replicas_as_started
 from capstan_operator.decide.sizing import choose_members, choose_next_world
@@ -268,11 +268,11 @@ def _was_running(situation: Situation) -> bool:
 def _is_training(worker: Worker, fence: int) -> bool:
     if worker.has_finished(fence):
         return True
-    return worker.word is not None and worker.word.fence == fence and worker.word.phase in MAKES_STEPS
+    return worker.word is not None and worker.word.fence == fence and is_making_steps(worker.word)
 
 
-_STAGES = ("Idle", "Starting", "Restoring", "Compiling")
-_STAGE_SENTENCES = ("handing out places", "joining", "restoring", "compiling")
+_STAGES = ("Idle", "Starting", "Restoring", "Compiling", "Evaluating")
+_STAGE_SENTENCES = ("handing out places", "joining", "restoring", "compiling", "evaluating")
 
 
 def _stage(situation: Situation) -> str:

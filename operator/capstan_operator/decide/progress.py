@@ -17,8 +17,9 @@ from capstan_operator.decide.times import rfc3339, seconds_after
 from capstan_runtime.contract.compression import CompressionReport, ModelFigures
 from capstan_runtime.contract.state import Checkpoint, Phase, Source, State
 
-MAKES_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.EVALUATING, Phase.SUCCEEDED})
-"""Phases in which `step` is that of the present attempt. Before them it may still be the last attempt's."""
+MAKES_STEPS = frozenset({Phase.TRAINING, Phase.SAVING, Phase.SUCCEEDED})
+"""Phases in which `step` is that of the present attempt. Before them it may be the last attempt's, and may be so in an
+evaluation: what the attempt before owed is measured before the first step."""
 RATES = frozenset(
     {"samples_per_second", "tokens_per_second", "step_seconds", "busy_seconds", "model_flops_per_second", "mfu"}
 )
@@ -58,10 +59,11 @@ def learn(situation: Situation) -> TrainingJobStatus:
         update["steps"] = word.steps
     if word.data is not None:
         update["data"] = word.data
-    if word.phase is Phase.COMPILING and word.resumed_from:
-        # Lower than the newest checkpoint if that one did not verify.
-        update["step"] = word.resumed_from.step
-    if has_stepped(word):
+    if not has_stepped(word):
+        if word.resumed_from is not None:
+            # Lower than the newest checkpoint if that one did not verify.
+            update["step"] = word.resumed_from.step
+    else:
         metrics = word.metrics or (speaker.answer.metrics if speaker.answer else {})
         update |= {"step": last_step(word), "metrics": status.metrics | rounded(metrics)}
     return status.model_copy(update=update)
@@ -82,6 +84,11 @@ def _readable(report: CompressionReport) -> CompressionReport:
 def has_stepped(word: State) -> bool:
     """It has done a step in its attempt, or had none left to do."""
     return word.phase in MAKES_STEPS or bool(MAKES_STEPS & word.timeline.keys())
+
+
+def is_making_steps(word: State) -> bool:
+    """It has done a step in its attempt, and is not ending."""
+    return word.phase in MAKES_STEPS or (word.phase is Phase.EVALUATING and has_stepped(word))
 
 
 def last_step(word: State) -> int:
