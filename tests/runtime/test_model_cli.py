@@ -140,7 +140,7 @@ def test_a_signed_version_verifies_with_its_owners_key_only(
         ),
         (("register", "{store}/none", "digits", "--bump", "patch"), USAGE, "none is not a folder; give the store that"),
         (("register", "{store}", "digits", "77", "--bump", "patch"), USAGE, "holds no checkpoint 77"),
-        (("register", "{store}", "digits", "--run", "a/b/c", "--bump", "patch"), USAGE, "is not a folder"),
+        (("register", "{store}", "digits", "--run", "a/b/c", "--bump", "patch"), USAGE, "--run: there is no run a/b/c"),
         (
             ("register", "{store}", "digits", "20", "--version", "1.0.0"),
             ExitCode.CONFIG,
@@ -185,6 +185,7 @@ def test_what_is_not_there_is_named_in_one_line(
             ("register", ".", "digits", "--bump", "patch", "--metric", "f1=nan"),
             "'f1=nan': give NAME=VALUE with a finite",
         ),
+        (("register", ".", "digits", "--run", "b/c"), "'b/c' cannot be the folder of a run; give NAMESPACE/JOB/UID"),
         (("register", ".", "digits"), "one of the arguments --version --bump is required"),
         (("promote", ".", "digits@1.0.0", "1.0.0"), "'1.0.0' cannot be a stage; give 1 to 63 of a-z, 0-9 and -"),
         (("show", ".", "digits@V1"), "'V1' is no version such as 1.4.0, and no stage such as production"),

@@ -8,6 +8,7 @@ key.
 import argparse
 import math
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from capstan_runtime.checkpoint.store import Store
 from capstan_runtime.command_line import run_program
 from capstan_runtime.contract import env
 from capstan_runtime.contract.exit_codes import ExitCode
-from capstan_runtime.contract.registry import MODEL_NAME, is_stage, is_version
+from capstan_runtime.contract.registry import MODEL_NAME, RUN_FOLDER, is_stage, is_version
 from capstan_runtime.errors import ConfigError, CorruptCheckpoint, StoreUnavailable
 from capstan_runtime.registry import commands
 from capstan_runtime.registry.commands import Reference
@@ -78,7 +79,10 @@ def _add_register(command: argparse.ArgumentParser) -> None:
         "--bump", choices=["major", "minor", "patch"], help="count up the newest version; the first follows 0.0.0"
     )
     command.add_argument(
-        "--run", metavar="NAMESPACE/JOB/UID", help="folder of the run in the store; needed where there are several"
+        "--run",
+        type=_run,
+        metavar="NAMESPACE/JOB/UID",
+        help="folder of the run in the store; needed where there are several",
     )
     command.add_argument("--stage", type=_stage, metavar="STAGE", help="promote it to this stage as well")
     command.add_argument(
@@ -116,6 +120,12 @@ def _stage(text: str) -> str:
         raise argparse.ArgumentTypeError(
             f"{text!r} cannot be a stage; give 1 to 63 of a-z, 0-9 and -, with a letter first, such as production"
         )
+    return text
+
+
+def _run(text: str) -> str:
+    if re.fullmatch(RUN_FOLDER, text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be the folder of a run; give NAMESPACE/JOB/UID")
     return text
 
 
@@ -192,9 +202,19 @@ def _opened(place: str, environ: Mapping[str, str]) -> Store:
 def _candidate(options: argparse.Namespace, environ: Mapping[str, str]) -> Candidate:
     """Raises Usage unless there is exactly one such checkpoint below the store."""
     base = options.store.rstrip("/") or "/"
-    place = one_place(
-        f"{base}/{options.run}" if options.run else options.store, environ, "name the run with --run NAMESPACE/JOB/UID"
-    )
+    try:
+        place = one_place(
+            f"{base}/{options.run}" if options.run else options.store,
+            environ,
+            "name the run with --run NAMESPACE/JOB/UID",
+        )
+    except Usage:
+        if options.run is None:
+            raise
+        raise Usage(
+            f"--run: there is no run {options.run} with checkpoints in {options.store}; list what there is with: "
+            f"capstan checkpoint ls {shlex.quote(options.store)}"
+        ) from None
     run = place.store.place.removeprefix(base).strip("/")
     if place.only is not None or not run or not place.store.place.startswith(base):
         raise Usage(
