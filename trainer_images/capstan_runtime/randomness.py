@@ -12,6 +12,7 @@ of the input moves every bit of the output.
 """
 
 import hashlib
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +42,7 @@ def sample_keys(seed: int, batch: int, ids: npt.NDArray[np.int64]) -> Keys:
     return mix(mix(mix(low) ^ run) + high)
 
 
+@lru_cache
 def site(name: str) -> int:
     """The 32-bit number of a place in the model, such as "attention.dropout"."""
     return int.from_bytes(hashlib.blake2s(name.encode(), digest_size=4).digest(), "little")

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from capstan_runtime import randomness
 from capstan_runtime.deepspeed_trainer import random
 from capstan_runtime.deepspeed_trainer.recomputation import Recompute
 
@@ -18,7 +19,7 @@ class Pass:
 
     dtype: torch.dtype
     """What is computed in."""
-    keys_B: Tensor | None = None
+    sample_keys_B: Tensor | None = None
     """One key a sample, int64 below 2^32 (`capstan_runtime.randomness`). None: not training, and nothing is random."""
     perturbation: Tensor | None = None
     """Added to the inputs, or to the embeddings of tokens; fp32. None: nothing is."""
@@ -26,6 +27,10 @@ class Pass:
     """[B, K] fp32: what the data says of each sample beside its input. None: nothing."""
     first: int = 0
     """Which of a sequence's tokens the first is that this rank computes."""
+    places: tuple[int, ...] = ()
+    """Where in the model the module is that sees the call: layers and names, as numbers, from outside in."""
+    known_keys: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """Those of `sample_keys_B` at other places that were asked for, so that each is hashed once."""
     number: int | None = None
     """Of the layer that sees the call, from 0. None: it is outside of layers, or nothing is random."""
     seed: int | None = None
@@ -43,15 +48,30 @@ class Pass:
 
     @property
     def is_training(self) -> bool:
-        return self.keys_B is not None
+        return self.sample_keys_B is not None
+
+    @property
+    def keys_B(self) -> Tensor | None:
+        """The samples' keys at the place of the module that sees the call. Found when somebody asks: to hash them takes
+        eleven kernels for each place on the way, and most places draw nothing."""
+        return None if self.sample_keys_B is None else self._keys_at(self.sample_keys_B, self.places)
+
+    def _keys_at(self, keys_B: Tensor, places: tuple[int, ...]) -> Tensor:
+        if not places:
+            return keys_B
+        if places not in self.known_keys:
+            self.known_keys[places] = random.at(self._keys_at(keys_B, places[:-1]), places[-1])
+        return self.known_keys[places]
 
     def named(self, name: str) -> "Pass":
         """The same call as a module called `name` sees it."""
-        return self if self.keys_B is None else replace(self, keys_B=random.named(self.keys_B, name))
+        return self if self.sample_keys_B is None else replace(self, places=(*self.places, randomness.site(name)))
 
     def layer(self, number: int) -> "Pass":
         """The same call as layer `number` sees it."""
-        return self if self.keys_B is None else replace(self, keys_B=random.at(self.keys_B, number), number=number)
+        if self.sample_keys_B is None:
+            return self
+        return replace(self, places=(*self.places, number), number=number)
 
     def add_loss(self, name: str, value: Tensor) -> None:
         self.losses[name] = self.losses[name] + value if name in self.losses else value

@@ -89,7 +89,8 @@ class Objective:
         conditions = None if here.conditions is None else torch.cat([here.conditions] * len(views))
         together = dataclasses.replace(
             here,
-            keys_B=torch.cat([view.keys_B for view in views]),
+            sample_keys_B=torch.cat([view.keys_B for view in views]),
+            known_keys={},
             perturbation=_joined([view.perturbation for view in views]),
             conditions=conditions,
         )

@@ -78,8 +78,7 @@ class Experts(nn.Module):
     def _route(self, x_BTD: Tensor, here: Pass) -> Tensor:
         """The router's logits, fp32 [B, T, E]."""
         x_BTD = x_BTD.float()
-        keys_B = here.named("jitter").keys_B
-        if self.experts.jitter is not None and keys_B is not None:
+        if self.experts.jitter is not None and (keys_B := here.named("jitter").keys_B) is not None:
             noise = 2.0 * random.uniform(keys_B, *x_BTD.shape[1:]) - 1.0
             x_BTD = x_BTD * (1.0 + self.experts.jitter * noise)
         return self.router(x_BTD)
