@@ -218,6 +218,20 @@ def test_a_start_in_which_smaller_micro_steps_are_compiled_is_not_given_up() -> 
     assert life.decide(661.0)[0].startswith("Restarting: rank 0 (pod digits-worker-0): it made no step within 360 s")
 
 
+def test_what_is_measured_before_the_first_step_is_no_time_of_the_start() -> None:
+    life = Life("running", recovery={"deadlines": {"form": 100, "firstStep": 200}})
+    life.say(ZERO, phase="Exited", step=47, exit=CRASH)
+    life.decide(31.0)
+    times = {"Starting": 32.0, "Restoring": 33.0, "Compiling": 34.0, "Evaluating": 35.0, "Training": None}
+    life.say(fence=2, phase="Evaluating", exit=None, timeline=times, seconds={"Evaluating": 1000.0})
+    life.decide(1035.0)
+    assert (life.decision.requeue_after or 0.0) > 300, "there is nothing to look at every second"
+    life.say(phase="Compiling")
+    assert life.decide(1036.0) == []
+    assert life.decide(1390.0) == []
+    assert life.decide(1392.0)[0].startswith("Restarting: rank 0 (pod digits-worker-0): it made no step within 360 s")
+
+
 def test_a_hang_amid_smaller_micro_steps_does_not_forget_them() -> None:
     life = Life()
     life.say(ZERO, phase="Compiling", microSplits=2)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from capstan_runtime import hooks
 from capstan_runtime.checkpoint.candidates import list_candidates
 from capstan_runtime.checkpoint.convert import convert
 from capstan_runtime.checkpoint.folder_store import FolderStore
@@ -28,15 +29,18 @@ from capstan_runtime.registry.registering import Candidate, Wanted, register
 from capstan_runtime.registry.registry import Registry
 from capstan_runtime.serving.load import load
 from tests.numerics.test_predict_load import config_of
-from tests.support.attempts import Attempted, attempt, small_run
+from tests.support.attempts import Attempted, attempt, run_attempt, small_run
 from tests.support.checkpoints import RUN, flip
 from tests.support.predictors import FRAMEWORKS
+from tests.support.ranks import run_ranks
 from tests.support.teachers import run_of_teacher, values_of, write_teacher
 from tests.support.training_runs import Run
 
 STEPS, EVERY = 20, 10
+INTEGERS: dict[str, Any] = {"quantize": {}}
+FIGURES = ["validation_loss", "accuracy", "weight_bytes"]
 CASES: dict[str, tuple[str, dict[str, Any], int]] = {
-    "integers at the end": ("flax", {"quantize": {}}, STEPS),
+    "integers at the end": ("flax", INTEGERS, STEPS),
     "aware of them": ("deepspeed", {"quantize": {"bits": 4, "aware": {"beginStep": 15}}}, 15),
 }
 """Framework, compression, and the step of the last model that is as it would be without."""
@@ -131,6 +135,40 @@ def test_a_run_ends_with_integers_tells_what_that_cost_and_is_served_and_registe
         f"ConfigError: spec.training.steps: {STEPS + 1}, and the checkpoint of step {STEPS} is a finished model of "
         "integers; adopt the one before it"
     )
+
+
+def stopped_in_evaluation(rank: int, world: int, coordinator: str, run: Run, number: int) -> Attempted:
+    """An attempt that all ranks agree to stop amid evaluation `number` of it, from 1."""
+    votes = []
+
+    class Vote(hooks.StopVote):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            votes.append(self)
+
+        def after(self, pieces: int) -> bool:
+            return len(votes) == number
+
+    hooks.StopVote = Vote  # type: ignore[misc]
+    return run_attempt(rank, world, coordinator, run, [{"fence": 1, "floor_step": 0}] * world)
+
+
+@pytest.mark.parametrize("framework", ["flax", "deepspeed"])
+def test_who_was_stopped_as_its_integers_were_measured_says_nothing_of_them_until_they_are(
+    framework: str, tmp_path: Path
+) -> None:
+    training = {"steps": STEPS, "globalBatchSize": 4, "evaluation": {"everySteps": EVERY}}
+    run = small_run(tmp_path, framework, model={"mlp": {"hidden": [32, 32]}}, training=training, compression=INTEGERS)
+    # At step 10, at step 20, and then of the integers.
+    (stopped,) = run_ranks(stopped_in_evaluation, 1, run, 3)
+    assert stopped.failure is None
+    saved = checkpoints(run)[0].manifest
+    assert (saved.step, saved.has_integers, saved.figures.keys()) == (STEPS, True, saved.figures.keys() - set(FIGURES))
+    told = reports(attempt(run, 1, fence=2, floor_step=STEPS))[-1].after
+    assert told is not None
+    newest = checkpoints(run)[0].manifest
+    assert (newest.step, newest.has_integers) == (STEPS, True)
+    assert [newest.figures[name] for name in FIGURES] == [told.loss, told.accuracy, told.bytes]
 
 
 def test_who_was_killed_after_the_first_cut_still_knows_what_the_model_was_before_it(tmp_path: Path) -> None:

@@ -33,6 +33,10 @@ def final_tensors(run: Run) -> dict[str, bytes]:
     return {name: tensors.read(name).tobytes() for name in tensors.names()}
 
 
+def newest_figures(run: Run) -> dict[str, float]:
+    return open_checkpoint(FolderStore(run.store), candidates(run)[0].name).manifest.figures
+
+
 def last_metrics(ended: Ended) -> dict[str, float]:
     return [each.metrics for each in ended.progress if each.metrics][-1]
 
@@ -192,9 +196,11 @@ def test_a_stop_ends_an_evaluation_too_and_what_was_to_be_measured_is_measured_l
         assert f"stopped at step {stopped_at}, as asked" in ended[0].output
         assert committed(run) == [stopped_at]
         assert stopped_at not in measured(ended[0])
+        assert "validation_loss" not in newest_figures(run), "of an earlier model"
     ended = train(run, world=2, fence=3, floor_step=stopped_at, STEP_LOG=str(log))
     assert [each.code for each in ended] == [0, 0], ended[0].output
     assert measured(ended[0]) == sorted({stopped_at, 30})
+    assert newest_figures(run)["validation_loss"] == last_metrics(ended[0])["validation_loss"]
     assert [step for step, _ in losses(log)] == list(range(1, 31)), "no step was done twice"
 
 

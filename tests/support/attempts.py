@@ -63,7 +63,7 @@ def attempt(
 ) -> list[Attempted]:
     """All ranks of one attempt, to their end. `more` is what else a rank's membership says."""
     documents = [{"fence": fence, "floor_step": floor_step, **more(rank)} for rank in range(world)]
-    return run_ranks(_attempt, world, run, documents)
+    return run_ranks(run_attempt, world, run, documents)
 
 
 def samples_in_order(ranks: list[Attempted], steps: int) -> list[list[int]]:
@@ -71,7 +71,10 @@ def samples_in_order(ranks: list[Attempted], steps: int) -> list[list[int]]:
     return [np.concatenate([each.ids[step].ravel() for each in ranks]).tolist() for step in range(steps)]
 
 
-def _attempt(rank: int, world: int, coordinator: str, run: Attemptable, documents: list[dict[str, Any]]) -> Attempted:
+def run_attempt(
+    rank: int, world: int, coordinator: str, run: Attemptable, documents: list[dict[str, Any]]
+) -> Attempted:
+    """One rank of it, in a process of its own. `documents`: of each rank, what its membership says."""
     member = Membership.model_validate(
         {"rank": rank, "world": world, "coordinator": coordinator, **documents[rank]}, by_name=True
     )

@@ -21,6 +21,8 @@ class Compress:
     """A hook between evaluation and save: after the step before compression begins, and after the last one."""
 
     name = "compression"
+    measured = "weight_bytes"
+    """The metric that it reports."""
     section = Section.HOST
 
     def __init__(
@@ -94,7 +96,7 @@ class Compress:
         return is_new
 
     def _figures(self, done: int, metrics: Mapping[str, float], size: int) -> ModelFigures:
-        self._voice.report_metrics(done, {"weight_bytes": float(size)})
+        self._voice.report_metrics(done, {self.measured: float(size)})
         return _figures_of(done, metrics, size)
 
     def _tell(self, after: ModelFigures | None) -> None:

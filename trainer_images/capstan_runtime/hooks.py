@@ -49,8 +49,12 @@ class Step:
     verdict: Verdict
 
 
+MEASURED = ("validation_loss", "accuracy", "sparsity")
+"""What an evaluation finds; the first always."""
+
+
 class Interrupted(Exception):
-    """All ranks have agreed to stop, amid what a hook does; nothing was changed by it."""
+    """All ranks have agreed to stop, amid an evaluation that a hook makes. Nothing is known of it."""
 
 
 class Hook(Protocol):

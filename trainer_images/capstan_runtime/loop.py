@@ -37,7 +37,7 @@ from capstan_runtime.errors import (
 from capstan_runtime.explain import explain, located
 from capstan_runtime.fitting import fitted
 from capstan_runtime.flops import work_of
-from capstan_runtime.hooks import Evaluate, Hook, Interrupted, Log, Outcome, Step
+from capstan_runtime.hooks import MEASURED, Evaluate, Hook, Interrupted, Log, Outcome, Step
 from capstan_runtime.metrics.meter import Meter
 from capstan_runtime.model_signature import signature_of
 from capstan_runtime.numerical import Guard
@@ -204,9 +204,11 @@ class _Attempt:
         try:
             finished = self._is_finished(evaluate, early_stopping, compress, save_state)
             finished = finished or self._make_steps(hooks, save_state, steps, guard)
-        except Interrupted:  # amid what was owed before the first step
+        except Interrupted:  # before the first step
             finished = False
-            self._save_what_is_nowhere(save_state)
+            self.activity.enter(Section.HOST)
+            if not self.start.is_in_store:
+                self._save_again(save_state, is_stopping=True)
             self._say_stopped(self.start.step)
         self._settle(finished, retention)
         return finished
@@ -236,15 +238,15 @@ class _Attempt:
         if early_stopping is not None and done < self.context.steps:
             early_stopping.tell(done)
         is_another = compress is not None and compress.finish(done)
-        self._save_what_is_nowhere(save_state, is_another)
+        is_measured = MEASURED[0] in self.start.metrics  # a run that was stopped amid its last evaluation is not
+        if is_another or not is_measured or not self.start.is_in_store:
+            self._save_again(save_state)
         return True
 
-    def _save_what_is_nowhere(self, save_state: SaveState, is_another: bool = False) -> None:
-        """Before the first step: what was restored, if it was in memory alone or has become another model."""
-        if is_another or not self.start.is_in_store:
-            before = self.activity.enter(save_state.section)
-            save_state.save_again(self.start.step)
-            self.activity.enter(before)
+    def _save_again(self, save_state: SaveState, is_stopping: bool = False) -> None:
+        before = self.activity.enter(save_state.section)
+        save_state.save_again(self.start.step, is_stopping)
+        self.activity.enter(before)
 
     def _require_trainable(self) -> None:
         if self.start.has_integers:
@@ -280,6 +282,8 @@ class _Attempt:
         try:
             hook.run(step)
         except Interrupted:  # what comes after it is for after the next start, and what there is must be saved now
+            if step.is_last:  # what was measured is of an earlier model, and is not to stay with the last one
+                self.voice.forget((*MEASURED, Compress.measured))
             step.is_last, step.verdict = False, replace(step.verdict, stop=True)
         self.activity.enter(before)
 

@@ -46,6 +46,8 @@ class Start:
     """Of the last step done; None at step 0, and where nobody has told it."""
     callbacks: Mapping[str, Mapping[str, Value]] = field(default_factory=dict)
     """State of each callback that the checkpoint holds, by name."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the checkpoint says was measured."""
     has_integers: bool = False
     """It is a finished model: there are no weights in it that could be updated."""
 
@@ -97,6 +99,7 @@ def restore(context: JobContext, state: Stateful, store: Store, voice: Voice) ->
         is_proven,
         trainer.loss,
         trainer.callbacks,
+        manifest.figures,
         manifest.has_integers,
     )
 

@@ -113,14 +113,16 @@ class SaveState:
         if not (step.is_last or step.verdict.stop or self.has_left):
             self._voice.report(phase=Phase.TRAINING)
 
-    def save_again(self, done: int) -> None:
-        """Saves the last step once more, as it was restored: it was in memory, and perhaps nowhere else.
+    def save_again(self, done: int, is_stopping: bool = False) -> None:
+        """Saves the last step once more, as it was restored: it was in memory, and perhaps nowhere else, or it is known
+        better now.
 
-        Raises StoreUnavailable when it could not be saved.
+        Raises StoreUnavailable when it could not be saved, unless the run is to stop anyway.
         """
-        self._voice.report(phase=Phase.SAVING, step=done)
-        outcome = self._save_and_wait(done, self._newest_loss(), Phase.SAVING)
-        if outcome.checkpoint is None:
+        phase = Phase.STOPPING if is_stopping else Phase.SAVING
+        self._voice.report(phase=phase, step=done)
+        outcome = self._save_and_wait(done, self._newest_loss(), phase)
+        if outcome.checkpoint is None and not is_stopping:
             self._fail(outcome)
 
     def _begin(self, done: int, loss: float | None) -> None:

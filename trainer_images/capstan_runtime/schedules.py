@@ -37,7 +37,7 @@ def unreached_peak(steps: int, schedule: Schedule) -> str | None:
     warmup_steps: int = schedule.value.warmup_steps
     if warmup_steps <= steps:
         return None
-    percent = int(100 * learning_rate_at(steps - 1, steps, 1.0, schedule))
+    percent = 100 * steps // (warmup_steps + 1)
     return (
         f"spec.schedule.{schedule.kind}.warmupSteps: {warmup_steps} of {steps} steps: the learning rate comes to "
         f"{percent} % of its peak and no further; choose fewer"

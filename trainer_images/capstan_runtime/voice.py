@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TextIO
 
@@ -39,6 +39,11 @@ class Voice:
         self.measured_after |= dict.fromkeys(fresh, after)
         self.metrics = {name: value for name, value in {**self.metrics, **fresh}.items() if math.isfinite(value)}
         self.report(step=step, metrics=dict(self.metrics))
+
+    def forget(self, names: Iterable[str]) -> None:
+        """They are no longer true."""
+        for name in names:
+            self.metrics.pop(name, None)
 
     def metrics_since(self, step: int) -> dict[str, float]:
         """The newest value of each that was measured after `step` steps or later."""

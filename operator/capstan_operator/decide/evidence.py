@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
+from capstan_operator.decide.progress import has_stepped
 from capstan_operator.decide.situation import Situation, Worker
 from capstan_operator.decide.times import seconds_after
 from capstan_operator.observe import ObservedPod
@@ -289,11 +290,14 @@ def _is_overdue(worker: Worker, situation: Situation) -> bool:
 
 def seconds_of_start(situation: Situation) -> float:
     """Since the attempt began or, later, since any of its ranks showed that its data comes nearer, that it waits for a
-    peer's, or that it compiles smaller micro-steps: supervisors end what does not go on."""
-    words = [member.word for member in situation.members if member.is_answering]
-    signs = [(word.data_at, word.split_at) for word in words if word and word.fence == situation.status.fence]
+    peer's, or that it compiles smaller micro-steps: supervisors end what does not go on. What is measured before the
+    first step, which they bound as well, does not count."""
+    answers = [member.word for member in situation.members if member.is_answering]
+    words = [word for word in answers if word and word.fence == situation.status.fence]
     began = seconds_after(situation.status.attempt_started_at, situation.now)
-    return min([began, *(situation.now - at for sign in signs for at in sign if at)])
+    measured = max((word.seconds.get(Phase.EVALUATING, 0.0) for word in words if not has_stepped(word)), default=0.0)
+    signs = [at for word in words for at in (word.data_at, word.split_at) if at]
+    return min([max(0.0, began - measured), *(situation.now - at for at in signs)])
 
 
 def start_limit(situation: Situation) -> float:

@@ -271,8 +271,8 @@ def _is_training(worker: Worker, fence: int) -> bool:
     return worker.word is not None and worker.word.fence == fence and is_making_steps(worker.word)
 
 
-_STAGES = ("Idle", "Starting", "Restoring", "Compiling", "Evaluating")
-_STAGE_SENTENCES = ("handing out places", "joining", "restoring", "compiling", "evaluating")
+_STAGES = ("Idle", "Starting", "Restoring", "Compiling", "Evaluating", "Stopping")
+_STAGE_SENTENCES = ("handing out places", "joining", "restoring", "compiling", "evaluating", "stopping")
 
 
 def _stage(situation: Situation) -> str:

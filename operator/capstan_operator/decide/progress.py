@@ -59,13 +59,12 @@ def learn(situation: Situation) -> TrainingJobStatus:
         update["steps"] = word.steps
     if word.data is not None:
         update["data"] = word.data
-    if not has_stepped(word):
-        if word.resumed_from is not None:
-            # Lower than the newest checkpoint if that one did not verify.
-            update["step"] = word.resumed_from.step
-    else:
+    if has_stepped(word):
         metrics = word.metrics or (speaker.answer.metrics if speaker.answer else {})
         update |= {"step": last_step(word), "metrics": status.metrics | rounded(metrics)}
+    elif word.phase in (Phase.COMPILING, Phase.EVALUATING) and word.resumed_from:
+        # Lower than the newest checkpoint if that one did not verify.
+        update["step"] = word.resumed_from.step
     return status.model_copy(update=update)
 
 

@@ -86,7 +86,7 @@ class DeepSpeedEngine:
         distill = run.compression.distill if run.compression is not None else None
         self._objective = Objective(run.loss, run.regularization, embedding_width(run.model), distill)
         part = part_of(context)
-        self._shards, self._table, self.parameters = part.shards, part.trained, part.size
+        self._shards, self._table, self.parameters = part.shards, part.trained, part.parameters
         model, stage, is_custom = part.module, part.stage, run.model.custom is not None
         membership = context.membership
         if self._stage < 3:

@@ -91,6 +91,7 @@ class Objective:
             here,
             sample_keys_B=torch.cat([view.keys_B for view in views]),
             known_keys={},
+            places=(),
             perturbation=_joined([view.perturbation for view in views]),
             conditions=conditions,
         )

@@ -1,10 +1,11 @@
 """What one rank has of a model: which parameters, which part of each, and in what memory.
 
 Below stage 3 of ZeRO a rank needs its part whole, on its device. At stage 3 it keeps a slice of each parameter, and has
-no more than one of them whole at any time, while it begins, too: a model for which the ranks' memory is enough together
-need not fit into that of one, nor of its host.
+no more than one of them whole while it begins: a model for which the ranks' memory is enough together need not fit into
+that of one, nor of its host.
 """
 
+import ctypes
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,9 @@ from capstan_runtime.model_signature import rank_of
 from capstan_runtime.model_spec import ParameterSpec
 from capstan_runtime.parallel.layout import Layout
 from capstan_runtime.parallel.stages import WHOLE, Stage
+
+_malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+"""Gives free memory back to the system; None: this C library does so by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ class Part:
         return [shard.part for shard in self.shards.values() if shard.whole.is_trained]
 
     @property
-    def size(self) -> int:
-        """Of the whole model, in parameters."""
+    def parameters(self) -> int:
+        """Of the whole model."""
         return sum(spec.size for spec in self.table if spec.is_trained)
 
     def move_to(self, device: torch.device) -> None:
@@ -61,10 +65,12 @@ class Part:
 
         `unit` is what DeepSpeed is told of the ranks that share the model; None: nobody does.
         """
-        for name, buffer in self.module.named_buffers():
-            if self.fill is not None:
+        if self.fill is None:
+            self.module.to(device)  # which a user's module may have a mind of its own about, and is whole anyway
+        else:
+            for name, buffer in self.module.named_buffers():
                 self.fill(name, buffer)
-            buffer.data = buffer.data.to(device)
+                buffer.data = buffer.data.to(device)
         deepspeed.zero.Init(
             module=_FilledInTurn(self.module, self.fill),
             data_parallel_group=None if unit is None else unit.get_data_parallel_group(),
@@ -87,6 +93,9 @@ class _FilledInTurn(nn.Module):
             if self._fill is not None:
                 self._fill(name, parameter)
             yield parameter
+            # glibc keeps what is freed for what comes next, and memory of up to 32 MiB with it.
+            if _malloc_trim is not None:
+                _malloc_trim(0)
 
 
 def part_of(context: TrainContext) -> Part:

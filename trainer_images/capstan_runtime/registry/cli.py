@@ -124,9 +124,10 @@ def _stage(text: str) -> str:
 
 
 def _run(text: str) -> str:
-    if re.fullmatch(RUN_FOLDER, text) is None:
+    run = text.strip("/")
+    if re.fullmatch(RUN_FOLDER, run) is None:
         raise argparse.ArgumentTypeError(f"{text!r} cannot be the folder of a run; give NAMESPACE/JOB/UID")
-    return text
+    return run
 
 
 def _reference(text: str) -> Reference:
