@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from capstan_operator.api.recovery_status import RecoveryStatus
 from capstan_operator.api.training_job_status import TrainingJobStatus
 from capstan_operator.decide.provenance import RECOVERIES_KEPT
@@ -104,10 +106,28 @@ def test_an_evaluation_that_the_attempt_before_owed_is_no_step() -> None:
     assert (life.recoveries[0].recovered_at, life.status.step) == (None, 40)
     running = next(each for each in life.status.conditions if each.type == "Running")
     assert (running.status, running.message.partition(",")[0]) == ("False", "attempt 2 with 2 workers is evaluating")
-    life.say(phase="Evaluating", step=60, timeline=times | {"Training": 40.0})
+    life.say(phase="Evaluating", step=60, timeline=times | {"Training": 40.0}, seconds={"Evaluating": 6.5})
     life.decide(50.0)
     assert life.recoveries[0].recovered_at == "1970-01-01T00:00:40.000Z"
     assert (life.recoveries[0].step, life.status.step) == (40, 60)
+    seconds = life.recoveries[0].seconds
+    assert (seconds.evaluate, seconds.compile, seconds.first_step) == (6.5, 0.8, 0.2)
+    assert life.status.message == "attempt 2 with 2 workers is evaluating"
+
+
+@pytest.mark.parametrize(("is_in_store", "newest"), [(True, 45), (False, 40)])
+def test_what_was_restored_from_memory_is_the_newest_checkpoint_where_the_store_has_it_too(
+    is_in_store: bool, newest: int
+) -> None:
+    life = Life()
+    crash(life)
+    life.decide(30.5)
+    resumed = {"step": 45, "root": root(45), "at": 12.5, "verifiedAt": 32.5}
+    life.say(**merged(BACK, {"resumedFrom": resumed, "restored": {"isInStore": is_in_store}}))
+    life.decide(36.0)
+    checkpoint = life.status.checkpoint
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.verified_at) == (newest, None), "nobody has read it in the store"
 
 
 def test_pods_whose_clocks_are_wrong_make_no_part_negative_and_none_too_long() -> None:

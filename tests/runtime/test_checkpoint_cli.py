@@ -223,6 +223,8 @@ def test_of_two_attempts_at_a_step_the_one_that_counts_is_meant(
     assert answer(capsys, "show", store, "50")["root"] == right.root
     again = save(store, 50, fence=4)
     assert again.root != right.root
+    assert answer(capsys, "show", store, "50")["root"] == again.root, "the same state, of which the later knows more"
+    save(store, 50, fence=5, arrays=arrays_of(51))
     assert capstan_checkpoint("show", store, "50") == USAGE
     assert "50 may mean any of" in capsys.readouterr().err
 

@@ -171,6 +171,14 @@ def test_all_ranks_exchange_after_the_same_steps_and_stop_at_the_same_one(make: 
     assert results == [([1, 11, 21, 31], 31)] * 3, "the slowest rank, 0.1 s a step, sets the pace of ten steps"
 
 
+def test_a_save_that_ends_amid_an_evaluation_is_heard_of_there() -> None:
+    heard: list[list[str]] = []
+    saves = SimpleNamespace(report=lambda: "saved by me", hear=heard.append)
+    vote = StopVote(lambda payload: [payload, payload], lambda: False, Clock(), saves)  # type: ignore[arg-type]
+    assert not vote.after(1)
+    assert heard == [["saved by me", "saved by me"]]
+
+
 def test_only_rank_0_s_clock_decides_when_to_save() -> None:
     answers: list[list[bytes]] = []
 

@@ -138,6 +138,12 @@ def test_a_signed_version_verifies_with_its_owners_key_only(
             USAGE,
             "is the folder of one run, and models",
         ),
+        (
+            ("register", "{store}/default", "digits", "--bump", "patch"),
+            USAGE,
+            "default is not the store that jobs write to",
+        ),
+        (("register", "{store}/..", "digits", "--bump", "patch"), USAGE, "is not the store that jobs write to"),
         (("register", "{store}/none", "digits", "--bump", "patch"), USAGE, "none is not a folder; give the store that"),
         (("register", "{store}", "digits", "77", "--bump", "patch"), USAGE, "holds no checkpoint 77"),
         (("register", "{store}", "digits", "--run", "a/b/c", "--bump", "patch"), USAGE, "--run: there is no run a/b/c"),

@@ -144,12 +144,21 @@ class Agreement:
 
 
 class StopVote:
-    """Whether any rank was asked to stop amid other work, which all of them do in equally many pieces."""
+    """Whether any rank was asked to stop amid other work, which all of them do in equally many pieces. What has become
+    of a save that began before is heard on the way."""
 
-    def __init__(self, exchange: Callable[[bytes], list[bytes]], wants_stop: Callable[[], bool], clock: Clock) -> None:
+    def __init__(
+        self,
+        exchange: Callable[[bytes], list[bytes]],
+        wants_stop: Callable[[], bool],
+        clock: Clock,
+        saves: Saves | None = None,
+    ) -> None:
+        """`saves` None: nothing is being saved."""
         self._exchange = exchange
         self._wants_stop = wants_stop
         self._clock = clock
+        self._saves = saves
         self._last, self._next = 0, 1
         self._since = clock()
 
@@ -158,9 +167,13 @@ class StopVote:
         if pieces < self._next:
             return False
         seconds = (self._clock() - self._since) / (pieces - self._last)
-        ballots = list(map(_STOP_BALLOT.unpack, self._exchange(_STOP_BALLOT.pack(self._wants_stop(), seconds))))
+        saving = self._saves.report() if self._saves is not None else ""
+        answers = self._exchange(_STOP_BALLOT.pack(self._wants_stop(), seconds) + saving.encode())
+        ballots = [_STOP_BALLOT.unpack_from(answer) for answer in answers]
         self._last, self._since = pieces, self._clock()
         self._next = pieces + steps_between(max(each for _, each in ballots))
+        if self._saves is not None:
+            self._saves.hear([answer[_STOP_BALLOT.size :].decode() for answer in answers])
         return any(stop for stop, _ in ballots)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Protocol
 
-from capstan_runtime.agreement import StopVote, Verdict
+from capstan_runtime.agreement import Saves, StopVote, Verdict
 from capstan_runtime.checkpoint.manifest import Value
 from capstan_runtime.context import TrainContext
 from capstan_runtime.contract.state import Phase, Section
@@ -166,6 +166,8 @@ class Evaluate:
         ends an evaluation on all of them: it may take longer than whoever stops a pod waits for what is to be saved."""
         self._followers = followers
         self._wants_stop = wants_stop
+        self.saves: Saves | None = None
+        """What may be on its way while it evaluates: it is not to wait for the end to be told of. None: nothing."""
         self._followed_to = int(saved.get("step", 0))
         self._voice = voice
         self._meter = meter
@@ -244,7 +246,7 @@ class Evaluate:
     def _heard(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; the supervisor hears that they are being consumed. Raises Interrupted between two."""
         spoke_at = time.monotonic()
-        vote = StopVote(self._engine.exchange, self._wants_stop, time.monotonic)
+        vote = StopVote(self._engine.exchange, self._wants_stop, time.monotonic, self.saves)
         for number, batch in enumerate(batches):
             if number and vote.after(number):
                 raise Interrupted

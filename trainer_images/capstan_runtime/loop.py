@@ -191,7 +191,7 @@ class _Attempt:
         )
         compress = self._compress(evaluate)
         carried = [*([evaluate, *followers] if followers else []), *([compress] if compress else [])]
-        save_state = self._save_state(retention, guard, carried)
+        save_state = evaluate.saves = self._save_state(retention, guard, carried)
         profiler = self._profiler()
         between = [hook for hook in (early_stopping, compress) if hook is not None]
         hooks: list[Hook] = [evaluate, *between, save_state]

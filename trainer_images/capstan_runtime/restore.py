@@ -145,6 +145,7 @@ def _tell(context: JobContext, loaded: Loaded, voice: Voice) -> None:
             bytes=tally.bytes,
             seconds=loaded.seconds,
             verify_seconds=tally.hashing_seconds,
+            is_in_store=loaded.is_in_store,
         ),
     )
     voice.say(

@@ -48,7 +48,12 @@ class RecoverySeconds(Record):
         NonNegative | None, Field(description="From then until the state was in place, less verify.")
     ] = None
     verify: Annotated[NonNegative | None, Field(description="Of the restore, spent hashing what was read.")] = None
-    compile: Annotated[NonNegative | None, Field(description="From then until the first step, less firstStep.")] = None
+    evaluate: Annotated[
+        NonNegative | None, Field(description="Of the time from then until the first step, spent on an evaluation.")
+    ] = None
+    compile: Annotated[
+        NonNegative | None, Field(description="The rest of the time until the first step, less firstStep.")
+    ] = None
     first_step: Annotated[NonNegative | None, Field(description="The first step itself, at the speed of its kind.")] = (
         None
     )

@@ -22,6 +22,7 @@ from capstan_operator.decide.sizing import choose_members, choose_next_world
 from capstan_operator.decide.times import rfc3339
 from capstan_operator.decide.types import Manifest, MembershipPush, PodDeletion
 from capstan_operator.decide.waiting import slow_start, waiting_for
+from capstan_runtime.contract.state import Phase as TrainersPhase
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +191,9 @@ def _attempt(situation: Situation) -> Plan:
     attempt = f"attempt {fence} with {_size(situation)}"
     leaving = next((w.pod.name for w in members if w.pod and is_saving(w, situation)), None)
     if is_running:
-        phase, reason, message = Phase.RUNNING, Reason.TRAINING, f"{attempt} is training"
+        is_evaluating = any(w.word is not None and w.word.phase is TrainersPhase.EVALUATING for w in members)
+        message = f"{attempt} is {'evaluating' if is_evaluating else 'training'}"
+        phase, reason = Phase.RUNNING, Reason.TRAINING
         message += f"; it saves and stops: pod {leaving} is taken away" if leaving else ""
     elif situation.is_recovering:
         phase, reason = Phase.RESTARTING, Reason.ATTEMPT_STARTING

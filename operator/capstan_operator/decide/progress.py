@@ -193,9 +193,12 @@ def _learn_checkpoints(situation: Situation) -> TrainingJobStatus:
         if word.rank == 0 and word.checkpoint:
             known.append(_describe(word.checkpoint))
         # What was restored from the pods' memory may have been committed, or not: the store alone makes it so.
-        is_in_store = word.restored is not None and word.restored.source is Source.STORE
-        if word.rank == 0 and word.resumed_from and is_in_store:
-            known.append(_describe(word.resumed_from))
+        restored = word.restored
+        if word.rank == 0 and word.resumed_from and restored is not None:
+            if restored.source is Source.STORE:
+                known.append(_describe(word.resumed_from))
+            elif restored.is_in_store:  # whose bytes nobody has read there
+                known.append(_describe(word.resumed_from.model_copy(update={"verified_at": None})))
     good = [checkpoint for checkpoint in known if checkpoint.root not in bad_roots]
     newest = max(good, key=lambda c: (c.step, c.committed_at or "", c.verified_at or ""), default=None)
     return status.model_copy(update={"checkpoint": _complete(newest, good), "quarantined": quarantined})

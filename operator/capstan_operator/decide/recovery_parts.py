@@ -40,7 +40,7 @@ def with_attempt_parts(
             return extended(record, part, until)  # this part it was in when it ended
         later = [known for known in list(ends.values())[position:] if known is not None]
         record = extended(record, part, min(later[0] if end is None else end, until))
-    return _split_first_step(_split_verification(record, word), word)
+    return _split_first_step(_split_evaluation(_split_verification(record, word), word, first_step), word)
 
 
 def _split_verification(record: RecoveryStatus, word: State | None) -> RecoveryStatus:
@@ -50,6 +50,16 @@ def _split_verification(record: RecoveryStatus, word: State | None) -> RecoveryS
         return record
     verify = round(min(restore, word.restored.verify_seconds), 3)
     return with_seconds(record, restore=round(restore - verify, 3), verify=verify)
+
+
+def _split_evaluation(record: RecoveryStatus, word: State | None, first_step: float | None) -> RecoveryStatus:
+    """What the attempt before owed is measured between restoring and the first step."""
+    compile_ = record.seconds.compile
+    began = word.timeline.get(Phase.EVALUATING) if word else None
+    if word is None or not compile_ or began is None or (first_step is not None and began > first_step):
+        return record
+    evaluate = round(min(compile_, word.seconds.get(Phase.EVALUATING, 0.0)), 3)
+    return with_seconds(record, compile=round(compile_ - evaluate, 3), evaluate=evaluate) if evaluate else record
 
 
 def _split_first_step(record: RecoveryStatus, word: State | None) -> RecoveryStatus:

@@ -78,6 +78,8 @@ class Restored(Record):
     """From the choice of the checkpoint to the state being in place, verification included."""
     verify_seconds: Annotated[float, Field(ge=0)]
     """Of these, spent hashing; threads added up."""
+    is_in_store: bool = False
+    """It was read from memory, and is known to be committed as well."""
 
 
 class Section(StrEnum):

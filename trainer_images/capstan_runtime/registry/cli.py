@@ -35,7 +35,8 @@ _COMMANDS = {
     "promote": "move a stage to a version, in one piece; services that follow it roll the version out",
     "verify": "read a version, or all of them, and compare every byte with what was registered",
 }
-_MODEL = "NAME, NAME@VERSION or NAME@STAGE, such as digits@1.4.0 or digits@production; default: the newest version"
+_NAMED = "NAME, NAME@VERSION or NAME@STAGE, such as digits@1.4.0 or digits@production"
+_MODEL = f"{_NAMED}; default: the newest version"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,7 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made["promote"].add_argument(
         "--expect", type=_version, metavar="VERSION", help="only if the stage means this version now"
     )
-    made["verify"].add_argument("model", metavar="MODEL", nargs="?", type=_reference, help=f"{_MODEL} of every model")
+    made["verify"].add_argument(
+        "model", metavar="MODEL", nargs="?", type=_reference, help=f"{_NAMED}; default: every version of all models"
+    )
     made["verify"].add_argument(
         "--public-key", type=Path, metavar="PEM", help="the entry must be signed by this key's owner"
     )
@@ -221,6 +224,11 @@ def _candidate(options: argparse.Namespace, environ: Mapping[str, str]) -> Candi
         raise Usage(
             f"STORE: {options.store} is the folder of one run, and models are registered in the store above it; give "
             "that, and --run NAMESPACE/JOB/UID"
+        )
+    if re.fullmatch(RUN_FOLDER, run) is None:
+        raise Usage(
+            f"STORE: {options.store} is not the store that jobs write to: there runs are in NAMESPACE/JOB/UID, and "
+            f"this one is in {run}; give the folder above its namespace"
         )
     name = chosen(place, options.checkpoint, lambda line: print(line, file=sys.stderr))
     return Candidate(place.store, run, name, _key_text(options.public_key))

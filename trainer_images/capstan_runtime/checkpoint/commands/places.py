@@ -142,7 +142,14 @@ def _only_one(found: list[Row], which: str, store: Store) -> SaveName:
             f"CHECKPOINT: {store.place} holds no checkpoint {which}; list them with: "
             f"capstan checkpoint ls {shlex.quote(store.place)}"
         )
-    if len(found) > 1:
+    # Saved again by a later attempt, it is the same state, of which that one may know more.
+    states = {_logical(each) for each in found}
+    if len(found) > 1 and (len(states) > 1 or None in states):
         names = ", ".join(str(each.name) for each in found[:4])
         raise Usage(f"CHECKPOINT: {which} may mean any of {names}; give the folder's name")
-    return found[0].name
+    return max(each.name for each in found)
+
+
+def _logical(row: Row) -> str | None:
+    """Digest of its state; None: its manifest cannot be read."""
+    return None if row.manifest is None else row.manifest.logical
