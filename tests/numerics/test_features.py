@@ -108,7 +108,8 @@ def sampled_combinations() -> list[tuple[str, str, tuple[str, ...]]]:
 
 
 def needs_base(feature: Feature) -> bool:
-    return "model" in feature.patch or "data" in feature.patch
+    """Whether it asks for a kind of data, or of model, which the schema alone cannot tell."""
+    return bool({"model", "data", "augmentation", "regularization", "loss"} & feature.patch.keys())
 
 
 def collide(names: tuple[str, ...]) -> bool:
