@@ -7,9 +7,7 @@ compared in `tests/numerics/test_features.py`.
 
 from __future__ import annotations
 
-import os
 import random
-import time
 from pathlib import Path
 
 import pytest
@@ -17,19 +15,19 @@ import pytest
 from tests.e2e.cluster import NAMESPACE, Cluster
 from tests.support.features import (
     SAVE_EVERY,
+    SEED,
     STEPS,
     VARIANTS,
     Document,
     Feature,
     FeatureRun,
+    label,
     load_features,
     refusal,
     run_config,
     spec_of,
     write_data,
 )
-
-SEED = int(os.environ.get("CAPSTAN_SAMPLE_SEED") or time.time())
 
 
 def variant_of(feature: Feature, chance: random.Random) -> str:
@@ -42,10 +40,6 @@ def variant_of(feature: Feature, chance: random.Random) -> str:
 def everything() -> list[tuple[Feature, str]]:
     chance = random.Random(SEED)
     return [(feature, variant_of(feature, chance)) for feature in load_features()]
-
-
-def label(part: Feature | str) -> str:
-    return part if isinstance(part, str) else part.name
 
 
 @pytest.fixture(scope="module")

@@ -5,10 +5,8 @@ combinations, another one each time: CAPSTAN_SAMPLE_SEED repeats one that failed
 """
 
 import itertools
-import os
 import random
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +15,14 @@ import pytest
 from capstan_runtime.contract.chaos import Fault, Injection
 from tests.support.attempts import Attempted, attempt
 from tests.support.features import (
+    SEED,
     STEPS,
     VARIANTS,
     Document,
     Feature,
     FeatureRun,
     cells,
+    label,
     load_features,
     refusal,
     run_config,
@@ -30,7 +30,6 @@ from tests.support.features import (
     write_data,
 )
 
-SEED = int(os.environ.get("CAPSTAN_SAMPLE_SEED") or time.time())
 SAMPLED_CELLS, SAMPLED_COMBINATIONS, IN_A_COMBINATION = 3, 2, 4
 FEATURES = {feature.name: feature for feature in load_features()}
 
@@ -75,10 +74,6 @@ def test_a_feature_is_to_be_had_somewhere_and_a_refusal_names_field_and_fix(name
     assert None in refusals, refusals
     for reason in filter(None, refusals):
         assert re.fullmatch(r"[a-zA-Z.]+: [^\n]+[;:,] [^\n]+", reason), reason
-
-
-def label(part: Feature | str) -> str:
-    return part if isinstance(part, str) else part.name
 
 
 def sampled_cells() -> list[tuple[Feature, str]]:

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,8 @@ from tests.support.teachers import values_of, write_teacher
 Document = dict[str, Any]
 FOLDER = Path(__file__).resolve().parents[1] / "features"
 STEPS, SAVE_EVERY, WORKERS = 8, 4, 2
+SEED = int(os.environ.get("CAPSTAN_SAMPLE_SEED") or time.time())
+"""Of the samples that tests take; set, it repeats one that failed."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,11 @@ class Feature:
     area: str
     base: str
     patch: Document
+
+
+def label(part: Feature | str) -> str:
+    """For the name of a test."""
+    return part if isinstance(part, str) else part.name
 
 
 def load_features(folder: Path = FOLDER) -> list[Feature]:
